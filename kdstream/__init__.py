@@ -1,0 +1,1 @@
+"""kdstream: streaming speech recognition by distillation from a non-streaming teacher."""

@@ -1,0 +1,288 @@
+"""Every setting of an experiment, as frozen dataclasses.
+
+One field is one flag (icefall's spelling), one default and one help text.  `add_arguments` turns a
+dataclass into argparse flags, `from_args` turns parsed flags back into the dataclass, and
+`ExperimentConfig` is what `train.py` writes to `EXP_DIR/config.json` and what every later script
+reads, so that no model flag is ever given twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+
+CONFIG_FILE = "config.json"
+ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
+OUTPUT_FRAME_MS = 40  # after the encoder's last downsampling; the transducer's T
+DECODING_METHODS = ("greedy_search", "modified_beam_search")
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """Input that the user can mend.  Scripts print its one line and exit with status 1."""
+
+
+def flag(default: Any, help: str, **choices: Any) -> Any:
+    """A dataclass field that is also a command-line flag."""
+    return field(default=default, metadata={"help": help, **choices})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a transducer.  None in a flag means: as the preset has it."""
+
+    encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer",))
+    preset: str = flag("tiny", "Named architecture: tiny, small, medium or large; the flags below override it.")
+    causal: bool = flag(False, "Build a streaming encoder (chunk-wise causal convolution).")
+    chunk_size: Tuple[int, ...] = flag(
+        (8,), "Chunk sizes to train with, in 20 ms encoder frames, e.g. 8,16,32,-1 (-1: full context)."
+    )
+    left_context_frames: Tuple[int, ...] = flag(
+        (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
+    )
+    num_encoder_layers: Optional[Tuple[int, ...]] = flag(None, "Layers of each stack.")
+    downsampling_factor: Optional[Tuple[int, ...]] = flag(None, "Downsampling of each stack against 20 ms frames.")
+    encoder_dim: Optional[Tuple[int, ...]] = flag(None, "Model width of each stack.")
+    encoder_unmasked_dim: Optional[Tuple[int, ...]] = flag(None, "Width of each stack that feature masking spares.")
+    feedforward_dim: Optional[Tuple[int, ...]] = flag(None, "Hidden width of each stack's feed-forward modules.")
+    num_heads: Optional[Tuple[int, ...]] = flag(None, "Attention heads of each stack.")
+    query_head_dim: Optional[Tuple[int, ...]] = flag(None, "Query and key width per head.")
+    value_head_dim: Optional[Tuple[int, ...]] = flag(None, "Value width per head.")
+    pos_head_dim: Optional[Tuple[int, ...]] = flag(None, "Positional query width per head.")
+    pos_dim: Optional[int] = flag(None, "Width of the relative positional encoding.")
+    cnn_module_kernel: Optional[Tuple[int, ...]] = flag(None, "Kernel of each stack's convolution modules (odd).")
+    frontend_channels: Optional[Tuple[int, ...]] = flag(
+        None, "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx."
+    )
+    frontend_hidden_dim: Optional[int] = flag(None, "Hidden width of the front end's ConvNeXt.")
+    decoder_dim: Optional[int] = flag(None, "Width of the stateless predictor.")
+    joiner_dim: Optional[int] = flag(None, "Width of the joiner.")
+    context_size: int = flag(2, "Tokens that the stateless predictor sees.")
+    use_ctc: bool = flag(False, "Add a CTC head, trained with --ctc-loss-scale.")
+    feature_dim: int = field(default=80)
+    vocab_size: int = field(default=0)
+    blank_id: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the cuts come from and how they become batches."""
+
+    manifest_dir: str = flag("data/fbank", "Directory of librispeech_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
+    train_parts: Tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
+    dev_parts: Tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
+    test_parts: Tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
+    train_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
+    valid_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
+    test_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
+    bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
+    max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).")
+    num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.")
+    shuffle: bool = flag(True, "Shuffle the training cuts.")
+    num_workers: int = flag(2, "Data loading processes.")
+    on_the_fly_feats: bool = flag(False, "Compute features from audio while training, instead of reading them.")
+    enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
+    spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
+    enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")
+    min_utterance_seconds: float = flag(1.0, "Leave out shorter training cuts.")
+    max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop, its losses, optimiser, checkpoints and logs."""
+
+    exp_dir: str = flag("exp", "Experiment directory: checkpoints, logs, TensorBoard, config.json.")
+    world_size: int = flag(1, "Processes (GPUs, or CPU processes with gloo); torchrun overrides it.")
+    master_port: int = flag(12354, "Port of the process group.")
+    tensorboard: bool = flag(True, "Write TensorBoard curves.")
+    seed: int = flag(42, "Seed of initialisation, data order, chunk choice and augmentation.")
+    num_epochs: int = flag(30, "Epochs to train.")
+    start_epoch: int = flag(1, "Resume from epoch-{start-epoch - 1}.pt.")
+    start_batch: int = flag(0, "Resume from checkpoint-{start-batch}.pt.")
+    resume: bool = flag(False, "Resume from the last checkpoint in --exp-dir, if there is one.")
+    base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.")
+    lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.")
+    lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.")
+    lr_warmup_batches: float = flag(500.0, "Batches over which Eden's learning rate rises from half to full.")
+    ref_duration: float = flag(600.0, "Reference seconds per batch; scales batch counts in schedules.")
+    accum_grad: int = flag(1, "Batches whose gradients are summed before one optimiser step.")
+    warm_step: int = flag(2000, "Batches over which the pruned loss takes over from the simple loss.")
+    prune_range: int = flag(5, "Symbols per frame that the pruned loss keeps.")
+    lm_scale: float = flag(0.25, "Weight of the predictor-only term in the smoothed loss.")
+    am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.")
+    simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.")
+    ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.")
+    delay_penalty: float = flag(0.0, "Penalty per frame of emission delay, k2's meaning.")
+    rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
+    use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
+    use_bf16: bool = flag(False, "bfloat16 autocast.")
+    save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.")
+    keep_last_k: int = flag(30, "checkpoint-N.pt files to keep.")
+    average_period: int = flag(200, "Batches between updates of the running model average.")
+    log_interval: int = flag(50, "Batches between log lines.")
+    valid_interval: int = flag(3000, "Batches between validations.")
+    max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).")
+    print_diagnostics: bool = flag(False, "Print statistics of activations, parameters and gradients, and exit.")
+    inf_check: bool = flag(False, "Name the first module whose output or gradient is not finite.")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation through auxiliary non-streaming branches (arXiv 2308.16415)."""
+
+    teacher_exp_dir: str = flag("", "Experiment directory of the frozen teacher; empty: no distillation.")
+    teacher_epoch: int = flag(0, "Teacher's epoch-N.pt (0: the last one there is).")
+    teacher_avg: int = flag(1, "Teacher's checkpoints to average, as in decode.py.")
+    teacher_use_averaged_model: bool = flag(
+        True, "Average over every batch of those epochs (model_avg), not only over their last ones."
+    )
+    kd_layers: Tuple[str, ...] = flag(
+        (), "Tapped layers as stack.layer, e.g. 2.0,3.1; empty: the last layer of every stack that downsamples by 2 or more."
+    )
+    kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).")
+    kd_relation_scale: float = flag(0.1, "Weight of the query-query, key-key and value-value relation losses.")
+    kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.")
+    kd_warmup_batches: int = flag(500, "Batches over which the three weights rise linearly from 0.")
+    kd_distance: str = flag("l1_cosine", "Feature distance.", choices=("l1_cosine", "l2", "cosine"))
+    kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.")
+    kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.")
+    kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.")
+    kd_apc_shift: int = flag(2, "Frames ahead that APC predicts, at the tapped layer's own rate.")
+    kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Which checkpoint to decode with, how, and where the score goes."""
+
+    exp_dir: str = flag("exp", "Experiment directory that train.py wrote.")
+    epoch: int = flag(0, "Decode with epoch-N.pt (0: the last one there is).")
+    iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).")
+    avg: int = flag(1, "Checkpoints to average, the given one and those before it.")
+    use_averaged_model: bool = flag(True, "Average over all batches of these checkpoints, not over the files alone.")
+    decoding_method: str = flag("greedy_search", "Search.", choices=DECODING_METHODS)
+    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    chunk_size: Optional[int] = flag(
+        None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
+    )
+    left_context_frames: Optional[int] = flag(
+        None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
+    )
+    num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
+    device: str = flag("", "Device, e.g. cpu or cuda:0 (empty: a GPU if there is one).")
+    system: str = flag("", "Name of the system in result tables (empty: that of the experiment directory).")
+    results_json: str = flag("", "File to add the result records to (empty: EXP_DIR/results.json).")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that made an experiment, as kept in its config.json."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
+
+    def save(self, exp_dir: Union[str, Path]) -> None:
+        """Writes `exp_dir`/config.json."""
+        (Path(exp_dir) / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def load(exp_dir: Union[str, Path]) -> "ExperimentConfig":
+        """Reads `exp_dir`/config.json.  Raises UserError if there is none or it does not parse."""
+        path = Path(exp_dir) / CONFIG_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; --exp-dir must name a directory that train.py wrote")
+        try:
+            sections = json.loads(path.read_text())
+            return ExperimentConfig(
+                model=from_dict(ModelConfig, sections["model"]),
+                data=from_dict(DataConfig, sections["data"]),
+                train=from_dict(TrainConfig, sections["train"]),
+                distill=from_dict(DistillConfig, sections["distill"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a config.json of this project ({error}); train again or mend it") from error
+
+
+def from_dict(config_class: Type[Config], values: Dict[str, Any]) -> Config:
+    """A dataclass from JSON values; lists become tuples.  Raises TypeError on unknown names."""
+    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def add_arguments(parser: argparse.ArgumentParser, config_class: type, **defaults: Any) -> None:
+    """Adds one flag per flag field of `config_class`; `defaults` override the fields' own."""
+    types = get_type_hints(config_class)
+    group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0])
+    for item in fields(config_class):
+        if "help" not in item.metadata:
+            continue
+        default = defaults.get(item.name, item.default)
+        _add_flag(group, item, types[item.name], default, _shown(default, item.metadata.get("unset", "by preset")))
+
+
+def add_overrides(parser: argparse.ArgumentParser, config_class: type, *names: str) -> None:
+    """Adds these flags of `config_class` for a script that reads config.json; see `override`."""
+    types = get_type_hints(config_class)
+    group = parser.add_argument_group("Instead of what config.json has")
+    for item in fields(config_class):
+        if item.name in names:
+            _add_flag(group, item, types[item.name], None, "as config.json has it")
+
+
+def override(config: Config, args: argparse.Namespace) -> Config:
+    """`config` with the flags of `add_overrides` that were given."""
+    given = {f.name: getattr(args, f.name, None) for f in fields(config)}
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def _add_flag(group: Any, item: Any, annotation: Any, default: Any, shown: str) -> None:
+    group.add_argument(
+        "--" + item.name.replace("_", "-"),
+        type=_parser_of(annotation),
+        default=default,
+        choices=item.metadata.get("choices"),
+        help=f"{item.metadata['help']} (default: {shown})",
+    )
+
+
+def from_args(config_class: Type[Config], args: argparse.Namespace) -> Config:
+    """Reads the flags of `config_class` back out of parsed arguments."""
+    return config_class(**{f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)})
+
+
+def str2bool(text: str) -> bool:
+    """0/1, true/false, yes/no, as icefall's flags take them."""
+    lowered = text.lower()
+    if lowered in ("1", "true", "yes", "y", "t"):
+        return True
+    if lowered in ("0", "false", "no", "n", "f"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or 1")
+
+
+def _shown(default: Any, unset: str) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return unset if default is None else str(default) or "empty"
+
+
+def _parser_of(annotation: Any) -> Any:
+    """The argparse type for a field annotation: scalar, bool, Optional[X] or Tuple[X, ...]."""
+    if get_origin(annotation) is Union:  # Optional[X]
+        annotation = next(a for a in get_args(annotation) if a is not type(None))
+    if get_origin(annotation) is tuple:
+        element = get_args(annotation)[0]
+
+        def parse_tuple(text: str) -> Tuple[Any, ...]:
+            return tuple(element(part.strip()) for part in text.split(",") if part.strip())
+
+        parse_tuple.__name__ = f"comma-separated {element.__name__}"
+        return parse_tuple
+    return str2bool if annotation is bool else annotation

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Makes the Python environment; does nothing when it is already there for the same requirements.
+#
+#   bash local/setup_env.sh          # .venv: everything kdstream needs (about 6 GB)
+#   bash local/setup_env.sh --k2     # .venv-k2: the real k2, for the k2 tests (about 4 GB)
+#
+# PYTHON=/path/to/python3.11 chooses the interpreter (3.10 or newer; k2: 3.10 or 3.11).  pip's own settings
+# (index, proxy, cache) are the user's.  Interrupted, it goes on where it was; delete the folder to start anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+die() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# The first interpreter of a version that the environment can have, with the modules that make environments.
+find_python() { # allowed versions, as a regular expression
+  local candidate version seen=""
+  for candidate in ${PYTHON:-python3.11 python3.10 python3}; do
+    command -v "$candidate" >/dev/null 2>&1 || continue
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    seen="$seen $candidate($version)"
+    [[ $version =~ ^($1)$ ]] || continue
+    "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
+      die "$candidate cannot make environments; run: apt-get install python$version-venv"
+    echo "$candidate"
+    return
+  done
+  die "no Python of version ${1//\\/} (found:${seen:- none}); run: apt-get install python3.11 python3.11-venv, or set PYTHON"
+}
+
+# Runs a command with its output in the log; shows the log's end if it fails.
+quietly() {
+  "$@" >>"$log" 2>&1 || {
+    tail -n 20 "$log" >&2
+    die "failed: $*  (all of it: $log)"
+  }
+}
+
+install_main() {
+  if [ "$("$python" -c 'import sys; print(sys.version_info[:2] == (3, 11))')" = True ]; then
+    quietly "$python" -m pip install --no-compile -r requirements.txt -c constraints.txt
+  else
+    echo "constraints.txt holds for Python 3.11; installing the newest versions that requirements.txt allows"
+    quietly "$python" -m pip install --no-compile -r requirements.txt
+  fi
+}
+
+install_k2() {
+  quietly "$python" -m pip install "pip<=25.2" # newer ones refuse the name of k2's wheel
+  quietly "$python" -m pip install --no-compile -r requirements-k2.txt
+  local hash # one wheel per Python; given both hashes, pip would take the wrong one
+  case $("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') in
+    3.11) hash=5b5f709b12b9cd092b583984d0b7d940c9f898101259c998d68d1f4adefa48d4 ;;
+    3.10) hash=1404589732fdb7f6f5bf62297a20dd73318b7b4f2e10dd52dc3d5b6669688a4c ;;
+  esac
+  echo "k2==1.23.4 --hash=sha256:$hash" >"$venv/k2.txt"
+  quietly "$python" -m pip install --no-compile --no-deps -r "$venv/k2.txt"
+}
+
+case "${1:-}" in
+  "")
+    venv=.venv versions='3\.1[0-4]' install=install_main files="requirements.txt constraints.txt"
+    imports="torch, lhotse, sentencepiece, soundfile"
+    ;;
+  --k2)
+    venv=.venv-k2 versions='3\.1[01]' install=install_k2 files=requirements-k2.txt
+    imports="torch, k2, lhotse, soundfile"
+    ;;
+  *) die "$1: unknown; usage: bash local/setup_env.sh [--k2]" ;;
+esac
+
+wanted=$(cat $files local/setup_env.sh | sha256sum | cut -d' ' -f1)
+[ "$(cat "$venv/.done" 2>/dev/null)" != "$wanted" ] || exit 0
+
+base=$(find_python "$versions")
+python=$venv/bin/python
+"$python" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$venv"
+log=$venv/setup.log
+echo "installing into $venv, some minutes (log: $log)"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+$install
+if ! "$python" -c "import $imports" >>"$log" 2>&1; then
+  tail -n 5 "$log" >&2
+  if tail -n 5 "$log" | grep -q sndfile; then die "libsndfile is missing; run: apt-get install libsndfile1"; fi
+  die "$venv was installed but does not import $imports; delete it and run this again"
+fi
+echo "$wanted" >"$venv/.done"

@@ -1,0 +1,145 @@
+"""The layout holds: imports run one way, inference never reaches distillation, files stay readable."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+from typing import Dict, Iterator, List, Set, Tuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted((ROOT / "kdstream").rglob("*.py"))
+SOURCES = LIBRARY + sorted(path for room in ("egs", "local", "tests") for path in (ROOT / room).rglob("*.py"))
+MAX_LINES = 600
+
+# What each room of the library may import besides itself.  A new room needs a row.
+MAY_IMPORT: Dict[str, Set[str]] = {
+    "config": set(),
+    "cli": {"config"},
+    "models": {"config"},
+    "data": {"config", "models"},
+    "kd": {"config", "models"},
+    "training": {"config", "data", "models", "kd"},
+    "decoding": {"config", "data", "models"},
+    "export": {"config", "data", "models"},
+    "__init__": set(),
+    "__main__": {"config", "models"},
+}
+INFERENCE_SCRIPTS = sorted(
+    path
+    for path in (ROOT / "egs").rglob("*.py")
+    if path.name in ("decode.py", "streaming_decode.py", "export.py", "transcribe.py")
+)
+FORBIDDEN_AT_INFERENCE = ("kdstream.kd", "kdstream.training.loop")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES: Dict[str, Path] = {module_name(path): path for path in LIBRARY}
+
+
+@functools.lru_cache(maxsize=None)
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@functools.lru_cache(maxsize=None)
+def imported_modules(path: Path) -> Set[str]:
+    """Every module of kdstream that a file imports, inside functions too, with the packages on the way to it."""
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    names: Set[str] = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(above + ([base] if base else []))
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)  # "from kdstream import data"
+    found = {name for name in names if name in MODULES}
+    return found | {".".join(name.split(".")[:i]) for name in found for i in range(1, name.count(".") + 1)}
+
+
+def reachable_modules(path: Path) -> Dict[str, str]:
+    """Module -> the chain of imports by which `path` reaches it."""
+    chains = {name: name for name in imported_modules(path)}
+    queue = list(chains)
+    while queue:
+        module = queue.pop()
+        for name in imported_modules(MODULES[module]):
+            if name not in chains:
+                chains[name] = f"{chains[module]} -> {name}"
+                queue.append(name)
+    return chains
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def forbidden(chains: Dict[str, str]) -> List[str]:
+    return [
+        chain
+        for module, chain in chains.items()
+        if any(module == name or module.startswith(name + ".") for name in FORBIDDEN_AT_INFERENCE)
+    ]
+
+
+def calls(tree: ast.Module) -> Iterator[Tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_the_import_reader_follows_chains_and_knows_what_is_forbidden() -> None:
+    models, kd = ROOT / "kdstream" / "models", ROOT / "kdstream" / "kd"
+    assert {"kdstream", "kdstream.models", "kdstream.models.rnnt_lattice"} <= imported_modules(models / "rnnt_loss.py")
+    chain = reachable_modules(models / "transducer.py")["kdstream.models.rnnt_lattice"]
+    assert chain == "kdstream.models.rnnt_loss -> kdstream.models.rnnt_lattice"
+    assert forbidden(reachable_modules(kd / "distiller.py")) != []
+    assert forbidden({"kdstream.training.loop": "a", "kdstream.training.loops": "b", "kdstream.kdx": "c"}) == ["a"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_imports_run_one_way(path: Path) -> None:
+    room = room_of(module_name(path))
+    assert room in MAY_IMPORT, f"{path}: a new room; say in MAY_IMPORT what it may import"
+    rooms = {room_of(module) for module in imported_modules(path)} - {room, "__init__"}
+    assert rooms <= MAY_IMPORT[room], f"{path} imports {sorted(rooms - MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in LIBRARY if room_of(module_name(p)) in ("decoding", "export")], ids=module_name
+)
+def test_decoding_and_export_never_reach_distillation_or_the_training_loop(path: Path) -> None:
+    assert forbidden(reachable_modules(path)) == []
+
+
+@pytest.mark.parametrize("path", INFERENCE_SCRIPTS, ids=lambda path: path.name)
+def test_inference_scripts_never_reach_distillation_or_the_training_loop(path: Path) -> None:
+    assert forbidden(reachable_modules(path)) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_is_readable(path: Path) -> None:
+    lines = path.read_text().count("\n")
+    assert lines <= MAX_LINES, f"{path}: {lines} lines; split it"
+    tree = parse(path)
+    for node in ast.walk(tree):
+        wildcard = isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+        assert not wildcard, f"{path}:{node.lineno}: wildcard import"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_checkpoints_are_loaded_as_weights_only(path: Path) -> None:
+    for name, call in calls(parse(path)):
+        if name == "torch.load":
+            flags = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert flags.get("weights_only") == "True", f"{path}:{call.lineno}: torch.load without weights_only=True"
