@@ -1,0 +1,1 @@
+"""Encoders, the transducer around them and its loss."""

@@ -1,0 +1,146 @@
+"""The convolutional front end: 10 ms feature frames to 20 ms encoder frames.
+
+Three 3x3 convolutions, one ConvNeXt block and a projection; parameter names and arithmetic are
+icefall's `Conv2dSubsampling`.  Activations are kept in channels-last memory, where the depthwise 7x7
+convolution is several times faster on a CPU and the pointwise ones are plain matrix products.
+
+Shapes: N batch, T frames, C channels, F frequencies, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdstream.config import UserError
+from kdstream.models.scaling import (
+    Balancer,
+    BiasNorm,
+    FloatLike,
+    ScaleGrad,
+    ScheduledFloat,
+    SharedDropout,
+    SwooshL,
+    SwooshR,
+    Whiten,
+    scale_init_,
+)
+from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS
+
+
+class ChannelBalancer(Balancer):
+    """Balancer for (N, C, T, F) in channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    """Depthwise 7x7 and two pointwise convolutions around a bottleneck, with a residual connection."""
+
+    kernel = 2 * LOOKAHEAD + 1
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.depthwise_conv = nn.Conv2d(channels, channels, self.kernel, groups=channels)
+        self.pointwise_conv1 = nn.Conv2d(channels, hidden, 1)
+        self.hidden_balancer = Balancer(min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0)
+        self.activation = SwooshL()
+        self.pointwise_conv2 = scale_init_(nn.Conv2d(hidden, channels, 1), 0.01)
+        self.layerdrop_rate = ScheduledFloat((0, 0.2), (20000, 0.015))
+        self.out_balancer = Balancer(min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0)
+        self.out_whiten = Whiten(1, 5.0, 0.01)
+
+    def forward(self, x: Tensor, left: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+        """
+        Args:
+          x: (N, C, T, F), channels-last.
+          left: None for a whole utterance; else (N, C, LOOKAHEAD, F), the frames before x.
+        Returns:
+          (N, T, F, C), or (N, T - LOOKAHEAD, F, C) with `left`, as the last frames still lack their right
+          context; and the new `left`.
+        """
+        residual, padding = x, LOOKAHEAD
+        if left is not None:
+            done = x.size(2) - LOOKAHEAD
+            residual, padding = x[:, :, :done], 0
+            x = torch.cat([left, x], dim=2)
+            left = x[:, :, done : done + LOOKAHEAD]
+        x = F.conv2d(x, self.depthwise_conv.weight, padding=(padding, LOOKAHEAD), groups=x.size(1))
+        x = x.permute(0, 2, 3, 1)  # (N, T, F, C), contiguous
+        # the depthwise bias goes through the pointwise weight: its own gradient would cost a third of the block
+        weight = self.pointwise_conv1.weight.flatten(1)
+        x = F.linear(x, weight, self.pointwise_conv1.bias + weight @ self.depthwise_conv.bias)
+        x = self.activation(self.hidden_balancer(x))
+        x = F.linear(x, self.pointwise_conv2.weight.flatten(1), self.pointwise_conv2.bias)
+        if self.training:
+            keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) > float(self.layerdrop_rate)
+            x = x * keep.to(x.dtype)
+        x = residual.permute(0, 2, 3, 1) + x
+        return self.out_whiten(self.out_balancer(x)), left
+
+
+class Conv2dSubsampling(nn.Module):
+    """80-bin features to vectors of the first stack's width at half the frame rate.
+
+    Args:
+      feature_dim: F, at least 7.
+      out_channels: D.
+      channels: of the three convolutions.
+      hidden: width of the ConvNeXt's bottleneck.
+    """
+
+    def __init__(
+        self, feature_dim: int, out_channels: int, channels: Tuple[int, ...], hidden: int, dropout: FloatLike
+    ) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, first, 3, padding=(0, 1)),
+            ScaleGrad(0.2),
+            ChannelBalancer(max_abs=1.0),
+            SwooshR(),
+            nn.Conv2d(first, second, 3, stride=2),
+            ChannelBalancer(max_abs=4.0),
+            SwooshR(),
+            nn.Conv2d(second, third, 3, stride=(1, 2)),
+            ChannelBalancer(max_abs=4.0),
+            SwooshR(),
+        )
+        self.convnext = ConvNeXt(third, hidden)
+        self.out_width = ((feature_dim - 1) // 2 - 1) // 2
+        self.channels = third
+        self.out = nn.Linear(self.out_width * third, out_channels)
+        self.out_whiten = Whiten(1, ScheduledFloat((0, 4.0), (20000, 8.0)), 0.02)
+        self.out_norm = BiasNorm(out_channels)
+        self.dropout = SharedDropout(dropout)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, x_lens: Tensor, left: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """
+        Args:
+          x: (N, T, F) features.
+          x_lens: (N,) in feature frames.
+          left: None for whole utterances; else the ConvNeXt's left context, as `init_state` starts it.
+        Returns:
+          (N, T', D) with T' = (T - 7) // 2, less LOOKAHEAD where `left` is given; lengths; the new left context.
+        Raises:
+          UserError: an utterance of fewer than 9 frames.
+        """
+        if x.size(1) < SUBSAMPLING_LOSS + 2:
+            raise UserError(f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9")
+        x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
+        x, left = self.convnext(x, left)  # (N, T', F', C)
+        # `out` counts channels before frequencies; turning its weight is cheaper than turning x
+        weight = self.out.weight.view(-1, self.channels, self.out_width).transpose(1, 2).flatten(1)  # (D, F' * C)
+        x = F.linear(x.flatten(2), weight, self.out.bias)
+        x = self.dropout(self.out_norm(self.out_whiten(x)))
+        x_lens = torch.div(x_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
+        return x, x_lens if left is None else x_lens - LOOKAHEAD, left
+
+    def init_state(self, batch_size: int, device: torch.device) -> Tensor:
+        """(N, C, LOOKAHEAD, F') of zeros, as at the start of an utterance."""
+        return torch.zeros(batch_size, self.channels, LOOKAHEAD, self.out_width, device=device)

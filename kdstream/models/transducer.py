@@ -1,0 +1,179 @@
+"""The transducer: front end and encoder, stateless predictor, joiner, and the heads that training adds.
+
+Parameter names are icefall's.  Shapes: N batch, T output frames (40 ms), U symbols, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdstream.config import ModelConfig, TrainConfig
+from kdstream.models.rnnt_loss import transducer_losses
+from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
+from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.subsampling import Conv2dSubsampling
+from kdstream.models.zipformer import Zipformer
+
+
+class Predictor(nn.Module):
+    """Stateless predictor: the embeddings of the last `context_size` symbols through a grouped convolution."""
+
+    def __init__(self, vocab_size: int, dim: int, context_size: int) -> None:
+        super().__init__()
+        self.context_size = context_size
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.balancer = Balancer(0.0, 1.0, 0.5, 1.0, prob=0.05)  # a drift in size would harm model averaging
+        if context_size > 1:
+            self.conv = nn.Conv1d(dim, dim, context_size, groups=dim // 4, bias=False)
+            self.balancer2 = Balancer(0.0, 1.0, 0.5, 1.0, prob=0.05)
+
+    def forward(self, tokens: Tensor, need_pad: bool = True) -> Tensor:
+        """
+        Args:
+          tokens: (N, U) int64; negative ids embed as zero, as before the first symbol.
+          need_pad: True: context before the first column is zero, and the result has U columns.
+            False: U is context_size, and the result has one column.
+        Returns:
+          (N, U or 1, D).
+        """
+        x = self.embedding(tokens.clamp(min=0)) * (tokens >= 0).unsqueeze(2)
+        x = self.balancer(x)
+        if self.context_size == 1:
+            return x
+        x = x.transpose(1, 2)  # (N, D, U)
+        if need_pad:
+            x = F.pad(x, (self.context_size - 1, 0))
+        return self.balancer2(self.conv(x).transpose(1, 2).relu())
+
+
+class Joiner(nn.Module):
+    """Adds projected encoder and predictor outputs and maps them to symbol scores."""
+
+    def __init__(self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.encoder_proj = scaled_linear(encoder_dim, joiner_dim, 0.25)
+        self.decoder_proj = scaled_linear(decoder_dim, joiner_dim, 0.25)
+        self.output_linear = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
+        """(..., D) and (..., D') that broadcast against each other to logits (..., V)."""
+        if project_input:
+            encoder_out, decoder_out = self.encoder_proj(encoder_out), self.decoder_proj(decoder_out)
+        return self.output_linear(torch.tanh(encoder_out + decoder_out))
+
+
+class Transducer(nn.Module):
+    """A whole recogniser.
+
+    Args:
+      config: resolved by `presets.resolve`, with vocab_size set.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder_embed = Conv2dSubsampling(
+            config.feature_dim,
+            config.encoder_dim[0],
+            config.frontend_channels,
+            config.frontend_hidden_dim,
+            ScheduledFloat((0, 0.3), (20000, 0.1)),
+        )
+        self.encoder = Zipformer(config)
+        self.max_downsampling = self.encoder.max_downsampling
+        encoder_dim = self.encoder.output_dim
+        self.decoder = Predictor(config.vocab_size, config.decoder_dim, config.context_size)
+        self.joiner = Joiner(encoder_dim, config.decoder_dim, config.joiner_dim, config.vocab_size)
+        self.simple_am_proj = scaled_linear(encoder_dim, config.vocab_size, 0.25)
+        self.simple_lm_proj = scaled_linear(config.decoder_dim, config.vocab_size, 0.25)
+        if config.use_ctc:
+            self.ctc_output = nn.Sequential(
+                nn.Dropout(0.1), nn.Linear(encoder_dim, config.vocab_size), nn.LogSoftmax(dim=-1)
+            )
+
+    def encode(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        chunk: Optional[ChunkConfig] = None,
+        state: Optional[EncoderState] = None,
+        taps=None,
+    ) -> Tuple[Tensor, Tensor, Optional[EncoderState]]:
+        """
+        Args:
+          features: (N, T, F) in 10 ms frames.  With `state`: exactly chunk.input_frames of them.
+          feature_lens: (N,) in feature frames.
+          chunk: None for full context; alone, simulated streaming; with `state`, one step of a stream.
+          state: as `init_state` or the last step gave it.
+          taps: records what asked layers compute; see kd/taps.py.
+        Returns:
+          (N, T', D) in 40 ms frames, lengths (N,), and the new state (None without `state`).
+        Raises:
+          UserError: a chunk that does not fit the encoder, or an utterance below 9 frames.
+        """
+        if state is None:
+            x, x_lens, _ = self.encoder_embed(features, feature_lens)
+            out, out_lens, _ = self.encoder(x, x_lens, chunk, taps=taps)
+            return out, out_lens, None
+        x, x_lens, embed = self.encoder_embed(features, feature_lens, state.embed)
+        out, out_lens, layers = self.encoder(x, x_lens, chunk, state.layers, state.processed, taps)
+        return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1))
+
+    def init_state(self, batch_size: int, chunk: ChunkConfig, device: torch.device = torch.device("cpu")) -> EncoderState:
+        """The state of `batch_size` streams that have heard nothing yet."""
+        return EncoderState(
+            layers=self.encoder.init_caches(batch_size, chunk, device),
+            embed=self.encoder_embed.init_state(batch_size, device),
+            processed=torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+
+    def forward(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        tokens: List[List[int]],
+        chunk: Optional[ChunkConfig],
+        loss_config: TrainConfig,
+        taps=None,
+    ) -> Dict[str, Tensor]:
+        """The training losses of a batch, each summed over the batch: simple_loss, pruned_loss and, with a CTC
+        head, ctc_loss.  Arguments as in `encode`; tokens without blanks."""
+        encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)
+        blank = self.config.blank_id
+        token_lens = torch.tensor([len(t) for t in tokens], device=features.device)
+        padded = torch.full((len(tokens), int(token_lens.max())), blank, device=features.device)  # (N, U)
+        for row, sequence in zip(padded, tokens):
+            row[: len(sequence)] = torch.tensor(sequence, device=features.device)
+        decoder_out = self.decoder(F.pad(padded, (1, 0), value=blank))  # (N, U + 1, D)
+        rnnt = transducer_losses(
+            self.simple_am_proj(encoder_out),
+            self.simple_lm_proj(decoder_out),
+            self.joiner.encoder_proj(encoder_out),
+            self.joiner.decoder_proj(decoder_out),
+            self.joiner,
+            padded,
+            encoder_lens,
+            token_lens,
+            blank_id=blank,
+            prune_range=loss_config.prune_range,
+            lm_scale=loss_config.lm_scale,
+            am_scale=loss_config.am_scale,
+            delay_penalty=loss_config.delay_penalty,
+            rnnt_type=loss_config.rnnt_type,
+        )
+        losses = {"simple_loss": rnnt.simple, "pruned_loss": rnnt.pruned}
+        if self.config.use_ctc:
+            log_probs = self.ctc_output(encoder_out).float().transpose(0, 1)  # (T, N, V)
+            losses["ctc_loss"] = F.ctc_loss(
+                log_probs, padded, encoder_lens, token_lens, blank, reduction="sum", zero_infinity=True
+            )
+        return losses
+
+
+def build_model(config: ModelConfig) -> Transducer:
+    """A fresh Transducer for a resolved config."""
+    return Transducer(config)

@@ -1,0 +1,345 @@
+"""The Zipformer encoder (arXiv 2310.11230), streaming and not, with one forward for all modes.
+
+A sequence of stacks, each running at its own frame rate; `zipformer_modules.py` holds the parts of a
+layer.  Parameter names, shapes and arithmetic are those of icefall's `zipformer` recipe, so checkpoints
+pass in both directions.
+
+Shapes: N batch, T encoder frames (20 ms), D model width of a stack, H heads.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import ModelConfig, UserError
+from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.zipformer_modules import (
+    AttentionWeights,
+    Bypass,
+    Convolution,
+    FeedForward,
+    FrameContext,
+    NonlinAttention,
+    SelfAttention,
+    SimpleDownsample,
+    relative_positions,
+    upsample,
+    whitening_schedule,
+)
+
+TENSORS_PER_LAYER = 6  # key, nonlinear attention, value 1, value 2, convolution 1, convolution 2
+OUTPUT_DOWNSAMPLING = 2
+WARMUP_BATCHES = 4000.0  # over which layers are let in, stack after stack
+
+QueryKeyValue = Tuple[Tensor, Tensor, Tensor]
+
+
+class ZipformerLayer(nn.Module):
+    """One layer: attention weights, three feed-forwards, two attentions and two convolutions between two bypasses."""
+
+    def __init__(self, config: ModelConfig, stack: int, dropout: FloatLike) -> None:
+        super().__init__()
+        dim = config.encoder_dim[stack]
+        heads = config.num_heads[stack]
+        feedforward = config.feedforward_dim[stack]
+        kernel = config.cnn_module_kernel[stack]
+        value_head_dim = config.value_head_dim[stack]
+
+        def skip_rate() -> ScheduledFloat:
+            return ScheduledFloat((0, 0.2), (4000, 0.05), (16000, 0.0))
+
+        self.bypass = Bypass(dim, ScheduledFloat((0, 0.5), (4000, 0.02)))
+        self.bypass_mid = Bypass(dim)
+        self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))  # used by nobody; icefall's checkpoints have it
+        self.attention_skip_rate, self.conv_skip_rate = skip_rate(), skip_rate()
+        self.ff2_skip_rate = ScheduledFloat((0, 0.1), (4000, 0.01), (50000, 0.0))
+        self.ff3_skip_rate = ScheduledFloat((0, 0.1), (4000, 0.01), (50000, 0.0))
+        self.const_attention_rate = ScheduledFloat((0, 0.25), (4000, 0.025))
+
+        self.self_attn_weights = AttentionWeights(
+            dim, config.pos_dim, heads, config.query_head_dim[stack], config.pos_head_dim[stack]
+        )
+        self.self_attn1 = SelfAttention(dim, heads, value_head_dim)
+        self.self_attn2 = SelfAttention(dim, heads, value_head_dim)
+        self.feed_forward1 = FeedForward(dim, feedforward * 3 // 4, dropout)
+        self.feed_forward2 = FeedForward(dim, feedforward, dropout)
+        self.feed_forward3 = FeedForward(dim, feedforward * 5 // 4, dropout)
+        self.nonlin_attention = NonlinAttention(dim, 3 * dim // 4)
+        self.conv_module1 = Convolution(dim, kernel, config.causal)
+        self.conv_module2 = Convolution(dim, kernel, config.causal)
+        self.norm = BiasNorm(dim)
+
+        self.balancer1 = Balancer(0.45, 0.55, 0.2, 4.0)
+        self.balancer2 = Balancer(0.45, 0.55, 0.1, 4.0)
+        self.balancer_na = Balancer(0.3, 0.7, ScheduledFloat((0, 0.004), (4000, 0.02)), prob=0.05)
+        self.balancer_ff2 = Balancer(0.3, 0.7, ScheduledFloat((0, 0.0), (4000, 0.1)), 2.0, prob=0.05)
+        self.balancer_ff3 = Balancer(0.3, 0.7, ScheduledFloat((0, 0.0), (4000, 0.2)), 4.0, prob=0.05)
+        self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
+
+    def forward(
+        self, x: Tensor, context: FrameContext, cache: Optional[List[Tensor]]
+    ) -> Tuple[Tensor, List[Optional[Tensor]], QueryKeyValue]:
+        """
+        Args:
+          x: (N, T, D).
+          cache: the layer's TENSORS_PER_LAYER tensors, or None for whole utterances.
+        Returns:
+          (N, T, D); the new cache; query, key and first value of x, each (N, T, H * d).
+        """
+        key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = cache or [None] * 6
+        before = x
+        weights, key_cache, (query, key) = self.self_attn_weights(x, context, key_cache)
+        attention_keep = self.sequence_mask(x, self.attention_skip_rate)
+
+        x = x + self.feed_forward1(x)
+        na, nonlin_cache = self.nonlin_attention(x, self.nonlin_weights(weights[:, :1]), nonlin_cache)
+        x = x + masked(self.balancer_na(na), attention_keep)
+        attended, value1_cache, value = self.self_attn1(x, weights, value1_cache)
+        x = x + masked(attended, attention_keep)
+        convolved, conv1_cache = self.conv_module1(x, context, conv1_cache)
+        x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
+        x = x + masked(self.balancer_ff2(self.feed_forward2(x)), self.sequence_mask(x, self.ff2_skip_rate))
+        x = self.bypass_mid(before, x)
+
+        attended, value2_cache, _ = self.self_attn2(x, weights, value2_cache)
+        x = x + masked(attended, attention_keep)
+        convolved, conv2_cache = self.conv_module2(x, context, conv2_cache)
+        x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
+        x = x + masked(self.balancer_ff3(self.feed_forward3(x)), self.sequence_mask(x, self.ff3_skip_rate))
+        x = self.bypass(before, self.norm(self.balancer1(x)))
+        x = self.whiten(self.balancer2(x))
+        cache = [key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache]
+        return x, cache, (query, key, value)
+
+    def nonlin_weights(self, weights: Tensor) -> Tensor:
+        """(N, 1, T, K) as given, or now and then in training a plain average over the frames that may be seen."""
+        if self.training and random.random() < float(self.const_attention_rate):
+            visible = (weights > 0).to(weights.dtype)
+            return visible / visible.sum(dim=3, keepdim=True)
+        return weights
+
+    def sequence_mask(self, x: Tensor, rate: ScheduledFloat) -> Optional[Tensor]:
+        """(N, 1, 1): 0 for utterances that skip a module in this training step."""
+        if not self.training or float(rate) == 0.0:
+            return None
+        return (torch.rand(x.size(0), 1, 1, device=x.device) > float(rate)).to(x.dtype)
+
+
+def masked(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    return x if mask is None else x * mask
+
+
+class Stack(nn.Module):
+    """Layers at one frame rate."""
+
+    def __init__(self, config: ModelConfig, stack: int, dropout: FloatLike) -> None:
+        super().__init__()
+        self.pos_dim = config.pos_dim
+        count = config.num_encoder_layers[stack]
+        self.layers = nn.ModuleList(ZipformerLayer(config, stack, dropout) for _ in range(count))
+        self.pos_dropout = nn.Dropout(0.15)
+        # the front end learns first, then the layers, from the bottom up
+        stacks = len(config.encoder_dim)
+        span = WARMUP_BATCHES / (stacks + 1)
+        final = 0.035 * config.downsampling_factor[stack] ** 0.5
+        for i, layer in enumerate(self.layers):
+            begin = span * (stack + 1 + i / count)
+            layer.bypass.skip_rate = ScheduledFloat((begin, 0.5), (begin + span / count, final))
+
+    def forward(
+        self, x: Tensor, mask: Optional[Tensor], context: FrameContext, caches: Optional[List[List[Tensor]]], tap
+    ) -> Tuple[Tensor, List[Optional[Tensor]]]:
+        """
+        Args:
+          x: (N, T, D).
+          mask: (N, 1, D) channels to keep in this training step, or None.
+          caches: one list of tensors per layer, or None.
+          tap: called as tap(layer index, x, (query, key, value)) after every layer.
+        Returns:
+          (N, T, D) and the new caches of all layers in one list.
+        """
+        context.positions = self.pos_dropout(context.positions)
+        new_caches: List[Optional[Tensor]] = []
+        x = masked(x, mask)
+        for i, layer in enumerate(self.layers):
+            x, cache, query_key_value = layer(x, context, caches[i] if caches else None)
+            tap(i, x, query_key_value)
+            x = masked(x, mask)
+            new_caches += cache
+        return x, new_caches
+
+
+class DownsampledStack(nn.Module):
+    """A stack that runs at a lower frame rate, with its input bypassed to its output."""
+
+    def __init__(self, config: ModelConfig, stack: int, dropout: FloatLike) -> None:
+        super().__init__()
+        self.factor = config.downsampling_factor[stack]
+        self.downsample = SimpleDownsample(self.factor)
+        self.encoder = Stack(config, stack, dropout)
+        self.out_combiner = Bypass(config.encoder_dim[stack])
+
+    def forward(self, x: Tensor, *args) -> Tuple[Tensor, List[Optional[Tensor]]]:
+        """As Stack; x and the result are at the encoder's frame rate, everything else at the stack's."""
+        slow, new_caches = self.encoder(self.downsample(x), *args)
+        return self.out_combiner(x, upsample(slow, self.factor, x.size(1))), new_caches
+
+
+class Zipformer(nn.Module):
+    """The encoder after the front end: frames of 20 ms in, frames of 40 ms out.
+
+    Args:
+      config: resolved (no None).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dropout = ScheduledFloat((0, 0.3), (20000, 0.1))
+        self.encoders = nn.ModuleList(
+            (Stack if factor == 1 else DownsampledStack)(config, i, dropout)
+            for i, factor in enumerate(config.downsampling_factor)
+        )
+        self.downsample_output = SimpleDownsample(OUTPUT_DOWNSAMPLING)
+        self.output_dim = max(config.encoder_dim)
+        self.max_downsampling = max(OUTPUT_DOWNSAMPLING, *config.downsampling_factor)
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        chunk: Optional[ChunkConfig] = None,
+        caches: Optional[List[Tensor]] = None,
+        processed: Optional[Tensor] = None,
+        taps=None,
+    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
+        """
+        Args:
+          x: (N, T, D) from the front end.
+          x_lens: (N,) in 20 ms frames.
+          chunk: None for full context; alone, a mask simulates streaming; with `caches`, x is the next chunk.
+          caches: TENSORS_PER_LAYER tensors of every layer, in order, batch first: key (N, left, H * d),
+            nonlinear attention (N, left, 3 D / 4), values (N, left, H * d) twice, convolutions
+            (N, kernel // 2, D) twice; `left` at the stack's rate.
+          processed: (N,) frames that each stream has consumed before x; with `caches` only.
+          taps: wants(name) and record(name, ...) for layers named stack.layer, or None.
+        Returns:
+          (N, ceil(T / 2), max(D)), lengths in 40 ms frames, new caches.
+        Raises:
+          UserError: the chunk does not fit the encoder.
+        """
+        if chunk is not None:
+            self.check_chunk(chunk)
+        if caches is None:
+            blocked, padding = attention_mask(x, x_lens, chunk)
+        else:
+            blocked, padding = cache_mask(processed, x.size(1), chunk), None
+        masks = self.feature_masks(x)
+        outputs: List[Tensor] = []
+        new_caches: List[Optional[Tensor]] = []
+        first = 0
+        for i, encoder in enumerate(self.encoders):
+            factor = self.config.downsampling_factor[i]
+            layers = self.config.num_encoder_layers[i]
+            context = self.frame_context(blocked, padding, factor, chunk)
+            stack_caches = None
+            if caches is not None:
+                of_stack = caches[first * TENSORS_PER_LAYER : (first + layers) * TENSORS_PER_LAYER]
+                stack_caches = [of_stack[j : j + TENSORS_PER_LAYER] for j in range(0, len(of_stack), TENSORS_PER_LAYER)]
+            first += layers
+
+            def tap(layer: int, features: Tensor, qkv: QueryKeyValue) -> None:
+                name = f"{i}.{layer}"
+                if taps is not None and taps.wants(name):
+                    lens = torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
+                    query, key, value = qkv
+                    taps.record(name, features=features, query=query, key=key, value=value, lens=lens, stride=factor)
+
+            x = convert_channels(x, self.config.encoder_dim[i])
+            x, stack_caches = encoder(x, masks[i], context, stack_caches, tap)
+            outputs.append(x)
+            new_caches += stack_caches
+        x = self.downsample_output(full_width(outputs, self.output_dim))
+        return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
+
+    def frame_context(
+        self, blocked: Optional[Tensor], padding: Optional[Tensor], factor: int, chunk: Optional[ChunkConfig]
+    ) -> FrameContext:
+        """The masks and positions of a stack that downsamples by `factor`."""
+        keys = -(-blocked.size(3) // factor)
+        queries = keys if padding is not None else chunk.chunk // factor
+        return FrameContext(
+            blocked=blocked[:, :, ::factor, ::factor],
+            padding=None if padding is None else padding[:, ::factor],
+            positions=relative_positions(queries, keys, self.config.pos_dim, blocked.device),
+            chunk=None if chunk is None else chunk.chunk // factor,
+        )
+
+    def feature_masks(self, x: Tensor) -> List[Optional[Tensor]]:
+        """Per stack (N, 1, D): on some utterances the channels beyond encoder_unmasked_dim are dropped in all stacks."""
+        if not self.training:
+            return [None] * len(self.encoders)
+        keep = (torch.rand(2, x.size(0), 1, 1, device=x.device) > 0.125).to(x.dtype)
+        upper, top = keep[0], keep[0] * keep[1]  # (N, 1, 1)
+        masks = []
+        for dim, unmasked in zip(self.config.encoder_dim, self.config.encoder_unmasked_dim):
+            middle = (dim - unmasked) // 2
+            ones = torch.ones_like(upper).expand(-1, -1, unmasked)
+            pieces = [ones, upper.expand(-1, -1, middle), top.expand(-1, -1, dim - unmasked - middle)]
+            masks.append(torch.cat(pieces, dim=2))
+        return masks
+
+    def check_chunk(self, chunk: ChunkConfig) -> None:
+        """Raises UserError where the encoder cannot run `chunk`."""
+        if not self.config.causal:
+            raise UserError("this encoder was trained with --causal 0: it cannot run in chunks; leave out --chunk-size")
+        if chunk.chunk % self.max_downsampling:
+            multiples = ",".join(str(self.max_downsampling * i) for i in (1, 2, 4))
+            raise UserError(
+                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor; "
+                f"use --chunk-size {multiples},..."
+            )
+
+    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> List[Tensor]:
+        """Caches of zeros for `batch_size` fresh streams; see `forward`."""
+        self.check_chunk(chunk)
+        if chunk.left < 0:
+            raise UserError("unlimited left context needs an endless cache; use --left-context-frames 32 or the like")
+        caches: List[Tensor] = []
+        config = self.config
+        for i, dim in enumerate(config.encoder_dim):
+            left = chunk.left // config.downsampling_factor[i]
+            value_dim = config.num_heads[i] * config.value_head_dim[i]
+            key_dim = config.num_heads[i] * config.query_head_dim[i]
+            history = config.cnn_module_kernel[i] // 2
+            shapes = [(left, key_dim), (left, 3 * dim // 4), (left, value_dim), (left, value_dim), (history, dim), (history, dim)]
+            for _ in range(config.num_encoder_layers[i]):
+                caches += [torch.zeros(batch_size, *shape, device=device) for shape in shapes]
+        return caches
+
+
+def attention_mask(x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig]) -> Tuple[Tensor, Tensor]:
+    """blocked (N, 1, T or 1, T) and padding (N, T) for whole utterances; chunks see themselves and `left` frames."""
+    frames = torch.arange(x.size(1), device=x.device)
+    padding = frames >= x_lens.to(x.device).unsqueeze(1)
+    blocked = padding[:, None, None, :]
+    if chunk is not None:
+        index = torch.div(frames, chunk.chunk, rounding_mode="floor")
+        behind = index.unsqueeze(1) - index  # (T, T): chunks that the key lies behind the query
+        unseen = behind < 0
+        if chunk.left >= 0:
+            unseen |= behind > chunk.left // chunk.chunk
+        blocked = blocked | unseen
+    return blocked, padding
+
+
+def cache_mask(processed: Tensor, frames: int, chunk: ChunkConfig) -> Tensor:
+    """blocked (N, 1, 1, left + T): cached frames from before a stream's start."""
+    age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
+    unfilled = age > processed.unsqueeze(1)
+    return torch.cat([unfilled, unfilled.new_zeros(processed.size(0), frames)], dim=1)[:, None, None, :]

@@ -1,0 +1,57 @@
+"""Small models and batches that several tests share."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+import torch
+from torch import Tensor
+
+from kdstream.config import ModelConfig
+from kdstream.models.presets import resolve
+from kdstream.models.transducer import Transducer, build_model
+
+
+def tiny_test_config(causal: bool, vocab_size: int = 30, **overrides) -> ModelConfig:
+    """A Zipformer of three small stacks at 20, 40 and 80 ms (the shape of the golden vectors)."""
+    settings = dict(
+        preset="small",
+        causal=causal,
+        num_encoder_layers=(1, 2, 1),
+        downsampling_factor=(1, 2, 4),
+        encoder_dim=(32, 48, 32),
+        encoder_unmasked_dim=(24, 32, 24),
+        feedforward_dim=(48, 64, 48),
+        num_heads=(4,),
+        query_head_dim=(8,),
+        value_head_dim=(6,),
+        pos_head_dim=(4,),
+        cnn_module_kernel=(31, 15, 15),
+        decoder_dim=64,
+        joiner_dim=64,
+        vocab_size=vocab_size,
+    )
+    return resolve(ModelConfig(**{**settings, **overrides}))
+
+
+def tiny_test_model(causal: bool, seed: int = 0, **overrides) -> Transducer:
+    """A model of `tiny_test_config` in eval mode, its quiet initial weights made loud enough to matter."""
+    torch.manual_seed(seed)
+    model = build_model(tiny_test_config(causal, **overrides)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(2.0)
+            elif "chunkwise_conv_scale" in name or "downsample" in name:
+                parameter.normal_(std=0.5)
+    return model
+
+
+def random_batch(
+    lens: Tuple[int, ...] = (120, 90), vocab_size: int = 30, symbols: int = 5, seed: int = 0
+) -> Tuple[Tensor, Tensor, List[List[int]]]:
+    """Features (N, T, 80), lengths (N,) and tokens of random utterances."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(lens), max(lens), 80, generator=generator) * 3 - 6
+    tokens = torch.randint(3, vocab_size, (len(lens), symbols), generator=generator).tolist()
+    return features, torch.tensor(lens), tokens
