@@ -1,0 +1,253 @@
+"""Result records: what was scored, on what, at what cost; kept in JSON files and shown in Markdown tables.
+
+A results JSON is a list of records.  Scoring the same thing again (`Record.key`) replaces its record.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from kdstream.config import ENCODER_FRAME_MS, UserError
+from kdstream.decoding import scoring
+from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS, ChunkConfig
+
+MODES = ("full", "simulated", "chunkwise")
+FEATURE_FRAME_MS = 10
+# The front end's convolutions read SUBSAMPLING_LOSS feature frames more than they cover, half of them ahead; its
+# ConvNeXt then looks LOOKAHEAD of its own frames further.
+LOOKAHEAD_MS = SUBSAMPLING_LOSS * FEATURE_FRAME_MS // 2 + LOOKAHEAD * ENCODER_FRAME_MS
+
+
+def algorithmic_latency_ms(chunk: ChunkConfig) -> int:
+    """How far the audio must have run, from a chunk's first sample on, before the chunk can be decoded."""
+    return chunk.chunk_ms + LOOKAHEAD_MS
+
+
+@dataclass(frozen=True)
+class Record:
+    """One scored run.
+
+    encoder: architecture and preset.  parameters: of the model as it is decoded.
+    method: what training distilled, "none" without a teacher.
+    mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
+    chunk_ms, left_ms, latency_ms: None in full context; left_ms -1 is unlimited.
+    wer and interval (95 %, bootstrap over utterances): per cent.
+    speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took.
+    recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
+    """
+
+    system: str
+    encoder: str
+    parameters: int
+    method: str
+    seed: int
+    checkpoint: str
+    test_set: str
+    mode: str
+    chunk_ms: Optional[int]
+    left_ms: Optional[int]
+    latency_ms: Optional[int]
+    search: str
+    errors: int
+    words: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    wer: float
+    interval: Tuple[float, float]
+    speech_hours: float
+    compute_hours: float
+    recogs: str
+    command: str
+
+    @property
+    def setting(self) -> Tuple[Any, ...]:
+        """What two systems must share to be compared."""
+        return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search)
+
+    @property
+    def key(self) -> Tuple[Any, ...]:
+        return (self.system, self.seed, *self.setting)
+
+
+def load_records(path: Path) -> List[Record]:
+    """The records of a results JSON.  Raises UserError if it is none."""
+    return [_to_record(path, item) for item in _load_list(path)]
+
+
+def _load_list(path: Path) -> List[Dict[str, Any]]:
+    try:
+        items = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a results JSON ({error}); give another --results-json") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f"{path}: a results JSON is a list of objects; give another --results-json")
+    return items
+
+
+def _to_record(path: Path, item: Dict[str, Any]) -> Record:
+    names = {f.name for f in fields(Record)}
+    if set(item) != names:
+        odd = ", ".join(sorted(names.symmetric_difference(item)))
+        raise UserError(f"{path}: a record lacks or has too much of: {odd}; decode again into a new --results-json")
+    return Record(**{**item, "interval": tuple(item["interval"])})
+
+
+def add_record(path: Path, record: Record) -> None:
+    """Adds `record` to the results JSON at `path`, in place of one with the same key.
+
+    Safe against a crash (the file is replaced as a whole) and against other processes that add at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        records = [old for old in load_records(path) if old.key != record.key] if path.exists() else []
+        write_json(path, [asdict(r) for r in [*records, record]])
+
+
+def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
+    """Writes a list of objects, one per line, atomically."""
+    lines = ",\n".join(json.dumps(item) for item in items)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats are shown with two digits, None as a dash, numbers to the right."""
+    numeric = [
+        bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(header))
+    ]
+    lines = [
+        header,
+        ["---:" if right else "---" for right in numeric],
+        *[[_shown(cell) for cell in row] for row in rows],
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _shown(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|")
+
+
+def wer_table(records: Sequence[Record]) -> str:
+    """One row per system and way of decoding, one column per test set: `WER [95 % interval]`."""
+    test_sets = list(dict.fromkeys(r.test_set for r in records))
+    several_seeds = len({r.seed for r in records}) > 1
+    header = ["system", *["seed"] * several_seeds, "model", "distilled", "mode", "chunk / left (ms)", "search"]
+    header += [f"{name} WER %" for name in test_sets] + ["speech (h)", "compute (h)"]
+    rows: Dict[Tuple[Any, ...], Dict[str, Record]] = {}
+    for record in records:
+        rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
+    table = []
+    for by_set in rows.values():
+        first = next(iter(by_set.values()))
+        cells = [
+            first.system,
+            *[first.seed] * several_seeds,
+            f"{first.encoder}, {first.parameters / 1e6:.2f} M",
+            first.method,
+            first.mode,
+        ]
+        cells += [chunk_shown(first), first.search]
+        cells += [wer_shown(by_set[name]) if name in by_set else None for name in test_sets]
+        table.append([*cells, first.speech_hours, first.compute_hours])
+    return markdown_table(header, table)
+
+
+def wer_shown(record: Record) -> str:
+    low, high = record.interval
+    return f"{record.wer:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def chunk_shown(record: Record) -> str:
+    if record.chunk_ms is None:
+        return "full"
+    return f"{record.chunk_ms} / {'all' if record.left_ms == -1 else record.left_ms}"
+
+
+def commands_block(records: Sequence[Record]) -> str:
+    """The commands behind the records, each once, as a Markdown code block."""
+    commands = dict.fromkeys(r.command for r in records)
+    return "```bash\n" + "".join(f"{command}\n" for command in commands) + "```\n"
+
+
+def render(path: Path) -> str:
+    """A JSON file of egs/librispeech/results as Markdown.
+
+    Records become a table of word error rates and the commands behind it; any other list of flat objects becomes a
+    table with their names as columns.
+    """
+    items = _load_list(path)
+    if items and "wer" in items[0] and "system" in items[0]:
+        records = [_to_record(path, item) for item in items]
+        return f"{wer_table(records)}\n{commands_block(records)}"
+    return rows_table(items)
+
+
+def compare(records: Dict[Path, Sequence[Record]], baseline: str) -> List[Dict[str, Any]]:
+    """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
+
+    The interval (95 %) is paired, utterance by utterance; it needs the recogs files of both, and is None without.
+
+    Args:
+      records: by results JSON, beside which their recogs files lie.
+    Returns:
+      Rows for `markdown_table`, as flat objects.
+    """
+    runs = [(record, path) for path, some in records.items() for record in some]
+    before = {(r.seed, *r.setting): (r, path) for r, path in runs if r.system == baseline}
+    rows = []
+    for record, path in runs:
+        base, base_path = before.get((record.seed, *record.setting), (None, None))
+        if base is None or record.system == baseline:
+            continue
+        rows.append(
+            {
+                "system": record.system,
+                "against": baseline,
+                "test set": record.test_set,
+                "mode": record.mode,
+                "chunk / left (ms)": chunk_shown(record),
+                "search": record.search,
+                "WER % before": base.wer,
+                "WER % after": record.wer,
+                "reduction %": scoring.relative_reduction(base.wer, record.wer) if base.wer else None,
+                "interval": _paired_interval(base_path.parent / base.recogs, path.parent / record.recogs),
+            }
+        )
+    return rows
+
+
+def _paired_interval(baseline: Path, system: Path) -> Optional[str]:
+    if not (baseline.is_file() and system.is_file()):
+        return None
+    scores = [scoring.score(scoring.align(sorted(scoring.read_recogs(path)))) for path in (baseline, system)]
+    low, high = scoring.bootstrap_reduction(*scores)
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def rows_table(rows: Sequence[Dict[str, Any]]) -> str:
+    """Flat objects as a Markdown table with their names as columns."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return markdown_table(header, [[row.get(name) for name in header] for row in rows])

@@ -1,0 +1,219 @@
+"""What decode.py and streaming_decode.py share: flags, the chunk, names of files, scoring and records."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Optional, Protocol, Sequence, Tuple
+
+import torch
+
+from kdstream.config import (
+    DataConfig,
+    DecodeConfig,
+    DistillConfig,
+    ExperimentConfig,
+    ModelConfig,
+    UserError,
+    add_arguments,
+    add_overrides,
+    from_args,
+    override,
+)
+from kdstream.data import AsrDataModule
+from kdstream.decoding import scoring
+from kdstream.decoding.results import Record, add_record, algorithmic_latency_ms
+from kdstream.decoding.scoring import Transcript
+from kdstream.decoding.search import Result, Search
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
+
+DATA_FLAGS = ("manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers")
+
+
+class TrainedModel(Protocol):
+    """What decoding needs from training; training/trained.py makes it.
+
+    name: the checkpoints it is averaged from, as file names spell them: epoch-30_avg-9.
+    speech_seconds, compute_seconds: what training has gone through and taken.
+    """
+
+    model: Transducer
+    name: str
+    speech_seconds: float
+    compute_seconds: float
+
+
+def read_flags(description: str, argv: Optional[Sequence[str]] = None) -> Tuple[ExperimentConfig, DecodeConfig]:
+    """The experiment, from EXP_DIR/config.json and the flags that override it, and how to decode it.
+
+    Args:
+      description: the script's docstring.
+      argv: instead of the command line.
+    Raises:
+      UserError: no config.json in --exp-dir.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, DecodeConfig)
+    add_overrides(parser, DataConfig, *DATA_FLAGS)
+    args = parser.parse_args(argv)
+    decode = from_args(DecodeConfig, args)
+    config = ExperimentConfig.load(decode.exp_dir)
+    data = override(config.data, args)
+    if args.test_parts and not args.test_cuts:  # cuts that config.json names would go before these parts
+        data = replace(data, test_cuts=())
+    return replace(config, data=data), decode
+
+
+def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> Optional[ChunkConfig]:
+    """The chunk to decode with; None for full context.  A flag goes before the first value in config.json."""
+    if decode.chunk_size is None and not model.causal:
+        return None
+    chunk = model.chunk_size[0] if decode.chunk_size is None else decode.chunk_size
+    left = model.left_context_frames[0] if decode.left_context_frames is None else decode.left_context_frames
+    return None if chunk == -1 else ChunkConfig(chunk, left)
+
+
+def method_of(distill: DistillConfig) -> str:
+    """What training distilled, for the records: feature+relation+apc or a part of that, or none."""
+    scales = {"feature": distill.kd_feature_scale, "relation": distill.kd_relation_scale, "apc": distill.kd_apc_scale}
+    used = [name for name, scale in scales.items() if distill.teacher_exp_dir and scale]
+    return "+".join(used) or "none"
+
+
+class DecodingRun:
+    """A trained model that is decoded in one way.
+
+    Args:
+      config, decode: from `read_flags`.
+      trained: the model that they name.
+      chunkwise: chunk by chunk; else whole utterances, in simulated streaming where there is a chunk.
+    Raises:
+      UserError: settings out of range, or none that stream.
+    """
+
+    def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: TrainedModel, chunkwise: bool) -> None:
+        self.config, self.decode, self.trained, self.chunkwise = config, decode, trained, chunkwise
+        self.search = Search(decode.decoding_method, decode.beam_size, decode.max_sym_per_frame)
+        self.chunk = choose_chunk(config.model, decode)
+        if chunkwise and self.chunk is None:
+            raise UserError(
+                f"{decode.exp_dir}: full context cannot go chunk by chunk; use decode.py, or see --chunk-size"
+            )
+        self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
+        self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
+        self.model = _to_device(trained.model, decode.device)
+        self.data = AsrDataModule(config.data, config.train.seed)
+        if self.data.tokenizer.vocab_size != config.model.vocab_size:
+            raise UserError(
+                f"{config.data.bpe_model}: {self.data.tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
+                f"{config.model.vocab_size}; give the --bpe-model it was trained with"
+            )
+        _log_to(self.folder / f"log-decode-{self._suffix()}")
+        logging.info(
+            f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"
+        )
+
+    def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
+        """Reference and hypothesis in words."""
+        return Transcript(cut_id, text.split(), self.data.tokenizer.decode(result.tokens).split())
+
+    def save(self, test_set: str, transcripts: Sequence[Transcript]) -> Record:
+        """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON."""
+        transcripts = sorted(transcripts)
+        alignments = scoring.align(transcripts)
+        score = scoring.score(alignments)
+        recogs, errs, summary = (self._file(kind, test_set) for kind in ("recogs", "errs", "wer-summary"))
+        scoring.write_recogs(recogs, transcripts)
+        scoring.write_errs(errs, transcripts, alignments, score)
+        scoring.write_wer_summary(summary, {self._key(): score.wer})
+        logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
+        logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
+        results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, "results.json"))
+        record = self._record(test_set, score, os.path.relpath(recogs, results_json.parent))
+        add_record(results_json, record)
+        return record
+
+    def _record(self, test_set: str, score: scoring.Score, recogs: str) -> Record:
+        chunk, model = self.chunk, self.config.model
+        return Record(
+            system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
+            encoder=f"{model.encoder} {model.preset}",
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            method=method_of(self.config.distill),
+            seed=self.config.train.seed,
+            checkpoint=self.trained.name,
+            test_set=test_set,
+            mode=self.mode,
+            chunk_ms=chunk.chunk_ms if chunk else None,
+            left_ms=chunk.left_ms if chunk else None,
+            latency_ms=algorithmic_latency_ms(chunk) if chunk else None,
+            search=self.search.name,
+            errors=score.errors,
+            words=score.words,
+            insertions=score.insertions,
+            deletions=score.deletions,
+            substitutions=score.substitutions,
+            wer=score.wer,
+            interval=scoring.bootstrap_wer(score),
+            speech_hours=self.trained.speech_seconds / 3600,
+            compute_hours=self.trained.compute_seconds / 3600,
+            recogs=recogs,
+            command=shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        )
+
+    def _file(self, kind: str, test_set: str) -> Path:
+        if self.chunkwise:
+            separator = "_" if kind == "wer-summary" else "-"
+            return self.folder / f"{kind}{separator}{test_set}_{self._key()}_{self._suffix()}.txt"
+        return self.folder / f"{kind}-{test_set}-{self._suffix()}.txt"
+
+    def _key(self) -> str:
+        """The setting, as icefall's streaming_decode.py (chunkwise) and decode.py call it."""
+        if not self.chunkwise:
+            return self.search.name
+        if self.search.method == "modified_beam_search":
+            return f"num-active-paths-{self.search.beam_size}"
+        return self.search.name.replace("greedy_search", "greedy-search")
+
+    def _suffix(self) -> str:
+        """What sets this run's files apart, as icefall's two scripts spell it."""
+        search, suffix = self.search, self.trained.name
+        if self.config.model.causal:
+            chunk, left = (self.chunk.chunk, self.chunk.left) if self.chunk else (-1, -1)
+            suffix += f"_chunk-{chunk}_left-context-{left}"
+        averaged = "use-averaged-model" if self.decode.use_averaged_model else ""
+        if self.chunkwise:
+            return suffix + (averaged and f"-{averaged}")
+        if search.method == "modified_beam_search":
+            suffix += f"__modified_beam_search__beam-size-{search.beam_size}"
+        else:
+            suffix += f"_context-{self.config.model.context_size}_max-sym-per-frame-{search.max_sym_per_frame}"
+        return suffix + (averaged and f"_{averaged}")
+
+
+def _to_device(model: Transducer, device: str) -> Transducer:
+    try:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
+    torch.backends.cudnn.allow_tf32 = False  # its rounding depends on the shape: simulated and chunkwise would differ
+    return model
+
+
+def _log_to(prefix: Path) -> None:
+    """Logs to `prefix`-<date> and to stderr, in icefall's format."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(f"{prefix}-{datetime.now():%Y-%m-%d-%H-%M-%S}")
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s",
+        handlers=[file, logging.StreamHandler()],
+        force=True,
+    )

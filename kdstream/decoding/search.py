@@ -1,0 +1,292 @@
+"""Greedy search and modified beam search over many streams at once, continuing where they stopped.
+
+A search never asks whether it was given whole utterances or one chunk: `Search.advance` takes the
+encoder's output for some more frames and a `SearchState`, and returns the state after them.  Decoding
+a whole utterance is one call; decoding chunk by chunk is one call per chunk, on the same functions.
+
+Both searches make one predictor call and one joiner call per frame for all paths of all streams, and
+keep every path in tensors; Python sees tokens once per call.
+
+Unknown token: like icefall's recipes, whose models define no unk_id, both searches skip nothing but blank,
+so <unk> is emitted like any other token.
+
+Shapes: N streams, B paths per stream, T output frames (40 ms), C predictor context, D joiner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import DECODING_METHODS, UserError
+
+HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stream says: token ids, the output frame (40 ms, from the stream's start) of each, log probability."""
+
+    tokens: List[int]
+    timestamps: List[int]
+    log_prob: float
+
+
+class Segment(NamedTuple):
+    """Tokens that one call appended to a path, and the path before them; `count` tokens in all.
+
+    Paths that share a past share its segments, so that no call copies what was said before it.
+    """
+
+    tokens: List[int]
+    timestamps: List[int]
+    previous: Optional["Segment"]
+    count: int
+
+
+NOTHING = Segment([], [], None, 0)
+
+
+@dataclass
+class SearchState:
+    """Paths of N streams between two calls.  Dimension 0 of every tensor, and of every list, is the stream.
+
+    context: (N, B, C) int64, the tokens that the predictor sees next; -1 before the first one.
+    log_prob: (N, B) float32; -inf marks a path that is not in use.
+    key: (N, B) int64, a hash of the path's tokens: equal keys are equal paths (one path: unused).
+    histories: N lists of B segments.
+    frames: output frames that each stream has consumed.
+    """
+
+    context: Tensor
+    log_prob: Tensor
+    key: Tensor
+    histories: List[List[Segment]]
+    frames: List[int]
+
+    @staticmethod
+    def stack(states: Sequence["SearchState"]) -> "SearchState":
+        """One state of all the streams of `states`."""
+        return SearchState(
+            torch.cat([state.context for state in states]),
+            torch.cat([state.log_prob for state in states]),
+            torch.cat([state.key for state in states]),
+            [paths for state in states for paths in state.histories],
+            [frames for state in states for frames in state.frames],
+        )
+
+    def unstack(self) -> List["SearchState"]:
+        """States of one stream each (views of the tensors)."""
+        tensors = zip(self.context.split(1), self.log_prob.split(1), self.key.split(1))
+        return [
+            SearchState(*row, [paths], [frames]) for row, paths, frames in zip(tensors, self.histories, self.frames)
+        ]
+
+    def results(self) -> List[Result]:
+        """The best path of each stream so far: the highest log probability per symbol.
+
+        As in icefall, the symbols counted are the path's tokens and the C that stand before the first one.
+        """
+        context_size = self.context.size(2)
+        answers = []
+        for paths, log_probs in zip(self.histories, self.log_prob.tolist()):
+            best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].count))
+            answers.append(Result(*_unroll(paths[best]), log_probs[best]))
+        return answers
+
+
+@dataclass(frozen=True)
+class Search:
+    """A decoding method and its settings.
+
+    method: greedy_search (the best symbol at every step, at most `max_sym_per_frame` symbols per frame) or
+      modified_beam_search (`beam_size` paths, at most one symbol per frame).
+    """
+
+    method: str = "greedy_search"
+    beam_size: int = 4
+    max_sym_per_frame: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in DECODING_METHODS:
+            raise UserError(f"--decoding-method {self.method}: unknown; use one of {', '.join(DECODING_METHODS)}")
+        if self.beam_size < 1:
+            raise UserError(f"--beam-size {self.beam_size}: must be at least 1")
+        if self.max_sym_per_frame < 1:
+            raise UserError(f"--max-sym-per-frame {self.max_sym_per_frame}: must be at least 1")
+
+    @property
+    def paths(self) -> int:
+        return 1 if self.method == "greedy_search" else self.beam_size
+
+    @property
+    def name(self) -> str:
+        """The method and its settings, as icefall's decode.py names it in its summaries."""
+        if self.method == "modified_beam_search":
+            return f"{self.method}_beam-size-{self.beam_size}"
+        return (
+            self.method if self.max_sym_per_frame == 1 else f"{self.method}_max-sym-per-frame-{self.max_sym_per_frame}"
+        )
+
+    def start(self, model: nn.Module, num_streams: int) -> SearchState:
+        """The state of `num_streams` streams that have heard nothing."""
+        device = next(model.parameters()).device
+        context = torch.full((num_streams, self.paths, model.config.context_size), -1, device=device)
+        context[:, :, -1] = model.config.blank_id
+        log_prob = torch.full((num_streams, self.paths), -torch.inf, device=device)
+        log_prob[:, 0] = 0.0
+        key = torch.zeros(num_streams, self.paths, dtype=torch.int64, device=device)
+        histories = [[NOTHING] * self.paths for _ in range(num_streams)]
+        return SearchState(context, log_prob, key, histories, [0] * num_streams)
+
+    def advance(
+        self, model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: SearchState
+    ) -> SearchState:
+        """Hears `encoder_out_lens` (N,) more frames of `encoder_out` (N, T, encoder width)."""
+        if self.method == "greedy_search":
+            return greedy_search(model, encoder_out, encoder_out_lens, state, self.max_sym_per_frame)
+        return modified_beam_search(model, encoder_out, encoder_out_lens, state)
+
+
+@torch.no_grad()
+def greedy_search(
+    model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: SearchState, max_sym_per_frame: int = 1
+) -> SearchState:
+    """Takes the best symbol; moves to the next frame at a blank or after `max_sym_per_frame` symbols.
+
+    Args:
+      model: a transducer (`config`, `decoder`, `joiner`).
+      encoder_out: (N, T, encoder width).
+      encoder_out_lens: (N,); frames at and after it change nothing.
+      state: of N streams with one path each; not modified.
+    Returns:
+      The state after these frames; log_prob sums the log probabilities of the symbols taken, blanks included.
+    """
+    blank = model.config.blank_id
+    encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
+    lens = encoder_out_lens.to(encoded.device)
+    context, log_prob = state.context[:, 0], state.log_prob[:, 0]  # (N, C), (N,)
+    predicted = _predict(model, context)  # (N, D)
+    frames: List[int] = []
+    emissions: List[Tensor] = []
+    for t in range(encoded.size(1)):
+        active = t < lens  # (N,)
+        for _ in range(max_sym_per_frame):
+            best, token = _log_probs(model, encoded[:, t], predicted).max(dim=1)  # (N,), (N,)
+            token = token.masked_fill(~active, blank)
+            log_prob = log_prob + best.masked_fill(~active, 0.0)
+            active = token != blank
+            if not active.any():
+                break
+            context = _append(context, token, active)
+            predicted = _predict(model, context)
+            frames.append(t)
+            emissions.append(token)
+    tokens = torch.stack(emissions) if emissions else lens.new_empty(0, lens.size(0))  # (K, N)
+    histories = _extend(state, torch.zeros_like(state.key), frames, tokens.unsqueeze(2), blank)
+    return SearchState(
+        context.unsqueeze(1), log_prob.unsqueeze(1), state.key, histories, _later(state.frames, encoder_out_lens)
+    )
+
+
+@torch.no_grad()
+def modified_beam_search(
+    model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: SearchState
+) -> SearchState:
+    """Keeps the B best paths, at most one symbol per frame; paths with the same tokens become one.
+
+    Per frame, the B best of all B * V continuations are kept, and of those the ones with equal tokens are merged:
+    the more probable one stays, with the sum of the probabilities (icefall's modified_beam_search).
+
+    Args and returns as greedy_search; the state has B paths.
+    """
+    blank = model.config.blank_id
+    num_streams, num_paths = state.log_prob.shape
+    encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
+    lens = encoder_out_lens.to(encoded.device).unsqueeze(1)  # (N, 1)
+    context, log_prob, key = state.context, state.log_prob, state.key
+    itself = torch.arange(num_paths, device=encoded.device).expand(num_streams, num_paths)
+    steps: List[Tuple[Tensor, Tensor]] = []
+    for t in range(encoded.size(1)):
+        active = t < lens  # (N, 1)
+        predicted = _predict(model, context.flatten(0, 1)).unflatten(0, (num_streams, num_paths))  # (N, B, D)
+        step = _log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
+        best, index = (log_prob.unsqueeze(2) + step).flatten(1).topk(num_paths)  # (N, B), (N, B)
+        parent = torch.div(index, step.size(2), rounding_mode="floor")
+        parent = torch.where(active, parent, itself)
+        token = (index % step.size(2)).masked_fill(~active, blank)
+        emits = token != blank
+        context = context.gather(1, parent.unsqueeze(2).expand_as(context))
+        context = _append(context.flatten(0, 1), token.flatten(), emits.flatten()).view_as(context)
+        key = key.gather(1, parent)
+        key = torch.where(emits, (key ^ (key >> 31)) * HASH_MULTIPLIER + token + 1, key)
+        log_prob = torch.where(active, _merge_equal_paths(best, key), log_prob)
+        steps.append((parent, token))
+    origin, tokens = _trace_back(steps, itself)
+    histories = _extend(state, origin, range(len(steps)), tokens, blank)
+    return SearchState(context, log_prob, key, histories, _later(state.frames, encoder_out_lens))
+
+
+def _predict(model: nn.Module, context: Tensor) -> Tensor:
+    """(M, C) token ids to the predictor's part of the joiner's input (M, D)."""
+    return model.joiner.decoder_proj(model.decoder(context, need_pad=False)).squeeze(1)
+
+
+def _log_probs(model: nn.Module, encoded: Tensor, predicted: Tensor) -> Tensor:
+    """(..., D) from the encoder and (..., D) from the predictor to (..., V) log probabilities."""
+    return model.joiner(encoded, predicted, project_input=False).float().log_softmax(dim=-1)
+
+
+def _append(context: Tensor, token: Tensor, emits: Tensor) -> Tensor:
+    """(M, C) contexts after (M,) tokens, where `emits` (M,) says so."""
+    return torch.where(emits.unsqueeze(1), torch.cat([context[:, 1:], token.unsqueeze(1)], dim=1), context)
+
+
+def _merge_equal_paths(log_prob: Tensor, key: Tensor) -> Tensor:
+    """(N, B) log probabilities, best first: the first of equal paths gets their sum, the others -inf."""
+    equal = key.unsqueeze(2) == key.unsqueeze(1)  # (N, B, B)
+    total = log_prob.unsqueeze(1).masked_fill(~equal, -torch.inf).logsumexp(dim=2)
+    return total.masked_fill(equal.tril(-1).any(dim=2), -torch.inf)
+
+
+def _trace_back(steps: List[Tuple[Tensor, Tensor]], itself: Tensor) -> Tuple[Tensor, Tensor]:
+    """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way."""
+    path, tokens = itself, []
+    for parent, token in reversed(steps):
+        tokens.append(token.gather(1, path))
+        path = parent.gather(1, path)
+    return path, torch.stack(tokens[::-1]) if tokens else itself.new_empty(0, *itself.shape)
+
+
+def _extend(
+    state: SearchState, origin: Tensor, frames: Sequence[int], tokens: Tensor, blank: int
+) -> List[List[Segment]]:
+    """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
+    histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist())]
+    tokens = tokens.permute(1, 2, 0)  # (N, B, K)
+    places = (tokens != blank).nonzero()  # rows (n, b, k) in ascending order
+    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist())
+    for (n, b), said in groupby(spoken, key=lambda item: item[0][:2]):
+        said = list(said)
+        times = [state.frames[n] + frames[k] for (_, _, k), _ in said]
+        before = histories[n][b]
+        histories[n][b] = Segment([token for _, token in said], times, before, before.count + len(said))
+    return histories
+
+
+def _later(frames: List[int], encoder_out_lens: Tensor) -> List[int]:
+    return [before + more for before, more in zip(frames, encoder_out_lens.tolist())]
+
+
+def _unroll(segment: Optional[Segment]) -> Tuple[List[int], List[int]]:
+    """All tokens and timestamps of a path, first to last."""
+    segments = []
+    while segment is not None:
+        segments.append(segment)
+        segment = segment.previous
+    segments.reverse()
+    return [token for s in segments for token in s.tokens], [time for s in segments for time in s.timestamps]

@@ -1,0 +1,214 @@
+"""Decoding of whole utterances, and chunk by chunk of many streams at once, to the same hypotheses.
+
+Both ways pad an utterance by the same rule (`pad_to_whole_chunks`) and continue the same searches
+(`search.py`), so every output frame and every hypothesis agree, the tail included.
+
+Frames are feature frames (10 ms) unless called encoder frames (20 ms) or output frames (40 ms).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import UserError
+from kdstream.decoding.search import Result, Search, SearchState
+from kdstream.models.streaming import SUBSAMPLING_LOSS, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
+
+SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame; what is shorter is padded to it
+
+
+@torch.no_grad()
+def decode_whole(
+    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: Optional[ChunkConfig], search: Search
+) -> List[Result]:
+    """Decodes a batch of whole utterances.
+
+    Args:
+      model: a transducer in eval mode.
+      features: (N, T, F), padded with LOG_EPS.
+      feature_lens: (N,).
+      chunk: simulates streaming by a mask; None for full context.
+    Raises:
+      UserError: a chunk that does not fit the encoder.
+    """
+    device = next(model.parameters()).device
+    whole = chunk.chunk if chunk is not None else model.max_downsampling
+    features, feature_lens = pad_to_whole_chunks(features, feature_lens.clamp(min=SHORTEST), whole)
+    encoder_out, encoder_out_lens, _ = model.encode(features.to(device), feature_lens.to(device), chunk)
+    state = search.start(model, features.size(0))
+    return search.advance(model, encoder_out, encoder_out_lens, state).results()
+
+
+class Stream:
+    """One utterance as it arrives.  `StreamingDecoder.open` makes it, `accept_features` and `finish` feed it.
+
+    closed: nobody wants more of it; the decoder gives its place to another.
+    """
+
+    def __init__(self, chunk: ChunkConfig, search_state: SearchState) -> None:
+        self.search_state = search_state
+        self.finished = False
+        self.closed = False
+        self._chunk = chunk
+        self._features: Optional[Tensor] = None  # (T, F), of which the frames before _start are used up
+        self._start = 0
+
+    def accept_features(self, features: Tensor) -> None:
+        """Appends (T, F) log energies."""
+        if self.finished:
+            raise ValueError("features after the end of the stream")
+        if self._features is not None:
+            features = torch.cat([self._features[self._start :], features])
+        self._features, self._start = features, 0
+
+    def finish(self) -> None:
+        """Marks the end: what is left is padded with silence to whole chunks, as whole utterances are."""
+        self.finished = True
+        if self._features is not None:
+            rest = self._features[self._start :].unsqueeze(0)
+            rest_lens = torch.tensor([max(rest.size(1), SHORTEST)])
+            self._features, self._start = pad_to_whole_chunks(rest, rest_lens, self._chunk.chunk)[0][0], 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk of features, with its look-ahead, is there."""
+        return self._features is not None and self._features.size(0) - self._start >= self._chunk.input_frames
+
+    @property
+    def done(self) -> bool:
+        """Whether everything up to the end has been decoded."""
+        return self.finished and not self.ready
+
+    @property
+    def result(self) -> Result:
+        """The best hypothesis so far."""
+        return self.search_state.results()[0]
+
+    def next_chunk(self) -> Tensor:
+        """(chunk.input_frames, F); call it when `ready`."""
+        features = self._features[self._start : self._start + self._chunk.input_frames]
+        self._start += self._chunk.shift
+        return features
+
+
+class StreamingDecoder:
+    """Decodes many streams of different ages, one chunk of each that is ready per step.
+
+    The caches of all streams lie in one batch.  A step on all of them runs on that batch as it is; a stream that
+    ends hands its row to the next one waiting.
+
+    Args:
+      model: a causal transducer in eval mode.
+      chunk: with limited left context.
+      max_streams: streams in one batch; more wait until one of these is closed.
+    Raises:
+      UserError: a chunk that does not fit the encoder, or unlimited left context.
+    """
+
+    def __init__(self, model: nn.Module, chunk: ChunkConfig, search: Search, max_streams: int = 64) -> None:
+        if max_streams < 1:
+            raise UserError(f"--num-decode-streams {max_streams}: must be at least 1")
+        self.model = model
+        self.chunk = chunk
+        self.search = search
+        self.max_streams = max_streams
+        self._device = next(model.parameters()).device
+        self._fresh = model.init_state(1, chunk, self._device)
+        self._waiting: Deque[Stream] = deque()
+        self._seated: List[Stream] = []  # in the order of the encoder state's rows
+        self._encoder_state: Optional[EncoderState] = None
+
+    def open(self) -> Stream:
+        """A new stream."""
+        stream = Stream(self.chunk, self.search.start(self.model, 1))
+        self._waiting.append(stream)
+        return stream
+
+    @torch.no_grad()
+    def step(self) -> List[Stream]:
+        """Decodes one chunk of every stream that has one, and returns these streams (none: feed more first)."""
+        self._seat()
+        ready = [row for row, stream in enumerate(self._seated) if stream.ready]
+        if not ready:
+            return []
+        streams = [self._seated[row] for row in ready]
+        features = torch.stack([stream.next_chunk() for stream in streams]).to(self._device)
+        feature_lens = torch.full((len(streams),), self.chunk.input_frames, device=self._device)
+        if len(ready) == len(self._seated):
+            encoder_out, lens, self._encoder_state = self.model.encode(
+                features, feature_lens, self.chunk, self._encoder_state
+            )
+        else:
+            state = _take_rows(self._encoder_state, ready)
+            encoder_out, lens, state = self.model.encode(features, feature_lens, self.chunk, state)
+            _put_rows(self._encoder_state, ready, state)
+        search_state = SearchState.stack([stream.search_state for stream in streams])
+        search_state = self.search.advance(self.model, encoder_out, lens, search_state)
+        for stream, state_of_one in zip(streams, search_state.unstack()):
+            stream.search_state = state_of_one
+        return streams
+
+    def _seat(self) -> None:
+        """Makes rows and streams agree: closed streams leave, waiting ones come in up to `max_streams`."""
+        free = [row for row, stream in enumerate(self._seated) if stream.closed]
+        room = self.max_streams - len(self._seated) + len(free)
+        newcomers: List[Stream] = []
+        while self._waiting and len(newcomers) < room:
+            stream = self._waiting.popleft()
+            if not stream.closed:
+                newcomers.append(stream)
+        while free and newcomers:
+            row = free.pop()
+            self._seated[row] = newcomers.pop()
+            _put_rows(self._encoder_state, [row], self._fresh)
+        if free:
+            kept = [row for row, stream in enumerate(self._seated) if not stream.closed]
+            self._seated = [self._seated[row] for row in kept]
+            self._encoder_state = _take_rows(self._encoder_state, kept)
+        if newcomers:
+            states = [] if self._encoder_state is None else [self._encoder_state]
+            self._encoder_state = stack_states([*states, *[self._fresh] * len(newcomers)])
+            self._seated += newcomers
+
+
+def decode_streams(decoder: StreamingDecoder, utterances: Iterable[Tuple[Any, Tensor]]) -> Iterator[Tuple[Any, Result]]:
+    """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
+
+    Args:
+      utterances: names and (T, F) features, read only as places become free.
+    """
+    source = iter(utterances)
+    open_streams: List[Tuple[Any, Stream]] = []
+    exhausted = False
+    while open_streams or not exhausted:
+        while not exhausted and len(open_streams) < decoder.max_streams:
+            item = next(source, None)
+            if item is None:
+                exhausted = True
+                break
+            name, features = item
+            stream = decoder.open()
+            stream.accept_features(features)
+            stream.finish()
+            open_streams.append((name, stream))
+        decoder.step()
+        for name, stream in open_streams:
+            if stream.done:
+                stream.closed = True
+                yield name, stream.result
+        open_streams = [(name, stream) for name, stream in open_streams if not stream.closed]
+
+
+def _take_rows(state: EncoderState, rows: List[int]) -> EncoderState:
+    index = torch.tensor(rows, dtype=torch.int64, device=state.processed.device)
+    return EncoderState.from_tensors([tensor.index_select(0, index) for tensor in state.tensors()])
+
+
+def _put_rows(state: EncoderState, rows: List[int], values: EncoderState) -> None:
+    index = torch.tensor(rows, dtype=torch.int64, device=state.processed.device)
+    for tensor, value in zip(state.tensors(), values.tensors()):
+        tensor.index_copy_(0, index, value)

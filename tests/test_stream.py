@@ -1,0 +1,206 @@
+"""Chunk by chunk against whole utterances, with the real encoder: every frame, every hypothesis, every tail."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding_helpers import talkative_model
+from helpers import random_batch
+from kdstream.config import UserError
+from kdstream.decoding.search import Result, Search
+from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole
+from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
+from kdstream.models.transducer import Transducer
+
+CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64))
+SEARCHES = (Search("greedy_search"), Search("greedy_search", max_sym_per_frame=2), Search("modified_beam_search"))
+LENS = (301, 222, 9, 97, 180, 23, 40)  # feature frames; 9 are the fewest that the front end takes
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model() -> Transducer:
+    return talkative_model(causal=True)
+
+
+@pytest.fixture(scope="module")
+def utterances() -> List[Tensor]:
+    features, lens, _ = random_batch(LENS)
+    return [x[:n] for x, n in zip(features, lens)]
+
+
+def assert_same(ours: Sequence[Result], theirs: Sequence[Result]) -> None:
+    for one, other in zip(ours, theirs):
+        assert one.tokens == other.tokens
+        assert one.timestamps == other.timestamps
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-3)
+    assert len(ours) == len(theirs)
+
+
+def whole(model: Transducer, utterances: Sequence[Tensor], chunk, search: Search) -> List[Result]:
+    lens = torch.tensor([len(x) for x in utterances])
+    padded = torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True, padding_value=7.0)  # read by nobody
+    return decode_whole(model, padded, lens, chunk, search)
+
+
+def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> List[Result]:
+    results = dict(decode_streams(decoder, enumerate(utterances)))
+    return [results[n] for n in range(len(utterances))]
+
+
+def run_to_the_end(decoder: StreamingDecoder) -> None:
+    while decoder.step():
+        pass
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+@torch.no_grad()
+def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk, monkeypatch):
+    """Ragged streams of different ages against one padded batch, the tails included."""
+    heard: List[Tensor] = []
+    advance = Search.advance
+
+    def listen(self, model, encoder_out, lens, state):
+        assert lens.tolist() == [encoder_out.size(1)] * encoder_out.size(0)
+        heard.append(encoder_out)
+        return advance(self, model, encoder_out, lens, state)
+
+    decoder = StreamingDecoder(model, chunk, Search(), max_streams=3)
+    streams = [decoder.open() for _ in utterances]
+    for stream, features in zip(streams, utterances):
+        stream.accept_features(features)
+        stream.finish()
+    frames: Dict[Stream, List[Tensor]] = {stream: [] for stream in streams}
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "advance", listen)
+        for stepped in iter(decoder.step, []):
+            for stream, out in zip(stepped, heard[-1]):
+                frames[stream].append(out)
+            for stream in stepped:
+                stream.closed = stream.done
+
+    padded, lens = pad_to_whole_chunks(
+        torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True), torch.tensor(LENS), chunk.chunk
+    )
+    simulated, simulated_lens, _ = model.encode(padded, lens, chunk)
+    for stream, expected, length in zip(streams, simulated, simulated_lens):
+        ours = torch.cat(frames[stream])
+        assert ours.size(0) == length
+        assert (ours - expected[:length]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_chunk_by_chunk_equals_simulated_in_every_hypothesis(model, utterances, chunk, search):
+    expected = whole(model, utterances, chunk, search)
+    assert sum(len(set(result.tokens)) > 3 for result in expected) >= 4
+    for max_streams in (1, 3, 100):
+        assert_same(chunkwise(StreamingDecoder(model, chunk, search, max_streams), utterances), expected)
+
+
+@pytest.mark.parametrize("chunk", [None, *CHUNKS], ids=str)
+@pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
+def test_a_batch_gives_every_utterance_what_it_gets_alone(model, utterances, chunk, search):
+    together = whole(model, utterances, chunk, search)
+    assert_same([whole(model, [x], chunk, search)[0] for x in utterances], together)
+
+
+@pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
+def test_live_streams_that_join_stall_and_leave_equal_whole_utterances(model, utterances, search):
+    """Features come in pieces of any size, streams start late, and one leaves for good in the middle."""
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, search, max_streams=4)
+    generator = torch.Generator().manual_seed(0)
+    streams: Dict[int, Stream] = {}
+    sent = [0] * len(utterances)
+    leaver = decoder.open()
+    leaver.accept_features(utterances[0] + 1.0)
+    for moment in range(1000):
+        if moment % 3 == 0 and len(streams) < len(utterances):
+            streams[len(streams)] = decoder.open()
+        for n, stream in streams.items():
+            piece = int(torch.randint(0, 40, (), generator=generator))
+            if not stream.finished:
+                stream.accept_features(utterances[n][sent[n] : sent[n] + piece])
+                sent[n] += piece
+                if sent[n] >= len(utterances[n]):
+                    stream.finish()
+        decoder.step()
+        leaver.closed = moment > 5
+        for stream in streams.values():
+            stream.closed = stream.done
+        if len(streams) == len(utterances) and all(stream.done for stream in streams.values()):
+            break
+    assert_same([streams[n].result for n in range(len(utterances))], whole(model, utterances, chunk, search))
+
+
+def test_partial_results_of_greedy_search_grow_into_the_final_one(model, utterances):
+    decoder = StreamingDecoder(model, CHUNKS[0], Search())
+    stream = decoder.open()
+    stream.accept_features(utterances[0])
+    partial = []
+    while decoder.step():
+        partial.append(stream.result.tokens)
+    stream.finish()
+    run_to_the_end(decoder)
+    final = stream.result.tokens
+    assert len(partial) > 5
+    assert all(tokens == final[: len(tokens)] for tokens in partial)
+
+
+def test_the_silence_after_the_end_is_decoded_once(model):
+    """A chunk of features is decoded only when its look-ahead is there, or by `finish`."""
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, Search())
+    stream = decoder.open()
+    stream.accept_features(torch.zeros(chunk.input_frames - 1, 80))
+    assert decoder.step() == [] and not stream.done
+    stream.finish()
+    assert decoder.step() == [stream] and not stream.done
+    assert decoder.step() == [stream] and stream.done
+    assert decoder.step() == []
+    assert stream.search_state.frames == [chunk.chunk]
+
+
+@pytest.mark.parametrize("frames", [0, 1, 8])
+def test_utterances_too_short_for_the_front_end_get_one_chunk(model, frames):
+    features = random_batch((12,))[0][0, :frames]
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, Search())
+    assert_same(chunkwise(decoder, [features]), whole(model, [features], chunk, Search()))
+
+
+def test_features_after_the_end_are_refused(model):
+    stream = StreamingDecoder(model, CHUNKS[0], Search()).open()
+    stream.finish()
+    with pytest.raises(ValueError, match="after the end"):
+        stream.accept_features(torch.zeros(10, 80))
+
+
+def test_utterances_are_read_only_as_places_become_free(model, utterances):
+    read: List[int] = []
+
+    def reading():
+        for n, features in enumerate(utterances):
+            read.append(n)
+            yield n, features
+
+    results = decode_streams(StreamingDecoder(model, CHUNKS[0], Search(), max_streams=2), reading())
+    next(results)
+    assert len(read) < len(utterances)
+    assert len(list(results)) == len(utterances) - 1
+
+
+@pytest.mark.parametrize("chunk", [ChunkConfig(6, 12), ChunkConfig(8, -1)], ids=str)
+def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
+    with pytest.raises(UserError, match="--(chunk-size|left-context-frames)"):
+        StreamingDecoder(model, chunk, Search())
+
+
+def test_a_decoder_for_no_streams_is_refused(model):
+    with pytest.raises(UserError, match="--num-decode-streams"):
+        StreamingDecoder(model, CHUNKS[0], Search(), max_streams=0)
