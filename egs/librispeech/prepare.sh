@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# Prepares speech for training and decoding, in icefall's stages:
+#
+#   0  download the corpus (mini: speak it)    3  features and cuts
+#   1  manifests                               4  features of MUSAN
+#   2  manifests of MUSAN                      5  BPE model
+#
+# bash egs/librispeech/prepare.sh                                   the embedded corpus
+# bash egs/librispeech/prepare.sh --corpus mini-librispeech         download and prepare 5 hours
+# bash egs/librispeech/prepare.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test
+#
+# writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz and DATA_DIR/lang_bpe_<V>/.
+# What is finished is not done again; what stopped half-way goes on at its stage.
+
+set -eou pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+
+stage=0
+stop_stage=5
+corpus=mini               # mini, mini-librispeech, librispeech-100 or librispeech
+corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/<speaker>/<chapter>/
+train_parts=              # parts, separated by commas; by default those of the corpus
+dev_parts=
+test_parts=
+vocab_size=               # BPE pieces; by default 500, for the mini corpus 256
+perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
+musan=false               # noise for --enable-musan
+data_dir=$here/data
+dl_dir=$here/download     # where stage 0 puts what it downloads or speaks
+nj=2                      # processes
+
+usage() {
+  sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '/^set /d; s/^# \{0,1\}//'
+  echo "Flags and defaults:"
+  sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "${BASH_SOURCE[0]}" | sed -n '/--stage/,/--nj/p' | tr _ - |
+    sed 's#\$here#egs/librispeech#'
+}
+
+fail() { echo "error: $*" >&2; exit 1; }
+log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (prepare.sh:${BASH_LINENO[0]}) $*"; }
+
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --stage | --stop-stage | --corpus | --corpus-dir | --train-parts | --dev-parts | --test-parts | --vocab-size | \
+      --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
+      (($# > 1)) || fail "$1: wants a value; see --help"
+      name=${1#--}
+      printf -v "${name//-/_}" '%s' "$2"
+      shift 2 ;;
+    *) fail "$1: no such flag; see --help" ;;
+  esac
+done
+
+python=${PYTHON:-$root/.venv/bin/python}
+[[ -n ${PYTHON:-} || -x $python ]] || python=python3
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+
+if [[ -z $corpus_dir ]]; then
+  case $corpus in
+    mini) parts=(train dev test) corpus_dir=$dl_dir/mini ;;
+    mini-librispeech) parts=(train-clean-5 dev-clean-2 dev-clean-2) corpus_dir=$dl_dir ;;
+    librispeech-100) parts=(train-clean-100 dev-clean,dev-other test-clean,test-other) corpus_dir=$dl_dir ;;
+    librispeech)
+      parts=(train-clean-100,train-clean-360,train-other-500 dev-clean,dev-other test-clean,test-other)
+      corpus_dir=$dl_dir ;;
+    *) fail "--corpus $corpus: not mini, mini-librispeech, librispeech-100 or librispeech; or use --corpus-dir" ;;
+  esac
+  train_parts=${train_parts:-${parts[0]}} dev_parts=${dev_parts:-${parts[1]}} test_parts=${test_parts:-${parts[2]}}
+else
+  corpus=custom
+  [[ -n $train_parts && -n $dev_parts && -n $test_parts ]] ||
+    fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
+  [[ -d $corpus_dir/LibriSpeech ]] || fail "--corpus-dir $corpus_dir: has no directory LibriSpeech"
+  corpus_dir=$(cd "$corpus_dir" && pwd)
+fi
+if [[ $corpus == mini ]]; then
+  vocab_size=${vocab_size:-256} perturb_speed=${perturb_speed:-false}
+fi
+vocab_size=${vocab_size:-500} perturb_speed=${perturb_speed:-true}
+for name in musan perturb_speed; do
+  case ${!name} in
+    true | 1) printf -v $name true ;;
+    false | 0) printf -v $name false ;;
+    *) fail "--${name/_/-} ${!name}: not true or false" ;;
+  esac
+done
+
+mkdir -p "$data_dir/manifests" "$data_dir/fbank"
+data_dir=$(cd "$data_dir" && pwd)
+
+# A marker says how its work was done: with other settings the work is done again.
+is_done() { [[ -f $1 && $(<"$1") == "$2" ]]; }
+in_stage() { ((stage <= $1 && stop_stage >= $1)); }
+each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas: one a line, once
+unfinished() { # DIR SETTINGS PART...: those parts without a marker in DIR, separated by commas
+  for part in "${@:3}"; do is_done "$1/.$part.done" "$2" || echo "$part"; done | paste -sd ,
+}
+finish() { # DIR SETTINGS PARTS
+  for part in $(each "$3"); do echo "$2" >"$1/.$part.done"; done
+}
+cuts_of() { for part in $(each "$1"); do echo "$data_dir/fbank/librispeech_cuts_$part.jsonl.gz"; done; }
+
+all_parts=$(each "$train_parts,$dev_parts,$test_parts")
+
+if in_stage 0; then
+  if [[ $corpus == mini ]]; then
+    log "Stage 0: speak the embedded corpus into $corpus_dir"
+    "$python" "$root/local/make_mini_corpus.py" --output-dir "$corpus_dir" --jobs "$nj"
+  elif [[ $corpus != custom ]]; then
+    log "Stage 0: download $corpus into $dl_dir"
+    for part in $all_parts; do
+      "$python" -c 'import sys; from lhotse.recipes import download_librispeech as d; d(sys.argv[1], [sys.argv[2]])' \
+        "$dl_dir" "$part" || fail "$part: not downloaded; is openslr.org within reach? A second run goes on from here"
+    done
+  fi
+  if [[ $musan == true ]]; then
+    log "Stage 0: download MUSAN into $dl_dir"
+    "$python" -c 'import sys; from lhotse.recipes import download_musan as d; d(sys.argv[1])' "$dl_dir" ||
+      fail "MUSAN: not downloaded; is openslr.org within reach? A second run goes on from here"
+  fi
+fi
+
+if in_stage 1; then
+  log "Stage 1: manifests"
+  todo=$(unfinished "$data_dir/manifests" "$corpus_dir" $all_parts)
+  if [[ -n $todo ]]; then
+    "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$todo" \
+      --output-dir "$data_dir/manifests"
+    finish "$data_dir/manifests" "$corpus_dir" "$todo"
+  fi
+fi
+
+if in_stage 2 && [[ $musan == true ]]; then
+  log "Stage 2: manifests of MUSAN"
+  marker=$data_dir/manifests/.musan.done
+  if ! is_done "$marker" "$dl_dir"; then
+    "$python" -c 'import sys; from lhotse.recipes import prepare_musan as p; p(sys.argv[1], sys.argv[2])' \
+      "$dl_dir/musan" "$data_dir/manifests"
+    echo "$dl_dir" >"$marker"
+  fi
+fi
+
+if in_stage 3; then
+  log "Stage 3: features"
+  train_settings="$corpus_dir perturb-speed $perturb_speed shuffled"
+  train_todo=$(unfinished "$data_dir/fbank" "$train_settings" $(each "$train_parts"))
+  other_todo=$(unfinished "$data_dir/fbank" "$corpus_dir" $(each "$dev_parts,$test_parts"))
+  if [[ -n $train_todo$other_todo ]]; then
+    "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
+      --train-parts "$train_todo" --parts "$other_todo" --perturb-speed "$perturb_speed" --jobs "$nj"
+    "$python" "$root/local/validate_manifest.py" $(cuts_of "$train_todo,$other_todo")
+    finish "$data_dir/fbank" "$train_settings" "$train_todo"
+    finish "$data_dir/fbank" "$corpus_dir" "$other_todo"
+  fi
+fi
+
+if in_stage 4 && [[ $musan == true ]]; then
+  log "Stage 4: features of MUSAN"
+  marker=$data_dir/fbank/.musan.done
+  if ! is_done "$marker" "$dl_dir"; then
+    "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
+      --musan true --jobs "$nj"
+    echo "$dl_dir" >"$marker"
+  fi
+fi
+
+if in_stage 5; then
+  lang_dir=$data_dir/lang_bpe_$vocab_size
+  log "Stage 5: BPE model in $lang_dir"
+  marker=$lang_dir/.done
+  if ! is_done "$marker" "$corpus_dir $train_parts"; then
+    "$python" "$root/local/train_bpe_model.py" --manifest-dir "$data_dir/manifests" --parts "$train_parts" \
+      --vocab-size "$vocab_size" --lang-dir "$lang_dir"
+    echo "$corpus_dir $train_parts" >"$marker"
+  fi
+fi
+
+log "Done: $data_dir (train.py takes it as --manifest-dir $data_dir/fbank --train-parts $train_parts" \
+  "--dev-parts $dev_parts --test-parts $test_parts --bpe-model $data_dir/lang_bpe_$vocab_size/bpe.model)"

@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Decodes chunk by chunk, many streams at once, as a streaming model hears speech when it is deployed.
+
+    python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --num-decode-streams 64
+
+Everything about the model comes from EXP_DIR/config.json; features are computed from audio.  Every output frame and
+every hypothesis is that of decode.py on the same chunk.  Leaves recogs-*, errs-* and wer-summary*.txt in
+EXP_DIR/streaming/<decoding method>/, and a record of each test set in --results-json.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.decoding.run import DecodingRun, read_flags
+from kdstream.decoding.stream import StreamingDecoder, decode_streams
+from kdstream.training.trained import load_trained
+
+
+def main() -> None:
+    config, decode = read_flags(__doc__)
+    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
+    for test_set, utterances in run.data.test_sets().items():
+        decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams)
+        streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances))
+        progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
+        run.save(test_set, [run.transcript(cut_id, text, result) for (cut_id, text), result in progress])
+
+
+if __name__ == "__main__":
+    cli.run(main)
