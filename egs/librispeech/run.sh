@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# The whole main job: a full-context teacher, a streaming baseline, and a streaming student distilled from the teacher.
+#
+#   0  environment (.venv)      3  train the baseline
+#   1  data (prepare.sh)        4  train the distilled student
+#   2  train the teacher        5  decode all three      6  report
+#
+# bash egs/librispeech/run.sh                                       the embedded corpus, under 30 minutes on 2 cores
+# bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 60
+# bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
+#     --data-dir exp/mine/data --exp-root exp/mine
+#
+# What is finished is not done again; a training that was killed goes on from its last checkpoint.
+# The result is EXP_ROOT/report/report.md.
+
+set -eou pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+self=$here/$(basename "${BASH_SOURCE[0]}")
+root=$(cd "$here/../.." && pwd)
+cd "$here"
+
+stage=0
+stop_stage=6
+corpus=mini               # as for prepare.sh: mini, mini-librispeech, librispeech-100 or librispeech
+corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/, with its parts
+train_parts=train
+dev_parts=dev
+test_parts=test
+vocab_size=256
+data_dir=$here/data
+exp_root=$here/exp
+preset=tiny
+chunk_size=8              # 20 ms frames: 160 ms
+left_context_frames=32    # 640 ms
+num_epochs=9
+avg=3                     # epochs whose mean is decoded
+world_size=               # processes; by default one per GPU, or two where there is none
+max_duration=15           # seconds of speech in a batch, per process
+train_flags=              # more flags for every train.py, in one string
+distill_flags=            # more flags for the distilled student's train.py
+
+usage() {
+  sed -n '2,/^set /p' "$self" | sed '/^set /d; s/^# \{0,1\}//'
+  echo "Flags and defaults:"
+  sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ -
+}
+
+fail() { echo "error: $*" >&2; exit 1; }
+log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (run.sh) $*"; }
+
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --*)
+      name=${1#--} name=${name//-/_}
+      grep -q "^$name=" <(sed -n '/^stage=/,/^distill_flags=/p' "$self") || fail "$1: no such flag; see --help"
+      (($# > 1)) || fail "$1: wants a value; see --help"
+      printf -v "$name" '%s' "$2"
+      shift 2 ;;
+    *) fail "$1: no such flag; see --help" ;;
+  esac
+done
+
+stages() { ((stage <= $1 && $1 <= stop_stage)); }
+python=$root/.venv/bin/python
+
+if stages 0; then
+  log "Stage 0: environment"
+  bash "$root/local/setup_env.sh"
+fi
+[[ -x $python ]] || fail "$python: not there; run with --stage 0"
+
+if stages 1; then
+  log "Stage 1: data"
+  source_flags=(--corpus "$corpus")
+  [[ -z $corpus_dir ]] ||
+    source_flags=(--corpus-dir "$corpus_dir" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts")
+  bash "$here/prepare.sh" "${source_flags[@]}" --vocab-size "$vocab_size" --data-dir "$data_dir"
+fi
+if [[ -z $corpus_dir ]]; then  # the parts that prepare.sh chose
+  case $corpus in
+    mini-librispeech) train_parts=train-clean-5 dev_parts=dev-clean-2 test_parts=dev-clean-2 ;;
+    librispeech-100) train_parts=train-clean-100 dev_parts=dev-clean,dev-other test_parts=test-clean,test-other ;;
+    librispeech)
+      train_parts=train-clean-100,train-clean-360,train-other-500
+      dev_parts=dev-clean,dev-other test_parts=test-clean,test-other ;;
+  esac
+fi
+
+if [[ -z $world_size ]]; then
+  world_size=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  ((world_size)) || world_size=$(($(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
+fi
+
+# train NAME FLAGS...: one experiment, EXP_ROOT/NAME, until epoch-NUM_EPOCHS.pt is there
+train() {
+  local name=$1
+  shift
+  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]]; then
+    log "$name: already trained"
+    return
+  fi
+  # shellcheck disable=SC2086  # train_flags holds several words
+  $python train.py --exp-dir "$exp_root/$name" --resume 1 --preset "$preset" --num-epochs "$num_epochs" \
+    --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
+    --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
+    --world-size "$world_size" --num-workers 1 --ref-duration 3 --warm-step 200 --lr-warmup-batches 100 \
+    --lr-batches 500 --lr-epochs 3.5 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
+    $train_flags "$@"
+}
+
+streaming=(--causal 1 --chunk-size "$chunk_size" --left-context-frames "$left_context_frames")
+if stages 2; then
+  log "Stage 2: teacher"
+  train teacher --causal 0
+fi
+if stages 3; then
+  log "Stage 3: baseline"
+  train baseline "${streaming[@]}"
+fi
+if stages 4; then
+  log "Stage 4: distilled student"
+  # shellcheck disable=SC2086
+  train distilled "${streaming[@]}" --teacher-exp-dir "$exp_root/teacher" --teacher-avg "$avg" $distill_flags
+fi
+
+# decode NAME SCRIPT FLAGS...: once for each checkpoint and set of flags
+decode() {
+  local name=$1 script=$2
+  shift 2
+  local flags="--epoch $num_epochs --avg $avg $*"
+  local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags")"
+  if [[ -f $done_file ]]; then
+    log "$name, $script $*: already decoded"
+    return
+  fi
+  # shellcheck disable=SC2086
+  $python "$script" --exp-dir "$exp_root/$name" $flags
+  touch "$done_file"
+}
+
+if stages 5; then
+  log "Stage 5: decoding"
+  decode teacher decode.py
+  for system in baseline distilled; do
+    decode $system decode.py
+    decode $system streaming_decode.py
+    for wider in 2 4; do  # the same model at longer chunks, for WER against latency
+      chunk=$((chunk_size * wider))
+      left=$((left_context_frames > chunk ? left_context_frames : chunk))
+      decode $system decode.py --chunk-size $chunk --left-context-frames $left
+    done
+  done
+fi
+
+if stages 6; then
+  report=$exp_root/report/report.md
+  newer=$(find "$exp_root" -maxdepth 2 -name results.json -newer "$report" 2>/dev/null || echo none)
+  if [[ -f $report && -z $newer ]]; then
+    log "Stage 6: report: already written"
+  else
+    log "Stage 6: report"
+    $python "$root/local/report.py" --exp-root "$exp_root" --systems teacher,baseline,distilled --baseline baseline
+  fi
+  log "$report"
+fi

@@ -1,0 +1,1 @@
+"""Knowledge distillation: what training adds and inference never sees."""

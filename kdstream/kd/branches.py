@@ -1,0 +1,132 @@
+"""Auxiliary branches: the non-streaming layers that stand between student and teacher in training.
+
+    s --projection--> p --auxiliary layer (full context)--> z    compared with the teacher's h_t, Q, K, V
+                      p --unidirectional LSTM--> Linear --> r    predicts the teacher's h_{t+n}
+
+A streaming layer cannot give what the teacher gives, because it has not heard the future.  The
+auxiliary layer has: it attends over the whole utterance of streaming features, so its output can be
+compared with the teacher's on equal terms, and its gradient tells the student which features help.
+The branch is thrown away after training.  (arXiv 2308.16415; sizes and positions are ours.)
+
+Shapes: N batch, T tap frames, D_S and D_T width of the student's and the teacher's layer, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import UserError
+from kdstream.kd.losses import at_least_float32, float32, padding_mask
+
+MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
+
+
+class BranchOutput(NamedTuple):
+    """What a branch makes of a student's features; None where the branch lacks the part.
+
+    z: (N, T, D_T), full-context; query, key, value: (N, T, D_T), the auxiliary layer's own.
+    r: (N, T, D_T), r_t made of the streaming features of frames <= t.
+    """
+
+    z: Optional[Tensor] = None
+    query: Optional[Tensor] = None
+    key: Optional[Tensor] = None
+    value: Optional[Tensor] = None
+    r: Optional[Tensor] = None
+
+
+class AuxiliaryBranch(nn.Module):
+    """Projection, auxiliary layer and predictor for one tapped layer.
+
+    Args:
+      student_dim, teacher_dim: D_S and D_T.
+      heads, feedforward_dim: of the auxiliary layer; heads 0 leaves the layer out.
+      apc_dim: width of the LSTM; 0 leaves the predictor out.
+    Raises:
+      UserError: heads do not divide teacher_dim.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, heads: int, feedforward_dim: int, apc_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(student_dim, teacher_dim)
+        self.layer = AuxiliaryLayer(teacher_dim, heads, feedforward_dim) if heads else None
+        self.predictor = FuturePredictor(teacher_dim, apc_dim) if apc_dim else None
+
+    def forward(self, s: Tensor, lens: Tensor) -> BranchOutput:
+        """s: (N, T, D_S), the student's streaming features; lens: (N,) valid frames."""
+        p = self.projection(s)
+        output = BranchOutput()
+        if self.layer is not None:
+            z, query, key, value = self.layer(p, lens)
+            output = output._replace(z=z, query=query, key=key, value=value)
+        if self.predictor is not None:
+            # p, not z: z_t has heard the whole utterance, the frame to be predicted included.
+            output = output._replace(r=self.predictor(p))
+        return output
+
+
+class AuxiliaryLayer(nn.Module):
+    """A pre-norm Transformer layer over the whole utterance; only padding is masked.
+
+    x = p + Attention(LayerNorm(p)),   z = x + FeedForward(LayerNorm(x))
+
+    Positions enter as a learned bias per head and distance, added to the attention scores.  Unlike
+    sinusoids added to the input they leave Q, K and V free of position, as the teacher's are, so
+    that the relation losses compare content with content.  No dropout: the targets are dense and
+    the layer is thrown away.
+    """
+
+    def __init__(self, dim: int, heads: int, feedforward_dim: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise UserError(f"--kd-branch-heads {heads}: does not divide the teacher's layer width {dim}")
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        # Not zero: an optimiser that steps in proportion to a tensor's size would hardly move it.
+        self.distance_bias = nn.Parameter(0.02 * torch.randn(heads, 2 * MAX_DISTANCE + 1))
+        self.out_proj = nn.Linear(dim, dim)
+        self.feedforward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, feedforward_dim), nn.GELU(), nn.Linear(feedforward_dim, dim)
+        )
+
+    def forward(self, p: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p: (N, T, D); returns z, query, key, value, each (N, T, D)."""
+        p = at_least_float32(p)  # under autocast too: the residual path, and what the norms read
+        query, key, value = self.in_proj(self.attention_norm(p)).chunk(3, dim=-1)  # (N, T, D) each
+        x = p + self.out_proj(self.attend(query, key, value, lens))
+        return x + self.feedforward(x), query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, lens: Tensor) -> Tensor:
+        """softmax(Q K^T / sqrt(d) + bias) V over the valid keys: (N, T, D)."""
+        N, T, D = query.shape
+        query, key, value = (x.view(N, T, self.heads, -1).transpose(1, 2) for x in (query, key, value))  # (N, H, T, d)
+        scores = torch.matmul(query / math.sqrt(D // self.heads), key.transpose(2, 3))  # (N, H, T, T)
+        scores += self.bias(T)
+        scores.masked_fill_(padding_mask(lens, T)[:, None, None, :], torch.finfo(scores.dtype).min)
+        return torch.matmul(scores.softmax(dim=-1), value).transpose(1, 2).reshape(N, T, D)
+
+    def bias(self, frames: int) -> Tensor:
+        """(H, T, T): what a head adds to the score of query i and key j, by their distance j - i."""
+        distance = torch.arange(1 - frames, frames, device=self.distance_bias.device)  # (2T - 1,)
+        by_distance = self.distance_bias[:, distance.clamp(-MAX_DISTANCE, MAX_DISTANCE) + MAX_DISTANCE]
+        return by_distance.unfold(1, frames, 1).flip(1)  # row i holds distances -i .. T - 1 - i
+
+
+class FuturePredictor(nn.Module):
+    """Autoregressive predictive coding: a unidirectional LSTM and a Linear to the teacher's width."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, hidden_dim, batch_first=True)
+        self.output = nn.Linear(hidden_dim, dim)
+
+    def forward(self, p: Tensor) -> Tensor:
+        """p: (N, T, D); returns r: (N, T, D), where r_t depends on p_0 .. p_t alone."""
+        with float32(p):  # LSTMs in bfloat16 are missing on many CPUs
+            hidden, _ = self.lstm(at_least_float32(p))
+        return self.output(hidden)

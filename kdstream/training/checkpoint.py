@@ -1,0 +1,330 @@
+"""Checkpoints in icefall's format, written so that a killed process leaves no broken file, and their averages.
+
+An exp-dir holds epoch-N.pt (from 1), checkpoint-N.pt (N optimiser steps; the last few), and copies
+best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg,
+optimizer, scheduler, grad_scaler, sampler, branches, and every training parameter at top level.
+"model" and "model_avg" hold what is deployed and nothing else; "branches" what distillation added.
+A bare {"model": state_dict}, icefall's pretrained.pt, is read as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import pickle
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import UserError
+
+PathLike = Union[str, Path]
+StateDict = Dict[str, Tensor]
+RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler", "branches")
+PRETRAINED = "pretrained.pt"
+
+
+def save_checkpoint(
+    path: PathLike,
+    model: nn.Module,
+    model_avg: Optional[nn.Module] = None,
+    branches: Optional[nn.Module] = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    sampler: Optional[Dict[str, Any]] = None,
+    params: Optional[Dict[str, Any]] = None,
+) -> None:
+    """Writes everything that a resumed training needs, at once or not at all.
+
+    Args:
+      path: epoch-N.pt or checkpoint-N.pt.
+      model: the bare student, not its DDP wrapper.
+      model_avg: its running average, in float64; a float32 copy is stored.
+      sampler: position in the data, as {"epoch": the epoch to go on with, "batch": its batches already used}.
+      params: plain values for the top level; their names must not be those above.
+    """
+    clashes = [name for name in params or {} if name in RESERVED]
+    if clashes:
+        raise ValueError(f"parameters {clashes} have the name of a checkpoint entry")
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": _state_of(optimizer),
+        "scheduler": _state_of(scheduler),
+        "grad_scaler": _state_of(scaler),
+        "sampler": sampler,
+        "branches": _state_of(branches),
+        **(params or {}),
+    }
+    if model_avg is not None:
+        checkpoint["model_avg"] = _as_float32(model_avg.state_dict())
+    logging.info(f"Saving checkpoint to {path}")
+    with _replacing(Path(path)) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def copy_checkpoint(source: PathLike, target: PathLike) -> None:
+    """Copies a checkpoint, at once or not at all."""
+    with _replacing(Path(target)) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary file to write; on success it takes the place of `path`, on failure it goes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def remove_leftovers(exp_dir: PathLike) -> None:
+    """Deletes what a process that was killed while saving left half-written."""
+    for path in Path(exp_dir).glob(".*.pt.tmp"):
+        path.unlink()
+
+
+def _state_of(part: Any) -> Any:
+    return None if part is None else part.state_dict()
+
+
+def _as_float32(state: StateDict) -> StateDict:
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def load_checkpoint(path: PathLike) -> Dict[str, Any]:
+    """Reads a checkpoint to the CPU.
+
+    Raises:
+      UserError: no such file, a file cut short, or one that is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint{_what_there_is(path.parent)}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
+            raise UserError(
+                f"{path}: holds Python objects besides tensors; export its weights first, "
+                'e.g. torch.save({"model": model.state_dict()}, "pretrained.pt")'
+            ) from error
+        raise UserError(_damaged(path)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(_damaged(path)) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f'{path}: not a checkpoint: it has no "model"; give a file that train.py or export.py wrote')
+    return checkpoint
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path}: cut short or damaged; delete it and go on from an earlier one "
+        "(train.py --resume 1 takes the last that is left; decode.py --epoch or --iter names one)"
+    )
+
+
+def _what_there_is(exp_dir: Path) -> str:
+    """"; DIR holds ..." for error messages."""
+    names = [path.name for path in (*find_epochs(exp_dir), *find_checkpoints(exp_dir))]
+    if not names:
+        return f"; {exp_dir} holds none, train first"
+    return f"; {exp_dir} holds {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+
+
+def restore(
+    checkpoint: Dict[str, Any],
+    path: PathLike,
+    model: nn.Module,
+    model_avg: Optional[nn.Module] = None,
+    branches: Optional[nn.Module] = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+) -> None:
+    """Puts a checkpoint's parts back where they came from.  Parameters are loaded strictly.
+
+    Raises:
+      UserError: naming `path`, if a part does not fit or is missing.
+    """
+    load_strictly(model, checkpoint["model"], path)
+    if model_avg is not None:
+        load_strictly(model_avg, checkpoint.get("model_avg") or checkpoint["model"], path)
+    if branches is not None:
+        load_strictly(branches, _part(checkpoint, "branches", path), path)
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("grad_scaler", scaler)):
+        # A scaler that was off leaves an empty state: float16 may have been switched on since.
+        if part is not None and (name != "grad_scaler" or checkpoint.get(name)):
+            state = _part(checkpoint, name, path)
+            try:
+                part.load_state_dict(state)
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{path}: its {name} is not this training's ({error}); use another --exp-dir") from error
+
+
+def _part(checkpoint: Dict[str, Any], name: str, path: PathLike) -> Any:
+    if not checkpoint.get(name):
+        raise UserError(f"{path}: holds no {name}, so training cannot go on from it; start anew in another --exp-dir")
+    return checkpoint[name]
+
+
+def load_strictly(module: nn.Module, state: StateDict, path: PathLike) -> None:
+    """load_state_dict(strict=True) whose failure is one line that names the file."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: does not fit the model in config.json ({' '.join(str(error).split())[:300]}); "
+            "use the checkpoints and the config.json of one training"
+        ) from error
+
+
+def find_epochs(exp_dir: PathLike) -> List[Path]:
+    """epoch-N.pt, the last one first."""
+    return [path for _, path in sorted(_numbered(Path(exp_dir), "epoch"), reverse=True)]
+
+
+def find_checkpoints(exp_dir: PathLike, until: int = 0) -> List[Path]:
+    """checkpoint-N.pt (with N <= `until`, unless that is 0), the last one first."""
+    found = sorted(_numbered(Path(exp_dir), "checkpoint"), reverse=True)
+    return [path for number, path in found if not until or number <= until]
+
+
+def _numbered(exp_dir: Path, stem: str) -> List[Tuple[int, Path]]:
+    matches = [(re.fullmatch(rf"{stem}-(\d+)\.pt", path.name), path) for path in exp_dir.glob(f"{stem}-*.pt")]
+    return [(int(match.group(1)), path) for match, path in matches if match]
+
+
+def remove_old_checkpoints(exp_dir: PathLike, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoint-N.pt."""
+    for path in find_checkpoints(exp_dir)[max(1, keep) :]:
+        path.unlink()
+
+
+def latest_checkpoint(exp_dir: PathLike) -> Optional[Path]:
+    """The checkpoint that saw most batches, of epoch-N.pt and checkpoint-N.pt; None if there is neither."""
+    epochs, checkpoints = find_epochs(exp_dir)[:1], find_checkpoints(exp_dir)[:1]
+    if not epochs or not checkpoints:
+        return next(iter(epochs + checkpoints), None)
+    steps = int(checkpoints[0].stem.split("-")[1])
+    return epochs[0] if load_checkpoint(epochs[0])["batch_idx_train"] >= steps else checkpoints[0]
+
+
+@torch.no_grad()
+def update_averaged_model(model: nn.Module, model_avg: nn.Module, average_period: int, batch_idx_train: int) -> None:
+    """model_avg += (model - model_avg) * average_period / batch_idx_train.
+
+    Called every `average_period` batches, this keeps model_avg the mean of the models at all those
+    points.  model_avg is float64, on the CPU: over many updates float32 would lose the small steps.
+    """
+    weight = average_period / batch_idx_train
+    average = model_avg.state_dict()
+    for name, value in model.state_dict().items():
+        value = value.to(average[name].device, average[name].dtype)
+        if average[name].is_floating_point():
+            average[name].lerp_(value, weight)
+        else:
+            average[name].copy_(value)
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """What update_averaged_model averages into: a copy on the CPU, in float64."""
+    return copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+
+
+def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_averaged_model: bool) -> StateDict:
+    """The parameters that icefall's decode.py would use for --epoch/--iter, --avg, --use-averaged-model.
+
+    With use_averaged_model: the mean over all batches after epoch (epoch - avg) up to epoch `epoch`,
+    from the running averages in those two files; epoch == avg means from the start of training.
+    Without: the plain mean of the last `avg` files.  `iter_` > 0 counts checkpoint-N.pt files
+    instead.  Epoch 0 is the last one there is, or else a bare pretrained.pt.
+
+    Returns:
+      float32 tensors by parameter name.
+    Raises:
+      UserError: a file that is missing or damaged, or one without what the average needs.
+    """
+    exp_dir = Path(exp_dir)
+    if avg < 1:
+        raise UserError(f"--avg {avg}: must be at least 1")
+    if epoch == 0 and iter_ == 0:
+        epochs = find_epochs(exp_dir)
+        if not epochs and (exp_dir / PRETRAINED).is_file():
+            return _as_float32(load_checkpoint(exp_dir / PRETRAINED)["model"])
+        if not epochs:
+            raise UserError(f"{exp_dir}: no epoch-N.pt{_what_there_is(exp_dir)}; or name one with --iter")
+        epoch = int(epochs[0].stem.split("-")[1])
+    wanted = avg + 1 if use_averaged_model else avg
+    if iter_ > 0:
+        paths = find_checkpoints(exp_dir, until=iter_)[:wanted]
+        if len(paths) < wanted:
+            raise UserError(
+                f"--iter {iter_} --avg {avg}: needs {wanted} checkpoint-N.pt files up to {iter_}, "
+                f"{exp_dir} holds {len(paths)}; lower --avg"
+            )
+    else:
+        if avg > epoch:
+            raise UserError(f"--epoch {epoch} --avg {avg}: averages more epochs than there were; lower --avg")
+        paths = [exp_dir / f"epoch-{e}.pt" for e in range(epoch, epoch - wanted, -1) if e >= 1]
+    if not use_averaged_model:
+        return _mean_of(paths)
+    start = paths[-1] if len(paths) == wanted else None  # None: from the start of training
+    return _mean_between(start, paths[0])
+
+
+def _mean_of(paths: List[Path]) -> StateDict:
+    total: StateDict = {}
+    for path in paths:
+        for name, value in load_checkpoint(path)["model"].items():
+            value = value.double() if value.is_floating_point() else value
+            total[name] = total[name] + value if name in total and value.is_floating_point() else value
+    return _map_floats(lambda value: value / len(paths), total)
+
+
+def _mean_between(start: Optional[Path], end: Path) -> StateDict:
+    """The mean of the models after `start` up to `end`: (n_end avg_end - n_start avg_start) / (n_end - n_start)."""
+    average, n_end = _running_average(end)
+    if start is None:
+        previous, n_start = {}, 0
+    else:
+        previous, n_start = _running_average(start)
+    if n_end <= n_start:
+        raise UserError(
+            f"{end}: its running average was not updated after {start or 'the start'}; "
+            "raise --avg, give --use-averaged-model 0, or train with a lower --average-period"
+        )
+    weight = n_end / (n_end - n_start)
+    if start is None:
+        return _as_float32(average)
+    return {
+        name: (weight * value.double() + (1 - weight) * previous[name].double()).float()
+        if value.is_floating_point()
+        else value
+        for name, value in average.items()
+    }
+
+
+def _running_average(path: Path) -> Tuple[StateDict, int]:
+    """model_avg, and the batches that it covers."""
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.get("model_avg") or "batch_idx_train" not in checkpoint:
+        raise UserError(f"{path}: holds no running average; give --use-averaged-model 0")
+    period = checkpoint["average_period"]
+    return checkpoint["model_avg"], checkpoint["batch_idx_train"] // period * period
+
+
+def _map_floats(function: Callable[[Tensor], Tensor], state: StateDict) -> StateDict:
+    return {name: function(value).float() if value.is_floating_point() else value for name, value in state.items()}

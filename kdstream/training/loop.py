@@ -1,0 +1,430 @@
+"""The training loop of every model: teacher, streaming baseline, distilled student.
+
+`run` is one process's whole training.  A "batch" in counts and intervals is one optimiser step; with
+--accum-grad A on W processes it takes A * W batches of the data.  What a step does depends on
+(config, seed, number of the step) and the parameters alone, so a training that was killed and
+resumed from its last checkpoint gives the same losses as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterable, Iterator, List, Optional
+
+import torch
+from lhotse.dataset import find_pessimistic_batches
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from kdstream.config import ExperimentConfig, UserError
+from kdstream.data import AsrDataModule, Batch
+from kdstream.models.scaling import set_batch_count
+from kdstream.models.transducer import build_model
+from kdstream.training import checkpoint as ckpt
+from kdstream.training import dist
+from kdstream.training.diagnostics import Diagnostics, InfCheck
+from kdstream.training.experiment import (
+    Progress,
+    check_same_model,
+    checkpoint_params,
+    checkpoint_to_resume,
+    describe,
+    max_memory_mb,
+    note_batch,
+    tensorboard_writer,
+    with_preset,
+    with_vocabulary,
+)
+from kdstream.training.metrics import MetricsTracker
+from kdstream.training.optim import Eden, ScaledAdam
+from kdstream.training.precision import Precision
+from kdstream.training.step import (
+    StudentWithBranches,
+    build_distiller,
+    chunk_choices,
+    compute_loss,
+    draw_chunk,
+    seed_step,
+)
+
+RESET_INTERVAL = 200  # batches over which tot_loss forgets
+SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
+MAX_BAD_BATCHES = 10  # in a row
+DIAGNOSTIC_BATCHES = 5
+CLIPPING_SCALE = 2.0
+
+
+def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
+    """Trains one experiment, as process `rank` of `world_size`.
+
+    Raises:
+      UserError: whatever the user can mend, in one line.
+    """
+    exp_dir = Path(config.train.exp_dir)
+    config = with_preset(config)
+    dist.setup(rank, world_size, config.train.master_port)
+    try:
+        device = dist.device_of(rank)
+        data = AsrDataModule(config.data, config.train.seed)
+        config = with_vocabulary(config, data.tokenizer.vocab_size)
+        check_same_model(config)
+        resume_from = checkpoint_to_resume(config)
+        log_path = dist.setup_logging(exp_dir, rank, world_size)
+        dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
+        if rank == 0 and not config.train.print_diagnostics:
+            config.save(exp_dir)
+            ckpt.remove_leftovers(exp_dir)
+        logging.info(f"Training started: {' '.join(sys.argv)}")
+        logging.info(f"Device: {device}; log: {log_path}")
+        trainer = Trainer(config, data, device, rank, world_size)
+        if resume_from is not None:
+            trainer.restore(resume_from)
+        trainer.train()
+        logging.info("Done!")
+        dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
+    finally:
+        dist.close_logging()
+
+
+class Trainer:
+    """Everything that one training needs, and the steps of it.
+
+    Args:
+      config: with its preset and vocabulary filled in.
+      data: its train_dataloader, valid_dataloader and tokenizer are used.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, data: AsrDataModule, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.config, self.data, self.device, self.rank, self.world_size = config, data, device, rank, world_size
+        train = config.train
+        self.exp_dir = Path(train.exp_dir)
+        self.precision = Precision(train, device)
+        torch.manual_seed(train.seed)
+        self.model = build_model(config.model).to(device)
+        self.choices = chunk_choices(config.model, self.model)
+        self.distiller = build_distiller(config, self.model, device)
+        describe(self.model, self.distiller, config.model)
+        self.model_avg = ckpt.float64_copy(self.model) if rank == 0 else None
+        self.student = StudentWithBranches(self.model, self.distiller, train)
+        self.optimizer = ScaledAdam(
+            [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
+            lr=train.base_lr,
+            clipping_scale=CLIPPING_SCALE,
+        )
+        self.scheduler = Eden(self.optimizer, train.lr_batches, train.lr_epochs, train.lr_warmup_batches)
+        self.module: nn.Module = self.student
+        if world_size > 1:
+            # Positional scores are left out of a layer at random, so that any step may lack some gradients.
+            device_ids = None if device.type == "cpu" else [device]
+            self.module = DistributedDataParallel(self.student, device_ids=device_ids, find_unused_parameters=True)
+        self.inf_check = InfCheck(self.student) if train.inf_check else None
+        self.progress = Progress()
+        self.data_position = 0  # batches of the epoch that all processes together have used
+        self.bad_batches = 0
+        self.writer: Any = None
+
+    def restore(self, path: Path) -> None:
+        """Goes on from a checkpoint: the next step is the one that would have followed."""
+        saved = ckpt.load_checkpoint(path)
+        ckpt.restore(
+            saved,
+            path,
+            self.model,
+            self.model_avg,
+            self.distiller,
+            self.optimizer,
+            self.scheduler,
+            self.precision.scaler,
+        )
+        self.progress = Progress.from_checkpoint(saved)
+        sampler = saved.get("sampler") or {}
+        self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
+        self.data_position = sampler.get("batch", 0)
+        logging.info(
+            f"Resumed from {path}: epoch {self.progress.cur_epoch}, {self.data_position} of its batches used, "
+            f"{self.progress.batch_idx_train} steps done"
+        )
+
+    def train(self) -> None:
+        """Trains to the last epoch or to --max-train-batches."""
+        train, progress = self.config.train, self.progress
+        if self.finished:
+            logging.info(f"Nothing to do: {progress.batch_idx_train} steps done, epoch {progress.cur_epoch} is next")
+            return
+        if train.print_diagnostics:
+            self.print_diagnostics()
+            return
+        if self.device.type == "cuda":
+            self.scan_for_oom()
+        if self.rank == 0 and train.tensorboard:
+            self.writer = tensorboard_writer(self.exp_dir, progress.batch_idx_train)
+        self.valid_loader = self.data.valid_dataloader(self.world_size, self.rank)
+        quiet = None if self.rank == 0 else True
+        self.bar = tqdm(desc="training", unit="batch", initial=progress.batch_idx_train, disable=quiet)
+        try:
+            while not self.finished:
+                self.train_epoch()
+        finally:
+            self.bar.close()
+            if self.writer is not None:
+                self.writer.close()
+
+    @property
+    def finished(self) -> bool:
+        limit = self.config.train.max_train_batches
+        return self.progress.cur_epoch > self.config.train.num_epochs or 0 < limit <= self.progress.batch_idx_train
+
+    def train_epoch(self) -> None:
+        """Trains to the end of the current epoch, or to --max-train-batches."""
+        train, progress = self.config.train, self.progress
+        epoch = progress.cur_epoch
+        per_step = train.accum_grad * self.world_size
+        self.scheduler.step_epoch(epoch - 1)
+        start_batch = self.data_position // self.world_size
+        loader = self.data.train_dataloader(epoch, self.world_size, self.rank, start_batch)
+        if self.writer is not None:
+            self.writer.add_scalar("train/epoch", epoch, progress.batch_idx_train)
+        first_step = progress.batch_idx_train - self.data_position // per_step
+        self.set_bar_total(first_step, math.ceil(loader.num_batches / train.accum_grad))
+        self.module.train()
+        tot_loss = MetricsTracker(progress.tot_loss)
+        for batches in self.keeping_what_was_done(grouped(loader, train.accum_grad)):
+            batch_idx = progress.batch_idx_train - first_step  # in this epoch
+            loss = self.train_step(batches)
+            self.data_position += len(batches) * self.world_size
+            tot_loss = tot_loss.decayed(1 - 1 / RESET_INTERVAL) + loss
+            progress.tot_loss = dict(tot_loss)
+            self.after_step(batch_idx, loss, tot_loss, sum(len(batch.cut_ids) for batch in batches))
+            if self.finished:
+                self.save_step()
+                return
+        if progress.batch_idx_train == first_step:
+            raise UserError("the training cuts do not fill one batch; lower --max-duration")
+        self.set_bar_total(first_step, progress.batch_idx_train - first_step)
+        self.end_epoch(tot_loss)
+
+    def train_step(self, batches: List[Batch]) -> MetricsTracker:
+        """One optimiser step on the sum of the gradients of `batches`, over all processes."""
+        train, progress = self.config.train, self.progress
+        started = time.perf_counter()
+        done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
+        reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
+        set_batch_count(self.model, done * reference_batches)
+        progress.batch_idx_train += 1
+        chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
+        total = MetricsTracker()
+        for index, batch in enumerate(batches):
+            seed_step(train.seed, progress.batch_idx_train, index * self.world_size + self.rank)
+            with self.naming_cuts(batch):
+                total = total + self.add_gradient(batch, chunk)
+        self.scheduler.step_batch(progress.batch_idx_train)
+        if total:
+            self.precision.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.compute_seconds += (time.perf_counter() - started) * self.world_size
+        return total
+
+    def add_gradient(self, batch: Batch, chunk: Optional[Any]) -> MetricsTracker:
+        """Forward and backward; empty metrics and no gradient where the loss of some process is not finite."""
+        if self.inf_check is not None:
+            self.inf_check.new_batch()
+        with self.precision.autocast():
+            loss, metrics = compute_loss(
+                self.module, batch, self.data.tokenizer, chunk, self.progress.batch_idx_train, self.device
+            )
+        if not math.isfinite(metrics["loss"]):
+            logging.warning(f"The loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}")
+        metrics["seconds"] = batch.duration
+        metrics = metrics.reduced(self.world_size, self.device)
+        if not math.isfinite(metrics["loss"]):  # in some process: none may go on alone
+            self.bad_batches += 1
+            self.give_up_if_hopeless()
+            return MetricsTracker()
+        self.bad_batches = 0
+        self.progress.speech_seconds_trained += metrics.pop("seconds")
+        self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
+        return metrics
+
+    def give_up_if_hopeless(self) -> None:
+        if self.bad_batches < MAX_BAD_BATCHES:
+            return
+        path = self.exp_dir / f"bad-model-{self.rank}.pt"
+        self.save(path, self.progress.cur_epoch)
+        raise UserError(
+            f"{path}: {MAX_BAD_BATCHES} batches in a row without a finite loss; lower --base-lr, look at the cuts named "
+            f"in the log and for the cause with --inf-check 1, and go on with --resume 1"
+        )
+
+    @contextmanager
+    def naming_cuts(self, batch: Batch) -> Iterator[None]:
+        """Notes which cuts a batch that raises was made of."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            path = note_batch(self.exp_dir, batch, self.data.tokenizer.encode(batch.texts), error)
+            logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
+            raise
+
+    def keeping_what_was_done(self, steps: Iterable[List[Batch]]) -> Iterator[List[Batch]]:
+        """Saves before the error of an unreadable cut ends the training, so that --resume 1 goes on right there."""
+        try:
+            yield from steps
+        except UserError:
+            if self.progress.batch_idx_train:
+                self.save_step()
+            raise
+
+    def after_step(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
+        """Averages, saves, logs and validates when it is time to."""
+        train, step = self.config.train, self.progress.batch_idx_train
+        if self.model_avg is not None and step % train.average_period == 0:
+            ckpt.update_averaged_model(self.model, self.model_avg, train.average_period, step)
+        if step % train.save_every_n == 0:
+            self.save_step()
+        if self.precision.adjust_grad_scale(batch_idx) and self.inf_check is None:
+            self.inf_check = InfCheck(self.student)
+        self.bar.update(1)
+        self.bar.set_postfix_str(f"epoch {self.progress.cur_epoch}, loss {tot_loss.mean():.4g}", refresh=False)
+        if batch_idx % train.log_interval == 0:
+            self.log(batch_idx, loss, tot_loss, num_utterances)
+        if step % train.valid_interval == 0:
+            self.validate()
+
+    def log(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
+        """icefall's log line and TensorBoard curves."""
+        lr, step = self.scheduler.get_last_lr()[0], self.progress.batch_idx_train
+        grad_scale = f", grad_scale: {self.precision.grad_scale}" if self.precision.enabled else ""
+        logging.info(
+            f"Epoch {self.progress.cur_epoch}, batch {batch_idx}, loss[{loss}], tot_loss[{tot_loss}], "
+            f"batch size: {num_utterances}, lr: {lr:.2e}{grad_scale}"
+        )
+        if self.writer is not None:
+            self.writer.add_scalar("train/learning_rate", lr, step)
+            if self.precision.enabled:
+                self.writer.add_scalar("train/grad_scale", self.precision.grad_scale, step)
+        loss.write_summary(self.writer, "train/current_", step)
+        tot_loss.write_summary(self.writer, "train/tot_", step)
+
+    def validate(self) -> None:
+        """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames."""
+        progress = self.progress
+        self.student.eval()
+        total = MetricsTracker()
+        with torch.no_grad(), self.precision.autocast():
+            for batch in tqdm(self.valid_loader, desc="validation", leave=False, disable=self.bar.disable):
+                # the bare module: DDP would wait for processes that have fewer batches
+                _, metrics = compute_loss(
+                    self.student, batch, self.data.tokenizer, self.choices[0][0], None, self.device
+                )
+                total = total + metrics
+        self.student.train()
+        names = ["loss", "simple_loss", "pruned_loss"] + ["ctc_loss"] * self.config.model.use_ctc + ["frames"]
+        total = MetricsTracker({name: total.get(name, 0.0) for name in names}).reduced(self.world_size, self.device)
+        logging.info(f"Epoch {progress.cur_epoch}, validation: {total}")
+        if self.device.type == "cuda":
+            logging.info(f"Maximum memory allocated so far is {max_memory_mb(self.device)}MB")
+        total.write_summary(self.writer, "train/valid_", progress.batch_idx_train)
+        if total.mean() < progress.best_valid_loss:
+            progress.best_valid_loss, progress.best_valid_epoch = total.mean(), progress.cur_epoch
+
+    def end_epoch(self, tot_loss: MetricsTracker) -> None:
+        """Validates and writes epoch-N.pt, and the best ones' copies."""
+        progress, epoch = self.progress, self.progress.cur_epoch
+        if progress.batch_idx_train % self.config.train.valid_interval != 0:
+            self.validate()
+        train_loss = tot_loss.mean()
+        if train_loss < progress.best_train_loss:
+            progress.best_train_loss, progress.best_train_epoch = train_loss, epoch
+        progress.tot_loss, self.data_position = {}, 0
+        path = self.exp_dir / f"epoch-{epoch}.pt"
+        self.save(path, epoch + 1)
+        for best, name in ((progress.best_train_epoch, "train"), (progress.best_valid_epoch, "valid")):
+            if self.rank == 0 and best == epoch:
+                ckpt.copy_checkpoint(path, self.exp_dir / f"best-{name}-loss.pt")
+        progress.cur_epoch += 1
+
+    def save_step(self) -> None:
+        """Writes checkpoint-N.pt and removes the oldest."""
+        self.save(self.exp_dir / f"checkpoint-{self.progress.batch_idx_train}.pt", self.progress.cur_epoch)
+        if self.rank == 0:
+            ckpt.remove_old_checkpoints(self.exp_dir, self.config.train.keep_last_k)
+
+    def save(self, path: Path, next_epoch: int) -> None:
+        """Writes a checkpoint from the first process; to be resumed in `next_epoch` at the data's position."""
+        if self.rank != 0:
+            return
+        ckpt.save_checkpoint(
+            path,
+            self.model,
+            self.model_avg,
+            self.distiller,
+            self.optimizer,
+            self.scheduler,
+            self.precision.scaler,
+            {"epoch": next_epoch, "batch": self.data_position},
+            checkpoint_params(self.config, self.progress),
+        )
+
+    def set_bar_total(self, first_step: int, steps_per_epoch: int) -> None:
+        """The bar's end, from what is known of an epoch's length."""
+        train = self.config.train
+        total = first_step + steps_per_epoch * (train.num_epochs - self.progress.cur_epoch + 1)
+        self.bar.total = min(total, train.max_train_batches or total)
+        self.bar.refresh()
+
+    def print_diagnostics(self) -> None:
+        """Trains a few batches under observation and prints what was seen."""
+        train = self.config.train
+        diagnostics = Diagnostics(self.student)
+        loader = self.data.train_dataloader(self.progress.cur_epoch, self.world_size, self.rank)
+        self.module.train()
+        for batches in islice(grouped(loader, train.accum_grad), DIAGNOSTIC_BATCHES):
+            self.train_step(batches)
+        if self.rank == 0:
+            print(diagnostics.table())
+
+    def scan_for_oom(self) -> None:
+        """Tries the batches that need most memory, so that too large a --max-duration shows now and not in hours."""
+        loader = self.data.train_dataloader(1, self.world_size, self.rank)
+        self.module.train()
+        batches, values = find_pessimistic_batches(loader.cut_batches)
+        for criterion, cuts in batches.items():
+            batch = loader.dataset[cuts]
+            if isinstance(batch, UserError):
+                raise batch
+            try:
+                with self.precision.autocast():
+                    loss, _ = compute_loss(
+                        self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device
+                    )
+                self.precision.backward(loss)
+            except RuntimeError as error:
+                if "out of memory" not in str(error):
+                    raise
+                raise UserError(
+                    f"--max-duration {self.config.data.max_duration:g}: the GPU ran out of memory on the batch with "
+                    f"{criterion} {values[criterion]:g}; lower it, and raise --accum-grad to make up for it"
+                ) from error
+            self.optimizer.zero_grad(set_to_none=True)
+        logging.info(f"No batch needs more than {max_memory_mb(self.device)}MB")
+
+
+def grouped(loader: Iterable[Batch], size: int) -> Iterator[List[Batch]]:
+    """Lists of `size` batches, the last one perhaps shorter."""
+    iterator = iter(loader)
+    while True:
+        group = list(islice(iterator, size))
+        if not group:
+            return
+        yield group

@@ -1,0 +1,60 @@
+"""Sums of losses over frames, shown the way icefall shows them."""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Iterator, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+
+FRAMES = "frames"
+
+
+class MetricsTracker(Dict[str, float]):
+    """Sums by name; every name but "frames" is shown divided by the sum of frames (output frames, 40 ms).
+
+    Names must not contain "utt_": icefall's readers of log lines give that a meaning of its own.
+    """
+
+    def __add__(self, other: "MetricsTracker") -> "MetricsTracker":
+        """Sums name by name; values of `other` that are not finite are left out."""
+        total = MetricsTracker(self)
+        for name, value in other.items():
+            total[name] = total.get(name, 0.0) + (value if math.isfinite(value) else 0.0)
+        return total
+
+    def decayed(self, factor: float) -> "MetricsTracker":
+        return MetricsTracker({name: value * factor for name, value in self.items()})
+
+    def means(self) -> Iterator[Tuple[str, float]]:
+        """(name, value per frame) pairs."""
+        frames = self.get(FRAMES, 0.0)
+        for name, value in self.items():
+            if name != FRAMES:
+                yield name, value / frames if frames else float("nan")
+
+    def mean(self, name: str = "loss") -> float:
+        """`name` per frame; infinity when nothing has been counted yet."""
+        frames = self.get(FRAMES, 0.0)
+        return self[name] / frames if frames else math.inf
+
+    def reduced(self, world_size: int, device: torch.device) -> "MetricsTracker":
+        """The sum over all processes, which must hold the same names."""
+        if world_size == 1:
+            return self
+        names = sorted(self)
+        values = torch.tensor([self[name] for name in names], dtype=torch.float64, device=device)
+        dist.all_reduce(values)
+        sums = dict(zip(names, values.tolist()))
+        return MetricsTracker({name: sums[name] for name in self})
+
+    def write_summary(self, writer: Optional[object], prefix: str, batch_idx: int) -> None:
+        """Adds the values per frame to a TensorBoard writer, e.g. as train/tot_loss for the prefix "train/tot_"."""
+        if writer is not None:
+            for name, value in self.means():
+                writer.add_scalar(prefix + name, value, batch_idx)
+
+    def __str__(self) -> str:
+        means = "".join(f"{name}={value:.4g}, " for name, value in self.means())
+        return f"{means}over {self.get(FRAMES, 0.0):.2f} frames. "

@@ -1,0 +1,78 @@
+"""Mixed precision: autocast, and the gradient scaler that float16 needs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any, ContextManager
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kdstream.config import TrainConfig, UserError
+
+SMALL_SCALE, HOPELESS_SCALE = 0.01, 1e-5  # icefall's limits: below the first warn, below the second give up
+
+
+class Precision:
+    """float32, or float16/bfloat16 autocast, as --use-fp16 and --use-bf16 say.
+
+    Raises:
+      UserError: both at once, or one that the device cannot do.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        if config.use_fp16 and config.use_bf16:
+            raise UserError("--use-fp16 and --use-bf16: give one of them")
+        if config.use_fp16 and device.type != "cuda":
+            raise UserError("--use-fp16: needs a GPU; use --use-bf16 1 or neither")
+        if config.use_bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError("--use-bf16: this GPU cannot; use --use-fp16 1")
+        self.device = device
+        self.enabled = config.use_fp16 or config.use_bf16
+        self.dtype = torch.float16 if config.use_fp16 else torch.bfloat16 if config.use_bf16 else torch.float32
+        self.scaler = _grad_scaler(config.use_fp16)
+
+    def autocast(self) -> ContextManager[Any]:
+        if not self.enabled:
+            return contextlib.nullcontext()
+        return torch.autocast(device_type=self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Steps unless a float16 gradient overflowed, in which case the scale is halved."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    @property
+    def grad_scale(self) -> float:
+        return self.scaler.get_scale()
+
+    def adjust_grad_scale(self, batch_idx: int) -> bool:
+        """Helps a small scale up again, as icefall does, for GradScaler alone is slow at it.
+
+        Returns True if the scale is worryingly small.  Raises UserError if it is hopelessly so.
+        """
+        if not self.scaler.is_enabled():
+            return False
+        scale = self.grad_scale
+        if scale < HOPELESS_SCALE:
+            raise UserError(
+                f"the gradient scale fell to {scale:g}: float16 overflows in every batch; "
+                "use --use-bf16 1, lower --base-lr, or look for the cause with --inf-check 1"
+            )
+        if scale < SMALL_SCALE:
+            logging.warning(f"Grad scale is small: {scale:g}")
+        if any(batch_idx % period == 0 and scale < limit for period, limit in ((25, 2.0), (100, 8.0), (400, 32.0))):
+            self.scaler.update(scale * 2.0)
+        return scale < SMALL_SCALE
+
+
+def _grad_scaler(enabled: bool) -> Any:
+    """torch.amp.GradScaler, or what it was called before torch 2.3."""
+    if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler("cuda", init_scale=1.0, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=1.0, enabled=enabled)

@@ -1,0 +1,152 @@
+"""What one training step computes: the student with its branches, the weights of the losses, the chunk of the batch.
+
+Whatever is random in a step is drawn from (seed, step), so that a resumed training goes on as if it
+had never stopped, and so that processes agree.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.config import ExperimentConfig, ModelConfig, TrainConfig, UserError
+from kdstream.data import Batch, Tokenizer
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.teacher import load_teacher
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
+from kdstream.training.checkpoint import load_averaged
+from kdstream.training.metrics import FRAMES, MetricsTracker
+
+FEATURE_FRAMES_PER_OUTPUT_FRAME = 4
+
+
+class StudentWithBranches(nn.Module):
+    """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains."""
+
+    def __init__(self, model: Transducer, distiller: Optional[Distiller], config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.distiller = distiller
+        self.config = config
+
+    def forward(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        tokens: List[List[int]],
+        chunk: Optional[ChunkConfig],
+        batch_idx: Optional[int],
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """
+        Args:
+          features: (N, T, 80) padded features.
+          feature_lens: (N,) in feature frames.
+          chunk: None for full context.
+          batch_idx: optimiser steps so far.  None in validation: the weights that the losses will have
+            in the end, so that validation losses compare over time, and no distillation losses, so
+            that they compare between systems.
+        Returns:
+          The total loss, summed over the batch, and each loss alone, unweighted and detached.
+        """
+        distiller = None if batch_idx is None else self.distiller
+        taps = None if distiller is None else distiller.student_taps()
+        losses = self.model(features, feature_lens, tokens, chunk, self.config, taps=taps)
+        weights = transducer_weights(self.config, batch_idx)
+        if distiller is not None:
+            losses.update(distiller(features, feature_lens, taps))
+            weights.update(distiller.weights(batch_idx))
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+
+
+def transducer_weights(config: TrainConfig, batch_idx: Optional[int]) -> Dict[str, float]:
+    """Weights of simple_loss, pruned_loss and ctc_loss.
+
+    Pruning bounds come from the simple loss, so early on it leads: its weight falls from 1 to
+    --simple-loss-scale and that of the pruned loss rises from 0.1 to 1 over --warm-step (icefall's schedule).
+    """
+    done = 1.0 if batch_idx is None or batch_idx >= config.warm_step else batch_idx / config.warm_step
+    return {
+        "simple_loss": 1.0 - done * (1.0 - config.simple_loss_scale),
+        "pruned_loss": 0.1 + 0.9 * done,
+        "ctc_loss": config.ctc_loss_scale,
+    }
+
+
+def compute_loss(
+    module: nn.Module,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    chunk: Optional[ChunkConfig],
+    batch_idx: Optional[int],
+    device: torch.device,
+) -> Tuple[Tensor, MetricsTracker]:
+    """The loss of a batch (a sum, to call backward on) and its metrics.  `module`: StudentWithBranches or its DDP."""
+    batch = batch.to(device)
+    tokens = tokenizer.encode(batch.texts)
+    loss, losses = module(batch.features, batch.feature_lens, tokens, chunk, batch_idx)
+    values = torch.stack([value.float() for value in losses.values()]).tolist()
+    frames = float((batch.feature_lens // FEATURE_FRAMES_PER_OUTPUT_FRAME).sum())
+    return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
+
+
+def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[ChunkConfig]]]:
+    """For each --chunk-size, the chunks with each --left-context-frames that fits; None is full context.
+
+    Raises:
+      UserError: a chunk that the encoder cannot run, or one that no left context fits.
+    """
+    if not config.causal:
+        return [[None]]
+    choices: List[List[Optional[ChunkConfig]]] = []
+    for size in config.chunk_size:
+        if size == -1:
+            choices.append([None])
+            continue
+        lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
+        chunks = [ChunkConfig(size, left) for left in lefts or config.left_context_frames[:1]]
+        for chunk in chunks:
+            model.encoder.check_chunk(chunk)
+        choices.append(list(chunks))
+    if not choices or not all(choices):
+        raise UserError("--chunk-size, --left-context-frames: must not be empty with --causal 1; use 8 and 32")
+    return choices
+
+
+def draw_chunk(choices: List[List[Optional[ChunkConfig]]], seed: int, batch_idx: int) -> Optional[ChunkConfig]:
+    """The chunk of one step: the same in all processes, and after a resume."""
+    rng = random.Random(f"chunk/{seed}/{batch_idx}")
+    return rng.choice(rng.choice(choices))
+
+
+def seed_step(seed: int, batch_idx: int, index: int) -> None:
+    """Seeds dropout and everything else random in the model.
+
+    `index` counts the batches of one step over processes and accumulated gradients together, so that
+    two processes draw what one process would that accumulates two batches.
+    """
+    number = zlib.crc32(f"step/{seed}/{batch_idx}/{index}".encode())
+    random.seed(number)
+    torch.manual_seed(number)
+
+
+def build_distiller(config: ExperimentConfig, model: Transducer, device: torch.device) -> Optional[Distiller]:
+    """The distiller with its frozen teacher; None without --teacher-exp-dir.
+
+    Raises:
+      UserError: a teacher that is missing, damaged, or of another vocabulary.
+    """
+    distill = config.distill
+    if not distill.teacher_exp_dir:
+        return None
+    teacher_config = ExperimentConfig.load(distill.teacher_exp_dir)
+    parameters = load_averaged(
+        distill.teacher_exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model
+    )
+    teacher = load_teacher(teacher_config, parameters, config, device)
+    return Distiller(distill, model, teacher).to(device)

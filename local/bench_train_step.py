@@ -1,0 +1,340 @@
+#!/usr/bin/env python3
+"""What distillation costs while training: a distilled step against a baseline step, and its parts.
+
+    python local/bench_train_step.py --causal 1 --preset tiny --max-duration 120 --repetitions 7 --json bench.json
+
+measures on a synthetic batch (or, with --train-cuts and --bpe-model, on the first batch of real
+speech) and prints a Markdown table.  Model, data and distillation flags are those of train.py; the
+teacher has the student's architecture with --causal 0, or that of --teacher-preset.
+
+Time: all rows run one after the other in every repetition, after one that is not counted, with the
+same random numbers; the table holds medians.  Where other programs run too, take --clock cpu.
+Memory: each row runs in a process of its own that returns freed memory to the system at once.  For
+the two steps it is the peak above a process without models (parameters, gradients and optimiser
+state included), for a part the peak above what was there before it began.  On the CPU that is
+resident memory (Linux only), on a GPU allocated memory.
+Parts: losses and branches forward and backward; the optimiser's work on the branches is in no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, Optional, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.config import (
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    add_arguments,
+    from_args,
+    str2bool,
+)
+from kdstream.data import AsrDataModule
+from kdstream.kd.branches import BranchOutput
+from kdstream.kd.distiller import Distiller, output_frames_of
+from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
+from kdstream.kd.taps import Tap, Taps
+from kdstream.kd.teacher import freeze
+from kdstream.models.presets import resolve
+from kdstream.models.scaling import set_batch_count
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import build_model
+from kdstream.training.optim import ScaledAdam
+from kdstream.training.precision import Precision
+from kdstream.training.step import StudentWithBranches, seed_step
+
+SYNTHETIC_VOCABULARY = 500
+TOKENS_PER_SECOND = 4
+BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
+LEARNING_RATE = 1e-4  # small, so that a random model stays in range
+STEPS = ("baseline step", "distilled step")
+KILOBYTE, MEGABYTE = 1024, 1024**2
+
+Features = Tuple[Tensor, Tensor, List[List[int]]]  # (N, T, 80), lengths (N,), tokens
+
+
+def synthetic_batch(data: DataConfig, seconds: float) -> Features:
+    """--max-duration seconds of noise in utterances of `seconds`, the shortest a fifth shorter."""
+    count = max(1, int(data.max_duration / seconds))
+    generator = torch.Generator().manual_seed(0)
+    lens = torch.linspace(100 * seconds, 80 * seconds, count).long()
+    features = torch.randn(count, int(lens.max()), 80, generator=generator) * 3 - 6
+    symbols = (count, int(TOKENS_PER_SECOND * seconds))
+    return features, lens, torch.randint(3, SYNTHETIC_VOCABULARY, symbols, generator=generator).tolist()
+
+
+def real_batch(data: DataConfig) -> Tuple[Features, int]:
+    """The first training batch of --train-cuts, and the size of the vocabulary."""
+    module = AsrDataModule(replace(data, num_workers=0), seed=0)
+    batch = next(iter(module.train_dataloader(1)))
+    return (batch.features, batch.feature_lens, module.tokenizer.encode(batch.texts)), module.tokenizer.vocab_size
+
+
+class Bench:
+    """Models, optimisers and one batch; `rows` are the things to be measured, by name."""
+
+    def __init__(self, args: argparse.Namespace, batch: Features, vocab_size: int) -> None:
+        model = replace(from_args(ModelConfig, args), vocab_size=vocab_size)
+        teacher = replace(model, causal=False, preset=args.teacher_preset or model.preset)
+        train = from_args(TrainConfig, args)
+        device = torch.device(args.device)
+        torch.manual_seed(0)
+        self.features, self.lens, self.tokens = batch[0].to(device), batch[1].to(device), batch[2]
+        self.chunk = ChunkConfig(model.chunk_size[0], model.left_context_frames[0]) if model.causal else None
+        self.student = build_model(resolve(model)).to(device).train()
+        set_batch_count(self.student, BATCH_COUNT)
+        self.precision = Precision(train, device)
+        self.train_config, self.distill_config = train, from_args(DistillConfig, args)
+        self.teacher_config = resolve(teacher)
+        self.rows: Dict[str, Callable[[], object]] = {STEPS[0]: self.step(None)}
+
+    def add_distillation(self) -> None:
+        """Builds teacher and branches, and the inputs of the parts: taps and branch outputs without a graph."""
+        device = self.features.device
+        teacher = freeze(build_model(self.teacher_config)).to(device)
+        distiller = Distiller(self.distill_config, self.student, teacher).to(device)
+        self.pairs = distiller.pairs
+
+        def teacher_forward() -> Taps:
+            with self.precision.autocast():
+                return distiller.teacher_taps(self.features, self.lens)
+
+        self.rows[STEPS[1]] = self.step(distiller)
+        self.rows["teacher forward"] = teacher_forward
+        teacher_taps, student_taps = teacher_forward(), distiller.student_taps()
+        with torch.no_grad(), self.precision.autocast():
+            self.student.encode(self.features, self.lens, self.chunk, taps=student_taps)
+            students = [student_taps[pair.student] for pair in self.pairs]
+            teachers = [teacher_taps[pair.teacher] for pair in self.pairs]
+            outputs = [branch(tap.features, tap.lens) for branch, tap in zip(distiller.branches, students)]
+        self.add_parts(distiller, students, teachers, outputs)
+
+    def step(self, distiller: Optional[Distiller]) -> Callable[[], None]:
+        """A whole training step: forward, backward, optimiser."""
+        module = StudentWithBranches(self.student, distiller, self.train_config).train()
+        optimizer = ScaledAdam(list(module.named_parameters()), lr=LEARNING_RATE, clipping_scale=2.0)
+
+        def run() -> None:
+            with self.precision.autocast():
+                loss, _ = module(self.features, self.lens, self.tokens, self.chunk, int(BATCH_COUNT))
+            self.precision.backward(loss)
+            self.precision.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+
+        return run
+
+    def add_parts(
+        self, distiller: Distiller, students: List[Tap], teachers: List[Tap], outputs: List[BranchOutput]
+    ) -> None:
+        """Rows for the branches and for each loss, summed over the tapped layers, forward and backward."""
+        config, frames = self.distill_config, output_frames_of(self.lens)
+
+        def branches() -> List[Tensor]:
+            taps = [leaf(tap.features) for tap in students]
+            made = [branch(x, tap.lens) for branch, x, tap in zip(distiller.branches, taps, students)]
+            return [x.float().sum() for out in made for x in out if x is not None]
+
+        def features() -> List[Tensor]:
+            return [
+                feature_loss(t.features, leaf(out.z), self.frame_weights(t), config.kd_distance)
+                for t, out in zip(teachers, outputs)
+            ]
+
+        def relations() -> List[Tensor]:
+            return [
+                relation_loss(
+                    (t.query, t.key, t.value),
+                    [leaf(x) for x in (out.query, out.key, out.value)],
+                    self.frame_weights(t),
+                    config.kd_relation_heads,
+                )
+                for t, out in zip(teachers, outputs)
+            ]
+
+        def apc() -> List[Tensor]:
+            return [
+                apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
+                for t, out in zip(teachers, outputs)
+            ]
+
+        parts = {"branches": branches}
+        parts.update({"feature_loss": features, "relation_loss": relations, "apc_loss": apc})
+        for name, part in parts.items():
+            if name == "branches" or name in distiller.scales:
+                self.rows[name.replace("_", " ")] = self.forward_backward(part, distiller)
+
+    def forward_backward(self, part: Callable[[], List[Tensor]], distiller: Distiller) -> Callable[[], None]:
+        def run() -> None:
+            with self.precision.autocast():
+                losses = part()
+            torch.stack(losses).sum().backward()
+            distiller.zero_grad(set_to_none=True)
+
+        return run
+
+    def frame_weights(self, tap: Tap) -> Tensor:
+        return frame_weights(tap.lens, tap.features.size(1), output_frames_of(self.lens))
+
+    def run(self, name: str, repetition: int) -> None:
+        seed_step(0, repetition, 0)  # the same dropout, layer skipping and balancing in every row
+        self.rows[name]()
+        if self.features.is_cuda:
+            torch.cuda.synchronize()
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def measure_times(bench: Bench, repetitions: int, clock: Callable[[], float]) -> Dict[str, float]:
+    """Median milliseconds of each row."""
+    times: Dict[str, List[float]] = {name: [] for name in bench.rows}
+    for repetition in tqdm(range(repetitions + 1), desc="repetitions", disable=None):
+        for name in bench.rows:
+            started = clock()
+            bench.run(name, repetition)
+            if repetition > 0:
+                times[name].append(1000 * (clock() - started))
+    return {name: median(values) for name, values in times.items()}
+
+
+class PeakMemory:
+    """Bytes at the highest since `start`, above those at `start`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def start(self) -> None:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's word for: forget the peak
+        self.before = torch.cuda.memory_allocated() if self.cuda else self.resident("VmRSS")
+
+    def read(self) -> int:
+        return (torch.cuda.max_memory_allocated() if self.cuda else self.resident("VmHWM")) - self.before
+
+    @staticmethod
+    def resident(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * KILOBYTE for line in lines if line.startswith(field))
+
+
+def measure_memory(args: argparse.Namespace, batch: Features, vocab_size: int) -> int:
+    """Peak bytes of the row --memory-of, in this process."""
+    peak = PeakMemory(torch.device(args.device))
+    peak.start()
+    bench = Bench(args, batch, vocab_size)
+    if args.memory_of != STEPS[0]:
+        bench.add_distillation()
+    bench.rows = {args.memory_of: bench.rows[args.memory_of]}
+    bench.run(args.memory_of, 0)  # makes the optimiser's state and the libraries' buffers
+    if args.memory_of not in STEPS:
+        peak.start()
+    bench.run(args.memory_of, 1)
+    return peak.read()
+
+
+def memory_in_own_process(name: str) -> float:
+    """MB of a row."""
+    # Else glibc keeps freed tensors, and resident memory tells what was once used.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{shlex.join(command)}: failed as shown above")
+    return int(done.stdout.splitlines()[-1]) / MEGABYTE
+
+
+def markdown(result: Dict) -> str:
+    """The table, with everything over the baseline step."""
+    lines = [
+        f"{result['speech_seconds']:.0f} s of speech in {result['utterances']} utterances, {result['device']}, "
+        f"{result['threads']} threads, torch {result['torch']}, {result['clock']} clock, "
+        f"medians of {result['repetitions']}",
+        "",
+        "| part | ms | of the baseline step | peak MB | of the baseline step |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    base = result["rows"][STEPS[0]]
+    for name, row in result["rows"].items():
+        memory = f"{row['mb']:.0f} | {row['mb'] / base['mb']:.2f}" if "mb" in row else "- | -"
+        lines.append(f"| {name} | {row['ms']:.0f} | {row['ms'] / base['ms']:.2f} | {memory} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = from_args(DataConfig, args)
+    if args.train_cuts:
+        batch, vocab_size = real_batch(data)
+    else:
+        batch, vocab_size = synthetic_batch(data, args.utterance_seconds), SYNTHETIC_VOCABULARY
+    if args.memory_of:
+        print(measure_memory(args, batch, vocab_size))
+        return
+    bench = Bench(args, batch, vocab_size)
+    bench.add_distillation()
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
+    rows = {name: {"ms": ms} for name, ms in measure_times(bench, args.repetitions, clock).items()}
+    if args.memory:
+        for name in tqdm(rows, desc="memory", disable=None):
+            rows[name]["mb"] = memory_in_own_process(name)
+    result = {
+        "command": shlex.join(["python", "local/bench_train_step.py", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if bench.features.is_cuda else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "clock": args.clock,
+        "repetitions": args.repetitions,
+        "utterances": batch[0].size(0),
+        "speech_seconds": int(batch[1].sum()) / 100,
+        "layers": [f"{pair.student} <- {pair.teacher}" for pair in bench.pairs],
+        "rows": rows,
+    }
+    print(markdown(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5, help="Counted repetitions.")
+    parser.add_argument("--utterance-seconds", type=float, default=6.0, help="Longest utterance of a synthetic batch.")
+    parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="Wall clock, or processor time.")
+    parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
+    parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # what the script asks of its own processes
+    parser.add_argument("--json", default="", help="Also write the numbers to this file.")
+    parser.add_argument("--use-fp16", type=str2bool, default=False, help="As in train.py.")
+    parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
+    add_arguments(parser, ModelConfig, causal=True)
+    add_arguments(parser, DataConfig, max_duration=120.0)
+    add_arguments(parser, DistillConfig)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)

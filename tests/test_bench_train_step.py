@@ -1,0 +1,43 @@
+"""The training benchmark: it measures what its table says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[1] / "local" / "bench_train_step.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_train_step", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "bench.json"
+    flags = f"--memory 0 --repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu --json {path}"
+    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *flags.split()])
+    bench.main()
+    result = json.loads(path.read_text())
+    parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
+    assert list(result["rows"]) == ["baseline step", "distilled step", *parts]
+    assert all(row["ms"] > 0 for row in result["rows"].values())
+    assert result["layers"] and all(pair.split(" <- ")[0] == pair.split(" <- ")[1] for pair in result["layers"])
+    table = capsys.readouterr().out
+    assert "| baseline step |" in table and "| 1.00 | - | - |" in table
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
+def test_peak_memory_sees_memory_that_was_freed_before_it_looked(bench):
+    peak = bench.PeakMemory(torch.device("cpu"))
+    peak.start()
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert 60 * 2**20 <= peak.read() <= 100 * 2**20

@@ -1,0 +1,267 @@
+"""The distiller through real models: no leak, no cost at inference, a teacher that nothing changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Dict
+
+import pytest
+import torch
+
+from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, UserError
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.layer_map import tap_shapes
+from kdstream.kd.taps import Taps
+from kdstream.kd.teacher import freeze, load_teacher
+from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
+from kdstream.models.transducer import build_model
+from tests.helpers import random_batch, tiny_test_config, tiny_test_model
+
+CHUNK = ChunkConfig(chunk=8, left=16)
+SMALL = DistillConfig(kd_branch_feedforward_dim=32, kd_apc_dim=16)
+
+
+def build(config: DistillConfig = SMALL, **teacher_overrides):
+    """A student, a teacher of other widths, and a distiller between them; all in eval mode."""
+    student = tiny_test_model(causal=True)
+    teacher = freeze(tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides}))
+    torch.manual_seed(2)
+    return student, teacher, Distiller(config, student, teacher).eval()
+
+
+def distil(student, distiller, features, lens) -> Dict[str, torch.Tensor]:
+    taps = distiller.student_taps()
+    student.encode(features, lens, CHUNK, taps=taps)
+    return distiller(features, lens, taps)
+
+
+def test_default_layers_are_the_last_of_every_stack_with_frames_of_40_ms_or_longer():
+    _, _, distiller = build()
+    assert [(pair.student, pair.teacher) for pair in distiller.pairs] == [("1.1", "1.1"), ("2.0", "2.0")]
+    _, _, deeper = build(num_encoder_layers=(1, 3, 2))
+    assert [(pair.student, pair.teacher) for pair in deeper.pairs] == [("1.1", "1.2"), ("2.0", "2.1")]
+
+
+def test_named_layers_are_paired_at_the_same_position():
+    _, _, distiller = build(replace(SMALL, kd_layers=("0.0", "1.0")))
+    assert [(pair.student, pair.teacher) for pair in distiller.pairs] == [("0.0", "0.0"), ("1.0", "1.0")]
+    assert [pair.student_shape.stride for pair in distiller.pairs] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "config, teacher, message",
+    [
+        (replace(SMALL, kd_layers=("7.0",)), {}, "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
+        (SMALL, {"downsampling_factor": (1, 4, 4)}, "1.1 has frames of 40 ms, teacher layer 1.1 of 80 ms"),
+        (replace(SMALL, kd_relation_heads=5), {}, "--kd-relation-heads 5: does not divide"),
+        (replace(SMALL, kd_branch_heads=7), {}, "--kd-branch-heads 7: does not divide"),
+        (replace(SMALL, kd_feature_scale=0, kd_relation_scale=0, kd_apc_scale=0), {}, "all 0 with a teacher"),
+    ],
+)
+def test_settings_that_cannot_work_are_clear_errors(config, teacher, message):
+    with pytest.raises(UserError, match=message):
+        build(config, **teacher)
+
+
+def test_looking_at_tap_shapes_leaves_mode_and_random_state_alone():
+    model = tiny_test_model(causal=True).train()
+    before = torch.get_rng_state()
+    shapes = tap_shapes(model)
+    assert torch.equal(torch.get_rng_state(), before) and all(module.training for module in model.modules())
+    assert list(shapes) == ["0.0", "1.0", "1.1", "2.0"]
+    assert (shapes["1.1"].features, shapes["1.1"].query, shapes["1.1"].value, shapes["1.1"].stride) == (48, 32, 24, 2)
+
+
+def test_weights_rise_linearly_to_their_scales():
+    _, _, distiller = build(replace(SMALL, kd_warmup_batches=100, kd_feature_scale=2.0, kd_apc_scale=0.0))
+    assert distiller.weights(0) == {"feature_loss": 0.0, "relation_loss": 0.0}
+    assert distiller.weights(50) == pytest.approx({"feature_loss": 1.0, "relation_loss": 0.05})
+    assert distiller.weights(1000) == pytest.approx({"feature_loss": 2.0, "relation_loss": 0.1})
+    _, _, at_once = build(replace(SMALL, kd_warmup_batches=0))
+    assert at_once.weights(0)["apc_loss"] == SMALL.kd_apc_scale
+
+
+def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_later():
+    student, _, distiller = build()
+    features, lens, _ = random_batch((100,))
+    features.requires_grad_()
+    taps = distiller.student_taps()
+    student.encode(features, lens, CHUNK, taps=taps)
+    for branch, pair in zip(distiller.branches, distiller.pairs):
+        tap = taps[pair.student]
+        out = branch(tap.features, tap.lens)
+        frames = CHUNK.chunk // tap.stride
+        for index in range(4):
+            heard = index * CHUNK.shift + CHUNK.input_frames  # feature frames, once chunk `index` is computed
+            r, z = (
+                torch.autograd.grad(y[0, index * frames : (index + 1) * frames].sum(), features, retain_graph=True)[0]
+                for y in (out.r, out.z)
+            )
+            assert r[0, heard:].abs().max() == 0, f"layer {pair.student}, chunk {index}: APC has seen the future"
+            assert r[0, heard - 1].abs().max() > 0  # the bound is sharp
+            assert z[0, heard:].abs().max() > 0  # z does see the future, so the test can fail
+
+
+def test_a_batch_costs_the_sum_of_its_utterances_through_both_models():
+    student, _, distiller = build()
+    features, lens, _ = random_batch((170, 100))
+    together = distil(student, distiller, *pad_to_whole_chunks(features, lens, CHUNK.chunk))
+    alone = [
+        distil(student, distiller, *pad_to_whole_chunks(features[n : n + 1], lens[n : n + 1], CHUNK.chunk))
+        for n in range(2)
+    ]
+    for name, loss in together.items():
+        assert loss.item() == pytest.approx(sum(one[name].item() for one in alone), rel=1e-5), name
+
+
+def test_a_loss_with_scale_0_is_left_out_with_its_part_of_the_branch():
+    student, _, distiller = build(replace(SMALL, kd_relation_scale=0.0, kd_apc_scale=0.0))
+    features, lens, _ = random_batch()
+    assert list(distil(student, distiller, features, lens)) == ["feature_loss"]
+    assert not any("predictor" in name for name, _ in distiller.named_parameters())
+    _, _, only_apc = build(replace(SMALL, kd_feature_scale=0.0, kd_relation_scale=0.0))
+    assert list(distil(student, only_apc, features, lens)) == ["apc_loss"]
+    assert not any(".layer." in name for name, _ in only_apc.named_parameters())
+
+
+def test_a_step_changes_student_and_branches_but_not_the_teacher():
+    student, teacher, distiller = build()
+    teacher_before = copy.deepcopy(teacher.state_dict())
+    trained = [*student.encoder.parameters(), *distiller.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    student.train()
+    distiller.train()
+    features, lens, _ = random_batch()
+    sum(distil(student, distiller, features, lens).values()).backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in distiller.parameters())
+    assert student.encoder.encoders[1].encoder.layers[1].norm.bias.grad.abs().max() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+    torch.testing.assert_close(teacher.state_dict(), teacher_before, rtol=0, atol=0)
+
+
+def test_neither_the_distiller_nor_the_student_owns_the_teacher_or_each_other():
+    student, teacher, distiller = build()
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"branches"}
+    assert student.state_dict().keys() == build_model(student.config).state_dict().keys()
+    outsiders = {id(p) for p in [*teacher.parameters(), *student.parameters()]}
+    assert not outsiders & {id(p) for p in distiller.parameters()}
+
+
+@pytest.mark.parametrize("name", ["feature_loss", "relation_loss", "apc_loss"])
+def test_every_loss_goes_down_on_a_fixed_batch_within_20_steps(name):
+    student, _, distiller = build()
+    features, lens, _ = random_batch((60, 45))
+    optimizer = torch.optim.Adam([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
+    history = []
+    for _ in range(20):
+        loss = distil(student, distiller, features, lens)[name]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def exported(student, path):
+    """The student as a user of its checkpoint gets it: a fresh model with the saved parameters."""
+    torch.save({"model": student.state_dict()}, path)
+    model = build_model(student.config).eval()
+    model.load_state_dict(torch.load(path, weights_only=True)["model"], strict=True)
+    return model
+
+
+def inference_flops(model) -> int:
+    """Of one chunk through encoder, predictor and joiner."""
+    counter = pytest.importorskip("torch.utils.flop_counter", reason="this torch counts no flops")
+    with torch.no_grad(), counter.FlopCounterMode(display=False) as flops:
+        features = torch.zeros(1, CHUNK.input_frames, 80)
+        state = model.init_state(1, CHUNK, torch.device("cpu"))
+        encoder_out, _, _ = model.encode(features, torch.tensor([CHUNK.input_frames]), CHUNK, state)
+        decoder_out = model.decoder(torch.zeros(1, model.config.context_size, dtype=torch.int64), need_pad=False)
+        model.joiner(encoder_out, decoder_out)
+    return flops.get_total_flops()
+
+
+def test_a_distilled_student_costs_at_inference_exactly_what_the_baseline_costs(tmp_path):
+    student, _, distiller = build()
+    features, lens, _ = random_batch()
+    optimizer = torch.optim.SGD([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
+    sum(distil(student, distiller, features, lens).values()).backward()
+    optimizer.step()
+    distilled, baseline = exported(student, tmp_path / "distilled.pt"), build_model(student.config).eval()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (distilled, baseline)]
+    assert sizes[0] == sizes[1] and sum(p.numel() for p in distiller.parameters()) > 0
+    flops = [inference_flops(model) for model in (distilled, baseline)]
+    assert flops[0] == flops[1] > 0
+
+
+def write_tokens(directory, tokens) -> DataConfig:
+    directory.mkdir()
+    (directory / "tokens.txt").write_text("".join(f"{token} {i}\n" for i, token in enumerate(tokens)))
+    return DataConfig(bpe_model=str(directory / "bpe.model"))
+
+
+def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"), **teacher_model):
+    """Configs of a teacher and a student with the given tokens."""
+    teacher = ExperimentConfig(
+        model=tiny_test_config(False, len(theirs), **teacher_model), data=write_tokens(tmp_path / "theirs", theirs)
+    )
+    student = ExperimentConfig(
+        model=tiny_test_config(True, len(ours)),
+        data=write_tokens(tmp_path / "ours", ours),
+        distill=DistillConfig(teacher_exp_dir="exp/teacher"),
+    )
+    return teacher, student
+
+
+def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    saved = tiny_test_model(causal=False, vocab_size=4)
+    loaded = load_teacher(teacher, saved.state_dict(), student, torch.device("cpu"))
+    features, lens, _ = random_batch()
+    torch.testing.assert_close(loaded.encode(features, lens), saved.encode(features, lens), rtol=0, atol=0)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (("<blk>", "<unk>", "\u2581A"), "another vocabulary .*it has 3 tokens, the student 4"),
+        (("<blk>", "<unk>", "\u2581B", "\u2581A"), "another vocabulary .*2 is '\u2581B', the student's '\u2581A'"),
+    ],
+)
+def test_a_teacher_with_another_vocabulary_is_a_clear_error(tmp_path, tokens, message):
+    teacher, student = experiments(tmp_path, tokens)
+    with pytest.raises(UserError, match=f"--teacher-exp-dir exp/teacher: .*{message}"):
+        load_teacher(teacher, {}, student, torch.device("cpu"))
+
+
+def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    forty_bins = replace(teacher, model=replace(teacher.model, feature_dim=40))
+    with pytest.raises(UserError, match="reads 40 mel bins, the student 80"):
+        load_teacher(forty_bins, {}, student, torch.device("cpu"))
+    with pytest.raises(UserError, match="does not fit its config.json"):
+        load_teacher(teacher, {"encoder.nothing": torch.zeros(1)}, student, torch.device("cpu"))
+
+
+def test_missing_tokens_are_a_clear_error(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    (tmp_path / "theirs" / "tokens.txt").unlink()
+    with pytest.raises(UserError, match="theirs/tokens.txt: no such file; it belongs beside --bpe-model"):
+        load_teacher(teacher, {}, student, torch.device("cpu"))
+
+
+def test_taps_record_only_what_is_wanted():
+    model = tiny_test_model(causal=True)
+    features, lens, _ = random_batch()
+    taps = Taps(["1.0"])
+    model.encode(features, lens, CHUNK, taps=taps)
+    tap = taps["1.0"]
+    assert taps.names() == ["1.0"] and "1.1" not in taps and taps.wants("1.0") and not taps.wants("1.1")
+    encoder_lens = (lens - 7) // 2
+    assert tap.stride == 2 and tap.lens.tolist() == ((encoder_lens + 1) // 2).tolist()
+    assert tap.features.shape == (2, int(tap.lens.max()), 48) and tap.query.shape == tap.key.shape == (2, 28, 32)

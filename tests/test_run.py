@@ -1,0 +1,235 @@
+"""decode.py and streaming_decode.py on an experiment directory with random weights and a test set of noise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, List
+
+import lhotse
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+
+from decoding_helpers import run_script, talkative_model
+from kdstream.config import (
+    DataConfig,
+    DecodeConfig,
+    DistillConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+)
+from kdstream.decoding.results import Record, load_records
+from kdstream.decoding.run import choose_chunk, method_of, read_flags
+from kdstream.decoding.scoring import read_recogs
+from kdstream.models.streaming import ChunkConfig
+from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
+
+TEXTS = ("THE FIRST DAY", "A SECOND DAY CAME", "AND THEN THE THIRD", "NO MORE")
+SECONDS = (1.5, 2.31, 0.4, 1.07)
+SCRIPTS = {"whole": "egs/librispeech/decode.py", "chunkwise": "egs/librispeech/streaming_decode.py"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    """A test part "noise" and a BPE model."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text").write_text("\n".join(TEXTS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "bpe"), vocab_size=30, hard_vocab_limit=False,
+        user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1, minloglevel=3,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    recordings, supervisions = [], []
+    for n, (text, seconds) in enumerate(zip(TEXTS, SECONDS)):
+        path = folder / f"utt{n}.wav"
+        loudness = np.repeat(rng.uniform(0.01, 0.5, 50), 800)[: int(seconds * 16000)]
+        soundfile.write(path, loudness * rng.uniform(-1, 1, len(loudness)), 16000)
+        recordings.append(lhotse.Recording.from_file(path))
+        supervisions.append(lhotse.SupervisionSegment(f"utt{n}", f"utt{n}", 0, recordings[-1].duration, text=text))
+    cuts = lhotse.CutSet.from_manifests(
+        lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
+    )
+    cuts.to_file(folder / "librispeech_cuts_noise.jsonl.gz")
+    return DataConfig(
+        manifest_dir=str(folder),
+        test_parts=("noise",),
+        bpe_model=str(folder / "bpe.model"),
+        max_duration=3.0,
+        num_workers=0,
+    )
+
+
+@pytest.fixture()
+def exp_dir(tmp_path, data) -> Path:
+    """Streaming student "distilled" after two epochs."""
+    return make_exp_dir(tmp_path / "distilled", data, causal=True)
+
+
+def make_exp_dir(folder: Path, data: DataConfig, causal: bool) -> Path:
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=data.bpe_model)
+    for epoch in (1, 2):
+        model = talkative_model(causal, seed=epoch, vocab_size=tokenizer.get_piece_size(), chunk_size=(8, 16, -1))
+        params = {
+            "batch_idx_train": 10 * epoch,
+            "average_period": 1,
+            "speech_seconds_trained": 7200.0,
+            "compute_seconds": 1800.0,
+        }
+        save_checkpoint(folder / f"epoch-{epoch}.pt", model, model_avg=model, params=params)
+    distill = DistillConfig(teacher_exp_dir="teacher" if causal else "")
+    ExperimentConfig(model.config, data, TrainConfig(exp_dir=str(folder), seed=7), distill).save(folder)
+    return folder
+
+
+def decode(monkeypatch, how: str, exp_dir: Path, *flags: Any) -> Record:
+    """Runs a script that succeeds; returns the record that it added last."""
+    assert run_script(monkeypatch, SCRIPTS[how], "--exp-dir", exp_dir, *flags) == ""
+    return load_records(exp_dir / "results.json")[-1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--decoding-method", "modified_beam_search"), ("--chunk-size", "16", "--left-context-frames", "64")],
+    ids=str,
+)
+def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
+    simulated = decode(monkeypatch, "whole", exp_dir, *flags)
+    chunkwise = decode(monkeypatch, "chunkwise", exp_dir, "--num-decode-streams", 2, *flags)
+    first, second = (read_recogs(exp_dir / record.recogs) for record in (simulated, chunkwise))
+    assert first == second
+    assert [t.cut_id for t in first] == sorted(t.cut_id for t in first)
+    assert {" ".join(t.ref) for t in first} == set(TEXTS)
+    assert any(t.hyp for t in first)
+    assert (simulated.mode, chunkwise.mode) == ("simulated", "chunkwise")
+    assert simulated.wer == chunkwise.wer and simulated.search == chunkwise.search
+
+
+def names_under(folder: Path) -> List[str]:
+    return sorted(re.sub(r"\d{4}(-\d\d){5}$", "DATE", p.name) for p in folder.iterdir())
+
+
+def test_files_of_decode_py_have_icefalls_names(exp_dir, monkeypatch):
+    decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32_context-2_max-sym-per-frame-1_use-averaged-model"
+    assert names_under(exp_dir / "greedy_search") == [
+        f"errs-noise-{suffix}.txt",
+        f"log-decode-{suffix}-DATE",
+        f"recogs-noise-{suffix}.txt",
+        f"wer-summary-noise-{suffix}.txt",
+    ]
+    decode(monkeypatch, "whole", exp_dir, "--decoding-method", "modified_beam_search", "--use-averaged-model", 0)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32__modified_beam_search__beam-size-4"
+    assert f"recogs-noise-{suffix}.txt" in names_under(exp_dir / "modified_beam_search")
+    summary = (exp_dir / "modified_beam_search" / f"wer-summary-noise-{suffix}.txt").read_text()
+    assert summary.startswith("settings\tWER\nmodified_beam_search_beam-size-4\t")
+
+
+def test_files_of_streaming_decode_py_have_icefalls_names(exp_dir, monkeypatch):
+    decode(monkeypatch, "chunkwise", exp_dir)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32-use-averaged-model"
+    assert names_under(exp_dir / "streaming" / "greedy_search") == [
+        f"errs-noise_greedy-search_{suffix}.txt",
+        f"log-decode-{suffix}-DATE",
+        f"recogs-noise_greedy-search_{suffix}.txt",
+        f"wer-summary_noise_greedy-search_{suffix}.txt",
+    ]
+    decode(monkeypatch, "chunkwise", exp_dir, "--decoding-method", "modified_beam_search", "--beam-size", 2)
+    files = names_under(exp_dir / "streaming" / "modified_beam_search")
+    assert f"recogs-noise_num-active-paths-2_{suffix}.txt" in files
+
+
+def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    record = decode(monkeypatch, "chunkwise", exp_dir)
+    assert (record.system, record.encoder, record.method, record.seed) == (
+        "distilled",
+        "zipformer small",
+        "feature+relation+apc",
+        7,
+    )
+    assert (record.checkpoint, record.test_set, record.search) == ("epoch-2_avg-1", "noise", "greedy_search")
+    assert (record.chunk_ms, record.left_ms, record.latency_ms) == (160, 640, 255)
+    assert (record.speech_hours, record.compute_hours) == (2.0, 0.5)
+    assert record.words == sum(len(text.split()) for text in TEXTS)
+    assert record.errors == record.insertions + record.deletions + record.substitutions
+    assert record.interval[0] <= record.wer <= record.interval[1]
+    assert record.command == f"python egs/librispeech/streaming_decode.py --exp-dir {exp_dir}"
+    weights = load_checkpoint(exp_dir / "epoch-2.pt")["model"]
+    assert (
+        0.99 * sum(w.numel() for w in weights.values()) < record.parameters <= sum(w.numel() for w in weights.values())
+    )
+
+
+def test_a_teacher_is_decoded_in_full_context(tmp_path, data, monkeypatch):
+    folder = make_exp_dir(tmp_path / "teacher", data, causal=False)
+    record = decode(monkeypatch, "whole", folder, "--system", "the teacher", "--results-json", folder / "results.json")
+    assert (record.system, record.mode, record.method, record.chunk_ms) == ("the teacher", "full", "none", None)
+    assert "chunk" not in Path(record.recogs).name
+
+
+def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
+    record = decode(monkeypatch, "whole", exp_dir, "--chunk-size", -1)
+    assert record.mode == "full" and "_chunk--1_left-context--1_" in record.recogs
+
+
+@pytest.mark.parametrize(
+    "how, flags, named",
+    [
+        (
+            "whole",
+            ("--chunk-size", 2),
+            "chunk 2: not a multiple of 4, the largest downsampling factor; use --chunk-size 4,8",
+        ),
+        ("chunkwise", ("--chunk-size", 6, "--left-context-frames", 12), "chunk 6: not a multiple of 4"),
+        ("chunkwise", ("--chunk-size", -1), "--chunk-size"),
+        ("chunkwise", ("--left-context-frames", -1), "--left-context-frames"),
+        ("whole", ("--left-context-frames", 12), "--left-context-frames"),
+        ("whole", ("--epoch", 5), "epoch-5.pt"),
+        ("whole", ("--beam-size", 0), "--beam-size"),
+        ("chunkwise", ("--num-decode-streams", 0), "--num-decode-streams"),
+        ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),
+        ("whole", ("--bpe-model", "none.model"), "none.model"),
+        ("whole", ("--device", "abacus"), "--device abacus"),
+    ],
+)
+def test_bad_input_gets_one_line_and_no_record(exp_dir, monkeypatch, how, flags, named):
+    error = run_script(monkeypatch, SCRIPTS[how], "--exp-dir", exp_dir, *flags)
+    assert error.startswith("error: ") and re.search(named, error) and "\n" not in error
+    assert not (exp_dir / "results.json").exists()
+
+
+def test_an_exp_dir_without_config_json_is_named(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        read_flags("", ["--exp-dir", str(tmp_path)])
+
+
+def test_flags_go_before_config_json(exp_dir):
+    config, decode = read_flags("", ["--exp-dir", str(exp_dir), "--test-parts", "a,b", "--max-duration", "5"])
+    assert (config.data.test_parts, config.data.max_duration, config.data.num_workers) == (("a", "b"), 5.0, 0)
+    assert decode.exp_dir == str(exp_dir)
+
+
+def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_dir):
+    config = ExperimentConfig.load(exp_dir)
+    replace(config, data=replace(config.data, test_cuts=("old.jsonl.gz",))).save(exp_dir)
+    assert read_flags("", ["--exp-dir", str(exp_dir)])[0].data.test_cuts == ("old.jsonl.gz",)
+    assert read_flags("", ["--exp-dir", str(exp_dir), "--test-parts", "a"])[0].data.test_cuts == ()
+
+
+def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
+    model = ModelConfig(causal=True, chunk_size=(16, 32, -1), left_context_frames=(64, -1))
+    assert choose_chunk(model, DecodeConfig()) == ChunkConfig(16, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=8)) == ChunkConfig(8, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=32, left_context_frames=-1)) == ChunkConfig(32, -1)
+    assert choose_chunk(model, DecodeConfig(chunk_size=-1)) is None
+    assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
+
+
+def test_the_method_names_the_losses_that_distilled():
+    assert method_of(DistillConfig()) == "none"
+    assert method_of(DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.0)) == "feature+apc"

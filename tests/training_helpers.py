@@ -1,0 +1,112 @@
+"""A corpus of made-up features on disk, and experiments on it, for tests of training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import sentencepiece
+from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
+
+from helpers import tiny_test_config
+from kdstream.config import DataConfig, ExperimentConfig, TrainConfig
+
+LETTERS = "ABCDEFGH"
+FRAMES_PER_LETTER = 14
+LETTERS_PER_UTTERANCE = 8
+
+
+def make_corpus(directory: Path, num_utterances: int, noise: float = 0.5, equal_lengths: bool = False) -> DataConfig:
+    """Writes utterances in which every letter has a sound of its own; returns the config that reads them."""
+    rng, random_state = random.Random(0), np.random.RandomState(0)
+    sounds = {letter: random_state.randn(80) * 2 for letter in LETTERS}
+    texts, cuts = [], []
+    writer = NumpyFilesWriter(directory / "feats")
+    for index in range(num_utterances):
+        count = LETTERS_PER_UTTERANCE + (0 if equal_lengths else index % 4)
+        letters = [rng.choice(LETTERS) for _ in range(count)]
+        frames: List[np.ndarray] = []
+        for letter in letters:
+            length = FRAMES_PER_LETTER + (0 if equal_lengths else rng.randrange(4))
+            frames += [sounds[letter]] * length + [np.full(80, -4.0)] * 3
+        array = (np.stack(frames) - 6 + noise * random_state.randn(len(frames), 80)).astype(np.float32)
+        text = " ".join("".join(letters[i : i + 3]) for i in range(0, count, 3))
+        texts.append(text)
+        cuts.append(make_cut(f"utterance-{index:02d}", array, text, writer))
+    manifest = directory / "cuts.jsonl.gz"
+    CutSet.from_cuts(cuts).to_file(manifest)
+    return DataConfig(
+        bpe_model=str(train_tokenizer(directory, texts)),
+        train_cuts=(str(manifest),),
+        valid_cuts=(str(manifest),),
+        test_cuts=(str(manifest),),
+        num_workers=0,
+        max_duration=8.0,
+        num_buckets=2,
+        enable_spec_aug=False,
+    )
+
+
+def make_cut(cut_id: str, features: np.ndarray, text: str, writer: NumpyFilesWriter) -> MonoCut:
+    """A cut that has features (T, 80) and a text, and no audio."""
+    seconds = len(features) / 100
+    stored = Features(
+        recording_id=cut_id,
+        channels=0,
+        start=0.0,
+        duration=seconds,
+        type="fbank",
+        num_frames=len(features),
+        num_features=80,
+        frame_shift=0.01,
+        sampling_rate=16000,
+        storage_type=writer.name,
+        storage_path=str(writer.storage_path),
+        storage_key=writer.write(cut_id, features),
+    )
+    supervision = SupervisionSegment(id=cut_id, recording_id=cut_id, start=0.0, duration=seconds, text=text)
+    return MonoCut(cut_id, 0.0, seconds, 0, [supervision], stored)
+
+
+def train_tokenizer(directory: Path, texts: List[str]) -> Path:
+    """A sentencepiece model with icefall's first three ids, and its tokens.txt."""
+    (directory / "texts").write_text("\n".join(texts))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(directory / "texts"),
+        model_prefix=str(directory / "bpe"),
+        vocab_size=len(LETTERS) + 8,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        user_defined_symbols=["<blk>", "<sos/eos>"],
+        unk_id=2,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(directory / "bpe.model"))
+    pieces = [f"{model.id_to_piece(i)} {i}\n" for i in range(model.get_piece_size())]
+    (directory / "tokens.txt").write_text("".join(pieces), encoding="utf-8")
+    return directory / "bpe.model"
+
+
+def experiment(exp_dir: Path, data: DataConfig, causal: bool = True, **train) -> ExperimentConfig:
+    """A short training of the small test model on `data`; `train` overrides TrainConfig."""
+    settings = dict(
+        exp_dir=str(exp_dir),
+        num_epochs=2,
+        tensorboard=False,
+        average_period=2,
+        log_interval=1,
+        warm_step=20,
+        lr_warmup_batches=10.0,
+    )
+    model = tiny_test_config(
+        causal,
+        chunk_size=(8, 16),
+        left_context_frames=(16, 32),
+        frontend_channels=(4, 8, 32),
+        frontend_hidden_dim=32,
+    )
+    return ExperimentConfig(model=model, data=data, train=TrainConfig(**{**settings, **train}))
