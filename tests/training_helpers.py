@@ -32,7 +32,7 @@ def make_corpus(directory: Path, num_utterances: int, noise: float = 0.5, equal_
             length = FRAMES_PER_LETTER + (0 if equal_lengths else rng.randrange(4))
             frames += [sounds[letter]] * length + [np.full(80, -4.0)] * 3
         array = (np.stack(frames) - 6 + noise * random_state.randn(len(frames), 80)).astype(np.float32)
-        text = " ".join("".join(letters[i : i + 3]) for i in range(0, count, 3))
+        text = " ".join(letters)
         texts.append(text)
         cuts.append(make_cut(f"utterance-{index:02d}", array, text, writer))
     manifest = directory / "cuts.jsonl.gz"

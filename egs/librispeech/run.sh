@@ -89,7 +89,7 @@ if [[ -z $corpus_dir ]]; then  # the parts that prepare.sh chose
 fi
 
 if [[ -z $world_size ]]; then
-  world_size=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  world_size=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
   ((world_size)) || world_size=$(($(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
 fi
 
