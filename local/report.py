@@ -130,9 +130,10 @@ def plot_latencies(records: Sequence[Record], colours: Dict[str, str], path: Pat
     def draw(axes: Axes, of_set: Sequence[Record]) -> None:
         for system in dict.fromkeys(record.system for record in of_set):
             mine = [record for record in of_set if record.system == system]
-            streaming = [r for r in mine if r.mode == "chunkwise"] or [r for r in mine if r.mode == "simulated"]
+            # one point per chunk: decoding chunk by chunk where it was run, else its simulation
+            by_chunk = {r.chunk_ms: r for r in sorted(mine, key=lambda r: r.mode == "chunkwise") if r.mode != "full"}
+            streaming = sorted(by_chunk.values(), key=lambda record: record.latency_ms)
             if streaming:
-                streaming.sort(key=lambda record: record.latency_ms)
                 wers = [record.wer for record in streaming]
                 error = [
                     [r.wer - min(r.wer, r.interval[0]) for r in streaming],

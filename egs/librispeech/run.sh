@@ -17,8 +17,6 @@ set -eou pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 self=$here/$(basename "${BASH_SOURCE[0]}")
-root=$(cd "$here/../.." && pwd)
-cd "$here"
 
 stage=0
 stop_stage=6
@@ -62,12 +60,18 @@ while (($#)); do
   esac
 done
 
+# from here on, paths are as seen from the recipe: records and config.json name no machine
+[[ -z $corpus_dir ]] || corpus_dir=$(realpath -m --relative-to="$here" "$corpus_dir")
+data_dir=$(realpath -m --relative-to="$here" "$data_dir")
+exp_root=$(realpath -m --relative-to="$here" "$exp_root")
+cd "$here"
+
 stages() { ((stage <= $1 && $1 <= stop_stage)); }
-python=$root/.venv/bin/python
+python=../../.venv/bin/python
 
 if stages 0; then
   log "Stage 0: environment"
-  bash "$root/local/setup_env.sh"
+  bash ../../local/setup_env.sh
 fi
 [[ -x $python ]] || fail "$python: not there; run with --stage 0"
 
@@ -76,7 +80,7 @@ if stages 1; then
   source_flags=(--corpus "$corpus")
   [[ -z $corpus_dir ]] ||
     source_flags=(--corpus-dir "$corpus_dir" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts")
-  bash "$here/prepare.sh" "${source_flags[@]}" --vocab-size "$vocab_size" --data-dir "$data_dir"
+  bash prepare.sh "${source_flags[@]}" --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
 if [[ -z $corpus_dir ]]; then  # the parts that prepare.sh chose
   case $corpus in
@@ -122,7 +126,8 @@ fi
 if stages 4; then
   log "Stage 4: distilled student"
   # shellcheck disable=SC2086
-  train distilled "${streaming[@]}" --teacher-exp-dir "$exp_root/teacher" --teacher-avg "$avg" $distill_flags
+  train distilled "${streaming[@]}" --teacher-exp-dir "$exp_root/teacher" --teacher-avg "$avg" --kd-warmup-batches 100 \
+    $distill_flags
 fi
 
 # decode NAME SCRIPT FLAGS...: once for each checkpoint and set of flags
@@ -149,7 +154,7 @@ if stages 5; then
     for wider in 2 4; do  # the same model at longer chunks, for WER against latency
       chunk=$((chunk_size * wider))
       left=$((left_context_frames > chunk ? left_context_frames : chunk))
-      decode $system decode.py --chunk-size $chunk --left-context-frames $left
+      decode $system streaming_decode.py --chunk-size $chunk --left-context-frames $left
     done
   done
 fi
@@ -161,7 +166,7 @@ if stages 6; then
     log "Stage 6: report: already written"
   else
     log "Stage 6: report"
-    $python "$root/local/report.py" --exp-root "$exp_root" --systems teacher,baseline,distilled --baseline baseline
+    $python ../../local/report.py --exp-root "$exp_root" --systems teacher,baseline,distilled --baseline baseline
   fi
   log "$report"
 fi
