@@ -61,9 +61,9 @@ while (($#)); do
 done
 
 # from here on, paths are as seen from the recipe: records and config.json name no machine
-[[ -z $corpus_dir ]] || corpus_dir=$(realpath -m --relative-to="$here" "$corpus_dir")
-data_dir=$(realpath -m --relative-to="$here" "$data_dir")
-exp_root=$(realpath -m --relative-to="$here" "$exp_root")
+[[ -z $corpus_dir ]] || corpus_dir=$(realpath -ms --relative-to="$here" "$corpus_dir")
+data_dir=$(realpath -ms --relative-to="$here" "$data_dir")
+exp_root=$(realpath -ms --relative-to="$here" "$exp_root")
 cd "$here"
 
 stages() { ((stage <= $1 && $1 <= stop_stage)); }

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from kdstream.config import ExperimentConfig, ModelConfig, TrainConfig, UserError
 from kdstream.data import Batch, Tokenizer
-from kdstream.kd.distiller import Distiller
+from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.teacher import load_teacher
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged
 from kdstream.training.metrics import FRAMES, MetricsTracker
-
-FEATURE_FRAMES_PER_OUTPUT_FRAME = 4
 
 
 class StudentWithBranches(nn.Module):
@@ -91,7 +89,7 @@ def compute_loss(
     tokens = tokenizer.encode(batch.texts)
     loss, losses = module(batch.features, batch.feature_lens, tokens, chunk, batch_idx)
     values = torch.stack([value.float() for value in losses.values()]).tolist()
-    frames = float((batch.feature_lens // FEATURE_FRAMES_PER_OUTPUT_FRAME).sum())
+    frames = float(output_frames_of(batch.feature_lens).sum())
     return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
 
 
