@@ -14,7 +14,7 @@ from helpers import tiny_test_config
 from kdstream.config import DataConfig, ExperimentConfig, TrainConfig
 
 LETTERS = "ABCDEFGH"
-FRAMES_PER_LETTER = 14
+FRAMES_PER_LETTER = 12
 LETTERS_PER_UTTERANCE = 8
 
 
@@ -22,23 +22,24 @@ def make_corpus(directory: Path, num_utterances: int, noise: float = 0.5, equal_
     """Writes utterances in which every letter has a sound of its own; returns the config that reads them."""
     rng, random_state = random.Random(0), np.random.RandomState(0)
     sounds = {letter: random_state.randn(80) * 2 for letter in LETTERS}
-    texts, cuts = [], []
+    cuts = []
     writer = NumpyFilesWriter(directory / "feats")
     for index in range(num_utterances):
         count = LETTERS_PER_UTTERANCE + (0 if equal_lengths else index % 4)
-        letters = [rng.choice(LETTERS) for _ in range(count)]
+        letters = [rng.choice(LETTERS)]
+        while len(letters) < count:
+            letters.append(rng.choice(LETTERS.replace(letters[-1], "")))
         frames: List[np.ndarray] = []
         for letter in letters:
             length = FRAMES_PER_LETTER + (0 if equal_lengths else rng.randrange(4))
-            frames += [sounds[letter]] * length + [np.full(80, -4.0)] * 3
+            frames += [sounds[letter]] * length + [np.full(80, -4.0)] * 5
         array = (np.stack(frames) - 6 + noise * random_state.randn(len(frames), 80)).astype(np.float32)
         text = " ".join(letters)
-        texts.append(text)
         cuts.append(make_cut(f"utterance-{index:02d}", array, text, writer))
     manifest = directory / "cuts.jsonl.gz"
     CutSet.from_cuts(cuts).to_file(manifest)
     return DataConfig(
-        bpe_model=str(train_tokenizer(directory, texts)),
+        bpe_model=str(train_tokenizer(directory)),
         train_cuts=(str(manifest),),
         valid_cuts=(str(manifest),),
         test_cuts=(str(manifest),),
@@ -70,16 +71,14 @@ def make_cut(cut_id: str, features: np.ndarray, text: str, writer: NumpyFilesWri
     return MonoCut(cut_id, 0.0, seconds, 0, [supervision], stored)
 
 
-def train_tokenizer(directory: Path, texts: List[str]) -> Path:
-    """A sentencepiece model with icefall's first three ids, and its tokens.txt."""
-    (directory / "texts").write_text("\n".join(texts))
+def train_tokenizer(directory: Path) -> Path:
+    """A sentencepiece model with icefall's first three ids and one token a letter, and its tokens.txt."""
     sentencepiece.SentencePieceTrainer.train(
-        input=str(directory / "texts"),
+        sentence_iterator=iter([LETTERS]),  # single letters as well: it refuses to train on nothing else
         model_prefix=str(directory / "bpe"),
-        vocab_size=len(LETTERS) + 8,
+        vocab_size=2 * len(LETTERS) + 4,
         hard_vocab_limit=False,
-        character_coverage=1.0,
-        user_defined_symbols=["<blk>", "<sos/eos>"],
+        user_defined_symbols=["<blk>", "<sos/eos>", *(f"\u2581{letter}" for letter in LETTERS)],
         unk_id=2,
         bos_id=-1,
         eos_id=-1,

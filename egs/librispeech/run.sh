@@ -31,10 +31,10 @@ exp_root=$here/exp
 preset=tiny
 chunk_size=8              # 20 ms frames: 160 ms
 left_context_frames=32    # 640 ms
-num_epochs=9
+num_epochs=12
 avg=3                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
-max_duration=15           # seconds of speech in a batch, per process
+max_duration=30           # seconds of speech in a batch, per process
 train_flags=              # more flags for every train.py, in one string
 distill_flags=            # more flags for the distilled student's train.py
 
@@ -109,8 +109,8 @@ train() {
   $python train.py --exp-dir "$exp_root/$name" --resume 1 --preset "$preset" --num-epochs "$num_epochs" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
-    --world-size "$world_size" --num-workers 1 --ref-duration 3 --warm-step 200 --lr-warmup-batches 100 \
-    --lr-batches 500 --lr-epochs 3.5 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
+    --world-size "$world_size" --num-workers 0 --ref-duration 3 --warm-step 200 --lr-warmup-batches 100 \
+    --lr-batches 500 --lr-epochs 4 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
     $train_flags "$@"
 }
 
