@@ -148,18 +148,13 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
     for rank in (0, 1):
         losses = json.loads((tmp_path / "two" / f"losses-{rank}.json").read_text())
         assert list(map(int, losses)) == list(expected)
-        # Rounding differs by the order of sums; steps of the size of the learning rate make it grow.
-        assert list(losses.values()) == pytest.approx(list(expected.values()), rel=1e-3)
-        assert losses["1"] == pytest.approx(expected[1], rel=1e-6)
+        assert list(losses.values()) == pytest.approx(list(expected.values()), rel=1e-5)
     saved = [ckpt.load_checkpoint(tmp_path / name / "epoch-2.pt") for name in ("one", "two")]
-    assert saved[0]["best_valid_loss"] == pytest.approx(saved[1]["best_valid_loss"], rel=1e-2)
+    for part in ("model", "model_avg", "branches"):
+        for name, value in saved[0][part].items():
+            torch.testing.assert_close(saved[1][part][name], value, atol=1e-5, rtol=1e-4)
+    assert saved[0]["best_valid_loss"] == pytest.approx(saved[1]["best_valid_loss"], rel=1e-5)
     assert saved[0]["speech_seconds_trained"] == pytest.approx(saved[1]["speech_seconds_trained"])
-
-
-def test_error_in_a_process_is_one_line_for_the_user(tmp_path: Path, data):
-    config = experiment(tmp_path, replace(data, train_cuts=("nowhere.jsonl.gz",)), world_size=2, master_port=29518)
-    with pytest.raises(UserError, match="nowhere.jsonl.gz: no such manifest"):
-        dist.launch(loop.run, config)
 
 
 def gradients(config: ExperimentConfig, group_sizes: List[int]) -> Dict[str, torch.Tensor]:
@@ -393,8 +388,8 @@ def load_script(name: str):
 def test_script_trains_from_flags_and_ends_with_one_line_on_bad_input(tmp_path: Path, data, monkeypatch):
     script = load_script("train")
     command = f"train.py --exp-dir {tmp_path / 'exp'} --bpe-model {data.bpe_model} --train-cuts {data.train_cuts[0]} "
-    command += f"--valid-cuts {data.valid_cuts[0]} --max-duration 8 --num-workers 0 --max-train-batches 1 --tensorboard 0 "
-    command += "--causal 1 --chunk-size 8 --left-context-frames 32 --enable-spec-aug 0 "
+    command += f"--valid-cuts {data.valid_cuts[0]} --max-duration 8 --num-workers 0 --max-train-batches 1 "
+    command += "--tensorboard 0 --causal 1 --chunk-size 8 --left-context-frames 32 --enable-spec-aug 0 "
     command += "--num-encoder-layers 1,1 --downsampling-factor 1,2 --encoder-dim 32 --encoder-unmasked-dim 32 "
     command += "--feedforward-dim 32 --cnn-module-kernel 15"
     monkeypatch.setattr(sys, "argv", command.split())

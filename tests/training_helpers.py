@@ -14,7 +14,7 @@ from helpers import tiny_test_config
 from kdstream.config import DataConfig, ExperimentConfig, TrainConfig
 
 LETTERS = "ABCDEFGH"
-FRAMES_PER_LETTER = 12
+FRAMES_PER_LETTER = 8
 LETTERS_PER_UTTERANCE = 8
 
 
@@ -36,15 +36,16 @@ def make_corpus(directory: Path, num_utterances: int, noise: float = 0.5, equal_
         array = (np.stack(frames) - 6 + noise * random_state.randn(len(frames), 80)).astype(np.float32)
         text = " ".join(letters)
         cuts.append(make_cut(f"utterance-{index:02d}", array, text, writer))
-    manifest = directory / "cuts.jsonl.gz"
+    manifest, few = directory / "cuts.jsonl.gz", directory / "few.jsonl.gz"
     CutSet.from_cuts(cuts).to_file(manifest)
+    CutSet.from_cuts(cuts[:4]).to_file(few)
     return DataConfig(
         bpe_model=str(train_tokenizer(directory)),
         train_cuts=(str(manifest),),
-        valid_cuts=(str(manifest),),
+        valid_cuts=(str(few),),
         test_cuts=(str(manifest),),
         num_workers=0,
-        max_duration=8.0,
+        max_duration=5.0,
         num_buckets=2,
         enable_spec_aug=False,
     )

@@ -24,7 +24,7 @@ corpus_dir=               # instead: any directory that holds LibriSpeech/<part>
 train_parts=              # parts, separated by commas; by default those of the corpus
 dev_parts=
 test_parts=
-vocab_size=               # BPE pieces; by default 500, for the mini corpus 256
+vocab_size=               # BPE pieces; by default 500, for the mini corpus 64
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
 musan=false               # noise for --enable-musan
 data_dir=$here/data
@@ -77,7 +77,7 @@ else
   corpus_dir=$(cd "$corpus_dir" && pwd)
 fi
 if [[ $corpus == mini ]]; then
-  vocab_size=${vocab_size:-256} perturb_speed=${perturb_speed:-false}
+  vocab_size=${vocab_size:-64} perturb_speed=${perturb_speed:-false}
 fi
 vocab_size=${vocab_size:-500} perturb_speed=${perturb_speed:-true}
 for name in musan perturb_speed; do

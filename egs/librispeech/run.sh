@@ -25,17 +25,17 @@ corpus_dir=               # instead: any directory that holds LibriSpeech/<part>
 train_parts=train
 dev_parts=dev
 test_parts=test
-vocab_size=256
+vocab_size=               # BPE pieces; by default 64 for the embedded corpus, else 500
 data_dir=$here/data
 exp_root=$here/exp
 preset=tiny
 chunk_size=8              # 20 ms frames: 160 ms
 left_context_frames=32    # 640 ms
-num_epochs=12
+num_epochs=8
 avg=3                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
-max_duration=30           # seconds of speech in a batch, per process
-train_flags=              # more flags for every train.py, in one string
+max_duration=15           # seconds of speech in a batch, per process
+train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit one hour
 distill_flags=            # more flags for the distilled student's train.py
 
 usage() {
@@ -65,6 +65,11 @@ done
 data_dir=$(realpath -ms --relative-to="$here" "$data_dir")
 exp_root=$(realpath -ms --relative-to="$here" "$exp_root")
 cd "$here"
+
+if [[ -z $vocab_size ]]; then
+  vocab_size=500
+  [[ -n $corpus_dir || $corpus != mini ]] || vocab_size=64
+fi
 
 stages() { ((stage <= $1 && $1 <= stop_stage)); }
 python=../../.venv/bin/python
@@ -109,8 +114,8 @@ train() {
   $python train.py --exp-dir "$exp_root/$name" --resume 1 --preset "$preset" --num-epochs "$num_epochs" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
-    --world-size "$world_size" --num-workers 0 --ref-duration 3 --warm-step 200 --lr-warmup-batches 100 \
-    --lr-batches 500 --lr-epochs 4 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
+    --world-size "$world_size" --num-workers 0 --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 \
+    --lr-batches 300 --lr-epochs 6 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
     $train_flags "$@"
 }
 

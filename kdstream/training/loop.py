@@ -26,6 +26,7 @@ from tqdm import tqdm
 from kdstream.config import ExperimentConfig, UserError
 from kdstream.data import AsrDataModule, Batch
 from kdstream.models.scaling import set_batch_count
+from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist
@@ -51,7 +52,9 @@ from kdstream.training.step import (
     chunk_choices,
     compute_loss,
     draw_chunk,
+    grouped,
     seed_step,
+    validation_loss,
 )
 
 RESET_INTERVAL = 200  # batches over which tot_loss forgets
@@ -69,9 +72,9 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
     """
     exp_dir = Path(config.train.exp_dir)
     config = with_preset(config)
+    device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
-        device = dist.device_of(rank)
         data = AsrDataModule(config.data, config.train.seed)
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_model(config)
@@ -135,16 +138,8 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint: the next step is the one that would have followed."""
         saved = ckpt.load_checkpoint(path)
-        ckpt.restore(
-            saved,
-            path,
-            self.model,
-            self.model_avg,
-            self.distiller,
-            self.optimizer,
-            self.scheduler,
-            self.precision.scaler,
-        )
+        parts = (self.model, self.model_avg, self.distiller, self.optimizer, self.scheduler, self.precision.scaler)
+        ckpt.restore(saved, path, *parts)
         self.progress = Progress.from_checkpoint(saved)
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
@@ -205,7 +200,6 @@ class Trainer:
             progress.tot_loss = dict(tot_loss)
             self.after_step(batch_idx, loss, tot_loss, sum(len(batch.cut_ids) for batch in batches))
             if self.finished:
-                self.save_step()
                 return
         if progress.batch_idx_train == first_step:
             raise UserError("the training cuts do not fill one batch; lower --max-duration")
@@ -218,7 +212,7 @@ class Trainer:
         started = time.perf_counter()
         done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
         reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
-        set_batch_count(self.model, done * reference_batches)
+        set_batch_count(self.student, done * reference_batches)
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()
@@ -233,14 +227,13 @@ class Trainer:
         progress.compute_seconds += (time.perf_counter() - started) * self.world_size
         return total
 
-    def add_gradient(self, batch: Batch, chunk: Optional[Any]) -> MetricsTracker:
+    def add_gradient(self, batch: Batch, chunk: Optional[ChunkConfig]) -> MetricsTracker:
         """Forward and backward; empty metrics and no gradient where the loss of some process is not finite."""
         if self.inf_check is not None:
             self.inf_check.new_batch()
+        step = self.progress.batch_idx_train
         with self.precision.autocast():
-            loss, metrics = compute_loss(
-                self.module, batch, self.data.tokenizer, chunk, self.progress.batch_idx_train, self.device
-            )
+            loss, metrics = compute_loss(self.module, batch, self.data.tokenizer, chunk, step, self.device)
         if not math.isfinite(metrics["loss"]):
             logging.warning(f"The loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}")
         metrics["seconds"] = batch.duration
@@ -260,8 +253,8 @@ class Trainer:
         path = self.exp_dir / f"bad-model-{self.rank}.pt"
         self.save(path, self.progress.cur_epoch)
         raise UserError(
-            f"{path}: {MAX_BAD_BATCHES} batches in a row without a finite loss; lower --base-lr, look at the cuts named "
-            f"in the log and for the cause with --inf-check 1, and go on with --resume 1"
+            f"{path}: {MAX_BAD_BATCHES} batches in a row without a finite loss; the log names their cuts, "
+            "--inf-check 1 the module; lower --base-lr or mend the cuts, and go on with --resume 1"
         )
 
     @contextmanager
@@ -286,12 +279,10 @@ class Trainer:
             raise
 
     def after_step(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
-        """Averages, saves, logs and validates when it is time to."""
+        """Averages, logs, validates and saves when it is time to."""
         train, step = self.config.train, self.progress.batch_idx_train
         if self.model_avg is not None and step % train.average_period == 0:
             ckpt.update_averaged_model(self.model, self.model_avg, train.average_period, step)
-        if step % train.save_every_n == 0:
-            self.save_step()
         if self.precision.adjust_grad_scale(batch_idx) and self.inf_check is None:
             self.inf_check = InfCheck(self.student)
         self.bar.update(1)
@@ -300,6 +291,8 @@ class Trainer:
             self.log(batch_idx, loss, tot_loss, num_utterances)
         if step % train.valid_interval == 0:
             self.validate()
+        if step % train.save_every_n == 0 or self.finished:
+            self.save_step()
 
     def log(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
         """icefall's log line and TensorBoard curves."""
@@ -319,18 +312,11 @@ class Trainer:
     def validate(self) -> None:
         """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames."""
         progress = self.progress
-        self.student.eval()
-        total = MetricsTracker()
-        with torch.no_grad(), self.precision.autocast():
-            for batch in tqdm(self.valid_loader, desc="validation", leave=False, disable=self.bar.disable):
-                # the bare module: DDP would wait for processes that have fewer batches
-                _, metrics = compute_loss(
-                    self.student, batch, self.data.tokenizer, self.choices[0][0], None, self.device
-                )
-                total = total + metrics
-        self.student.train()
-        names = ["loss", "simple_loss", "pruned_loss"] + ["ctc_loss"] * self.config.model.use_ctc + ["frames"]
-        total = MetricsTracker({name: total.get(name, 0.0) for name in names}).reduced(self.world_size, self.device)
+        batches = tqdm(self.valid_loader, desc="validation", leave=False, disable=self.bar.disable)
+        with self.precision.autocast():
+            # the bare module: DDP would wait for processes that have fewer batches
+            total = validation_loss(self.student, batches, self.data.tokenizer, self.choices[0][0], self.device)
+        total = total.reduced(self.world_size, self.device)
         logging.info(f"Epoch {progress.cur_epoch}, validation: {total}")
         if self.device.type == "cuda":
             logging.info(f"Maximum memory allocated so far is {max_memory_mb(self.device)}MB")
@@ -405,9 +391,8 @@ class Trainer:
                 raise batch
             try:
                 with self.precision.autocast():
-                    loss, _ = compute_loss(
-                        self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device
-                    )
+                    chunk = self.choices[0][0]
+                    loss, _ = compute_loss(self.module, batch, self.data.tokenizer, chunk, 0, self.device)
                 self.precision.backward(loss)
             except RuntimeError as error:
                 if "out of memory" not in str(error):
@@ -418,13 +403,3 @@ class Trainer:
                 ) from error
             self.optimizer.zero_grad(set_to_none=True)
         logging.info(f"No batch needs more than {max_memory_mb(self.device)}MB")
-
-
-def grouped(loader: Iterable[Batch], size: int) -> Iterator[List[Batch]]:
-    """Lists of `size` batches, the last one perhaps shorter."""
-    iterator = iter(loader)
-    while True:
-        group = list(islice(iterator, size))
-        if not group:
-            return
-        yield group

@@ -204,7 +204,7 @@ class ScaledAdam(Optimizer):
         if not finite:
             names = [name for name, bad in zip(self._names(), (~norms.isfinite()).tolist()) if bad]
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            logging.warning(f"The gradient counts as zero in this step: it is not finite for {len(names)} parameters ({shown})")
+            logging.warning(f"The step counts gradients as zero: {len(names)} parameters' are not finite ({shown})")
         # The first norm is left out: gradients of a fresh model tell nothing about the next ones.
         if group["clipping_scale"] is None or group["step"] == 0:
             return 1.0 if finite else 0.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from typing import Dict, List, Optional, Tuple
+from itertools import islice
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,34 @@ def compute_loss(
     values = torch.stack([value.float() for value in losses.values()]).tolist()
     frames = float(output_frames_of(batch.feature_lens).sum())
     return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
+
+
+@torch.no_grad()
+def validation_loss(
+    student: StudentWithBranches,
+    batches: Iterable[Batch],
+    tokenizer: Tokenizer,
+    chunk: Optional[ChunkConfig],
+    device: torch.device,
+) -> MetricsTracker:
+    """The student's losses in eval mode, over all batches; zeros where there are none."""
+    names = ("loss", "simple_loss", "pruned_loss", *(("ctc_loss",) if student.model.config.use_ctc else ()), FRAMES)
+    total = MetricsTracker(dict.fromkeys(names, 0.0))
+    student.eval()
+    for batch in batches:
+        total = total + compute_loss(student, batch, tokenizer, chunk, None, device)[1]
+    student.train()
+    return total
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[List[Batch]]:
+    """Lists of `size` batches, the last one perhaps shorter."""
+    iterator = iter(batches)
+    while True:
+        group = list(islice(iterator, size))
+        if not group:
+            return
+        yield group
 
 
 def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[ChunkConfig]]]:
