@@ -142,7 +142,8 @@ class DistillConfig:
         True, "Average over every batch of those epochs (model_avg), not only over their last ones."
     )
     kd_layers: Tuple[str, ...] = flag(
-        (), "Tapped layers as stack.layer, e.g. 2.0,3.1; empty: the last layer of every stack that downsamples by 2 or more."
+        (),
+        "Tapped layers as stack.layer, e.g. 2.0,3.1; empty: the last one of every stack that downsamples by 2 or more.",
     )
     kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).")
     kd_relation_scale: float = flag(0.1, "Weight of the query-query, key-key and value-value relation losses.")

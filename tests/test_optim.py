@@ -39,7 +39,10 @@ def take_steps(optimizer: ScaledAdam, params: List[nn.Parameter], steps: range, 
 def reference_step(p: torch.Tensor, grad: torch.Tensor, state: Dict, step: int, lr: float) -> torch.Tensor:
     """One tensor's update without clipping, written out plainly from the definition."""
     beta1, beta2, period, eps = 0.9, 0.98, 4, 1e-8
-    rms = lambda x: x.square().mean().sqrt()
+
+    def rms(x):
+        return x.square().mean().sqrt()
+
     state["v"] = beta2 * state.get("v", torch.zeros_like(p)) + (1 - beta2) * grad**2
     correction = 1 - beta2 ** (step + 1)
     v = state["v"] / correction if correction < 0.99 else state["v"]

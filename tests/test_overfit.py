@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-
 from helpers import tiny_test_config
 from kdstream.config import ExperimentConfig
 from kdstream.data import AsrDataModule

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import random_batch, tiny_test_model
 
+from helpers import random_batch, tiny_test_model
 from kdstream.config import TrainConfig
 from kdstream.models.streaming import ChunkConfig
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_test_model
 from safetensors import safe_open
 
+from helpers import tiny_test_model
 from kdstream.config import ModelConfig, UserError
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, stack_states, unstack_state
@@ -144,7 +144,9 @@ def test_streams_of_different_ages_share_a_batch():
     lens = torch.tensor([chunk.input_frames])
     _, _, older = model.encode(features[:1, : chunk.input_frames], lens, chunk, model.init_state(1, chunk))
     state = stack_states([older, model.init_state(1, chunk)])
-    window = torch.stack([features[0, chunk.shift : chunk.shift + chunk.input_frames], features[1, : chunk.input_frames]])
+    first = features[:, : chunk.input_frames]
+    second = features[:, chunk.shift : chunk.shift + chunk.input_frames]
+    window = torch.stack([second[0], first[1]])
     out, _, state = model.encode(window, lens.expand(2), chunk, state)
     frames = chunk.chunk // 2
     assert difference(out[0], separate[0][0, frames : 2 * frames]) < 1e-5

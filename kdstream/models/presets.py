@@ -80,7 +80,9 @@ def resolve(config: ModelConfig) -> ModelConfig:
         values = getattr(config, name)
         if len(values) not in (1, stacks):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag}: {len(values)} values for {stacks} stacks (--num-encoder-layers); give 1 or {stacks}")
+            raise UserError(
+                f"{flag}: {len(values)} values for {stacks} stacks (--num-encoder-layers); give 1 or {stacks}"
+            )
         spread[name] = values * stacks if len(values) == 1 else values
     if any(kernel % 2 == 0 for kernel in spread["cnn_module_kernel"]):
         raise UserError("--cnn-module-kernel: kernels must be odd, so that a frame lies in the middle")

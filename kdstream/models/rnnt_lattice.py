@@ -99,9 +99,10 @@ def _prefix_scores(px: Tensor, py: Tensor, starts: Tensor, step: int) -> Tensor:
     entering[torch.arange(N, device=px.device), starts[:, 0], starts[:, 1]] = 0.0
     entering -= running
     scores = torch.empty_like(running)
+    symbol = None
     for s in range(S + 1):
         row = entering[:, s]  # (N, T+1)
-        if s > 0:
+        if symbol is not None:
             row[:, step:] = torch.maximum(row[:, step:], symbol - running[:, s, step:])
         torch.add(torch.logcumsumexp(row, 1), running[:, s], out=scores[:, s])
         if s < S:

@@ -127,7 +127,7 @@ def scaled_linear(in_channels: int, out_channels: int, initial_scale: float, bia
 
 
 class BiasNorm(nn.Module):
-    """x / rms(x - bias) * exp(log_scale): LayerNorm that cannot forget the vector's length (2310.11230, section 3.3)."""
+    """x / rms(x - bias) * exp(log_scale): LayerNorm that keeps the vector's length (2310.11230, section 3.3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

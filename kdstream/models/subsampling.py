@@ -119,7 +119,9 @@ class Conv2dSubsampling(nn.Module):
         self.dropout = SharedDropout(dropout)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, x_lens: Tensor, left: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    def forward(
+        self, x: Tensor, x_lens: Tensor, left: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """
         Args:
           x: (N, T, F) features.

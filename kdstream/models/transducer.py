@@ -123,7 +123,9 @@ class Transducer(nn.Module):
         out, out_lens, layers = self.encoder(x, x_lens, chunk, state.layers, state.processed, taps)
         return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1))
 
-    def init_state(self, batch_size: int, chunk: ChunkConfig, device: torch.device = torch.device("cpu")) -> EncoderState:
+    def init_state(
+        self, batch_size: int, chunk: ChunkConfig, device: torch.device = torch.device("cpu")
+    ) -> EncoderState:
         """The state of `batch_size` streams that have heard nothing yet."""
         return EncoderState(
             layers=self.encoder.init_caches(batch_size, chunk, device),

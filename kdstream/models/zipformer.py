@@ -281,7 +281,7 @@ class Zipformer(nn.Module):
         )
 
     def feature_masks(self, x: Tensor) -> List[Optional[Tensor]]:
-        """Per stack (N, 1, D): on some utterances the channels beyond encoder_unmasked_dim are dropped in all stacks."""
+        """Per stack (N, 1, D): on some utterances all stacks drop the channels beyond encoder_unmasked_dim."""
         if not self.training:
             return [None] * len(self.encoders)
         keep = (torch.rand(2, x.size(0), 1, 1, device=x.device) > 0.125).to(x.dtype)
@@ -317,7 +317,8 @@ class Zipformer(nn.Module):
             value_dim = config.num_heads[i] * config.value_head_dim[i]
             key_dim = config.num_heads[i] * config.query_head_dim[i]
             history = config.cnn_module_kernel[i] // 2
-            shapes = [(left, key_dim), (left, 3 * dim // 4), (left, value_dim), (left, value_dim), (history, dim), (history, dim)]
+            attention = [(left, key_dim), (left, 3 * dim // 4), (left, value_dim), (left, value_dim)]
+            shapes = [*attention, (history, dim), (history, dim)]
             for _ in range(config.num_encoder_layers[i]):
                 caches += [torch.zeros(batch_size, *shape, device=device) for shape in shapes]
         return caches

@@ -104,7 +104,9 @@ class AttentionWeights(nn.Module):
         # scores do not change when a constant is added to all keys; without this, rounding noise would move it
         self.balance_keys = Balancer(min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025)
 
-    def forward(self, x: Tensor, context: FrameContext, cached_key: Cache) -> Tuple[Tensor, Cache, Tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, context: FrameContext, cached_key: Cache
+    ) -> Tuple[Tensor, Cache, Tuple[Tensor, Tensor]]:
         """
         Args:
           x: (N, T, D); cached_key: (N, K - T, H * d) or None.

@@ -171,7 +171,7 @@ def restore(
             try:
                 part.load_state_dict(state)
             except (ValueError, KeyError) as error:
-                raise UserError(f"{path}: its {name} is not this training's ({error}); use another --exp-dir") from error
+                raise UserError(f"{path}: its {name} is of another training ({error}); change --exp-dir") from error
 
 
 def _part(checkpoint: Dict[str, Any], name: str, path: PathLike) -> Any:
