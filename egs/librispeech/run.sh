@@ -150,18 +150,25 @@ decode() {
   touch "$done_file"
 }
 
+decode_streaming() {  # one system: simulated, chunk by chunk, and at longer chunks for WER against latency
+  local chunk left wider
+  decode "$1" decode.py
+  decode "$1" streaming_decode.py
+  for wider in 2 4; do
+    chunk=$((chunk_size * wider))
+    left=$((left_context_frames > chunk ? left_context_frames : chunk))
+    decode "$1" streaming_decode.py --chunk-size $chunk --left-context-frames $left
+  done
+}
+
 if stages 5; then
   log "Stage 5: decoding"
   decode teacher decode.py
-  for system in baseline distilled; do
-    decode $system decode.py
-    decode $system streaming_decode.py
-    for wider in 2 4; do  # the same model at longer chunks, for WER against latency
-      chunk=$((chunk_size * wider))
-      left=$((left_context_frames > chunk ? left_context_frames : chunk))
-      decode $system streaming_decode.py --chunk-size $chunk --left-context-frames $left
-    done
-  done
+  cores=$(nproc)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? 1 : cores / 2))}  # two systems at a time
+  decode_streaming baseline &
+  decode_streaming distilled
+  wait $!
 fi
 
 if stages 6; then
