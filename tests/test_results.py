@@ -195,6 +195,10 @@ def test_results_md_is_filled_between_its_markers_only(tmp_path, monkeypatch):
     assert render(page, "--check", 1) == ""
 
 
+def test_tables_of_the_committed_results_page_are_those_of_its_json(monkeypatch):
+    assert run_script(monkeypatch, "local/render_results.py", "--check", 1) == ""
+
+
 @pytest.mark.parametrize(
     "text, named",
     [
