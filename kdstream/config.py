@@ -16,7 +16,6 @@ from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_args, g
 
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
-OUTPUT_FRAME_MS = 40  # after the encoder's last downsampling; the transducer's T
 DECODING_METHODS = ("greedy_search", "modified_beam_search")
 
 Config = TypeVar("Config")

@@ -87,11 +87,6 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
     return EncoderState.from_tensors([torch.cat(group) for group in zip(*(s.tensors() for s in states))])
 
 
-def unstack_state(state: EncoderState) -> List[EncoderState]:
-    """States of one stream each (views of the batched tensors)."""
-    return [EncoderState.from_tensors(group) for group in zip(*(t.split(1) for t in state.tensors()))]
-
-
 def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> Tuple[Tensor, Tensor]:
     """Pads with silence so that every utterance fills whole chunks, with the look-ahead of its last frame.
 

@@ -91,7 +91,8 @@ class ZipformerLayer(nn.Module):
         Returns:
           (N, T, D); the new cache; query, key and first value of x, each (N, T, H * d).
         """
-        key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = cache or [None] * 6
+        cache = cache or [None] * TENSORS_PER_LAYER
+        key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = cache
         before = x
         weights, key_cache, (query, key) = self.self_attn_weights(x, context, key_cache)
         attention_keep = self.sequence_mask(x, self.attention_skip_rate)
