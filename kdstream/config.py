@@ -140,20 +140,69 @@ class DistillConfig:
     teacher_use_averaged_model: bool = flag(
         True, "Average over every batch of those epochs (model_avg), not only over their last ones."
     )
+    init_from_teacher: bool = flag(False, "Start the student from the teacher's weights; they must have one shape.")
     kd_layers: Tuple[str, ...] = flag(
         (),
-        "Tapped layers as stack.layer, e.g. 2.0,3.1; empty: the last one of every stack that downsamples by 2 or more.",
+        "Tapped layers as stack.layer, e.g. 2.0,3.1, or with the teacher's, 2.0:3.1; "
+        "empty: the last one of every stack that downsamples by 2 or more.",
     )
+    kd_layer_map: str = flag(
+        "same",
+        "Which layer of the teacher guides a tapped layer: the same, one at equal depth, one of the last k, "
+        "the most similar (needs --kd-similarity-file), or all with learned weights.",
+        choices=("same", "uniform", "last", "similar", "learned"),
+    )
+    kd_similarity_file: str = flag("", "Similarity of layers, as local/layer_similarity.py writes it.")
+    kd_branch: str = flag(
+        "transformer",
+        "What stands between the student's layer and the teacher's: an auxiliary non-streaming layer, or nothing.",
+        choices=("transformer", "none"),
+    )
+    kd_share_branches: bool = flag(False, "One auxiliary layer and predictor for all tapped layers of equal width.")
     kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).")
     kd_relation_scale: float = flag(0.1, "Weight of the query-query, key-key and value-value relation losses.")
     kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.")
-    kd_warmup_batches: int = flag(500, "Batches over which the three weights rise linearly from 0.")
+    kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.")
+    kd_hidden_batches: int = flag(
+        0, "Batches after which the feature, relation and prediction losses end (0: never); for two stages."
+    )
     kd_distance: str = flag("l1_cosine", "Feature distance.", choices=("l1_cosine", "l2", "cosine"))
     kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.")
     kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.")
     kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.")
-    kd_apc_shift: int = flag(2, "Frames ahead that APC predicts, at the tapped layer's own rate.")
+    kd_apc_shift: Tuple[int, ...] = flag(
+        (2,), "Frames ahead that APC predicts, at the tapped layer's own rate; several as 1,2,4."
+    )
     kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).")
+    kd_token_scale: float = flag(0.0, "Weight of token distillation over the student's pruned lattice.")
+    kd_token_form: str = flag(
+        "full",
+        "Token distillation of the full posterior, of three classes (next symbol, blank, rest), or on the teacher's "
+        "one best path.",
+        choices=("full", "collapsed", "one-best"),
+    )
+    kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.")
+    kd_token_shift: int = flag(0, "Output frames (40 ms) by which the student may emit later than its teacher.")
+    kd_token_start: int = flag(0, "Batches before token distillation sets in.")
+    kd_top_scale: float = flag(0.0, "Weight of a transducer loss at an auxiliary branch on the encoder's output.")
+    kd_top_token_scale: float = flag(0.0, "Weight of token distillation at that branch, which needs no shift.")
+
+    @property
+    def method(self) -> str:
+        """What guides the student, for tables: feature+relation+apc, init+token-one-best and so on, or none."""
+        if not self.teacher_exp_dir:
+            return "none"
+        feature = "direct-feature" if self.kd_branch == "none" else "feature"
+        parts = {
+            "init": self.init_from_teacher,
+            feature: self.kd_feature_scale,
+            "relation": self.kd_relation_scale,
+            "apc": self.kd_apc_scale,
+            f"token-{self.kd_token_form}": self.kd_token_scale,
+            "top": self.kd_top_scale,
+            f"top-token-{self.kd_token_form}": self.kd_top_token_scale,
+        }
+        return "+".join(name for name, value in parts.items() if value) or "none"
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ from kdstream.decoding.results import rows_table, write_json
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
-from kdstream.kd.taps import Tap, Taps
-from kdstream.kd.teacher import freeze
+from kdstream.kd.taps import Tap
+from kdstream.kd.teacher import Heard, Teacher
 from kdstream.models.presets import resolve
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
@@ -99,6 +99,7 @@ class Bench:
         device = torch.device(args.device)
         torch.manual_seed(0)
         self.features, self.lens, self.tokens = batch[0].to(device), batch[1].to(device), batch[2]
+        self.cut_ids = [str(index) for index in range(len(self.tokens))]
         self.chunk = ChunkConfig(model.chunk_size[0], model.left_context_frames[0]) if model.causal else None
         self.student = build_model(resolve(model)).to(device).train()
         set_batch_count(self.student, BATCH_COUNT)
@@ -110,22 +111,25 @@ class Bench:
     def add_distillation(self) -> None:
         """Builds teacher and branches, and the inputs of the parts: taps and branch outputs without a graph."""
         device = self.features.device
-        teacher = freeze(build_model(self.teacher_config)).to(device)
+        teacher = Teacher(build_model(self.teacher_config).to(device))
         distiller = Distiller(self.distill_config, self.student, teacher).to(device)
         self.pairs = distiller.pairs
 
-        def teacher_forward() -> Taps:
+        def teacher_forward() -> Heard:
             with self.precision.autocast():
-                return distiller.teacher_taps(self.features, self.lens)
+                return teacher.listen(self.features, self.lens, [pair.teacher for pair in self.pairs], self.cut_ids)
 
         self.rows[STEPS[1]] = self.step(distiller)
         self.rows["teacher forward"] = teacher_forward
-        teacher_taps, student_taps = teacher_forward(), distiller.student_taps()
+        heard, student_taps = teacher_forward(), distiller.student_taps()
         with torch.no_grad(), self.precision.autocast():
             self.student.encode(self.features, self.lens, self.chunk, taps=student_taps)
-            students = [student_taps[pair.student] for pair in self.pairs]
-            teachers = [teacher_taps[pair.teacher] for pair in self.pairs]
-            outputs = [branch(tap.features, tap.lens) for branch, tap in zip(distiller.branches, students)]
+            students = [student_taps[pair.student].at_stride(pair.stride) for pair in self.pairs]
+            teachers = [
+                heard.layers[pair.teacher].at_stride(pair.stride).first(tap.features.size(1))
+                for pair, tap in zip(self.pairs, students)
+            ]
+            outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
         self.add_parts(distiller, students, teachers, outputs)
 
     def step(self, distiller: Optional[Distiller]) -> Callable[[], None]:
@@ -135,7 +139,7 @@ class Bench:
 
         def run() -> None:
             with self.precision.autocast():
-                loss, _ = module(self.features, self.lens, self.tokens, self.chunk, int(BATCH_COUNT))
+                loss, _ = module(self.features, self.lens, self.tokens, self.cut_ids, self.chunk, int(BATCH_COUNT))
             self.precision.backward(loss)
             self.precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
@@ -149,9 +153,9 @@ class Bench:
         config, frames = self.distill_config, output_frames_of(self.lens)
 
         def branches() -> List[Tensor]:
-            taps = [leaf(tap.features) for tap in students]
-            made = [branch(x, tap.lens) for branch, x, tap in zip(distiller.branches, taps, students)]
-            return [x.float().sum() for out in made for x in out if x is not None]
+            made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students)]
+            tensors = [x for out in made for x in (*out[:4], *(out.r or ())) if x is not None]
+            return [x.float().sum() for x in tensors]
 
         def features() -> List[Tensor]:
             return [
@@ -172,8 +176,9 @@ class Bench:
 
         def apc() -> List[Tensor]:
             return [
-                apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
+                apc_loss(t.features, leaf(r), t.lens, frames, shift, config.kd_distance)
                 for t, out in zip(teachers, outputs)
+                for shift, r in zip(config.kd_apc_shift, out.r)
             ]
 
         parts = {"branches": branches}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kdstream.config import UserError
-from kdstream.kd.branches import MAX_DISTANCE, AuxiliaryBranch, AuxiliaryLayer
+from kdstream.kd.branches import MAX_DISTANCE, AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
+from kdstream.kd.taps import Tap
 
 STUDENT_DIM, TEACHER_DIM, HEADS = 6, 8, 2
 LENS = torch.tensor([9, 5])
@@ -16,7 +17,18 @@ LENS = torch.tensor([9, 5])
 
 def build_branch(heads: int = HEADS, apc_dim: int = 5) -> AuxiliaryBranch:
     torch.manual_seed(0)
-    return AuxiliaryBranch(STUDENT_DIM, TEACHER_DIM, heads, feedforward_dim=12, apc_dim=apc_dim).double()
+    layer = AuxiliaryLayer(TEACHER_DIM, heads, feedforward_dim=12) if heads else None
+    predictor = FuturePredictor(TEACHER_DIM, apc_dim, shifts=2) if apc_dim else None
+    return AuxiliaryBranch(STUDENT_DIM, TEACHER_DIM, layer, predictor).double()
+
+
+def tap_of(s: torch.Tensor, lens: torch.Tensor = LENS) -> Tap:
+    return Tap(features=s, query=2 * s, key=3 * s, value=4 * s, lens=lens, stride=2)
+
+
+def tensors_of(out) -> dict:
+    named = {name: getattr(out, name) for name in ("z", "query", "key", "value")}
+    return {**named, **{f"r{i}": r for i, r in enumerate(out.r or ())}}
 
 
 def streaming_features() -> torch.Tensor:
@@ -51,22 +63,23 @@ def test_auxiliary_layer_equals_attention_written_with_loops():
 
 def test_z_hears_the_whole_utterance_and_r_hears_no_later_frame():
     s = streaming_features()
-    out = build_branch()(s, LENS)
+    out = build_branch()(tap_of(s))
     for t in range(9):
         assert gradient_by_frame(out.z[0, t], s).min() > 0
-        heard = gradient_by_frame(out.r[0, t], s)
-        assert heard[: t + 1].min() > 0
-        assert t == 8 or heard[t + 1 :].max() == 0
+        for r in out.r:
+            heard = gradient_by_frame(r[0, t], s)
+            assert heard[: t + 1].min() > 0
+            assert t == 8 or heard[t + 1 :].max() == 0
 
 
 def test_padding_changes_no_valid_frame_and_gets_no_gradient():
     branch, s = build_branch(), streaming_features()
-    padded = branch(s, LENS)
-    alone = branch(s[1:, : LENS[1]], LENS[1:])
+    padded = tensors_of(branch(tap_of(s)))
+    alone = tensors_of(branch(tap_of(s[1:, : LENS[1]], LENS[1:])))
     valid = slice(None, int(LENS[1]))
-    for name, tensor in padded._asdict().items():
-        torch.testing.assert_close(tensor[1, valid], getattr(alone, name)[0], rtol=0, atol=1e-12, msg=name)
-    total = sum(x[1, valid].square().sum() for x in padded)
+    for name, tensor in padded.items():
+        torch.testing.assert_close(tensor[1, valid], alone[name][0], rtol=0, atol=1e-12, msg=name)
+    total = sum(x[1, valid].square().sum() for x in padded.values())
     gradient = torch.autograd.grad(total, s)[0]
     assert gradient[1, LENS[1] :].abs().max() == 0 and gradient[1, valid].abs().min() > 0
 
@@ -74,7 +87,7 @@ def test_padding_changes_no_valid_frame_and_gets_no_gradient():
 @pytest.mark.parametrize("heads, apc_dim", [(0, 5), (HEADS, 0)])
 def test_parts_left_out_have_neither_output_nor_parameters(heads, apc_dim):
     branch = build_branch(heads, apc_dim)
-    out = branch(streaming_features(), LENS)
+    out = branch(tap_of(streaming_features()))
     assert (out.z is None) == (heads == 0) and (out.r is None) == (apc_dim == 0)
     names = {name.split(".")[0] for name, _ in branch.named_parameters()}
     assert names == {"projection"} | ({"layer"} if heads else set()) | ({"predictor"} if apc_dim else set())
@@ -82,17 +95,27 @@ def test_parts_left_out_have_neither_output_nor_parameters(heads, apc_dim):
 
 def test_every_parameter_gets_a_gradient():
     branch = build_branch()
-    sum(x.square().sum() for x in branch(streaming_features(), LENS)).backward()
+    sum(x.square().sum() for x in tensors_of(branch(tap_of(streaming_features()))).values()).backward()
     assert all(p.grad.abs().max() > 0 for p in branch.parameters())
 
 
 def test_bfloat16_autocast_stays_near_float32():
     branch, s = build_branch().float(), streaming_features().detach().float()
-    exact = branch(s, LENS)
+    exact = tensors_of(branch(tap_of(s)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = branch(s, LENS)
-    for a, b in zip(rough, exact):
-        assert (a.float() - b).norm() <= 0.03 * b.norm()
+        rough = tensors_of(branch(tap_of(s)))
+    for name, tensor in exact.items():
+        assert (rough[name].float() - tensor).norm() <= 0.03 * tensor.norm(), name
+
+
+def test_without_a_branch_the_students_own_tensors_are_compared():
+    s = streaming_features()
+    out = DirectBranch(STUDENT_DIM, STUDENT_DIM, None)(tap_of(s))
+    assert out.r is None
+    for name, tensor in (("z", s), ("query", 2 * s), ("key", 3 * s), ("value", 4 * s)):
+        assert torch.equal(getattr(out, name), tensor), name
+    assert list(DirectBranch(STUDENT_DIM, STUDENT_DIM, None).parameters()) == []
+    assert DirectBranch(STUDENT_DIM, TEACHER_DIM, None).double()(tap_of(s)).z.shape == (2, 9, TEACHER_DIM)
 
 
 def test_heads_that_do_not_divide_the_width_are_a_clear_error():

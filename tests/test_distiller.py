@@ -9,11 +9,10 @@ from typing import Dict
 import pytest
 import torch
 
-from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, UserError
-from kdstream.kd.distiller import Distiller
-from kdstream.kd.layer_map import tap_shapes
-from kdstream.kd.taps import Taps
-from kdstream.kd.teacher import freeze, load_teacher
+from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
+from kdstream.kd.distiller import SCALES, Distiller
+from kdstream.kd.taps import Taps, tap_shapes
+from kdstream.kd.teacher import Teacher, load_teacher, start_from_teacher
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import build_model
 from tests.helpers import random_batch, tiny_test_config, tiny_test_model
@@ -25,15 +24,19 @@ SMALL = DistillConfig(kd_branch_feedforward_dim=32, kd_apc_dim=16)
 def build(config: DistillConfig = SMALL, **teacher_overrides):
     """A student, a teacher of other widths, and a distiller between them; all in eval mode."""
     student = tiny_test_model(causal=True)
-    teacher = freeze(tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides}))
+    teacher = tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides})
     torch.manual_seed(2)
-    return student, teacher, Distiller(config, student, teacher).eval()
+    return student, teacher, Distiller(config, student, Teacher(teacher)).eval()
 
 
-def distil(student, distiller, features, lens) -> Dict[str, torch.Tensor]:
+def distil(student, distiller, features, lens, tokens=None) -> Dict[str, torch.Tensor]:
+    """The losses of a batch; those on the lattice too where there are tokens."""
     taps = distiller.student_taps()
-    student.encode(features, lens, CHUNK, taps=taps)
-    return distiller(features, lens, taps)
+    if tokens is None:
+        student.encode(features, lens, CHUNK, taps=taps)
+    else:
+        student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    return distiller(features, lens, [""] * len(lens), taps, distiller.scales.keys())
 
 
 def test_default_layers_are_the_last_of_every_stack_with_frames_of_40_ms_or_longer():
@@ -53,7 +56,7 @@ def test_named_layers_are_paired_at_the_same_position():
     "config, teacher, message",
     [
         (replace(SMALL, kd_layers=("7.0",)), {}, "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
-        (SMALL, {"downsampling_factor": (1, 4, 4)}, "1.1 has frames of 40 ms, teacher layer 1.1 of 80 ms"),
+        (SMALL, {"downsampling_factor": (1, 3, 4)}, "1.1 has frames of 40 ms, teacher layer 1.1 of 60 ms"),
         (replace(SMALL, kd_relation_heads=5), {}, "--kd-relation-heads 5: does not divide"),
         (replace(SMALL, kd_branch_heads=7), {}, "--kd-branch-heads 7: does not divide"),
         (replace(SMALL, kd_feature_scale=0, kd_relation_scale=0, kd_apc_scale=0), {}, "all 0 with a teacher"),
@@ -90,13 +93,13 @@ def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_late
     student.encode(features, lens, CHUNK, taps=taps)
     for branch, pair in zip(distiller.branches, distiller.pairs):
         tap = taps[pair.student]
-        out = branch(tap.features, tap.lens)
+        out = branch(tap)
         frames = CHUNK.chunk // tap.stride
         for index in range(4):
             heard = index * CHUNK.shift + CHUNK.input_frames  # feature frames, once chunk `index` is computed
             r, z = (
                 torch.autograd.grad(y[0, index * frames : (index + 1) * frames].sum(), features, retain_graph=True)[0]
-                for y in (out.r, out.z)
+                for y in (out.r[0], out.z)
             )
             assert r[0, heard:].abs().max() == 0, f"layer {pair.student}, chunk {index}: APC has seen the future"
             assert r[0, heard - 1].abs().max() > 0  # the bound is sharp
@@ -150,19 +153,88 @@ def test_neither_the_distiller_nor_the_student_owns_the_teacher_or_each_other():
     assert not outsiders & {id(p) for p in distiller.parameters()}
 
 
-@pytest.mark.parametrize("name", ["feature_loss", "relation_loss", "apc_loss"])
-def test_every_loss_goes_down_on_a_fixed_batch_within_20_steps(name):
-    student, _, distiller = build()
-    features, lens, _ = random_batch((60, 45))
-    optimizer = torch.optim.Adam([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
+NOTHING = replace(SMALL, kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0)
+METHODS = {
+    "feature_loss": SMALL,
+    "relation_loss": SMALL,
+    "apc_loss": replace(SMALL, kd_apc_shift=(1, 2, 4)),
+    "direct feature_loss": replace(SMALL, kd_branch="none"),
+    "direct relation_loss": replace(SMALL, kd_branch="none"),
+    "shared feature_loss": replace(SMALL, kd_share_branches=True),
+    "learned feature_loss": replace(SMALL, kd_layer_map="learned"),
+    "full token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_temperature=2.0),
+    "collapsed token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="collapsed"),
+    "one-best token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="one-best", kd_token_shift=1),
+    "top_loss": replace(NOTHING, kd_top_scale=1.0),
+    "top_token_loss": replace(NOTHING, kd_top_token_scale=1.0),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(method):
+    student, _, distiller = build(METHODS[method])
+    features, lens, tokens = random_batch((60, 45))
+    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.01)
     history = []
     for _ in range(20):
-        loss = distil(student, distiller, features, lens)[name]
+        loss = distil(student, distiller, features, lens, tokens)[method.split()[-1]]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.7 * history[0]
+
+
+def test_all_methods_together_give_every_loss_and_every_branch_a_gradient():
+    config = replace(SMALL, kd_token_scale=1.0, kd_top_scale=1.0, kd_top_token_scale=1.0, kd_layer_map="learned")
+    student, _, distiller = build(config)
+    features, lens, tokens = random_batch()
+    losses = distil(student, distiller, features, lens, tokens)
+    assert losses.keys() == distiller.scales.keys() == SCALES.keys()
+    sum(losses.values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in distiller.parameters())
+
+
+def test_branches_of_equal_width_share_their_layer_and_predictor_where_asked():
+    student, _, apart = build(replace(SMALL, kd_layers=("1.0", "1.1", "2.0")))
+    _, _, shared = build(replace(SMALL, kd_layers=("1.0", "1.1", "2.0"), kd_share_branches=True))
+    assert shared.branches[0].layer is shared.branches[1].layer is not shared.branches[2].layer
+    assert shared.branches[0].predictor is shared.branches[1].predictor
+    assert shared.branches[0].projection is not shared.branches[1].projection
+    sizes = [sum(p.numel() for p in distiller.parameters()) for distiller in (shared, apart)]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_a_learned_layer_map_weighs_all_layers_of_the_teacher_equally_to_begin_with():
+    _, _, distiller = build(replace(SMALL, kd_layer_map="learned"))
+    assert [pair.teacher for pair in distiller.pairs] == 2 * ["0.0", "1.0", "1.1", "2.0"]
+    torch.testing.assert_close(distiller.pair_weights(), torch.full((8,), 0.25))
+
+
+def test_losses_between_layers_end_and_token_losses_begin_where_the_stages_meet():
+    config = replace(SMALL, kd_token_scale=2.0, kd_hidden_batches=100, kd_token_start=100, kd_warmup_batches=50)
+    student, _, distiller = build(config)
+    assert set(distiller.weights(99)) == {"feature_loss", "relation_loss", "apc_loss"}
+    assert distiller.weights(125) == pytest.approx({"token_loss": 1.0})
+    features, lens, tokens = random_batch()
+    taps = distiller.student_taps()
+    student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    assert distiller(features, lens, ["", ""], taps, distiller.weights(125).keys()).keys() == {"token_loss"}
+
+
+def test_a_streaming_student_that_starts_from_its_teacher_gives_the_teachers_output_in_full_context():
+    teacher, student = tiny_test_model(causal=False, seed=3), tiny_test_model(causal=True)
+    features, lens, _ = random_batch()
+    expected = teacher.encode(features, lens)[0]
+    assert (student.encode(features, lens)[0] - expected).abs().max() > 0.1
+    start_from_teacher(student, teacher)
+    torch.testing.assert_close(student.encode(features, lens)[0], expected, rtol=0, atol=2e-5)
+    assert (student.encode(features, lens, CHUNK)[0] - expected).abs().max() > 0.01  # it streams all the same
+
+
+def test_a_student_of_another_shape_cannot_start_from_its_teacher():
+    with pytest.raises(UserError, match="--init-from-teacher 1: teacher and student differ in shape .*size mismatch"):
+        start_from_teacher(tiny_test_model(causal=True), tiny_test_model(causal=False, encoder_dim=(32, 64, 48)))
 
 
 def exported(student, path):

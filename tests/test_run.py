@@ -24,7 +24,7 @@ from kdstream.config import (
     UserError,
 )
 from kdstream.decoding.results import Record, load_records
-from kdstream.decoding.run import choose_chunk, method_of, read_flags
+from kdstream.decoding.run import choose_chunk, read_flags
 from kdstream.decoding.scoring import read_recogs
 from kdstream.models.streaming import ChunkConfig
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
@@ -231,5 +231,5 @@ def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
 
 
 def test_the_method_names_the_losses_that_distilled():
-    assert method_of(DistillConfig()) == "none"
-    assert method_of(DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.0)) == "feature+apc"
+    assert DistillConfig().method == "none"
+    assert DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.0).method == "feature+apc"

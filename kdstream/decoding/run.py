@@ -17,7 +17,6 @@ import torch
 from kdstream.config import (
     DataConfig,
     DecodeConfig,
-    DistillConfig,
     ExperimentConfig,
     ModelConfig,
     UserError,
@@ -80,13 +79,6 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> Optional[ChunkConf
     return None if chunk == -1 else ChunkConfig(chunk, left)
 
 
-def method_of(distill: DistillConfig) -> str:
-    """What training distilled, for the records: feature+relation+apc or a part of that, or none."""
-    scales = {"feature": distill.kd_feature_scale, "relation": distill.kd_relation_scale, "apc": distill.kd_apc_scale}
-    used = [name for name, scale in scales.items() if distill.teacher_exp_dir and scale]
-    return "+".join(used) or "none"
-
-
 class DecodingRun:
     """A trained model that is decoded in one way.
 
@@ -146,7 +138,7 @@ class DecodingRun:
             system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
             encoder=f"{model.encoder} {model.preset}",
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            method=method_of(self.config.distill),
+            method=self.config.distill.method,
             seed=self.config.train.seed,
             checkpoint=self.trained.name,
             test_set=test_set,

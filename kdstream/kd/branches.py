@@ -20,23 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.config import UserError
-from kdstream.kd.losses import at_least_float32, float32, padding_mask
+from kdstream.kd.losses import at_least_float32, float32
+from kdstream.kd.taps import Tap, padding_mask
 
 MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
 
 
 class BranchOutput(NamedTuple):
-    """What a branch makes of a student's features; None where the branch lacks the part.
+    """What a branch makes of a student's layer; None where the branch lacks the part.
 
-    z: (N, T, D_T), full-context; query, key, value: (N, T, D_T), the auxiliary layer's own.
-    r: (N, T, D_T), r_t made of the streaming features of frames <= t.
+    z: (N, T, D_T), full-context; query, key, value: (N, T, a width), the auxiliary layer's own.
+    r: for each number of frames ahead (N, T, D_T), where r_t is made of the streaming features of frames <= t.
     """
 
     z: Optional[Tensor] = None
     query: Optional[Tensor] = None
     key: Optional[Tensor] = None
     value: Optional[Tensor] = None
-    r: Optional[Tensor] = None
+    r: Optional[Tuple[Tensor, ...]] = None
 
 
 class AuxiliaryBranch(nn.Module):
@@ -44,29 +45,51 @@ class AuxiliaryBranch(nn.Module):
 
     Args:
       student_dim, teacher_dim: D_S and D_T.
-      heads, feedforward_dim: of the auxiliary layer; heads 0 leaves the layer out.
-      apc_dim: width of the LSTM; 0 leaves the predictor out.
-    Raises:
-      UserError: heads do not divide teacher_dim.
+      layer: the auxiliary layer, of width D_T; None leaves it out.
+      predictor: of width D_T; None leaves it out.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, heads: int, feedforward_dim: int, apc_dim: int) -> None:
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        layer: Optional[AuxiliaryLayer],
+        predictor: Optional[FuturePredictor],
+    ) -> None:
         super().__init__()
         self.projection = nn.Linear(student_dim, teacher_dim)
-        self.layer = AuxiliaryLayer(teacher_dim, heads, feedforward_dim) if heads else None
-        self.predictor = FuturePredictor(teacher_dim, apc_dim) if apc_dim else None
+        self.layer = layer
+        self.predictor = predictor
 
-    def forward(self, s: Tensor, lens: Tensor) -> BranchOutput:
-        """s: (N, T, D_S), the student's streaming features; lens: (N,) valid frames."""
-        p = self.projection(s)
+    def forward(self, tap: Tap) -> BranchOutput:
+        """tap: of the student's layer, its features (N, T, D_S) streaming."""
+        p = self.projection(tap.features)
         output = BranchOutput()
         if self.layer is not None:
-            z, query, key, value = self.layer(p, lens)
+            z, query, key, value = self.layer(p, tap.lens)
             output = output._replace(z=z, query=query, key=key, value=value)
         if self.predictor is not None:
             # p, not z: z_t has heard the whole utterance, the frame to be predicted included.
             output = output._replace(r=self.predictor(p))
         return output
+
+
+class DirectBranch(nn.Module):
+    """No branch, for comparison: the student's streaming layer itself is held against the teacher's.
+
+    Its features pass a projection only where the widths differ; queries, keys and values are its own.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, predictor: Optional[FuturePredictor]) -> None:
+        super().__init__()
+        same = student_dim == teacher_dim
+        self.projection: nn.Module = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
+        self.predictor = predictor
+
+    def forward(self, tap: Tap) -> BranchOutput:
+        """tap: of the student's layer."""
+        p = self.projection(tap.features)
+        return BranchOutput(p, tap.query, tap.key, tap.value, self.predictor(p) if self.predictor else None)
 
 
 class AuxiliaryLayer(nn.Module):
@@ -118,15 +141,15 @@ class AuxiliaryLayer(nn.Module):
 
 
 class FuturePredictor(nn.Module):
-    """Autoregressive predictive coding: a unidirectional LSTM and a Linear to the teacher's width."""
+    """Autoregressive predictive coding: a unidirectional LSTM, and a Linear for each number of frames ahead."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, shifts: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, hidden_dim, batch_first=True)
-        self.output = nn.Linear(hidden_dim, dim)
+        self.outputs = nn.ModuleList(nn.Linear(hidden_dim, dim) for _ in range(shifts))
 
-    def forward(self, p: Tensor) -> Tensor:
-        """p: (N, T, D); returns r: (N, T, D), where r_t depends on p_0 .. p_t alone."""
+    def forward(self, p: Tensor) -> Tuple[Tensor, ...]:
+        """p: (N, T, D); returns for each number of frames ahead r (N, T, D), r_t depending on p_0 .. p_t alone."""
         with float32(p):  # LSTMs in bfloat16 are missing on many CPUs
             hidden, _ = self.lstm(at_least_float32(p))
-        return self.output(hidden)
+        return tuple(output(hidden) for output in self.outputs)

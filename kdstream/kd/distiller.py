@@ -1,122 +1,177 @@
-"""Distiller: a frozen full-context teacher, the branches, and the three losses between them.
+"""Distiller: a frozen full-context teacher, the branches, and the losses between them.
 
 One training step:
 
     taps = distiller.student_taps()
     losses = student(features, feature_lens, ..., taps=taps)         # the student, streaming
-    losses.update(distiller(features, feature_lens, taps))           # the teacher, full context
-    for name, weight in distiller.weights(batch_idx).items(): ...
+    weights = distiller.weights(batch_idx)
+    losses.update(distiller(features, feature_lens, cut_ids, taps, weights.keys()))    # the teacher, full context
 
 The student knows nothing of all this: drop the distiller and what remains is the model to be deployed.
+
+    losses between layers       feature_loss, relation_loss, apc_loss        (losses.py)
+    on the student's lattice    token_loss                                   (token_losses.py)
+    on a branch at its top      top_loss (transducer), top_token_loss
+
+Shapes: N batch, T frames, D width, R symbols kept at a frame, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import AbstractSet, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kdstream.config import DistillConfig, UserError
-from kdstream.kd.branches import AuxiliaryBranch
+from kdstream.kd.branches import AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
 from kdstream.kd.layer_map import LayerPair, pair_layers
-from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
-from kdstream.kd.taps import Tap, Taps
+from kdstream.kd.losses import apc_loss, at_least_float32, feature_loss, frame_weights, relation_loss
+from kdstream.kd.taps import Lattice, Tap, Taps, tap_shapes
+from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.token_losses import delayed, token_loss
+from kdstream.models.rnnt_loss import lattice_boundary, rnnt_loss_pruned
 from kdstream.models.transducer import Transducer
 
 FEATURE_FRAMES_PER_OUTPUT_FRAME = 4
+HIDDEN = {"feature_loss": "kd_feature_scale", "relation_loss": "kd_relation_scale", "apc_loss": "kd_apc_scale"}
+TOKENS = {"token_loss": "kd_token_scale", "top_loss": "kd_top_scale", "top_token_loss": "kd_top_token_scale"}
+SCALES = {**HIDDEN, **TOKENS}  # the flag of each loss
 
 
 class Distiller(nn.Module):
-    """Owns one branch per tapped layer; holds the teacher without owning it.
+    """Owns one branch per pair of layers; holds teacher and student without owning them.
 
-    The teacher is no submodule: it appears in no state dict, parameter list, `train()` or `to()`,
-    so put it on its device first (`load_teacher` does).  A loss whose scale is 0 is left out, and
-    so is a part of the branches that no remaining loss needs; the feature distance is reported
-    whenever there is an auxiliary layer.
+    A loss whose scale is 0 is left out, and so is a part of the branches that no remaining loss needs;
+    the feature distance is reported whenever there is an auxiliary layer.
 
     Raises:
-      UserError: layers that cannot be paired, or head counts that do not divide the widths.
+      UserError: layers that cannot be paired, head counts that do not divide the widths, or no loss at all.
     """
 
-    def __init__(self, config: DistillConfig, student: Transducer, teacher: Transducer) -> None:
+    def __init__(self, config: DistillConfig, student: Transducer, teacher: Teacher) -> None:
         super().__init__()
         self.config = config
-        self._teacher = (teacher,)  # in a tuple, where nn.Module does not look
-        self.pairs = pair_layers(config.kd_layers, student, teacher)
-        scales = {
-            "feature_loss": config.kd_feature_scale,
-            "relation_loss": config.kd_relation_scale,
-            "apc_loss": config.kd_apc_scale,
-        }
-        auxiliary = scales["feature_loss"] > 0 or scales["relation_loss"] > 0
-        wanted = {name for name, scale in scales.items() if scale > 0} | ({"feature_loss"} if auxiliary else set())
-        if not wanted:
-            raise UserError(
-                "--kd-feature-scale, --kd-relation-scale, --kd-apc-scale: all 0 with a teacher; "
-                "raise one, or drop --teacher-exp-dir"
-            )
-        self.scales = {name: scale for name, scale in scales.items() if name in wanted}
-        if "relation_loss" in wanted:
+        self.teacher = teacher
+        self._student = (student,)  # in a tuple, where nn.Module does not look
+        self.scales = wanted_losses(config)
+        self.pairs: List[LayerPair] = []
+        if any(name in self.scales for name in HIDDEN):
+            self.pairs = pair_layers(config, tap_shapes(student), teacher.shapes)
+        if "relation_loss" in self.scales:
             for pair in self.pairs:
-                self.check_relation_heads(pair)
-        self.branches = nn.ModuleList(
-            AuxiliaryBranch(
-                pair.student_shape.features,
-                pair.teacher_shape.features,
-                heads=config.kd_branch_heads if auxiliary else 0,
-                feedforward_dim=config.kd_branch_feedforward_dim,
-                apc_dim=(config.kd_apc_dim or pair.teacher_shape.features) if "apc_loss" in wanted else 0,
+                check_relation_heads(config, pair)
+        self.branches = nn.ModuleList(self.build_branches())
+        if config.kd_layer_map == "learned" and self.pairs:
+            # equal to begin with; not zero, from where an optimiser that steps in proportion would not move
+            self.pair_logits = nn.Parameter(torch.ones(len(self.pairs)))
+        at_top = "top_loss" in self.scales or "top_token_loss" in self.scales
+        self.top = self.build_layer(student.encoder.output_dim) if at_top else None
+
+    def build_branches(self) -> List[nn.Module]:
+        """One for each pair; with --kd-share-branches those of one width share their layer and predictor."""
+        direct = self.config.kd_branch == "none"
+        auxiliary = not direct and ("feature_loss" in self.scales or "relation_loss" in self.scales)
+        shared: Dict[int, Tuple[Optional[AuxiliaryLayer], Optional[FuturePredictor]]] = {}
+        branches: List[nn.Module] = []
+        for pair in self.pairs:
+            ours, theirs = pair.student_shape.features, pair.teacher_shape.features
+            if theirs not in shared or not self.config.kd_share_branches:
+                shared[theirs] = (self.build_layer(theirs) if auxiliary else None, self.build_predictor(theirs))
+            layer, predictor = shared[theirs]
+            branches.append(
+                DirectBranch(ours, theirs, predictor) if direct else AuxiliaryBranch(ours, theirs, layer, predictor)
             )
-            for pair in self.pairs
-        )
+        return branches
+
+    def build_layer(self, dim: int) -> AuxiliaryLayer:
+        return AuxiliaryLayer(dim, self.config.kd_branch_heads, self.config.kd_branch_feedforward_dim)
+
+    def build_predictor(self, dim: int) -> Optional[FuturePredictor]:
+        if "apc_loss" not in self.scales:
+            return None
+        return FuturePredictor(dim, self.config.kd_apc_dim or dim, len(self.config.kd_apc_shift))
 
     @property
-    def teacher(self) -> Transducer:
-        return self._teacher[0]
+    def student(self) -> Transducer:
+        return self._student[0]
 
     def student_taps(self) -> Taps:
         """What to pass to the student's forward; new for every batch."""
         return Taps(pair.student for pair in self.pairs)
 
-    @torch.no_grad()
-    def teacher_taps(self, features: Tensor, feature_lens: Tensor) -> Taps:
-        """The teacher's layers, full context."""
-        taps = Taps(pair.teacher for pair in self.pairs)
-        self.teacher.encode(features, feature_lens, taps=taps)
-        return taps
-
     def weights(self, batch_idx: float) -> Dict[str, float]:
-        """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
-        warmup = self.config.kd_warmup_batches
-        ramp = min(1.0, batch_idx / warmup) if warmup > 0 else 1.0
-        return {name: ramp * scale for name, scale in self.scales.items()}
+        """Each loss's scale, risen linearly from 0 over --kd-warmup-batches since it set in; without those that ended.
 
-    def forward(self, features: Tensor, feature_lens: Tensor, student_taps: Taps) -> Dict[str, Tensor]:
+        Losses between layers begin at once and end at --kd-hidden-batches; those on tokens begin at --kd-token-start.
+        """
+        config, weights = self.config, {}
+        for name, scale in self.scales.items():
+            since = batch_idx - (config.kd_token_start if name in TOKENS else 0)
+            ended = name in HIDDEN and 0 < config.kd_hidden_batches <= batch_idx
+            if since >= 0 and not ended:
+                ramp = min(1.0, since / config.kd_warmup_batches) if config.kd_warmup_batches > 0 else 1.0
+                weights[name] = ramp * scale
+        return weights
+
+    def forward(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        cut_ids: List[str],
+        student_taps: Taps,
+        names: AbstractSet[str],
+    ) -> Dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
 
         Args:
           features: (N, T, F), what the student was given, or its clean version on the same time axis.
           feature_lens: (N,) in feature frames (10 ms).
+          cut_ids: names of the utterances.
           student_taps: filled by the student's forward pass on this batch.
+          names: the losses that are wanted, of those whose scale is not 0.
         Returns:
-          scalars by name: "feature_loss", "relation_loss", "apc_loss", those whose scale is not 0.
+          scalars by name.
         """
-        teacher_taps = self.teacher_taps(features, feature_lens)
-        output_frames = output_frames_of(feature_lens)
+        hidden, tokens = ([name for name in group if name in names] for group in (HIDDEN, TOKENS))
+        layers = {pair.teacher for pair in self.pairs} if hidden else set()
+        heard = self.teacher.listen(features, feature_lens, layers, cut_ids)
+        losses: Dict[str, Tensor] = {}
+        if hidden:
+            losses.update(self.hidden_losses(heard, student_taps, output_frames_of(feature_lens), hidden))
+        if tokens:
+            losses.update(self.lattice_losses(heard, student_taps.lattice, tokens))
+        return losses
+
+    def hidden_losses(
+        self, heard: Heard, student_taps: Taps, output_frames: Tensor, names: Sequence[str]
+    ) -> Dict[str, Tensor]:
+        """The losses between layers, summed over the pairs; output_frames (N,) are the utterances' weights."""
         layers = [
-            self.layer_losses(branch, student_taps[pair.student], teacher_taps[pair.teacher], output_frames)
+            self.layer_losses(
+                branch, pair.stride, student_taps[pair.student], heard.layers[pair.teacher], output_frames
+            )
             for branch, pair in zip(self.branches, self.pairs)
         ]
-        return {name: torch.stack([layer[name] for layer in layers]).sum() for name in self.scales}
+        weights = self.pair_weights()
+        return {name: (weights * torch.stack([layer[name] for layer in layers])).sum() for name in names}
+
+    def pair_weights(self) -> Tensor:
+        """(pairs,): 1 each; with learned weights, for each layer of the student 1 in sum."""
+        if self.config.kd_layer_map == "learned":
+            return self.pair_logits.view(-1, len(self.teacher.shapes)).softmax(dim=1).flatten()
+        return torch.ones(len(self.pairs), device=next(self.student.parameters()).device)
 
     def layer_losses(
-        self, branch: AuxiliaryBranch, student: Tap, teacher: Tap, output_frames: Tensor
+        self, branch: nn.Module, stride: int, student: Tap, teacher: Tap, output_frames: Tensor
     ) -> Dict[str, Tensor]:
-        """The losses of one tapped layer; output_frames (N,) are the utterances' weights."""
-        config, lens = self.config, student.lens
-        out = branch(student.features, lens)
-        weights = frame_weights(lens, student.features.size(1), output_frames)
+        """The losses of one pair, compared at frames of `stride` encoder frames."""
+        config = self.config
+        student, teacher = student.at_stride(stride), teacher.at_stride(stride)
+        frames, lens = student.features.size(1), student.lens
+        teacher = teacher.first(frames)
+        out = branch(student)
+        weights = frame_weights(lens, frames, output_frames)
         losses = {}
         if "feature_loss" in self.scales:
             losses["feature_loss"] = feature_loss(teacher.features, out.z, weights, config.kd_distance)
@@ -128,19 +183,73 @@ class Distiller(nn.Module):
                 config.kd_relation_heads,
             )
         if "apc_loss" in self.scales:
-            losses["apc_loss"] = apc_loss(
-                teacher.features, out.r, lens, output_frames, config.kd_apc_shift, config.kd_distance
-            )
+            ahead = [
+                apc_loss(teacher.features, r, lens, output_frames, shift, config.kd_distance)
+                for shift, r in zip(config.kd_apc_shift, out.r)
+            ]
+            losses["apc_loss"] = torch.stack(ahead).mean()
         return losses
 
-    def check_relation_heads(self, pair: LayerPair) -> None:
-        """Raises UserError unless --kd-relation-heads divides every width that it re-splits."""
-        heads, teacher = self.config.kd_relation_heads, pair.teacher_shape
-        widths: List[int] = [teacher.query, teacher.key, teacher.value, teacher.features]
-        if any(width % heads for width in widths):
+    def lattice_losses(self, heard: Heard, lattice: Lattice, names: Sequence[str]) -> Dict[str, Tensor]:
+        """The losses on the student's lattice and on that of the branch at the encoder's output."""
+        losses = {}
+        encoder_out = heard.encoder_out[:, : lattice.encoder_out.size(1)]
+        if "token_loss" in names:
+            losses["token_loss"] = self.token_loss(encoder_out, lattice.logits, lattice, self.config.kd_token_shift)
+        if self.top is not None:
+            z, *_ = self.top(lattice.encoder_out, lattice.encoder_lens)
+            logits = self.student.lattice_logits(z, lattice.decoder_out, lattice.ranges)
+            if "top_loss" in names:
+                losses["top_loss"] = rnnt_loss_pruned(
+                    at_least_float32(logits),
+                    lattice.tokens,
+                    lattice.ranges,
+                    self.student.config.blank_id,
+                    lattice_boundary(lattice.encoder_lens, lattice.token_lens),
+                    reduction="sum",
+                )
+            if "top_token_loss" in names:
+                losses["top_token_loss"] = self.token_loss(encoder_out, logits, lattice, 0)
+        return losses
+
+    def token_loss(self, encoder_out: Tensor, logits: Tensor, lattice: Lattice, shift: int) -> Tensor:
+        """Token distillation of logits (N, T, R, V) by the teacher's encoder_out (N, T, D) of `shift` frames before."""
+        config = self.config
+        teacher = self.teacher.lattice_logits(delayed(encoder_out, shift), lattice.tokens, lattice.ranges)
+        form, temperature = config.kd_token_form, config.kd_token_temperature
+        return token_loss(teacher, logits, lattice, self.student.config.blank_id, form, temperature, shift)
+
+
+def loss_scales(config: DistillConfig) -> Dict[str, float]:
+    """The scale of every distillation loss, by name."""
+    return {name: getattr(config, field) for name, field in SCALES.items()}
+
+
+def wanted_losses(config: DistillConfig) -> Dict[str, float]:
+    """The scales of the losses that are computed, by name.  Raises UserError if there are none."""
+    scales = loss_scales(config)
+    wanted = {name for name, scale in scales.items() if scale > 0}
+    if not wanted:
+        flags = ", ".join("--" + field.replace("_", "-") for field in SCALES.values())
+        raise UserError(f"{flags}: all 0 with a teacher; raise one, or drop --teacher-exp-dir")
+    if config.kd_branch == "transformer" and "relation_loss" in wanted:
+        wanted.add("feature_loss")
+    return {name: scale for name, scale in scales.items() if name in wanted}
+
+
+def check_relation_heads(config: DistillConfig, pair: LayerPair) -> None:
+    """Raises UserError unless --kd-relation-heads divides every width that it re-splits."""
+    heads, ours, theirs = config.kd_relation_heads, pair.student_shape, pair.teacher_shape
+    widths = {f"teacher's layer {pair.teacher}": [theirs.query, theirs.key, theirs.value]}
+    if config.kd_branch == "none":
+        widths[f"student's layer {pair.student}"] = [ours.query, ours.key, ours.value]
+    else:
+        widths[f"teacher's layer {pair.teacher}"].append(theirs.features)  # of the auxiliary layer's
+    for whose, sizes in widths.items():
+        if any(size % heads for size in sizes):
             raise UserError(
                 f"--kd-relation-heads {heads}: does not divide the query, key, value and layer widths "
-                f"{', '.join(map(str, widths))} of the teacher's layer {pair.teacher}"
+                f"{', '.join(map(str, sizes))} of the {whose}"
             )
 
 

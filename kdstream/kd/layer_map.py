@@ -1,105 +1,130 @@
 """Layer map: which layer of the teacher guides which layer of the student.
 
-Widths and frame rates are not read from an architecture's settings but seen in a short forward
-pass, so that any encoder that records taps can be teacher or student.
+    same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake
+    uniform   the same share of the depth, where the two are of different depth
+    last      the student's k tapped layers by the teacher's last k
+    similar   the teacher's most similar layer, by a file that local/layer_similarity.py writes
+    learned   every layer of the teacher, with weights that are learned along with the branches
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Dict, List, Sequence
 
-import torch
-from torch import nn
-
-from kdstream.config import ENCODER_FRAME_MS, UserError
-from kdstream.kd.taps import Tap, Taps
-from kdstream.models.streaming import LOG_EPS, pad_to_whole_chunks
+from kdstream.config import ENCODER_FRAME_MS, DistillConfig, UserError
+from kdstream.kd.taps import TapShape
 
 MIN_STRIDE = 2  # encoder frames; relation maps grow with T^2, so layers at the full rate are tapped on request only
 
-
-@dataclass(frozen=True)
-class TapShape:
-    """Widths of a tap, and encoder frames (20 ms) per tap frame."""
-
-    features: int
-    query: int
-    key: int
-    value: int
-    stride: int
+Shapes = Dict[str, TapShape]  # by layer name, in running order
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """A layer of the student and the layer of the teacher that guides it."""
+    """A layer of the student and a layer of the teacher that guides it."""
 
     student: str
     teacher: str
     student_shape: TapShape
     teacher_shape: TapShape
 
+    @property
+    def stride(self) -> int:
+        """Encoder frames per frame at which the two are compared: the slower one's."""
+        return max(self.student_shape.stride, self.teacher_shape.stride)
 
-def pair_layers(requested: Sequence[str], student: nn.Module, teacher: nn.Module) -> List[LayerPair]:
-    """Pairs layers at the same position.
 
-    Args:
-      requested: names "stack.layer" that both models have.  Empty: the last layer of every stack of
-        the student whose frames are 40 ms or longer, with the last layer of the teacher's same stack.
+def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> List[LayerPair]:
+    """Pairs the layers of --kd-layers by --kd-layer-map; an entry "2.0:3.1" names the teacher's layer itself.
+
+    Without --kd-layers, the student's layers are the last of every stack with frames of 40 ms or longer.
+
     Raises:
-      UserError: a layer that one of them lacks, frame rates that differ, or nothing left to tap.
+      UserError: a layer that one of them lacks, frame rates without a whole ratio, or nothing left to tap.
     """
-    student_shapes, teacher_shapes = tap_shapes(student), tap_shapes(teacher)
-    if requested:
-        names = [(name, name) for name in requested]
-    else:
-        students, teachers = last_layers(student_shapes), last_layers(teacher_shapes)
-        names = [
-            (name, teachers.get(stack, name))
-            for stack, name in students.items()
-            if student_shapes[name].stride >= MIN_STRIDE
-        ]
-        if not names:
-            raise UserError("--kd-layers: no stack of the student downsamples; name the layers to tap, e.g. 0.1,1.1")
+    tapped = [entry.partition(":")[0] for entry in config.kd_layers] or default_layers(student)
+    for name in tapped:
+        check_layer("student", name, student)
+    chosen = choose(config, tapped, student, teacher)
+    for entry in config.kd_layers:
+        name, colon, guide = entry.partition(":")
+        if colon:
+            chosen[name] = [guide]
     pairs = []
-    for student_name, teacher_name in names:
-        check_layer("student", student_name, student_shapes)
-        check_layer("teacher", teacher_name, teacher_shapes)
-        pair = LayerPair(student_name, teacher_name, student_shapes[student_name], teacher_shapes[teacher_name])
-        if pair.student_shape.stride != pair.teacher_shape.stride:
-            raise UserError(
-                f"--kd-layers: student layer {student_name} has frames of "
-                f"{pair.student_shape.stride * ENCODER_FRAME_MS} ms, teacher layer {teacher_name} of "
-                f"{pair.teacher_shape.stride * ENCODER_FRAME_MS} ms; choose layers of equal downsampling"
-            )
-        pairs.append(pair)
+    for name in tapped:
+        for guide in chosen[name]:
+            check_layer("teacher", guide, teacher)
+            pairs.append(LayerPair(name, guide, student[name], teacher[guide]))
+            check_rates(pairs[-1])
     return pairs
 
 
-def check_layer(whose: str, name: str, shapes: Dict[str, TapShape]) -> None:
+def default_layers(student: Shapes) -> List[str]:
+    """The last layer of every stack that downsamples.  Raises UserError if none does."""
+    names = [name for name in last_layers(student).values() if student[name].stride >= MIN_STRIDE]
+    if not names:
+        raise UserError("--kd-layers: no stack of the student downsamples; name the layers to tap, e.g. 0.1,1.1")
+    return names
+
+
+def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teacher: Shapes) -> Dict[str, List[str]]:
+    """The teacher's layers for each tapped layer."""
+    theirs, ours = list(teacher), list(student)
+    if config.kd_layer_map == "learned":
+        return {name: theirs for name in tapped}
+    if config.kd_layer_map == "similar":
+        return {name: [guide] for name, guide in most_similar(Path(config.kd_similarity_file), tapped, teacher).items()}
+    if config.kd_layer_map == "uniform":
+        return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
+    if config.kd_layer_map == "last":
+        if len(tapped) > len(theirs):
+            raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
+        return {name: [guide] for name, guide in zip(tapped, theirs[len(theirs) - len(tapped) :])}
+    if config.kd_layers:
+        return {name: [name] for name in tapped}
+    last = last_layers(teacher)
+    return {name: [last.get(stack_of(name), name)] for name in tapped}
+
+
+def most_similar(path: Path, tapped: Sequence[str], teacher: Shapes) -> Dict[str, str]:
+    """For each tapped layer the teacher's layer of highest similarity in the file at `path`."""
+    try:
+        similarity = json.loads(path.read_text())
+        theirs, rows = similarity["teacher_layers"], dict(zip(similarity["student_layers"], similarity["cka"]))
+        return {name: max(zip(rows[name], theirs))[1] for name in tapped}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--kd-similarity-file {path}: not a similarity of these layers ({type(error).__name__}: {error}); "
+            f"write it with local/layer_similarity.py for {', '.join(tapped)}"
+        ) from error
+
+
+def check_layer(whose: str, name: str, shapes: Shapes) -> None:
     """Raises UserError unless a model has the layer."""
     if name not in shapes:
-        raise UserError(f"--kd-layers {name}: the {whose} has no such layer; it has {', '.join(shapes)}")
+        raise UserError(
+            f"--kd-layers {name}: the {whose} has no such layer; it has {', '.join(shapes)}; "
+            "name others, or use --kd-layer-map uniform"
+        )
 
 
-def last_layers(names: Sequence[str]) -> Dict[str, str]:
-    """The last layer of every stack: {"0": "0.1", "1": "1.1", ...} from names in running order."""
-    return {name.split(".")[0]: name for name in names}
+def check_rates(pair: LayerPair) -> None:
+    """Raises UserError unless the slower layer's frames hold a whole number of the faster one's."""
+    strides = pair.student_shape.stride, pair.teacher_shape.stride
+    if max(strides) % min(strides):
+        raise UserError(
+            f"--kd-layers: student layer {pair.student} has frames of {strides[0] * ENCODER_FRAME_MS} ms, teacher "
+            f"layer {pair.teacher} of {strides[1] * ENCODER_FRAME_MS} ms; choose layers where one divides the other"
+        )
 
 
-@torch.no_grad()
-def tap_shapes(model: nn.Module) -> Dict[str, TapShape]:
-    """Shapes of every layer's tap, by name in running order, from encoding half a second of silence."""
-    parameter = next(model.parameters())
-    silence = parameter.new_full((1, 50, model.config.feature_dim), LOG_EPS)
-    features, lens = pad_to_whole_chunks(silence, torch.tensor([50], device=parameter.device), model.max_downsampling)
-    taps, was_training = Taps(), model.training
-    model.eval()  # no dropout and no random layer skipping: the look takes nothing from the random state
-    model.encode(features, lens, taps=taps)
-    model.train(was_training)
-    return {name: _shape(taps[name]) for name in taps.names()}
+def last_layers(shapes: Shapes) -> Dict[str, str]:
+    """The last layer of every stack: {"0": "0.1", "1": "1.1", ...}."""
+    return {stack_of(name): name for name in shapes}
 
 
-def _shape(tap: Tap) -> TapShape:
-    tensors = (tap.features, tap.query, tap.key, tap.value)
-    return TapShape(*(tensor.size(-1) for tensor in tensors), stride=tap.stride)
+def stack_of(name: str) -> str:
+    return name.split(".")[0]

@@ -1,4 +1,4 @@
-"""The three distillation losses (arXiv 2308.16415), free of any module or configuration.
+"""The three losses between layers (arXiv 2308.16415), free of any module or configuration.
 
 With the teacher's features h, the auxiliary layer's output z and the predictor's output r:
 
@@ -25,13 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdstream.kd.taps import padding_mask
+
 MASKED = -1e30  # score of padded keys: exp gives exactly 0, and unlike with -inf so does 0 * (A - B)
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of a relation map in work at a time: 4 MB; enough to fill a GPU
-
-
-def padding_mask(lens: Tensor, frames: int) -> Tensor:
-    """(N, T) bool, True at and after lens (N,)."""
-    return torch.arange(frames, device=lens.device) >= lens.unsqueeze(1)
 
 
 def frame_weights(lens: Tensor, frames: int, output_frames: Tensor) -> Tensor:

@@ -1,17 +1,22 @@
-"""Taps: what distillation reads inside an encoder.
+"""Taps: what distillation reads inside a transducer.
 
-An encoder that is given `taps` asks it, layer by layer, `wants(name)` and then calls `record`.  The
-encoder knows nothing else of distillation, and one that is given no taps does nothing extra.
+An encoder that is given `taps` asks it, layer by layer, `wants(name)` and then calls `record`; the
+transducer's loss calls `record_lattice`.  Neither knows anything else of distillation, and a model
+that is given no taps does nothing extra.
 
 Shapes: N batch, T tap frames (of `stride` encoder frames, i.e. 20 ms each), D width, H heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdstream.models.streaming import LOG_EPS, pad_to_whole_chunks
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,75 @@ class Tap:
     lens: Tensor
     stride: int
 
+    def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Tap:
+        """The same tap with `function` applied to its four tensors."""
+        names = ("features", "query", "key", "value")
+        return replace(self, **{name: function(getattr(self, name)) for name in names}, **changes)
+
+    def first(self, frames: int) -> Tap:
+        """Its first frames."""
+        return self.map(lambda x: x[:, :frames], lens=self.lens.clamp(max=frames))
+
+    def at_stride(self, stride: int) -> Tap:
+        """Every `stride` encoder frames, a multiple of its own: means over the valid frames of each group."""
+        ratio = stride // self.stride
+        if ratio == 1:
+            return self
+        valid = (~padding_mask(self.lens, self.features.size(1))).unsqueeze(2)  # (N, T, 1)
+        counts = _group_sums(valid.to(self.features.dtype), ratio).clamp(min=1.0)
+        lens = torch.div(self.lens + ratio - 1, ratio, rounding_mode="floor")
+        return self.map(lambda x: _group_sums(x * valid, ratio) / counts, lens=lens, stride=stride)
+
+
+def _group_sums(x: Tensor, ratio: int) -> Tensor:
+    """(N, T, D) to (N, ceil(T / ratio), D)."""
+    return F.pad(x, (0, 0, 0, -x.size(1) % ratio)).unflatten(1, (-1, ratio)).sum(dim=2)
+
+
+def padding_mask(lens: Tensor, frames: int) -> Tensor:
+    """(N, T) bool, True at and after lens (N,)."""
+    return torch.arange(frames, device=lens.device) >= lens.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class TapShape:
+    """Widths of a tap, and encoder frames (20 ms) per tap frame."""
+
+    features: int
+    query: int
+    key: int
+    value: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """What the transducer made of a batch: the part of its lattice that the pruned loss keeps.
+
+    encoder_out: (N, T, D), T output frames (40 ms).
+    encoder_lens, token_lens: (N,) int64, valid frames and symbols.
+    decoder_out: (N, S + 1, D'), the predictor's.
+    tokens: (N, S) int64, padded with blank.
+    ranges: (N, T, R) int64, the symbols kept at each frame.
+    logits: (N, T, R, V), the joiner's.
+    """
+
+    encoder_out: Tensor
+    encoder_lens: Tensor
+    decoder_out: Tensor
+    tokens: Tensor
+    token_lens: Tensor
+    ranges: Tensor
+    logits: Tensor
+
 
 class Taps:
-    """Collects the named layers of one forward pass; None collects every layer.
+    """Collects the named layers of one forward pass, and its lattice; None collects every layer.
 
     Names are "stack.layer", counted from 0.
     """
+
+    lattice: Optional[Lattice] = None
 
     def __init__(self, layers: Optional[Iterable[str]] = None) -> None:
         self._wanted = None if layers is None else frozenset(layers)
@@ -52,6 +120,10 @@ class Taps:
         """Keeps a layer's tensors, in the autograd graph if there is one.  See `Tap` for the shapes."""
         self._taps[name] = Tap(features, query, key, value, lens, stride)
 
+    def record_lattice(self, **tensors: Tensor) -> None:
+        """Keeps the transducer's lattice.  See `Lattice` for the names and shapes."""
+        self.lattice = Lattice(**tensors)
+
     def __getitem__(self, name: str) -> Tap:
         return self._taps[name]
 
@@ -61,3 +133,24 @@ class Taps:
     def names(self) -> List[str]:
         """Recorded layers, in the order in which the encoder ran them."""
         return list(self._taps)
+
+
+@torch.no_grad()
+def tap_shapes(model: nn.Module) -> Dict[str, TapShape]:
+    """Shapes of every layer's tap, by name in running order, from encoding half a second of silence.
+
+    They are seen, not read from an architecture's settings: any encoder that records taps will do.
+    """
+    parameter = next(model.parameters())
+    silence = parameter.new_full((1, 50, model.config.feature_dim), LOG_EPS)
+    features, lens = pad_to_whole_chunks(silence, torch.tensor([50], device=parameter.device), model.max_downsampling)
+    taps, was_training = Taps(), model.training
+    model.eval()  # no dropout and no random layer skipping: the look takes nothing from the random state
+    model.encode(features, lens, taps=taps)
+    model.train(was_training)
+    return {name: _shape(taps[name]) for name in taps.names()}
+
+
+def _shape(tap: Tap) -> TapShape:
+    tensors = (tap.features, tap.query, tap.key, tap.value)
+    return TapShape(*(tensor.size(-1) for tensor in tensors), stride=tap.stride)

@@ -1,22 +1,71 @@
 """The teacher: a trained model, frozen, that hears the whole utterance.
 
 Which checkpoint it comes from is the training loop's affair; here a state dict becomes a model that
-no optimiser, no schedule and no mode switch can change.
+no optimiser, no schedule and no mode switch can change, and what it says to a batch.
+
+Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterable, List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from kdstream.config import DataConfig, ExperimentConfig, UserError
+from kdstream.kd.taps import Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
+from kdstream.models.streaming import pad_to_whole_chunks
 from kdstream.models.transducer import Transducer, build_model
+from kdstream.models.zipformer_modules import streaming_parameters
 
 TOKENS_FILE = "tokens.txt"
+
+
+class Heard(NamedTuple):
+    """What the teacher makes of a batch.
+
+    layers: the asked taps by name; frames beyond the batch's longest utterance may follow.
+    encoder_out: (N, T, D) in 40 ms frames, likewise.
+    """
+
+    layers: Dict[str, Tap]
+    encoder_out: Tensor
+
+
+class Teacher:
+    """A frozen transducer that hears whole utterances.
+
+    No nn.Module: it appears in no state dict, parameter list, `train()` or `to()` of who holds it.
+
+    Args:
+      model: from `load_teacher`, on its device.
+    """
+
+    def __init__(self, model: Transducer) -> None:
+        self.model = freeze(model)
+        self.shapes: Dict[str, TapShape] = tap_shapes(model)
+
+    @torch.no_grad()
+    def listen(self, features: Tensor, feature_lens: Tensor, layers: Iterable[str], cut_ids: Sequence[str]) -> Heard:
+        """Encodes a batch, padded so that each utterance gives what it gives alone.
+
+        Args:
+          features: (N, T, F); feature_lens: (N,) in feature frames (10 ms).
+          layers: names of the taps that are wanted.
+          cut_ids: N names of the utterances; of use to a teacher that remembers them.
+        """
+        taps = Taps(layers)
+        padded = pad_to_whole_chunks(features, feature_lens, self.model.max_downsampling)
+        encoder_out, _, _ = self.model.encode(*padded, taps=taps)
+        return Heard({name: taps[name] for name in taps.names()}, encoder_out)
+
+    @torch.no_grad()
+    def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
+        """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
+        return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
 
 
 def load_teacher(
@@ -43,6 +92,24 @@ def load_teacher(
             f"({' '.join(str(error).split())[:300]}); use the checkpoints and the config.json of one training"
         ) from error
     return freeze(teacher).to(device)
+
+
+def start_from_teacher(student: Transducer, teacher: Transducer) -> None:
+    """Gives the student the teacher's weights; a streaming one takes those of a full-context one as its own.
+
+    Raises:
+      UserError: the two are of different shape.
+    """
+    weights = teacher.state_dict()
+    if student.config.causal and not teacher.config.causal:
+        weights = streaming_parameters(weights)
+    try:
+        student.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"--init-from-teacher 1: teacher and student differ in shape ({' '.join(str(error).split())[:300]}); "
+            "train both with one --preset and the same heads, or give --init-from-teacher 0"
+        ) from error
 
 
 def freeze(model: Transducer) -> Transducer:

@@ -1,4 +1,4 @@
-"""The transducer lattice in pure torch: path sums, occupation probabilities, transition log-probabilities.
+"""The transducer lattice in pure torch: path sums, occupation probabilities, best paths, transition log-probabilities.
 
 `rnnt_loss.py` beside this file says what the transitions are; this file sums over them.  A lattice has nodes
 (s, t): s symbols emitted, t frames consumed.  `px` weighs the edge that emits a symbol, `py` the edge that emits
@@ -9,7 +9,7 @@ Shapes: N batch, T frames, S symbols, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -85,8 +85,36 @@ class _PathSum(torch.autograd.Function):
         return px_grad * grad, py_grad * grad, None
 
 
-def _prefix_scores(px: Tensor, py: Tensor, starts: Tensor, step: int) -> Tensor:
+@torch.no_grad()
+def best_path(px: Tensor, py: Tensor, boundary: Tensor) -> Tensor:
+    """The nodes that the likeliest path of each lattice leaves by a symbol or a blank: (N, S+1, T+1) bool.
+
+    Args: as in `lattice_scores`, with symbol edges that stay on their frame.
+    """
+    N, S, _ = px.shape
+    T = py.shape[2]
+    px, py = px.double(), py.double().clamp(min=_NO_EDGE)
+    scores = _prefix_scores(px, py, boundary[:, :2], 0, lambda row, dim: row.cummax(dim).values)  # (N, S+1, T+1)
+    by_symbol = torch.nn.functional.pad(scores[:, :-1] + px, (0, 0, 1, 0), value=float("-inf"))  # into (s, t)
+    by_blank = torch.nn.functional.pad(scores[:, :, :-1] + py, (1, 0), value=float("-inf"))
+    symbol_is_better = by_symbol > by_blank  # (N, S+1, T+1)
+    utterances = torch.arange(N, device=px.device)
+    begin, (s, t) = boundary[:, 0] + boundary[:, 1], boundary[:, 2:].unbind(1)  # (N,) each
+    path = torch.zeros(N, S + 1, T + 1, dtype=torch.bool, device=px.device)
+    for _ in range(S + T):
+        moves = s + t > begin
+        back = symbol_is_better[utterances, s, t]
+        s, t = s - (moves & back).long(), t - (moves & ~back).long()
+        path[utterances, s, t] |= moves
+    return path
+
+
+def _prefix_scores(
+    px: Tensor, py: Tensor, starts: Tensor, step: int, scan: Callable[[Tensor, int], Tensor] = torch.logcumsumexp
+) -> Tensor:
     """Log-sum of all paths from `starts` (N, 2) = (s, t) to every node: (N, S+1, T+1), float64.
+
+    With a running maximum as `scan`: the score of the best path instead.
 
     Row by row: along one row only blanks move, so with Y the running sum of py,
     p[s, t] - Y[s, t] is the running log-sum of what enters the row at t minus Y[s, t].
@@ -104,7 +132,7 @@ def _prefix_scores(px: Tensor, py: Tensor, starts: Tensor, step: int) -> Tensor:
         row = entering[:, s]  # (N, T+1)
         if symbol is not None:
             row[:, step:] = torch.maximum(row[:, step:], symbol - running[:, s, step:])
-        torch.add(torch.logcumsumexp(row, 1), running[:, s], out=scores[:, s])
+        torch.add(scan(row, 1), running[:, s], out=scores[:, s])
         if s < S:
             symbol = scores[:, s, : T + 1 - step] + px[:, s]  # what enters row s + 1
     return scores

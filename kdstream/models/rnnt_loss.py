@@ -30,11 +30,12 @@ OptionalGrads = Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]
 
 
 class RnntLosses(NamedTuple):
-    """What `transducer_losses` returns: both losses, () or (N,), and the kept symbols (N, T, s_range)."""
+    """What `transducer_losses` returns: both losses, () or (N,), kept symbols (N, T, R) and logits (N, T, R, V)."""
 
     simple: Tensor
     pruned: Tensor
     ranges: Tensor
+    logits: Tensor
 
 
 def transducer_losses(
@@ -71,9 +72,7 @@ def transducer_losses(
       reduction: "sum" over the batch, or "none".
     """
     functions = _functions(backend())
-    boundary = torch.zeros(tokens.shape[0], 4, dtype=torch.int64, device=tokens.device)
-    boundary[:, 2] = token_lens
-    boundary[:, 3] = encoder_lens
+    boundary = lattice_boundary(encoder_lens, token_lens)
     common = dict(
         symbols=tokens,
         termination_symbol=blank_id,
@@ -97,7 +96,13 @@ def transducer_losses(
     logits = joiner(encoder_pruned, decoder_pruned, project_input=False)
     with torch.autocast(device_type=device, enabled=False):
         pruned = functions.rnnt_loss_pruned(logits=_at_least_float32(logits), ranges=ranges, **common)
-    return RnntLosses(simple, pruned, ranges)
+    return RnntLosses(simple, pruned, ranges, logits)
+
+
+def lattice_boundary(encoder_lens: Tensor, token_lens: Tensor) -> Tensor:
+    """(N, 4) int64 [0, 0, symbols, frames]: where the lattices of a batch begin and end."""
+    zeros = torch.zeros_like(token_lens)
+    return torch.stack([zeros, zeros, token_lens, encoder_lens.to(token_lens)], dim=1)
 
 
 @functools.lru_cache(maxsize=None)
@@ -167,17 +172,30 @@ def rnnt_loss_pruned(
       ranges: (N, T, R) from `get_rnnt_prune_ranges`.
       termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in `rnnt_loss_smoothed`.
     """
-    N, T, R, _ = logits.shape
+    px, py = unpruned_log_probs(logits, symbols, ranges, termination_symbol)
+    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)
+
+
+def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+    """(px, py) of the whole lattice, (N, S, T) and (N, S+1, T), -inf where pruning left nothing.
+
+    Args: as in `rnnt_loss_pruned`.
+    """
+    N, T, _, _ = logits.shape
     S = symbols.shape[1]
-    next_symbols = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)  # (N, S+1)
-    next_symbols = next_symbols.gather(1, ranges.flatten(1)).view(N, T, R)
-    symbol, blank = transition_log_probs(logits, next_symbols, termination_symbol)  # (N, T, R) each
+    symbol, blank_log_prob = transition_log_probs(logits, next_symbols(symbols, ranges, blank), blank)  # (N, T, R)
 
     # Back into the full lattice: row s of the lattice at frame t is cell s - ranges[n, t, 0].
     missing = symbol.new_full((N, T, S + 1), float("-inf"))
     px = missing.scatter(2, ranges, symbol)[:, :, :S].transpose(1, 2)  # (N, S, T)
-    py = missing.scatter(2, ranges, blank).transpose(1, 2)  # (N, S+1, T)
-    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)
+    py = missing.scatter(2, ranges, blank_log_prob).transpose(1, 2)  # (N, S+1, T)
+    return px, py
+
+
+def next_symbols(symbols: Tensor, ranges: Tensor, blank: int) -> Tensor:
+    """(N, T, R): the symbol that each kept cell may emit; blank after the last one."""
+    padded = torch.nn.functional.pad(symbols, (0, 1), value=blank)  # (N, S+1)
+    return padded.gather(1, ranges.flatten(1)).view_as(ranges)
 
 
 def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
@@ -307,10 +325,7 @@ def _loss(
         early = (frame_lens - 1) / 2 - torch.arange(T, device=px.device)  # (N, T) frames before the middle
         px = px + delay_penalty * early.unsqueeze(1).to(px.dtype)
     if rnnt_type == "regular":
-        # Nothing is emitted once the last frame's blank is passed.
-        px = torch.nn.functional.pad(px, (0, 1), value=float("-inf"))
-        past = torch.arange(T + 1, device=px.device) == frame_lens  # (N, T+1)
-        px = px.masked_fill(past.unsqueeze(1), float("-inf"))
+        px = closed_after_last_frame(px, frame_lens)
     scores, grads = lattice_scores(px, py, boundary, return_grad)
     if reduction == "none":
         loss = -scores
@@ -319,6 +334,16 @@ def _loss(
     else:
         raise ValueError(f"reduction {reduction!r}: not one of none, mean, sum")
     return (loss, grads) if return_grad else loss
+
+
+def closed_after_last_frame(px: Tensor, frame_lens: Tensor) -> Tensor:
+    """px (N, S, T) of the regular lattice as (N, S, T+1): nothing is emitted once the last frame's blank is passed.
+
+    frame_lens: (N, 1).
+    """
+    px = torch.nn.functional.pad(px, (0, 1), value=float("-inf"))
+    past = torch.arange(px.shape[2], device=px.device) == frame_lens  # (N, T+1)
+    return px.masked_fill(past.unsqueeze(1), float("-inf"))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config import ModelConfig, TrainConfig
-from kdstream.models.rnnt_loss import transducer_losses
+from kdstream.models.rnnt_loss import do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
 from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.subsampling import Conv2dSubsampling
@@ -143,14 +143,14 @@ class Transducer(nn.Module):
         taps=None,
     ) -> Dict[str, Tensor]:
         """The training losses of a batch, each summed over the batch: simple_loss, pruned_loss and, with a CTC
-        head, ctc_loss.  Arguments as in `encode`; tokens without blanks."""
+        head, ctc_loss.  Arguments as in `encode`; tokens without blanks; `taps` get the lattice too."""
         encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)
         blank = self.config.blank_id
         token_lens = torch.tensor([len(t) for t in tokens], device=features.device)
         padded = torch.full((len(tokens), int(token_lens.max())), blank, device=features.device)  # (N, U)
         for row, sequence in zip(padded, tokens):
             row[: len(sequence)] = torch.tensor(sequence, device=features.device)
-        decoder_out = self.decoder(F.pad(padded, (1, 0), value=blank))  # (N, U + 1, D)
+        decoder_out = self.predict(padded)
         rnnt = transducer_losses(
             self.simple_am_proj(encoder_out),
             self.simple_lm_proj(decoder_out),
@@ -167,6 +167,16 @@ class Transducer(nn.Module):
             delay_penalty=loss_config.delay_penalty,
             rnnt_type=loss_config.rnnt_type,
         )
+        if taps is not None:
+            taps.record_lattice(
+                encoder_out=encoder_out,
+                encoder_lens=encoder_lens,
+                decoder_out=decoder_out,
+                tokens=padded,
+                token_lens=token_lens,
+                ranges=rnnt.ranges,
+                logits=rnnt.logits,
+            )
         losses = {"simple_loss": rnnt.simple, "pruned_loss": rnnt.pruned}
         if self.config.use_ctc:
             log_probs = self.ctc_output(encoder_out).float().transpose(0, 1)  # (T, N, V)
@@ -174,6 +184,15 @@ class Transducer(nn.Module):
                 log_probs, padded, encoder_lens, token_lens, blank, reduction="sum", zero_infinity=True
             )
         return losses
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """The predictor's output before each of the tokens (N, U) and after the last: (N, U + 1, D)."""
+        return self.decoder(F.pad(tokens, (1, 0), value=self.config.blank_id))
+
+    def lattice_logits(self, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:
+        """The joiner's logits (N, T, R, V) at the symbols `ranges` (N, T, R) that a pruned loss kept."""
+        pair = do_rnnt_pruning(self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out), ranges)
+        return self.joiner(*pair, project_input=False)
 
 
 def build_model(config: ModelConfig) -> Transducer:

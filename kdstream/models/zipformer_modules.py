@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from kdstream.models.scaling import (
 )
 
 Cache = Optional[Tensor]
+FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
 
 
 @dataclass
@@ -241,6 +243,28 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
             return 1.0 + from_left[:chunk] + from_right[self.kernel - chunk :]
         inner = chunk - self.kernel
         return 1.0 + F.pad(from_left, (0, 0, 0, inner)) + F.pad(from_right, (0, 0, inner, 0))
+
+
+def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The parameters of a full-context encoder as those of a streaming one.
+
+    Over one endless chunk the two give the same output: the taps of the past go to the causal
+    convolution, those of the future to the one within the chunk, half of the bias to each.
+    """
+    converted = dict(state_dict)
+    for name in [name for name in state_dict if FULL_CONTEXT_CONVOLUTION.search(name)]:
+        prefix, kind = name.rsplit(".", 1)
+        value = converted.pop(name)
+        if kind == "bias":
+            past = future = value / 2
+        else:
+            middle = value.size(2) // 2  # (D, 1, kernel)
+            past, future = value[:, :, : middle + 1].clone(), value.clone()
+            future[:, :, : middle + 1] = 0.0
+            converted[f"{prefix}.chunkwise_conv_scale"] = value.new_zeros(2, value.size(0), value.size(2))
+        converted[f"{prefix}.causal_conv.{kind}"] = past
+        converted[f"{prefix}.chunkwise_conv.{kind}"] = future
+    return converted
 
 
 class Convolution(nn.Module):

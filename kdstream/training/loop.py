@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from kdstream.config import ExperimentConfig, UserError
 from kdstream.data import AsrDataModule, Batch
+from kdstream.kd.teacher import start_from_teacher
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
@@ -52,6 +53,7 @@ from kdstream.training.step import (
     chunk_choices,
     compute_loss,
     draw_chunk,
+    find_teacher,
     grouped,
     seed_step,
     validation_loss,
@@ -114,7 +116,10 @@ class Trainer:
         torch.manual_seed(train.seed)
         self.model = build_model(config.model).to(device)
         self.choices = chunk_choices(config.model, self.model)
-        self.distiller = build_distiller(config, self.model, device)
+        teacher = find_teacher(config, device)
+        if config.distill.init_from_teacher:
+            start_from_teacher(self.model, teacher.model)
+        self.distiller = build_distiller(config.distill, self.model, teacher)
         describe(self.model, self.distiller, config.model)
         self.model_avg = ckpt.float64_copy(self.model) if rank == 0 else None
         self.student = StudentWithBranches(self.model, self.distiller, train)

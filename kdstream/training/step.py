@@ -14,10 +14,10 @@ from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import ExperimentConfig, ModelConfig, TrainConfig, UserError
+from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, TrainConfig, UserError
 from kdstream.data import Batch, Tokenizer
-from kdstream.kd.distiller import Distiller, output_frames_of
-from kdstream.kd.teacher import load_teacher
+from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
+from kdstream.kd.teacher import Teacher, load_teacher
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged
@@ -38,6 +38,7 @@ class StudentWithBranches(nn.Module):
         features: Tensor,
         feature_lens: Tensor,
         tokens: List[List[int]],
+        cut_ids: List[str],
         chunk: Optional[ChunkConfig],
         batch_idx: Optional[int],
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
@@ -45,6 +46,7 @@ class StudentWithBranches(nn.Module):
         Args:
           features: (N, T, 80) padded features.
           feature_lens: (N,) in feature frames.
+          cut_ids: names of the utterances, by which a cached teacher knows them.
           chunk: None for full context.
           batch_idx: optimiser steps so far.  None in validation: the weights that the losses will have
             in the end, so that validation losses compare over time, and no distillation losses, so
@@ -52,13 +54,14 @@ class StudentWithBranches(nn.Module):
         Returns:
           The total loss, summed over the batch, and each loss alone, unweighted and detached.
         """
-        distiller = None if batch_idx is None else self.distiller
-        taps = None if distiller is None else distiller.student_taps()
+        guided = self.distiller is not None and batch_idx is not None
+        taps = self.distiller.student_taps() if guided else None
         losses = self.model(features, feature_lens, tokens, chunk, self.config, taps=taps)
         weights = transducer_weights(self.config, batch_idx)
-        if distiller is not None:
-            losses.update(distiller(features, feature_lens, taps))
-            weights.update(distiller.weights(batch_idx))
+        if guided:
+            kd_weights = self.distiller.weights(batch_idx)
+            losses.update(self.distiller(features, feature_lens, cut_ids, taps, kd_weights.keys()))
+            weights.update(kd_weights)
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
@@ -88,7 +91,7 @@ def compute_loss(
     """The loss of a batch (a sum, to call backward on) and its metrics.  `module`: StudentWithBranches or its DDP."""
     batch = batch.to(device)
     tokens = tokenizer.encode(batch.texts)
-    loss, losses = module(batch.features, batch.feature_lens, tokens, chunk, batch_idx)
+    loss, losses = module(batch.features, batch.feature_lens, tokens, batch.cut_ids, chunk, batch_idx)
     values = torch.stack([value.float() for value in losses.values()]).tolist()
     frames = float(output_frames_of(batch.feature_lens).sum())
     return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
@@ -162,18 +165,25 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
     torch.manual_seed(number)
 
 
-def build_distiller(config: ExperimentConfig, model: Transducer, device: torch.device) -> Optional[Distiller]:
-    """The distiller with its frozen teacher; None without --teacher-exp-dir.
+def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
+    """The frozen teacher; None without --teacher-exp-dir.
 
     Raises:
       UserError: a teacher that is missing, damaged, or of another vocabulary.
     """
     distill = config.distill
     if not distill.teacher_exp_dir:
+        if distill.init_from_teacher:
+            raise UserError("--init-from-teacher 1: needs a teacher; give --teacher-exp-dir")
         return None
-    teacher_config = ExperimentConfig.load(distill.teacher_exp_dir)
     parameters = load_averaged(
         distill.teacher_exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model
     )
-    teacher = load_teacher(teacher_config, parameters, config, device)
-    return Distiller(distill, model, teacher).to(device)
+    return Teacher(load_teacher(ExperimentConfig.load(distill.teacher_exp_dir), parameters, config, device))
+
+
+def build_distiller(config: DistillConfig, model: Transducer, teacher: Optional[Teacher]) -> Optional[Distiller]:
+    """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
+    if teacher is None or (config.init_from_teacher and not any(loss_scales(config).values())):
+        return None
+    return Distiller(config, model, teacher).to(next(model.parameters()).device)

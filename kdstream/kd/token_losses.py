@@ -1,0 +1,100 @@
+"""Token distillation: the teacher's posteriors on the student's pruned lattice.
+
+Both joiners give logits at the cells (frame t, s symbols emitted) that the student's pruned loss
+keeps.  Three forms, from all of the posterior to one path:
+
+    full       KL(P_teacher || P_student) over the vocabulary, mean over a frame's cells
+    collapsed  the same with three classes: the next symbol, blank, and all the rest (arXiv 2011.06110)
+    one-best   over the vocabulary, at the cells of the teacher's likeliest path alone
+
+A loss is summed over output frames (40 ms), so that it stands beside the transducer loss.  A streaming
+student emits later than its teacher, who has heard what comes: with a `shift` its frame t is compared
+with the teacher's frame t - shift.
+
+Shapes: N batch, T output frames, S symbols, R symbols kept at a frame, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdstream.kd.losses import at_least_float32, float32
+from kdstream.kd.taps import Lattice, padding_mask
+from kdstream.models.rnnt_lattice import best_path
+from kdstream.models.rnnt_loss import (
+    closed_after_last_frame,
+    lattice_boundary,
+    next_symbols,
+    unpruned_log_probs,
+)
+
+FORMS = ("full", "collapsed", "one-best")
+IMPOSSIBLE = -30.0  # log-probability of a class that a cell lacks, the same for both: adds exactly 0 to a divergence
+
+
+def token_loss(
+    teacher: Tensor, student: Tensor, lattice: Lattice, blank: int, form: str, temperature: float, shift: int
+) -> Tensor:
+    """The divergence of the student's posteriors from the teacher's, a scalar, summed over the batch's output frames.
+
+    Args:
+      teacher, student: (N, T, R, V) logits at lattice.ranges; the teacher's already `delayed` by `shift`.
+      form: one of FORMS.
+      temperature: divides both logits; the loss is multiplied by its square, so that gradients keep their size.
+      shift: frames at the beginning for which there is no teacher.
+    """
+    with float32(student):
+        teacher, student = at_least_float32(teacher), at_least_float32(student)
+        if form == "one-best":
+            weights = path_weights(teacher, lattice, blank, shift)
+        else:
+            weights = cell_weights(lattice, shift)
+        symbols = next_symbols(lattice.tokens, lattice.ranges, blank) if form == "collapsed" else None
+        p, q = ((logits / temperature).log_softmax(dim=-1) for logits in (teacher, student))
+        if symbols is not None:
+            p, q = collapse(p, symbols, blank), collapse(q, symbols, blank)
+        divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)  # (N, T, R)
+        return temperature**2 * (weights * divergence).sum()
+
+
+def delayed(encoder_out: Tensor, shift: int) -> Tensor:
+    """(N, T, D): frame t holds what was at t - shift; the first frames repeat frame 0."""
+    frames = torch.arange(encoder_out.size(1), device=encoder_out.device)
+    return encoder_out.index_select(1, (frames - shift).clamp(min=0))
+
+
+def cell_weights(lattice: Lattice, shift: int) -> Tensor:
+    """(N, T, R) float32: equal over a frame's valid cells and 1 in sum; 0 before `shift` and in padding."""
+    frames = lattice.ranges.size(1)
+    unheard = torch.arange(frames, device=lattice.ranges.device) < shift  # (T,)
+    invalid = lattice.ranges > lattice.token_lens.view(-1, 1, 1)  # (N, T, R)
+    invalid = invalid | (padding_mask(lattice.encoder_lens, frames) | unheard).unsqueeze(2)
+    weights = (~invalid).float()
+    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
+
+
+def path_weights(teacher: Tensor, lattice: Lattice, blank: int, shift: int) -> Tensor:
+    """(N, T, R) float32: equal over the cells of the teacher's likeliest path, in sum the utterance's frames.
+
+    The cells before `shift` are left out without making up for them, as in `cell_weights`.
+    """
+    px, py = unpruned_log_probs(teacher, lattice.tokens, lattice.ranges, blank)
+    px = closed_after_last_frame(px, lattice.encoder_lens.unsqueeze(1))
+    path = best_path(px, py, lattice_boundary(lattice.encoder_lens, lattice.token_lens))  # (N, S + 1, T + 1)
+    on_path = path[:, :, :-1].transpose(1, 2).gather(2, lattice.ranges)  # (N, T, R)
+    on_path[:, :shift] = False
+    lens = lattice.encoder_lens.float()
+    return on_path * (lens / (lens + lattice.token_lens)).view(-1, 1, 1)
+
+
+def collapse(log_probs: Tensor, symbols: Tensor, blank: int) -> Tensor:
+    """log P of the next symbol, of blank and of all the rest: (N, T, R, V) to (N, T, R, 3).
+
+    Where no symbol is left (its place in `symbols` (N, T, R) holds blank), that class is IMPOSSIBLE.
+    """
+    symbol = log_probs.gather(-1, symbols.unsqueeze(-1)).masked_fill((symbols == blank).unsqueeze(-1), IMPOSSIBLE)
+    rest = log_probs.scatter(-1, symbols.unsqueeze(-1), float("-inf"))
+    rest = torch.cat([rest[..., :blank], rest[..., blank + 1 :]], dim=-1).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([symbol, log_probs[..., blank : blank + 1], rest], dim=-1)
