@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Measures how similar every layer of a student is to every layer of a teacher, by linear CKA.
+
+    python local/layer_similarity.py --exp-dir exp/baseline --avg 3 --teacher-exp-dir exp/teacher --teacher-avg 3
+
+writes exp/baseline/layer_similarity.json and a heat map beside it.  train.py takes the file as
+--kd-similarity-file with --kd-layer-map similar.  The student listens as it streams, the teacher to whole
+utterances of the validation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.config import DataConfig, DecodeConfig, DistillConfig, ExperimentConfig, UserError, add_overrides, override
+from kdstream.data import AsrDataModule
+from kdstream.decoding.run import choose_chunk
+from kdstream.kd.similarity import LayerSimilarity
+from kdstream.kd.taps import Taps
+from kdstream.training.step import find_teacher
+from kdstream.training.trained import load_trained
+
+DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
+TEACHER_FLAGS = ("teacher_exp_dir", "teacher_epoch", "teacher_avg")
+
+
+@torch.no_grad()
+def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) -> dict:
+    """The similarities, as layer_map.py reads them."""
+    student = load_trained(config, decode).model
+    teacher = find_teacher(config, torch.device("cpu"))
+    if teacher is None:
+        raise UserError("--teacher-exp-dir: whose layers to compare with")
+    chunk = choose_chunk(config.model, decode)
+    similarity = LayerSimilarity()
+    batches = AsrDataModule(config.data, config.train.seed).valid_dataloader()
+    ours: Taps
+    for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
+        ours = Taps()
+        student.encode(batch.features, batch.feature_lens, chunk, taps=ours)
+        heard = teacher.listen(batch.features, batch.feature_lens, teacher.shapes, batch.cut_ids)
+        similarity.add({name: ours[name] for name in ours.names()}, heard.layers)
+    names = ours.names()
+    return {
+        "student_layers": names,
+        "teacher_layers": list(teacher.shapes),
+        "cka": similarity.cka(len(names)).tolist(),
+    }
+
+
+def draw(similarity: dict, path: Path) -> None:
+    """A heat map, the student's layers from top to bottom."""
+    rows, columns = similarity["student_layers"], similarity["teacher_layers"]
+    figure, axes = plt.subplots(figsize=(1.5 + 0.7 * len(columns), 1.5 + 0.6 * len(rows)))
+    axes.imshow(similarity["cka"], vmin=0, vmax=1, cmap="viridis")
+    for i, row in enumerate(similarity["cka"]):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    axes.set(xlabel="teacher's layer", ylabel="student's layer", title="linear CKA")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
+    parser.add_argument("--epoch", type=int, default=0, help="Its epoch-N.pt (default: the last)")
+    parser.add_argument("--avg", type=int, default=1, help="Its checkpoints to average (default: %(default)s)")
+    parser.add_argument("--num-batches", type=int, default=10, help="Batches to look at (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON to write (default: EXP_DIR/layer_similarity.json)")
+    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DataConfig, *DATA_FLAGS)
+    args = parser.parse_args()
+    config = ExperimentConfig.load(args.exp_dir)
+    config = replace(config, data=override(config.data, args), distill=override(config.distill, args))
+    decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
+    similarity = measure(config, decode, args.num_batches)
+    output = args.output or Path(args.exp_dir) / "layer_similarity.json"
+    output.write_text(json.dumps(similarity) + "\n")
+    draw(similarity, output.with_suffix(".png"))
+    print(f"{output}\n{output.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
