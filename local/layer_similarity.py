@@ -27,7 +27,15 @@ import torch
 from tqdm import tqdm
 
 from kdstream import cli
-from kdstream.config import DataConfig, DecodeConfig, DistillConfig, ExperimentConfig, UserError, add_overrides, override
+from kdstream.config import (
+    DataConfig,
+    DecodeConfig,
+    DistillConfig,
+    ExperimentConfig,
+    UserError,
+    add_overrides,
+    override,
+)
 from kdstream.data import AsrDataModule
 from kdstream.decoding.run import choose_chunk
 from kdstream.kd.similarity import LayerSimilarity
