@@ -41,6 +41,7 @@ def assert_same(ours: Result, theirs: Result) -> None:
     assert ours.tokens == theirs.tokens
     assert ours.timestamps == theirs.timestamps
     assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
+    assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def log_probs(model: Transducer, frame: Tensor, tokens: Tuple[int, ...]) -> Tens
 
 
 def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Result:
-    tokens, times, total = [], [], 0.0
+    tokens, times, token_scores, total = [], [], [], 0.0
     for t, frame in enumerate(frames):
         for _ in range(max_sym_per_frame):
             scores = log_probs(model, frame, tuple(tokens))
@@ -62,26 +63,28 @@ def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Re
                 break
             tokens.append(best)
             times.append(t)
-    return Result(tokens, times, total)
+            token_scores.append(float(scores[best]))
+    return Result(tokens, times, total, token_scores)
 
 
 def slow_beam(model: Transducer, frames: Tensor, beam: int) -> Result:
-    """Paths in a dict from tokens to (log probability, timestamps), as the definition reads."""
-    paths: Dict[Tuple[int, ...], Tuple[float, List[int]]] = {(): (0.0, [])}
+    """Paths in a dict from tokens to (log probability, timestamps, the tokens' own), as the definition reads."""
+    paths: Dict[Tuple[int, ...], Tuple[float, List[int], List[float]]] = {(): (0.0, [], [])}
     for t, frame in enumerate(frames):
         candidates = []
-        for tokens, (total, times) in paths.items():
+        for tokens, (total, times, own) in paths.items():
             for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
-                candidates.append((total + score, tokens + (token,) * (token != 0), times + [t] * (token != 0)))
+                said = ((token,), [t], [score]) if token != 0 else ((), [], [])
+                candidates.append((total + score, tokens + said[0], times + said[1], own + said[2]))
         candidates.sort(key=lambda candidate: -candidate[0])
         paths = {}
-        for total, tokens, times in candidates[:beam]:
+        for total, tokens, times, own in candidates[:beam]:
             if tokens in paths:
-                before, times = paths[tokens]
+                before, times, own = paths[tokens]
                 total = math.log(math.exp(before - total) + 1.0) + total
-            paths[tokens] = (total, times)
+            paths[tokens] = (total, times, own)
     best = max(paths, key=lambda tokens: paths[tokens][0] / (model.config.context_size + len(tokens)))
-    return Result(list(best), paths[best][1], paths[best][0])
+    return Result(list(best), paths[best][1], paths[best][0], paths[best][2])
 
 
 @pytest.mark.parametrize("max_sym_per_frame", [1, 3])
@@ -176,6 +179,23 @@ def test_a_state_is_not_modified_by_going_on(model, search):
     before = state.results()
     search.advance(model, encoder_out, lens, state)
     assert state.results() == before
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities_and_none_where_nothing_is_said(model, search):
+    encoder_out = encoder_frames(model)
+    results = decode(model, search, encoder_out, LENS)
+    for result, frames in zip(results, encoder_out):
+        if not result.tokens:
+            assert result.confidence is None
+            continue
+        product = 1.0
+        for place, (token, time) in enumerate(zip(result.tokens, result.timestamps)):
+            product *= float(log_probs(model, frames[time], tuple(result.tokens[:place])).softmax(dim=-1)[token])
+        assert result.confidence == pytest.approx(product ** (1 / len(result.tokens)), rel=1e-3)
+        assert 0 < result.confidence <= 1
+    assert results[LENS.index(0)].confidence is None
+    assert sum(result.confidence is not None for result in results) >= 4
 
 
 def test_timestamps_never_fall_and_stay_within_the_stream(model):

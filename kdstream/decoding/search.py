@@ -15,7 +15,8 @@ Shapes: N streams, B paths per stream, T output frames (40 ms), C predictor cont
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -29,11 +30,22 @@ HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 
 
 @dataclass(frozen=True)
 class Result:
-    """What a stream says: token ids, the output frame (40 ms, from the stream's start) of each, log probability."""
+    """What a stream says: token ids, the output frame (40 ms, from the stream's start) of each, log probability.
+
+    token_log_probs: of each token, given those before it, on the frame where the path took it.
+    """
 
     tokens: List[int]
     timestamps: List[int]
     log_prob: float
+    token_log_probs: List[float] = field(default_factory=list)
+
+    @property
+    def confidence(self) -> Optional[float]:
+        """The geometric mean of the tokens' probabilities, in (0, 1]; None where nothing is said."""
+        if not self.tokens:
+            return None
+        return math.exp(sum(self.token_log_probs) / len(self.tokens))
 
 
 class Segment(NamedTuple):
@@ -44,11 +56,12 @@ class Segment(NamedTuple):
 
     tokens: List[int]
     timestamps: List[int]
+    log_probs: List[float]
     previous: Optional["Segment"]
     count: int
 
 
-NOTHING = Segment([], [], None, 0)
+NOTHING = Segment([], [], [], None, 0)
 
 
 @dataclass
@@ -95,7 +108,8 @@ class SearchState:
         answers = []
         for paths, log_probs in zip(self.histories, self.log_prob.tolist()):
             best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].count))
-            answers.append(Result(*_unroll(paths[best]), log_probs[best]))
+            tokens, timestamps, token_log_probs = _unroll(paths[best])
+            answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
         return answers
 
 
@@ -173,6 +187,7 @@ def greedy_search(
     predicted = _predict(model, context)  # (N, D)
     frames: List[int] = []
     emissions: List[Tensor] = []
+    scores: List[Tensor] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N,)
         for _ in range(max_sym_per_frame):
@@ -186,8 +201,11 @@ def greedy_search(
             predicted = _predict(model, context)
             frames.append(t)
             emissions.append(token)
+            scores.append(best)
     tokens = torch.stack(emissions) if emissions else lens.new_empty(0, lens.size(0))  # (K, N)
-    histories = _extend(state, torch.zeros_like(state.key), frames, tokens.unsqueeze(2), blank)
+    token_log_probs = torch.stack(scores) if scores else log_prob.new_empty(tokens.shape)  # (K, N)
+    origin = torch.zeros_like(state.key)
+    histories = _extend(state, origin, frames, tokens.unsqueeze(2), token_log_probs.unsqueeze(2), blank)
     return SearchState(
         context.unsqueeze(1), log_prob.unsqueeze(1), state.key, histories, _later(state.frames, encoder_out_lens)
     )
@@ -210,7 +228,7 @@ def modified_beam_search(
     lens = encoder_out_lens.to(encoded.device).unsqueeze(1)  # (N, 1)
     context, log_prob, key = state.context, state.log_prob, state.key
     itself = torch.arange(num_paths, device=encoded.device).expand(num_streams, num_paths)
-    steps: List[Tuple[Tensor, Tensor]] = []
+    steps: List[Tuple[Tensor, Tensor, Tensor]] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N, 1)
         predicted = _predict(model, context.flatten(0, 1)).unflatten(0, (num_streams, num_paths))  # (N, B, D)
@@ -225,9 +243,9 @@ def modified_beam_search(
         key = key.gather(1, parent)
         key = torch.where(emits, (key ^ (key >> 31)) * HASH_MULTIPLIER + token + 1, key)
         log_prob = torch.where(active, _merge_equal_paths(best, key), log_prob)
-        steps.append((parent, token))
-    origin, tokens = _trace_back(steps, itself)
-    histories = _extend(state, origin, range(len(steps)), tokens, blank)
+        steps.append((parent, token, step.flatten(1).gather(1, index)))
+    origin, tokens, token_log_probs = _trace_back(steps, itself)
+    histories = _extend(state, origin, range(len(steps)), tokens, token_log_probs, blank)
     return SearchState(context, log_prob, key, histories, _later(state.frames, encoder_out_lens))
 
 
@@ -253,28 +271,36 @@ def _merge_equal_paths(log_prob: Tensor, key: Tensor) -> Tensor:
     return total.masked_fill(equal.tril(-1).any(dim=2), -torch.inf)
 
 
-def _trace_back(steps: List[Tuple[Tensor, Tensor]], itself: Tensor) -> Tuple[Tensor, Tensor]:
-    """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way."""
-    path, tokens = itself, []
-    for parent, token in reversed(steps):
+def _trace_back(steps: List[Tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way with their log probabilities.
+
+    steps: T times the parent, the token and the token's log probability of each path, all (N, B).
+    """
+    path, tokens, log_probs = itself, [], []
+    for parent, token, log_prob in reversed(steps):
         tokens.append(token.gather(1, path))
+        log_probs.append(log_prob.gather(1, path))
         path = parent.gather(1, path)
-    return path, torch.stack(tokens[::-1]) if tokens else itself.new_empty(0, *itself.shape)
+    if not steps:
+        empty = itself.new_empty(0, *itself.shape)
+        return path, empty, empty
+    return path, torch.stack(tokens[::-1]), torch.stack(log_probs[::-1])
 
 
 def _extend(
-    state: SearchState, origin: Tensor, frames: Sequence[int], tokens: Tensor, blank: int
+    state: SearchState, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
 ) -> List[List[Segment]]:
     """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
     histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist())]
-    tokens = tokens.permute(1, 2, 0)  # (N, B, K)
+    tokens, log_probs = tokens.permute(1, 2, 0), log_probs.permute(1, 2, 0)  # (N, B, K)
     places = (tokens != blank).nonzero()  # rows (n, b, k) in ascending order
-    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist())
+    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist(), log_probs[tuple(places.T)].tolist())
     for (n, b), said in groupby(spoken, key=lambda item: item[0][:2]):
         said = list(said)
-        times = [state.frames[n] + frames[k] for (_, _, k), _ in said]
+        times = [state.frames[n] + frames[k] for (_, _, k), _, _ in said]
         before = histories[n][b]
-        histories[n][b] = Segment([token for _, token in said], times, before, before.count + len(said))
+        count = before.count + len(said)
+        histories[n][b] = Segment([token for _, token, _ in said], times, [score for *_, score in said], before, count)
     return histories
 
 
@@ -282,11 +308,15 @@ def _later(frames: List[int], encoder_out_lens: Tensor) -> List[int]:
     return [before + more for before, more in zip(frames, encoder_out_lens.tolist())]
 
 
-def _unroll(segment: Optional[Segment]) -> Tuple[List[int], List[int]]:
-    """All tokens and timestamps of a path, first to last."""
+def _unroll(segment: Optional[Segment]) -> Tuple[List[int], List[int], List[float]]:
+    """All tokens of a path, their timestamps and their log probabilities, first to last."""
     segments = []
     while segment is not None:
         segments.append(segment)
         segment = segment.previous
     segments.reverse()
-    return [token for s in segments for token in s.tokens], [time for s in segments for time in s.timestamps]
+    return (
+        [token for s in segments for token in s.tokens],
+        [time for s in segments for time in s.timestamps],
+        [log_prob for s in segments for log_prob in s.log_probs],
+    )
