@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from kdstream import cli
 from kdstream.config import UserError, str2bool
-from kdstream.data import FBANK, read_manifest, read_utterance, text_of
+from kdstream.cuts import read_manifest, text_of
+from kdstream.data import FBANK, read_utterance
 
 
 def check(cut: Cut) -> None:
