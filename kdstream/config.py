@@ -78,6 +78,8 @@ class DataConfig:
     train_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
     valid_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
     test_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
+    pseudo_cuts: Tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
+    pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
     max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).")
     num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.")

@@ -1,4 +1,4 @@
-"""Which cuts there are: manifests, and what the transducer loss can take of them.
+"""Which cuts there are: manifests, what the transducer loss can take of them, and the share of pseudo-labelled ones.
 
 data.py makes batches of these cuts.
 """
@@ -6,10 +6,12 @@ data.py makes batches of these cuts.
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Protocol, Sequence
+from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
+import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
@@ -20,11 +22,11 @@ FRAMES_PER_SECOND = 100
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
 
 
-def read_manifest(path: Path) -> CutSet:
-    """A lazily read CutSet that turns what is wrong with the file into a UserError."""
+def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
+    """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have."""
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts")
-    return CutSet(_CheckedManifest(path))
+    return CutSet(_CheckedManifest(path, needs_text))
 
 
 class _CheckedManifest:
@@ -32,12 +34,16 @@ class _CheckedManifest:
 
     is_lazy = True
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, needs_text: bool) -> None:
+        self.path, self.needs_text = path, needs_text
 
     def __iter__(self) -> Iterator[Cut]:
+        read = CutSet.from_file if self.path.suffix == ".json" else CutSet.from_jsonl_lazy
         try:
-            yield from CutSet.from_file(self.path) if self.path.suffix == ".json" else CutSet.from_jsonl_lazy(self.path)
+            for cut in read(self.path):
+                if self.needs_text and not text_of(cut):
+                    raise UserError(f"{self.path}: cut {cut.id} has no text; let local/pseudo_label.py transcribe it")
+                yield cut
         except UNREADABLE as error:
             raise UserError(f"{self.path}: damaged or not a manifest of cuts; run prepare.sh again") from error
 
@@ -68,14 +74,14 @@ class Selection:
         self.seconds = 0.0
         self.with_unknown = 0
         self.left_out: Dict[str, List[str]] = {}
-        self._left_out_ids: set = set()
+        self._left_out: set = set()
 
     def __call__(self, cut: Cut) -> bool:
         tokens = self.tokenizer.encode([text_of(cut)])[0]
         reason = self._reason_against(cut, len(tokens))
         if reason is not None:
             self.left_out.setdefault(reason, []).append(cut.id)
-            self._left_out_ids.add(cut.id)
+            self._left_out.add(self._identity(cut))
             return False
         self.kept += 1
         self.seconds += cut.duration
@@ -83,7 +89,10 @@ class Selection:
         return True
 
     def was_kept(self, cut: Cut) -> bool:
-        return cut.id not in self._left_out_ids
+        return self._identity(cut) not in self._left_out
+
+    def _identity(self, cut: Cut) -> Tuple[str, float, str]:
+        return cut.id, cut.duration, text_of(cut)  # different cuts of two manifests may share an id
 
     def _reason_against(self, cut: Cut, num_tokens: int) -> Optional[str]:
         if not num_tokens:
@@ -111,3 +120,53 @@ class Selection:
                 f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model; "
                 "is the case (upper, lower) that of its training text?"
             )
+
+
+class PseudoCuts:
+    """Pseudo-labelled cuts, and the share of them that each epoch takes.
+
+    An epoch goes once through the labelled cuts.  Beside them it takes as many pseudo-labelled ones as make up `ratio`
+    of its utterances: the next ones of an endless row of shuffled passes over all of them.  So over the epochs each
+    is used equally often, whether they are more than an epoch takes or fewer, and what an epoch takes depends on
+    (seed, epoch) alone.
+
+    Args:
+      cuts: read lazily, the same at each reading.
+      num_cuts: how many they are.
+      num_labelled: labelled cuts in an epoch.
+      ratio: in (0, 1).
+      seed: of the order in which they are used.
+    """
+
+    def __init__(self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int) -> None:
+        self.cuts, self.num_cuts, self.num_labelled, self.seed = cuts, num_cuts, num_labelled, seed
+        self.per_epoch = max(1, round(num_labelled * ratio / (1 - ratio)))
+
+    def uses(self, epoch: int) -> np.ndarray:
+        """How often `epoch` (from 1) takes each cut: (num_cuts,), `per_epoch` in all."""
+        begin, end = (epoch - 1) * self.per_epoch, epoch * self.per_epoch
+        uses = np.zeros(self.num_cuts, dtype=np.int64)
+        for turn in range(begin // self.num_cuts, math.ceil(end / self.num_cuts)):
+            order = np.random.default_rng(zlib.crc32(f"pseudo/{self.seed}/{turn}".encode())).permutation(self.num_cuts)
+            first = turn * self.num_cuts
+            uses[order[max(begin - first, 0) : end - first]] += 1
+        return uses
+
+    def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
+        """`labelled` with the share of `epoch` spread evenly among them."""
+        share = CutSet(_Repeated(self.cuts, self.uses(epoch)))
+        return CutSet.mux(labelled, share, weights=[self.num_labelled, self.per_epoch], seed=self.seed)
+
+
+class _Repeated:
+    """Iterates over `cuts`, each as often as `uses` says, afresh each time."""
+
+    is_lazy = True
+
+    def __init__(self, cuts: CutSet, uses: np.ndarray) -> None:
+        self.cuts, self.uses = cuts, uses
+
+    def __iter__(self) -> Iterator[Cut]:
+        for cut, uses in zip(self.cuts, self.uses.tolist()):
+            for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
+                yield cut.with_id(f"{cut.id}_repeat{use}") if use else cut

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import sentencepiece
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdstream.config import DataConfig, UserError
-from kdstream.cuts import FRAMES_PER_SECOND, Selection, read_manifest, text_of
+from kdstream.cuts import FRAMES_PER_SECOND, PseudoCuts, Selection, read_manifest, text_of
 from kdstream.models.streaming import LOG_EPS, SUBSAMPLING_LOSS
 
 SAMPLE_RATE = 16000
@@ -318,7 +318,7 @@ class AsrDataModule:
             self._train = self._select_training_cuts()
         config, train = self.config, self._train
         sampler = DynamicBucketingSampler(
-            train.cuts,
+            train.of_epoch(epoch),
             max_duration=config.max_duration,
             num_buckets=train.num_buckets,
             duration_bins=None if train.num_buckets > 1 else [config.max_utterance_seconds],
@@ -382,19 +382,36 @@ class AsrDataModule:
     def _select_training_cuts(self) -> "_TrainingCuts":
         """Looks once at every training cut; reads no audio and no features."""
         config = self.config
-        usable = Selection(self.tokenizer, config.min_utterance_seconds, config.max_utterance_seconds)
-        manifests = [read_manifest(path) for path in self._paths("train")]
+        cuts, usable = self._select("training", [read_manifest(path) for path in self._paths("train")])
+        count, seconds, pseudo = usable.kept, usable.seconds, None
+        if config.pseudo_cuts:
+            pseudo, mean_seconds = self._select_pseudo_cuts(usable.kept)
+            count, seconds = count + pseudo.per_epoch, seconds + pseudo.per_epoch * mean_seconds
+        # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
+        buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
+        return _TrainingCuts(cuts, pseudo, seconds, buckets)
+
+    def _select_pseudo_cuts(self, num_labelled: int) -> Tuple[PseudoCuts, float]:
+        """The pseudo-labelled cuts, and their mean duration in seconds."""
+        ratio = self.config.pseudo_ratio
+        if not 0 < ratio < 1:
+            raise UserError(f"--pseudo-ratio {ratio:g}: must lie between 0 and 1, e.g. 0.5; or leave out --pseudo-cuts")
+        manifests = [read_manifest(Path(path), needs_text=True) for path in self.config.pseudo_cuts]
+        cuts, usable = self._select("pseudo-labelled", manifests)
+        return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
+
+    def _select(self, what: str, manifests: Sequence[CutSet]) -> Tuple[CutSet, Selection]:
+        """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
+        usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
         seconds = [sum(cut.duration for cut in manifest if usable(cut)) for manifest in manifests]
-        usable.log("training")
+        usable.log(what)
         if not usable.kept:
-            raise UserError("no training cut is left; look at --min-utterance-seconds, --max-utterance-seconds, texts")
+            raise UserError(f"no {what} cut is left; look at --min-utterance-seconds, --max-utterance-seconds, texts")
         kept = [manifest for manifest, total in zip(manifests, seconds) if total > 0]
         cuts = kept[0]
         if len(kept) > 1:  # by weight, so that a window of the stream holds all of them
             cuts = CutSet.mux(*kept, weights=[total for total in seconds if total > 0], seed=self.seed)
-        # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
-        buckets = min(config.num_buckets, int(sum(seconds) / config.max_duration / 4), usable.kept)
-        return _TrainingCuts(cuts.filter(usable.was_kept), sum(seconds), buckets)
+        return cuts.filter(usable.was_kept), usable
 
 
 class _Share:
@@ -420,9 +437,15 @@ class _Share:
 
 @dataclass
 class _TrainingCuts:
-    cuts: CutSet
+    """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it."""
+
+    labelled: CutSet
+    pseudo: Optional[PseudoCuts]
     seconds: float
     num_buckets: int
+
+    def of_epoch(self, epoch: int) -> CutSet:
+        return self.labelled if self.pseudo is None else self.pseudo.mixed_into(self.labelled, epoch)
 
 
 def _name_of(path: Path) -> str:
