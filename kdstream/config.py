@@ -12,7 +12,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union, get_args, get_origin, get_type_hints
 
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
@@ -267,12 +267,14 @@ def from_dict(config_class: Type[Config], values: Dict[str, Any]) -> Config:
     return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def add_arguments(parser: argparse.ArgumentParser, config_class: type, **defaults: Any) -> None:
-    """Adds one flag per flag field of `config_class`; `defaults` override the fields' own."""
+def add_arguments(
+    parser: argparse.ArgumentParser, config_class: type, leave_out: Sequence[str] = (), **defaults: Any
+) -> None:
+    """Adds one flag per flag field of `config_class` but `leave_out`; `defaults` override the fields' own."""
     types = get_type_hints(config_class)
     group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0])
     for item in fields(config_class):
-        if "help" not in item.metadata:
+        if "help" not in item.metadata or item.name in leave_out:
             continue
         default = defaults.get(item.name, item.default)
         _add_flag(group, item, types[item.name], default, _shown(default, item.metadata.get("unset", "by preset")))

@@ -340,7 +340,7 @@ class AsrDataModule:
         usable.log("validation")
         if not cuts:
             raise UserError("no validation cut is left; look at --dev-parts or --valid-cuts and their texts")
-        return self._in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
+        return self.in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
 
     def test_dataloaders(self) -> Dict[str, BatchLoader]:
         """By test set: batches in a fixed order, from audio where there is any.
@@ -348,7 +348,7 @@ class AsrDataModule:
         Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
         decoding see the same ones.
         """
-        return {name: self._in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
+        return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
 
     def test_sets(self) -> Dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them."""
@@ -364,8 +364,8 @@ class AsrDataModule:
                     raise UserError(f"test set {name}: cut {cut.id} has an empty transcript; mend it or take it out")
         return sets
 
-    def _in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
-        """Batches of cuts of like length, longest first."""
+    def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
+        """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`."""
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]

@@ -1,13 +1,14 @@
-"""A model that says many different things, and scripts run in this process: what the tests of decoding share."""
+"""A model that says many different things, its slow scores, and scripts run in this process, for tests of decoding."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Tuple
 
 import torch
+from torch import Tensor
 
 from helpers import tiny_test_model
 from kdstream.models.transducer import Transducer
@@ -23,6 +24,14 @@ def talkative_model(causal: bool = True, seed: int = 0, **overrides) -> Transduc
         output.bias[0] = 3.0
         model.decoder.embedding.weight.normal_(std=2.0)
     return model
+
+
+@torch.no_grad()
+def log_probs(model: Transducer, frame: Tensor, tokens: Tuple[int, ...]) -> Tensor:
+    """(V,) after `tokens`, computed from scratch."""
+    size = model.config.context_size
+    context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
+    return model.joiner(frame, model.decoder(torch.tensor([context]), need_pad=False)[0, 0]).log_softmax(dim=-1)
 
 
 def run_script(monkeypatch, path: str, *args: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoding_helpers import talkative_model
+from decoding_helpers import log_probs, talkative_model
 from kdstream.config import UserError
 from kdstream.decoding.search import Result, Search
 from kdstream.models.transducer import Transducer
@@ -42,14 +42,6 @@ def assert_same(ours: Result, theirs: Result) -> None:
     assert ours.timestamps == theirs.timestamps
     assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
     assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
-
-
-@torch.no_grad()
-def log_probs(model: Transducer, frame: Tensor, tokens: Tuple[int, ...]) -> Tensor:
-    """(V,) after `tokens`, computed from scratch."""
-    size = model.config.context_size
-    context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
-    return model.joiner(frame, model.decoder(torch.tensor([context]), need_pad=False)[0, 0]).log_softmax(dim=-1)
 
 
 def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Result:
