@@ -16,6 +16,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union, g
 
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
+REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 DECODING_METHODS = ("greedy_search", "modified_beam_search")
 
 Config = TypeVar("Config")
@@ -142,6 +143,7 @@ class DistillConfig:
     teacher_use_averaged_model: bool = flag(
         True, "Average over every batch of those epochs (model_avg), not only over their last ones."
     )
+    teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
     init_from_teacher: bool = flag(False, "Start the student from the teacher's weights; they must have one shape.")
     kd_layers: Tuple[str, ...] = flag(
         (),

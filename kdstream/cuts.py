@@ -15,7 +15,7 @@ import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from kdstream.config import UserError
+from kdstream.config import REPEATED, UserError
 from kdstream.models.streaming import SUBSAMPLING_LOSS
 
 FRAMES_PER_SECOND = 100
@@ -169,4 +169,4 @@ class _Repeated:
     def __iter__(self) -> Iterator[Cut]:
         for cut, uses in zip(self.cuts, self.uses.tolist()):
             for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
-                yield cut.with_id(f"{cut.id}_repeat{use}") if use else cut
+                yield cut.with_id(f"{cut.id}{REPEATED}{use}") if use else cut

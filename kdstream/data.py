@@ -336,7 +336,7 @@ class AsrDataModule:
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
         usable = Selection(self.tokenizer, 0.0, math.inf)
-        cuts = [cut for path in self._paths("dev") for cut in read_manifest(path) if usable(cut)]
+        cuts = [cut for path in self.paths("dev") for cut in read_manifest(path) if usable(cut)]
         usable.log("validation")
         if not cuts:
             raise UserError("no validation cut is left; look at --dev-parts or --valid-cuts and their texts")
@@ -352,7 +352,7 @@ class AsrDataModule:
 
     def test_sets(self) -> Dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them."""
-        paths = self._paths("test")
+        paths = self.paths("test")
         sets = {_name_of(path): Utterances(read_manifest(path)) for path in paths}
         if len(sets) < len(paths):
             raise UserError(f"--test-cuts: two manifests are named alike ({', '.join(map(str, paths))}); rename one")
@@ -371,7 +371,7 @@ class AsrDataModule:
         batches = list(sampler)[rank::world_size]
         return BatchLoader(AsrDataset(from_audio), batches, len(batches), self.config.num_workers)
 
-    def _paths(self, kind: str) -> List[Path]:
+    def paths(self, kind: str) -> List[Path]:
         """Manifests of kind "train", "dev" or "test": those given by file, else the parts under --manifest-dir."""
         given = {"train": self.config.train_cuts, "dev": self.config.valid_cuts, "test": self.config.test_cuts}[kind]
         parts = {"train": self.config.train_parts, "dev": self.config.dev_parts, "test": self.config.test_parts}[kind]
@@ -382,7 +382,7 @@ class AsrDataModule:
     def _select_training_cuts(self) -> "_TrainingCuts":
         """Looks once at every training cut; reads no audio and no features."""
         config = self.config
-        cuts, usable = self._select("training", [read_manifest(path) for path in self._paths("train")])
+        cuts, usable = self._select("training", [read_manifest(path) for path in self.paths("train")])
         count, seconds, pseudo = usable.kept, usable.seconds, None
         if config.pseudo_cuts:
             pseudo, mean_seconds = self._select_pseudo_cuts(usable.kept)

@@ -23,6 +23,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +51,11 @@ from kdstream.data import AsrDataModule
 from kdstream.decoding.results import rows_table, write_json
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import Distiller, output_frames_of
+from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Tap
 from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
@@ -66,7 +69,7 @@ SYNTHETIC_VOCABULARY = 500
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
 LEARNING_RATE = 1e-4  # small, so that a random model stays in range
-STEPS = ("baseline step", "distilled step")
+STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 KILOBYTE, MEGABYTE = 1024, 1024**2
 
 Features = Tuple[Tensor, Tensor, List[List[int]]]  # (N, T, 80), lengths (N,), tokens
@@ -120,6 +123,9 @@ class Bench:
                 return teacher.listen(self.features, self.lens, [pair.teacher for pair in self.pairs], self.cut_ids)
 
         self.rows[STEPS[1]] = self.step(distiller)
+        self.rows[STEPS[2]] = self.step(
+            Distiller(self.distill_config, self.student, self.cached(teacher, distiller.pairs)).to(device)
+        )
         self.rows["teacher forward"] = teacher_forward
         heard, student_taps = teacher_forward(), distiller.student_taps()
         with torch.no_grad(), self.precision.autocast():
@@ -131,6 +137,14 @@ class Bench:
             ]
             outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
         self.add_parts(distiller, students, teachers, outputs)
+
+    def cached(self, teacher: Teacher, pairs: List[LayerPair]) -> CachedTeacher:
+        """The same teacher with the batch in a cache on disk."""
+        self.folder = tempfile.TemporaryDirectory()
+        directory, identity = Path(self.folder.name), fingerprint(teacher.model, {})
+        layers = sorted({pair.teacher for pair in pairs})
+        CacheWriter(directory, teacher, layers, "float16", identity).add(self.features, self.lens, self.cut_ids)
+        return CachedTeacher(teacher.model, directory, identity)
 
     def step(self, distiller: Optional[Distiller]) -> Callable[[], None]:
         """A whole training step: forward, backward, optimiser."""

@@ -101,12 +101,16 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> T
     Returns:
       features (N, T', F) and the lengths (N,) to pass on with them.
     """
-    encoder_lens = (feature_lens - SUBSAMPLING_LOSS) // 2
-    encoder_lens = (encoder_lens + chunk - 1) // chunk * chunk
-    padded_lens = 2 * encoder_lens + SUBSAMPLING_LOSS
+    padded_lens = 2 * padded_encoder_lens(feature_lens, chunk) + SUBSAMPLING_LOSS
     total = int(padded_lens.max()) + 2 * LOOKAHEAD
     padded = features.new_full((features.size(0), total, features.size(2)), LOG_EPS)
     frames = min(total, features.size(1))
     valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
     padded[:, :frames] = torch.where(valid.unsqueeze(2), features[:, :frames], padded[:, :frames])
     return padded, padded_lens
+
+
+def padded_encoder_lens(feature_lens: Tensor, chunk: int) -> Tensor:
+    """Encoder frames (N,) of utterances of feature_lens (N,) feature frames, filled up to whole chunks."""
+    encoder_lens = (feature_lens - SUBSAMPLING_LOSS) // 2
+    return (encoder_lens + chunk - 1) // chunk * chunk

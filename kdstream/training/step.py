@@ -9,15 +9,17 @@ from __future__ import annotations
 import random
 import zlib
 from itertools import islice
+from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, TrainConfig, UserError
-from kdstream.data import Batch, Tokenizer
+from kdstream.data import FBANK, Batch, Tokenizer
 from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
 from kdstream.kd.teacher import Teacher, load_teacher
+from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged
@@ -166,20 +168,31 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
 
 
 def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
-    """The frozen teacher; None without --teacher-exp-dir.
+    """The frozen teacher, live or from --teacher-cache; None without --teacher-exp-dir.
 
     Raises:
-      UserError: a teacher that is missing, damaged, or of another vocabulary.
+      UserError: a teacher that is missing, damaged, or of another vocabulary; a cache of another teacher, or one
+        beside an augmentation that moves frames.
     """
     distill = config.distill
     if not distill.teacher_exp_dir:
-        if distill.init_from_teacher:
-            raise UserError("--init-from-teacher 1: needs a teacher; give --teacher-exp-dir")
+        for flag in ("init_from_teacher", "teacher_cache"):
+            if getattr(distill, flag):
+                raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
         return None
+    teacher_config = ExperimentConfig.load(distill.teacher_exp_dir)
     parameters = load_averaged(
         distill.teacher_exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model
     )
-    return Teacher(load_teacher(ExperimentConfig.load(distill.teacher_exp_dir), parameters, config, device))
+    model = load_teacher(teacher_config, parameters, config, device)
+    if not distill.teacher_cache:
+        return Teacher(model)
+    if config.data.enable_spec_aug and config.data.spec_aug_time_warp_factor >= 1:
+        raise UserError(
+            "--teacher-cache: time warping moves the student's frames away from the teacher's that are stored; give "
+            "--spec-aug-time-warp-factor 0 (masks may stay), or do without the cache"
+        )
+    return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()))
 
 
 def build_distiller(config: DistillConfig, model: Transducer, teacher: Optional[Teacher]) -> Optional[Distiller]:

@@ -1,0 +1,188 @@
+"""A teacher that remembers: what it hears is computed once, stored, and read back while students train.
+
+A cache is a directory that local/cache_teacher.py writes:
+
+    cache.json      which teacher and features it is of, and what the columns of its arrays are
+    index.jsonl     for each cut, the Lhotse arrays that hold it, one for each frame rate
+    arrays/         the arrays, (frames, columns), in float16 or compressed to about 8 bits by lilcom
+
+Shapes: N batch, T frames, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from lhotse.array import Array
+from lhotse.features.io import LilcomFilesWriter, NumpyFilesWriter
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from kdstream.config import REPEATED, UserError
+from kdstream.kd.taps import Tap
+from kdstream.kd.teacher import Heard, Teacher
+from kdstream.models.streaming import padded_encoder_lens
+from kdstream.models.transducer import Transducer
+
+HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
+FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
+TENSORS = ("features", "query", "key", "value")
+ENCODER_OUT = "encoder_out"
+OUTPUT_STRIDE = 2  # encoder frames per output frame
+
+
+class Columns(NamedTuple):
+    """A tensor's place among the columns of an array: of which layer (or ENCODER_OUT), which tensor, how wide."""
+
+    layer: str
+    tensor: str
+    width: int
+
+
+def fingerprint(model: Transducer, features: Mapping[str, Any]) -> str:
+    """A hash of a teacher's parameters and of the settings of its features."""
+    digest = hashlib.sha256(json.dumps(dict(features), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CacheWriter:
+    """Fills a cache; one that was left half-way is gone on with.
+
+    Args:
+      directory: made if it is not there.
+      teacher: the live one.
+      layers: names of the layers to store, besides the encoder's output.
+      storage: a key of FORMATS.
+    Raises:
+      UserError: the directory holds a cache of something else, or the teacher lacks a layer.
+    """
+
+    def __init__(self, directory: Path, teacher: Teacher, layers: Sequence[str], storage: str, identity: str) -> None:
+        self.directory, self.teacher, self.layers = directory, teacher, list(layers)
+        missing = [name for name in layers if name not in teacher.shapes]
+        if missing:
+            raise UserError(f"--layers {','.join(missing)}: the teacher has {', '.join(teacher.shapes)}")
+        header = {"fingerprint": identity, "storage": storage, "columns": self.columns()}
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / HEADER
+        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(header)):
+            raise UserError(f"{directory}: holds the cache of another teacher, layers or format; give another --output")
+        path.write_text(json.dumps(header, indent=2) + "\n")
+        index = directory / INDEX
+        written = index.read_text() if index.exists() else ""
+        index.write_text(written[: written.rfind("\n") + 1])  # not the line at which it was killed
+        self.done = set(read_index(directory))
+        self._writer = FORMATS[storage](str(directory / ARRAYS))
+        self._dtype = np.float16 if storage == "float16" else np.float32
+
+    def columns(self) -> Dict[int, List[Columns]]:
+        """By frame rate (encoder frames per frame), what the columns of an array are."""
+        columns = {OUTPUT_STRIDE: [Columns(ENCODER_OUT, "features", self.teacher.model.encoder.output_dim)]}
+        for name in self.layers:
+            shape = self.teacher.shapes[name]
+            widths = (shape.features, shape.query, shape.key, shape.value)
+            columns.setdefault(shape.stride, []).extend(Columns(name, *pair) for pair in zip(TENSORS, widths))
+        return columns
+
+    def add(self, features: Tensor, feature_lens: Tensor, cut_ids: Sequence[str]) -> None:
+        """Stores what the teacher makes of a batch: features (N, T, F), feature_lens (N,) in 10 ms frames."""
+        heard = self.teacher.listen(features, feature_lens, self.layers, cut_ids)
+        lens = padded_encoder_lens(feature_lens, self.teacher.model.max_downsampling)
+        arrays: Dict[int, np.ndarray] = {}
+        for stride, columns in self.columns().items():
+            tensors = [
+                heard.encoder_out if c.layer == ENCODER_OUT else getattr(heard.layers[c.layer], c.tensor)
+                for c in columns
+            ]
+            limit = np.finfo(self._dtype).max
+            arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
+        with (self.directory / INDEX).open("a") as index:
+            for n, cut_id in enumerate(cut_ids):
+                entry = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
+                index.write(json.dumps({"cut": cut_id, "arrays": entry}) + "\n")
+
+    def store(self, key: str, array: np.ndarray) -> Dict[str, Any]:
+        """Lhotse's description of the stored array (frames, columns)."""
+        key = self._writer.write(key.replace("/", "_"), np.ascontiguousarray(array))
+        return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
+
+
+class CachedTeacher(Teacher):
+    """A teacher that looks up what it hears by the cut's name, and computes its joiner's logits alone.
+
+    It heard the cuts clean: noise or masks on the student's features do not reach it.
+
+    Raises:
+      UserError: the cache is missing or damaged, or is of another teacher or of other features.
+    """
+
+    def __init__(self, model: Transducer, directory: Path, identity: str) -> None:
+        super().__init__(model)
+        self.directory = directory
+        try:
+            header = json.loads((directory / HEADER).read_text())
+            self.columns = {int(s): [Columns(*c) for c in columns] for s, columns in header["columns"].items()}
+            self.index = read_index(directory)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--teacher-cache {directory}: {error}; write it with local/cache_teacher.py") from error
+        if header["fingerprint"] != identity:
+            raise UserError(
+                f"--teacher-cache {directory}: is of another teacher or of other features; give the --teacher-epoch "
+                "and --teacher-avg that it was written with, or write a new one with local/cache_teacher.py"
+            )
+
+    def listen(self, features: Tensor, feature_lens: Tensor, layers: Iterable[str], cut_ids: Sequence[str]) -> Heard:
+        """As Teacher.listen, from the cache."""
+        stored = {c.layer for columns in self.columns.values() for c in columns}
+        missing = sorted(set(layers) - stored)
+        if missing:
+            raise UserError(
+                f"--teacher-cache {self.directory}: lacks layers {','.join(missing)}; write it with --layers "
+                f"{','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}"
+            )
+        encoder_lens = padded_encoder_lens(feature_lens, self.model.max_downsampling)
+        taps: Dict[str, Dict[str, Any]] = {}
+        for stride, columns in self.columns.items():
+            lens = torch.div(encoder_lens, stride, rounding_mode="floor")
+            arrays = [self.load(cut_id, stride, frames) for cut_id, frames in zip(cut_ids, lens.tolist())]
+            block = pad_sequence(arrays, batch_first=True).to(features)  # (N, T, columns)
+            for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2)):
+                taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor
+        encoder_out = taps.pop(ENCODER_OUT)["features"]
+        return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
+
+    def load(self, cut_id: str, stride: int, frames: int) -> Tensor:
+        """The array of a cut, (frames, columns).  Raises UserError if it is missing, damaged or of another length."""
+        stored = self.index.get(cut_id) or self.index.get(cut_id.rpartition(REPEATED)[0])
+        if stored is None:
+            raise UserError(
+                f"--teacher-cache {self.directory}: has no cut {cut_id}; run local/cache_teacher.py on all training "
+                "cuts, speed-perturbed ones included"
+            )
+        array = Array.from_dict(stored[str(stride)]).with_path_prefix(self.directory)
+        try:
+            values = array.load()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--teacher-cache {self.directory}: cut {cut_id} cannot be read ({error}); write a new cache"
+            ) from error
+        if len(values) != frames:
+            raise UserError(
+                f"--teacher-cache {self.directory}: cut {cut_id} has {len(values)} frames there and {frames} here; "
+                "its features have changed, write a new cache"
+            )
+        return torch.from_numpy(values)
+
+
+def read_index(directory: Path) -> Dict[str, Dict[str, Any]]:
+    """By cut id and frame rate, the descriptions of the stored arrays."""
+    entries = [json.loads(line) for line in (directory / INDEX).read_text().splitlines()]
+    return {entry["cut"]: entry["arrays"] for entry in entries}

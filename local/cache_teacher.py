@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Stores what a teacher hears in the training cuts, so that students train without running it.
+
+    python local/cache_teacher.py --teacher-exp-dir exp/teacher --teacher-avg 3 --output exp/teacher/cache
+
+then train.py --teacher-exp-dir exp/teacher --teacher-avg 3 --teacher-cache exp/teacher/cache ...  The teacher
+hears the cuts as they are stored, speed-perturbed ones included: masks of SpecAugment and added noise then reach
+the student alone, and time warping is refused.  Killed, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.config import (
+    DataConfig,
+    DistillConfig,
+    ExperimentConfig,
+    UserError,
+    add_overrides,
+    override,
+)
+from kdstream.data import FBANK, AsrDataModule
+from kdstream.kd.layer_map import default_layers
+from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
+from kdstream.training.step import find_teacher
+
+DATA_FLAGS = ("manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers")
+TEACHER_FLAGS = ("teacher_exp_dir", "teacher_epoch", "teacher_avg")
+
+
+def all_cuts(data: DataConfig) -> DataConfig:
+    """The training cuts as they are stored, pseudo-labelled ones among them, each once."""
+    if data.pseudo_cuts:
+        labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
+        data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
+    return replace(data, enable_spec_aug=False, enable_musan=False, shuffle=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
+    parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
+    parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DataConfig, *DATA_FLAGS)
+    args = parser.parse_args()
+    if not args.teacher_exp_dir:
+        raise UserError("--teacher-exp-dir: whose features to store")
+    config = ExperimentConfig.load(args.teacher_exp_dir)
+    config = replace(config, data=all_cuts(override(config.data, args)), distill=override(DistillConfig(), args))
+    teacher = find_teacher(config, torch.device(args.device))
+    layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
+    identity = fingerprint(teacher.model, FBANK.config.to_dict())
+    writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
+    batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
+    for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
+        if any(cut_id not in writer.done for cut_id in batch.cut_ids):
+            batch = batch.to(args.device)
+            writer.add(batch.features, batch.feature_lens, batch.cut_ids)
+    size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
+    print(f"{args.output}: layers {', '.join(layers)} of {args.teacher_exp_dir}, {size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)

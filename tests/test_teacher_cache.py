@@ -1,0 +1,148 @@
+"""A cached teacher says what the live one says, and notices when it no longer would."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream.config import REPEATED, DistillConfig, UserError
+from kdstream.data import Tokenizer
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.teacher import Teacher
+from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerprint, read_index
+from kdstream.training import loop
+from kdstream.training.step import find_teacher
+from tests.helpers import random_batch, tiny_test_model
+from tests.test_distiller import CHUNK, SMALL
+from tests.training_helpers import experiment, make_corpus
+
+LAYERS = ["1.1", "2.0"]
+FEATURES = {"num_filters": 80}
+CONFIG = replace(SMALL, kd_token_scale=1.0, kd_top_token_scale=1.0)
+
+
+def teacher_model(seed: int = 1):
+    return tiny_test_model(causal=False, seed=seed)
+
+
+def write(directory: Path, storage: str = "float16", lens=(120, 90), ids=("a/1", "b")) -> CachedTeacher:
+    features, feature_lens, _ = random_batch(lens)
+    model = teacher_model()
+    identity = fingerprint(model, FEATURES)
+    CacheWriter(directory, Teacher(model), LAYERS, storage, identity).add(features, feature_lens, ids)
+    return CachedTeacher(model, directory, identity)
+
+
+def losses(teacher: Teacher, cut_ids) -> dict:
+    student = tiny_test_model(causal=True)
+    torch.manual_seed(2)
+    distiller = Distiller(CONFIG, student, teacher).eval()
+    features, lens, tokens = random_batch()
+    taps = distiller.student_taps()
+    student(features, lens, tokens, CHUNK, experiment(Path(), None).train, taps=taps)
+    return distiller(features, lens, cut_ids, taps, distiller.scales.keys())
+
+
+@pytest.mark.parametrize("storage, tolerance", [("float16", 1e-3), ("lilcom", 2e-2)])
+def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, storage, tolerance):
+    live = losses(Teacher(teacher_model()), ["a/1", "b"])
+    cached = losses(write(tmp_path, storage), ["a/1", "b"])
+    assert len(live) == 5
+    for name, loss in live.items():
+        assert cached[name].item() == pytest.approx(loss.item(), rel=tolerance), name
+
+
+def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_path):
+    teacher = write(tmp_path)
+    features, lens, _ = random_batch()
+    alone = teacher.listen(features[1:, :90], lens[1:], LAYERS, [f"b{REPEATED}3"])
+    together = teacher.listen(features, lens, LAYERS, ["a/1", "b"])
+    frames = alone.layers["2.0"].features.size(1)
+    torch.testing.assert_close(alone.layers["2.0"].features[0], together.layers["2.0"].features[1, :frames])
+    assert torch.equal(alone.layers["2.0"].lens, together.layers["2.0"].lens[1:])
+
+
+def test_a_cache_of_8_bits_is_smaller(tmp_path):
+    sizes = []
+    for storage in ("float16", "lilcom"):
+        write(tmp_path / storage, storage)
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / storage / "arrays").rglob("*.*")))
+    assert 0.3 * sizes[0] < sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
+    write(tmp_path)
+    index = tmp_path / INDEX
+    whole = index.read_text()
+    index.write_text(whole[: len(whole) - 20])  # killed while the second cut was written down
+    assert read_index(write(tmp_path).directory).keys() == {"a/1", "b"}
+    losses(write(tmp_path), ["a/1", "b"])
+
+
+def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
+    teacher = write(tmp_path)
+    features, lens, _ = random_batch()
+    with pytest.raises(UserError, match="has no cut c; run local/cache_teacher.py on all training cuts"):
+        teacher.listen(features, lens, LAYERS, ["a/1", "c"])
+    with pytest.raises(UserError, match="cut b has 22 frames there and 18 here; its features have changed"):
+        teacher.listen(features, torch.tensor([120, 80]), LAYERS, ["a/1", "b"])
+    with pytest.raises(UserError, match="lacks layers 0.0; write it with --layers 0.0,1.1,2.0"):
+        teacher.listen(features, lens, ["0.0"], ["a/1", "b"])
+    with pytest.raises(UserError, match="is of another teacher or of other features"):
+        CachedTeacher(teacher_model(), tmp_path, fingerprint(teacher_model(), {"num_filters": 40}))
+    with pytest.raises(UserError, match="is of another teacher"):
+        CachedTeacher(teacher_model(3), tmp_path, fingerprint(teacher_model(3), FEATURES))
+    with pytest.raises(UserError, match="holds the cache of another teacher, layers or format"):
+        write(tmp_path, "lilcom")
+    with pytest.raises(UserError, match="--teacher-cache .*none: .*write it with local/cache_teacher.py"):
+        CachedTeacher(teacher_model(), tmp_path / "none", "")
+    for path in (tmp_path / "arrays").rglob("*.npy"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cut a/1 cannot be read"):
+        teacher.listen(features, lens, LAYERS, ["a/1", "b"])
+
+
+def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
+    data = make_corpus(tmp_path, 12)
+    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
+    loop.run(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
+    script = Path(__file__).resolve().parent.parent / "local" / "cache_teacher.py"
+    spec = importlib.util.spec_from_file_location("cache_teacher", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
+    module.main()
+    assert "layers 1.1, 2.0 of" in capsys.readouterr().out
+    assert len(read_index(tmp_path / "cache")) == 12
+
+    cached = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), kd_branch_feedforward_dim=32, kd_apc_dim=16,
+                           teacher_cache=str(tmp_path / "cache"))  # fmt: skip
+    seen = []
+    for name, distill in (("cached", cached), ("live", replace(cached, teacher_cache=""))):
+        config = experiment(tmp_path / name, data, num_epochs=1, save_every_n=1000)
+        loop.run(replace(config, distill=distill))
+        saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
+        seen.append((saved["best_train_loss"], saved["batch_idx_train"]))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
+
+
+def test_time_warping_beside_a_cache_is_refused(tmp_path):
+    data = replace(make_corpus(tmp_path, 8), enable_spec_aug=True)
+    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1)
+    loop.run(teacher)
+    config = experiment(tmp_path / "student", data)
+    distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), teacher_cache=str(tmp_path / "cache"))
+    vocab_size = Tokenizer(data.bpe_model).vocab_size
+    config = replace(config, distill=distill, model=replace(config.model, vocab_size=vocab_size))
+    with pytest.raises(UserError, match="--teacher-cache: time warping .* --spec-aug-time-warp-factor 0"):
+        find_teacher(config, torch.device("cpu"))
+    with pytest.raises(UserError, match="--teacher-cache .*cache: .*No such file"):
+        find_teacher(replace(config, data=replace(data, spec_aug_time_warp_factor=0)), torch.device("cpu"))
+    with pytest.raises(UserError, match="--teacher-cache: needs a teacher"):
+        find_teacher(replace(config, distill=DistillConfig(teacher_cache="cache")), torch.device("cpu"))
