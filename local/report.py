@@ -231,7 +231,7 @@ def main() -> None:
         raise UserError(f"{args.exp_root}: no results yet; run decode.py and streaming_decode.py first")
     names = list(dict.fromkeys([record.system for record in records] + systems))
     records.sort(key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
-    reductions = compare(runs, args.baseline)
+    reductions = [reduction.row() for reduction in compare(runs, args.baseline)]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     curves = {system: read_curves(args.exp_root / system) for system in systems}
 

@@ -156,7 +156,7 @@ def write_runs(root: Path) -> None:
 def test_reductions_are_against_the_same_setting_with_a_paired_interval(tmp_path):
     write_runs(tmp_path)
     runs = {path: load_records(path) for path in sorted(tmp_path.glob("*/results.json"))}
-    rows = compare(runs, "baseline")
+    rows = [reduction.row() for reduction in compare(runs, "baseline")]
     assert [(row["test set"], row["mode"]) for row in rows] == [
         (test_set, mode) for test_set in ("test-clean", "test-other") for mode in ("simulated", "chunkwise")
     ]
@@ -170,8 +170,9 @@ def test_reductions_without_recogs_files_have_no_interval(tmp_path):
     write_runs(tmp_path)
     runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
     (tmp_path / "baseline" / "recogs-test-other.txt").unlink()
-    intervals = {row["test set"]: row["interval"] for row in compare(runs, "baseline")}
-    assert intervals["test-clean"] is not None and intervals["test-other"] is None
+    reductions = compare(runs, "baseline")
+    assert {r.record.test_set: r.interval is None for r in reductions} == {"test-clean": False, "test-other": True}
+    assert {r.row()["interval"] is None for r in reductions if r.record.test_set == "test-other"} == {True}
 
 
 def test_results_md_is_filled_between_its_markers_only(tmp_path, monkeypatch):

@@ -205,46 +205,64 @@ def render(path: Path) -> str:
     return rows_table(items)
 
 
-def compare(records: Dict[Path, Sequence[Record]], baseline: str) -> List[Dict[str, Any]]:
-    """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
+@dataclass(frozen=True)
+class Reduction:
+    """Relative WER reduction of a record against the baseline's record of the same setting and seed.
 
-    The interval (95 %) is paired, utterance by utterance; it needs the recogs files of both, and is None without.
+    percent: None where the baseline makes no errors.
+    interval: 95 %, paired utterance by utterance; None where a recogs file is missing.
+    """
+
+    record: Record
+    base: Record
+    percent: Optional[float]
+    interval: Optional[scoring.Interval]
+
+    def row(self) -> Dict[str, Any]:
+        """A flat object, for `rows_table`."""
+        return {
+            "system": self.record.system,
+            "against": self.base.system,
+            "test set": self.record.test_set,
+            "mode": self.record.mode,
+            "chunk / left (ms)": chunk_shown(self.record),
+            "search": self.record.search,
+            "WER % before": self.base.wer,
+            "WER % after": self.record.wer,
+            "reduction %": self.percent,
+            "interval": None if self.interval is None else interval_shown(self.interval),
+        }
+
+
+def interval_shown(interval: scoring.Interval) -> str:
+    low, high = interval
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def compare(records: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction]:
+    """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
 
     Args:
       records: by results JSON, beside which their recogs files lie.
-    Returns:
-      Rows for `markdown_table`, as flat objects.
     """
     runs = [(record, path) for path, some in records.items() for record in some]
     before = {(r.seed, *r.setting): (r, path) for r, path in runs if r.system == baseline}
-    rows = []
+    reductions = []
     for record, path in runs:
         base, base_path = before.get((record.seed, *record.setting), (None, None))
         if base is None or record.system == baseline:
             continue
-        rows.append(
-            {
-                "system": record.system,
-                "against": baseline,
-                "test set": record.test_set,
-                "mode": record.mode,
-                "chunk / left (ms)": chunk_shown(record),
-                "search": record.search,
-                "WER % before": base.wer,
-                "WER % after": record.wer,
-                "reduction %": scoring.relative_reduction(base.wer, record.wer) if base.wer else None,
-                "interval": _paired_interval(base_path.parent / base.recogs, path.parent / record.recogs),
-            }
-        )
-    return rows
+        percent = scoring.relative_reduction(base.wer, record.wer) if base.wer else None
+        interval = _paired_interval(base_path.parent / base.recogs, path.parent / record.recogs)
+        reductions.append(Reduction(record, base, percent, interval))
+    return reductions
 
 
-def _paired_interval(baseline: Path, system: Path) -> Optional[str]:
+def _paired_interval(baseline: Path, system: Path) -> Optional[scoring.Interval]:
     if not (baseline.is_file() and system.is_file()):
         return None
     scores = [scoring.score(scoring.align(sorted(scoring.read_recogs(path)))) for path in (baseline, system)]
-    low, high = scoring.bootstrap_reduction(*scores)
-    return f"[{low:.1f}, {high:.1f}]"
+    return scoring.bootstrap_reduction(*scores)
 
 
 def rows_table(rows: Sequence[Dict[str, Any]]) -> str:
