@@ -25,6 +25,7 @@ MAY_IMPORT: Dict[str, Set[str]] = {
     "training": {"config", "data", "models", "kd"},
     "decoding": {"config", "data", "models"},
     "export": {"config", "data", "models"},
+    "reporting": {"config", "data", "models", "kd", "training", "decoding"},
     "__init__": set(),
     "__main__": {"config", "models"},
 }

@@ -214,29 +214,3 @@ def test_results_md_with_a_broken_marker_is_left_alone(tmp_path, monkeypatch, te
     error = run_script(monkeypatch, "local/render_results.py", "--results", page, "--json-dir", tmp_path)
     assert named in error and "\n" not in error
     assert page.read_text() == text
-
-
-def test_report_compares_systems_and_plots_them(tmp_path, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
-
-    write_runs(tmp_path)
-    for system in ("baseline", "distilled"):
-        with SummaryWriter(str(tmp_path / system / "tensorboard")) as writer:
-            for batch in range(10, 100, 10):
-                writer.add_scalar("train/tot_pruned_loss", 1.0 / batch, batch)
-                writer.add_scalar("train/valid_pruned_loss", 2.0 / batch, batch)
-    published = tmp_path / "published" / "run"
-    flags = ("--exp-root", tmp_path, "--systems", "baseline,distilled", "--publish", published)
-    assert run_script(monkeypatch, "local/report.py", *flags) == ""
-    report = tmp_path / "report"
-    text = (report / "report.md").read_text()
-    assert text.count("| baseline | zipformer tiny, 2.35 M |") == 2 and text.count("| distilled | baseline |") == 4
-    for plot in ("loss.png", "wer.png", "latency.png"):
-        assert (report / plot).stat().st_size > 10_000 and f"({plot})" in text
-    assert len(load_records(published.with_name("run.json"))) == 8
-    assert "| distilled | baseline |" in results.render(published.with_name("run-reduction.json"))
-
-
-def test_report_names_a_system_without_results(tmp_path, monkeypatch):
-    error = run_script(monkeypatch, "local/report.py", "--exp-root", tmp_path, "--systems", "teacher")
-    assert "teacher/results.json" in error and "\n" not in error

@@ -11,7 +11,7 @@
 #     --data-dir exp/mine/data --exp-root exp/mine
 #
 # What is finished is not done again; a training that was killed goes on from its last checkpoint.
-# The result is EXP_ROOT/report/report.md.
+# The result is EXP_ROOT/report/report.html, one page that needs no network.
 
 set -eou pipefail
 
@@ -172,8 +172,9 @@ if stages 5; then
 fi
 
 if stages 6; then
-  report=$exp_root/report/report.md
-  newer=$(find "$exp_root" -maxdepth 2 -name results.json -newer "$report" 2>/dev/null || echo none)
+  report=$exp_root/report/report.html
+  newer=$(find "$exp_root" -maxdepth 2 \( -name results.json -o -name layer_similarity.json -o -name 'sweep*.png' \) \
+    -newer "$report" 2>/dev/null || echo none)
   if [[ -f $report && -z $newer ]]; then
     log "Stage 6: report: already written"
   else

@@ -1,0 +1,138 @@
+"""What the numbers say: the headline, and the rows of the page's tables."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from kdstream.decoding.results import MODES, Record, Reduction, chunk_shown, interval_shown, wer_shown
+
+MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
+
+Table = Tuple[List[str], List[List[str]]]  # header and rows
+
+
+def preference(record: Record) -> Tuple[int, int]:
+    """Sorts what tells most first: chunk by chunk before simulated before full context, and short chunks first."""
+    return (-MODES.index(record.mode), record.chunk_ms or 0)
+
+
+def _together(text: str) -> str:
+    """`text` that a line does not break."""
+    return text.replace(" ", "\u00a0")
+
+
+def decoding_shown(record: Record) -> str:
+    """`chunk by chunk, 160 / 640 ms`"""
+    name = MODE_NAMES[record.mode]
+    return name if record.chunk_ms is None else f"{name}, {_together(chunk_shown(record))}\u00a0ms"
+
+
+def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> List[str]:
+    """What came out, one paragraph per test set: the best system against the baseline where latency is lowest.
+
+    Without a baseline to compare with, the lowest WER there is.
+    """
+    measured = [r for r in reductions if r.percent is not None]
+    if not measured:
+        best = min(records, key=lambda record: record.wer)
+        return [f"{best.system} has {wer_shown(best)} % WER on {best.test_set} ({decoding_shown(best)})."]
+    first = min((r.record for r in measured), key=preference)
+    in_setting = [r for r in measured if r.record.setting[1:] == first.setting[1:]]  # on any test set
+    by_system: Dict[str, List[Reduction]] = {}
+    for reduction in in_setting:
+        by_system.setdefault(reduction.record.system, []).append(reduction)
+    best_of = max(by_system.values(), key=lambda some: mean(r.percent for r in some))
+    paragraphs = []
+    for test_set in dict.fromkeys(r.record.test_set for r in best_of):
+        over_seeds = [r for r in best_of if r.record.test_set == test_set]
+        paragraphs.append(f"{_sentence(over_seeds)} {_gap(over_seeds, records)}".strip())
+    return paragraphs
+
+
+def _sentence(over_seeds: Sequence[Reduction]) -> str:
+    """`distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test: 24.6 % against 33.7 % WER.`"""
+    record, base = over_seeds[0].record, over_seeds[0].base
+    percent, several = mean(r.percent for r in over_seeds), len(over_seeds) > 1
+    percents = [r.percent for r in over_seeds]
+    interval = (min(percents), max(percents)) if several else over_seeds[0].interval
+    sign = -1 if percent < 0 else 1
+    bounds = "" if interval is None else "[{:.0f}, {:.0f}] ".format(*sorted(sign * bound for bound in interval))
+    where = "in full context" if record.chunk_ms is None else f"at {record.chunk_ms} ms"
+    wer, base_wer = _mean_wers(over_seeds)
+    text = (
+        f"{record.system} has {sign * percent:.0f} % {bounds}{'more' if sign < 0 else 'fewer'} word errors than "
+        f"{base.system} {where} on {record.test_set}: {wer:.1f} % against {base_wer:.1f} % WER"
+    )
+    if several:
+        return f"{text} (mean and range of {len(over_seeds)} seeds)."
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        return f"{text}; the interval holds 0, so this may be chance."
+    return f"{text}."
+
+
+def _gap(over_seeds: Sequence[Reduction], records: Sequence[Record]) -> str:
+    """How far it is from the baseline to the best full-context system; "" where that is no better."""
+    record, base = over_seeds[0].record, over_seeds[0].base
+    others = [r for r in records if r.mode == "full" and r.test_set == record.test_set and r.search == record.search]
+    goal = min((r for r in others if r.system not in (record.system, base.system)), key=lambda r: r.wer, default=None)
+    wer, base_wer = _mean_wers(over_seeds)
+    if goal is None or goal.wer >= base_wer or wer >= base_wer:
+        return ""
+    if wer < goal.wer:
+        return f"That is below the {goal.wer:.1f} % of {goal.system}, which hears the whole utterance."
+    share = 100 * (base_wer - wer) / (base_wer - goal.wer)
+    return f"{goal.system}, which hears the whole utterance, has {goal.wer:.1f} %: {share:.0f} % of the gap is closed."
+
+
+def _mean_wers(over_seeds: Sequence[Reduction]) -> Tuple[float, float]:
+    return mean(r.record.wer for r in over_seeds), mean(r.base.wer for r in over_seeds)
+
+
+def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baseline: str) -> Table:
+    """One row per system and way of decoding; per test set its WER and how much lower it is than the baseline's."""
+    test_sets = list(dict.fromkeys(r.test_set for r in records))
+    seeds, searches = (len({getattr(r, name) for r in records}) > 1 for name in ("seed", "search"))
+    reduction_of = {r.record.key: r for r in reductions}
+    rows: Dict[tuple, Dict[str, Record]] = {}
+    for record in records:
+        rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
+    header = ["system", *["seed"] * seeds, "decoding, chunk / left", *["search"] * searches]
+    for name in test_sets:
+        header += [f"{name} WER %", *[f"fewer errors than {baseline}, %"] * bool(reductions)]
+    table = []
+    for by_set in rows.values():
+        first = next(iter(by_set.values()))
+        cells = [first.system, *[str(first.seed)] * seeds, decoding_shown(first), *[first.search] * searches]
+        for name in test_sets:
+            record = by_set.get(name)
+            cells.append("" if record is None else " ".join(map(_together, wer_shown(record).split(" ", 1))))
+            if reductions:
+                cells.append("" if record is None else _reduction_shown(reduction_of.get(record.key)))
+        table.append(cells)
+    return header, table
+
+
+def _reduction_shown(reduction: Optional[Reduction]) -> str:
+    if reduction is None or reduction.percent is None:
+        return ""
+    interval = "" if reduction.interval is None else f" {_together(interval_shown(reduction.interval))}"
+    return f"{reduction.percent:.1f}{interval}"
+
+
+def model_rows(records: Sequence[Record]) -> Table:
+    """One row per trained model: what it is, what it learned from and what that took."""
+    header = ["system", "seed", "model", "distilled", "checkpoint", "speech (h)", "compute (h)"]
+    rows = [
+        [
+            r.system,
+            str(r.seed),
+            f"{r.encoder}, {r.parameters / 1e6:.2f} M",
+            r.method,
+            r.checkpoint,
+            f"{r.speech_hours:.2f}",
+            f"{r.compute_hours:.2f}",
+        ]
+        for r in records
+    ]
+    return header, [list(row) for row in dict.fromkeys(map(tuple, rows))]

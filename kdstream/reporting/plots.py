@@ -1,0 +1,254 @@
+"""The report's plots, drawn for a phone: 720 pixels wide, large letters, panels below each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+from typing import Callable, ContextManager, Dict, List, Sequence, Tuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from kdstream.decoding.results import Record
+from kdstream.reporting.relations import TEACHER, Relations
+from kdstream.reporting.sources import PHASES, TOTAL, Curves, Similarity, losses_in
+
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77800", "#4a4a4a", "#17a2b8", "#a0522d", "#d63384", "#7a8b00",
+)  # fmt: skip
+MODE_SHADES = {"full": 0.35, "simulated": 0.65, "chunkwise": 1.0}
+PHASE_STYLES = {"training": {"linestyle": "-"}, "validation": {"linestyle": "--", "marker": "o", "markersize": 4}}
+PHONE = {
+    "font.size": 15,
+    "axes.titlesize": 16,
+    "figure.dpi": 100,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.w_pad": 0.1,  # inches
+    "figure.constrained_layout.h_pad": 0.08,
+    "text.parse_math": False,  # names and transcripts may hold a $
+}
+WIDTH = 7.2  # inches; 720 pixels, a phone's width
+LETTERS = 60  # of a legend, that fit in it
+MANY = 8  # layers; a heat map of more has no room for numbers
+
+Colours = Dict[str, str]  # by system
+
+
+def phone_style() -> ContextManager[None]:
+    """What to draw everything of this module in."""
+    return plt.rc_context(PHONE)
+
+
+def colours_of(systems: Sequence[str]) -> Colours:
+    return {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(systems)}
+
+
+def plot_losses(curves: Dict[str, Curves], colours: Colours, path: Path) -> None:
+    """One small panel per loss, one line per system, training and validation; curves are by system."""
+    losses = losses_in(curves)
+    rows = math.ceil(len(losses) / 2)
+    figure, panels = plt.subplots(rows, 2, figsize=(WIDTH, 2.6 * rows + 0.3), layout="constrained", squeeze=False)
+    for axes in panels.flat[len(losses) :]:
+        axes.remove()
+    for axes, loss in zip(panels.flat, losses):
+        drawn = [
+            axes.plot(*zip(*curve), color=colours[system], linewidth=2, **PHASE_STYLES[phase])
+            for system, of_system in curves.items()
+            for phase, curve in of_system.get(loss, {}).items()
+        ]
+        values = np.concatenate([line.get_ydata() for (line,) in drawn])
+        axes.set_title("weighted sum" if loss == TOTAL else loss.removesuffix("_loss").replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(lambda batch, _: f"{batch / 1000:g}k" if batch >= 10_000 else f"{batch:g}")
+        _log_axis(axes, values)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("batch", fontsize=15)
+    present = {phase for of_system in curves.values() for loss in of_system.values() for phase in loss}
+    handles = {system: Line2D([], [], color=colours[system], linewidth=4) for system in curves if curves[system]}
+    for phase in PHASES.values():
+        if phase in present:
+            handles[phase] = Line2D([], [], color="#555555", linewidth=2, **PHASE_STYLES[phase])
+    _legend(figure, list(handles.values()), list(handles))
+    _save(figure, path)
+
+
+def _log_axis(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis, where the values span enough for it."""
+    if np.nanmin(values) <= 0 or np.nanmax(values) < 5 * np.nanmin(values):
+        return
+    decades = math.log10(np.nanmax(values) / np.nanmin(values))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if decades < 1 else (1, 3) if decades < 2.5 else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
+    """Horizontal bars, one panel per test set."""
+
+    def draw(axes: Axes, of_set: Sequence[Record]) -> None:
+        for place, record in enumerate(of_set):
+            style = {"color": colours[record.system], "alpha": MODE_SHADES[record.mode]}
+            axes.barh(place, record.wer, xerr=_whiskers([record]), error_kw={"capsize": 4, "linewidth": 1.6}, **style)
+            axes.text(max(record.wer, record.interval[1]), place, f"  {record.wer:.1f}", va="center")
+        axes.set_yticks(range(len(of_set)), [_bar_label(record) for record in of_set])
+        axes.set_ylim(len(of_set) - 0.4, -0.6)
+        axes.set_xlim(0, 1.15 * max(record.interval[1] for record in of_set) or 1.0)
+        axes.set_xlabel(f"WER %, {_whiskers_are(records)}")
+
+    _save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
+
+
+def _bar_label(record: Record) -> str:
+    return f"{record.system}\n{'full context' if record.chunk_ms is None else f'{record.mode} {record.chunk_ms} ms'}"
+
+
+def plot_latencies(records: Sequence[Record], colours: Colours, path: Path) -> None:
+    """WER over algorithmic latency, one panel per test set; full context as a line across."""
+
+    def draw(axes: Axes, of_set: Sequence[Record]) -> None:
+        for system in dict.fromkeys(record.system for record in of_set):
+            mine = [record for record in of_set if record.system == system]
+            streaming = sorted((r for r in mine if r.latency_ms is not None), key=lambda r: r.latency_ms)
+            if streaming:
+                points = [r.latency_ms for r in streaming], [r.wer for r in streaming], _whiskers(streaming)
+                axes.errorbar(*points, color=colours[system], label=system, marker="o", capsize=4, linewidth=2.2)
+            for record in mine:
+                if record.mode == "full":
+                    axes.axhline(record.wer, color=colours[system], linestyle="--", label=f"{system}, full context")
+        axes.set(xlabel="chunk + look-ahead, ms", ylabel=f"WER %, {_whiskers_are(records)}")
+        axes.set_xlim(0, 1.15 * max(record.latency_ms or 1 for record in of_set))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+
+    figure = _panel_per_test_set(records, draw, lambda _: 4.2)
+    by_label = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    _legend(figure, list(by_label.values()), list(by_label))
+    _save(figure, path)
+
+
+def _panel_per_test_set(
+    records: Sequence[Record],
+    draw: Callable[[Axes, Sequence[Record]], None],
+    height: Callable[[Sequence[Record]], float],
+) -> plt.Figure:
+    """Panels below each other, of the first search method that there is: a phone has no room for more."""
+    search = records[0].search
+    by_set: Dict[str, List[Record]] = {}
+    for record in merged(records):
+        if record.search == search:
+            by_set.setdefault(record.test_set, []).append(record)
+    heights = [height(of_set) for of_set in by_set.values()]
+    figure, panels = plt.subplots(
+        len(by_set),
+        1,
+        figsize=(WIDTH, sum(heights)),
+        layout="constrained",
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )
+    for axes, (test_set, of_set) in zip(panels[:, 0], by_set.items()):
+        draw(axes, of_set)
+        axes.set_title(f"{test_set}, {search.replace('_', ' ')}")
+    return figure
+
+
+def merged(records: Sequence[Record]) -> List[Record]:
+    """One record per system and chunk, as plots have room for.
+
+    Where a chunk was decoded chunk by chunk, its simulation is left out.  Several seeds become one record with
+    their mean WER and, as its interval, their range.
+    """
+    by_setting: Dict[Tuple, List[Record]] = {}
+    for record in records:
+        by_setting.setdefault((record.system, record.setting), []).append(record)
+    chunkwise = {(r.system, r.test_set, r.chunk_ms, r.left_ms, r.search) for r in records if r.mode == "chunkwise"}
+    kept = []
+    for seeds in by_setting.values():
+        first, wers = seeds[0], [record.wer for record in seeds]
+        if first.mode == "simulated" and (first.system, first.test_set, *first.setting[2:]) in chunkwise:
+            continue
+        kept.append(first if len(seeds) == 1 else replace(first, wer=mean(wers), interval=(min(wers), max(wers))))
+    return kept
+
+
+def _whiskers(records: Sequence[Record]) -> List[List[float]]:
+    """How far the intervals reach below and above."""
+    below = [max(0.0, record.wer - record.interval[0]) for record in records]
+    return [below, [max(0.0, record.interval[1] - record.wer) for record in records]]
+
+
+def _whiskers_are(records: Sequence[Record]) -> str:
+    return "range of seeds" if len({record.seed for record in records}) > 1 else "95 % interval"
+
+
+def _legend(figure: plt.Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Above all panels, in as many columns as there is room for; the figure grows by as much."""
+    columns = max(1, min(3, LETTERS // (max(map(len, labels)) + 7)))
+    figure.set_figheight(figure.get_figheight() + 0.32 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def plot_relations(relations: Relations, path: Path) -> None:
+    """Rows Q, K and V; columns teacher, branch and student; the darker the more, one scale per row."""
+    columns = list(dict.fromkeys(whose for whose, _ in relations.maps))
+    names = list(dict.fromkeys(name for _, name in relations.maps))
+    figure, panels = plt.subplots(
+        len(names), len(columns), figsize=(WIDTH, 8.1), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    figure.suptitle(fill(relations.text, 62), fontsize=13)
+    for row, name in zip(panels, names):
+        strongest = np.percentile(np.stack([relations.maps[whose, name].numpy() for whose in columns]), 99.8)
+        for axes, whose in zip(row, columns):
+            relation = relations.maps[whose, name]
+            milliseconds = relations.frame_ms * relation.size(0)
+            axes.imshow(
+                relation.numpy(),
+                cmap="Blues",
+                norm=PowerNorm(0.5, 0, strongest, clip=True),
+                extent=(0, milliseconds, milliseconds, 0),
+                interpolation="nearest",
+            )
+            divergence = relations.divergences.get((whose, name))
+            axes.set_title(f"{name}: KL {divergence:.2f}" if whose != TEACHER else name, fontsize=14)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(3, integer=True))
+            axes.tick_params(labelsize=12)
+    for axes, whose in zip(panels[0], columns):
+        axes.set_title(f"{whose}\n{axes.get_title()}", fontsize=14)
+    figure.supxlabel("attended to, ms", fontsize=14)
+    figure.supylabel("attending, ms", fontsize=14)
+    _save(figure, path)
+
+
+def plot_similarity(similarity: Similarity, title: str, path: Path) -> None:
+    """A heat map of CKA, student layers down, teacher layers across; with numbers where there is room."""
+    students, teachers = similarity.student_layers, similarity.teacher_layers
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.2 + 0.55 * min(len(students), 12)), layout="constrained")
+    image = axes.imshow(similarity.cka, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(teachers)), teachers, rotation=90 if len(teachers) > MANY else 0)
+    axes.set_yticks(range(len(students)), students)
+    axes.set(title=title, xlabel="teacher layer", ylabel="student layer")
+    if max(similarity.cka.shape) <= MANY:
+        for (row, column), value in np.ndenumerate(similarity.cka):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    figure.colorbar(image, label="CKA")
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path)
+    plt.close(figure)

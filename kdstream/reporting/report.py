@@ -1,0 +1,193 @@
+"""The report of one experiment folder: report.html, one page with everything, and report.md with the same plots."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+from kdstream.config import UserError
+from kdstream.decoding.results import MODES, commands_block, compare, rows_table, wer_table
+from kdstream.reporting import findings, page, plots, sources, utterances
+from kdstream.reporting.page import Section
+from kdstream.reporting.relations import Relations, read_relations
+
+MAX_PICTURES = 2_000_000  # bytes; in base64, and with the text, the page stays below 3 MB
+
+
+class Report:
+    """What a report is made of.
+
+    Args:
+      exp_root: directory of the experiment directories.
+      systems: their names.
+      baseline: the system to compare the others with.
+      output: directory to write to; made if it is not there.
+    Raises:
+      UserError: a system without results, or none at all.
+    """
+
+    def __init__(self, exp_root: Path, systems: Sequence[str], baseline: str, output: Path) -> None:
+        self.exp_root, self.systems, self.baseline, self.output = exp_root, systems, baseline, output
+        self.runs = sources.read_runs(exp_root, systems)
+        records = [record for of_system in self.runs.values() for record in of_system]
+        if not records:
+            raise UserError(f"{exp_root}: no results yet; run decode.py and streaming_decode.py first")
+        names = list(dict.fromkeys([*(record.system for record in records), *systems]))
+        self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
+        self.reductions = compare(self.runs, baseline)
+        self.headline = findings.headline(self.records, self.reductions)
+        self.colours = plots.colours_of(names)
+        self.pictures: List[Path] = []  # in the order of the page
+        self.bytes_left = MAX_PICTURES
+
+    def write(self) -> Path:
+        """Writes the plots, report.md and report.html; returns the latter."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        sections: List[Section] = []
+        missing: List[str] = []
+        with plots.phone_style():
+            for title, build in self.parts().items():
+                try:
+                    sections.append(Section(title, build()))
+                except UserError as error:
+                    missing.append(f"{title}: {error}")
+        if missing:
+            sections.append(Section("Not in this report", page.notes(missing)))
+        sections.append(Section("Commands", page.commands(dict.fromkeys(record.command for record in self.records))))
+        (self.output / "report.md").write_text(self.markdown(), encoding="utf8")
+        title = f"Report: {self.exp_root.resolve().name}"
+        html = self.output / "report.html"
+        html.write_text(page.document(title, self.headline, sections), encoding="utf8")
+        return html
+
+    def parts(self) -> Dict[str, Callable[[], str]]:
+        """Headings and what makes the HTML below them; a UserError leaves a part out and is told to the reader."""
+        return {
+            "Word error rates": self.word_error_rates,
+            "WER against latency": self.latencies,
+            "Losses": self.losses,
+            "Attention relations": self.relations,
+            "Similarity of layers": self.similarities,
+            "Sensitivity": self.sensitivity,
+            "Utterances": self.utterances,
+        }
+
+    def word_error_rates(self) -> str:
+        plots.plot_wers(self.records, self.colours, self.output / "wer.png")
+        explained = "WER in per cent, in brackets the 95 % interval (bootstrap over utterances)."
+        if self.reductions:
+            explained += " Intervals of the comparison are paired: both systems on the same resampled utterances."
+        return "\n".join(
+            [
+                page.table(*findings.wer_rows(self.records, self.reductions, self.baseline)),
+                page.note(explained),
+                page.details("Models and what they took to train", page.table(*findings.model_rows(self.records))),
+                self.picture(self.output / "wer.png", "Bars: the word error rates of the table, with their intervals."),
+            ]
+        )
+
+    def latencies(self) -> str:
+        if all(record.latency_ms is None for record in self.records):
+            raise UserError("nothing was decoded in streaming; run streaming_decode.py")
+        plots.plot_latencies(self.records, self.colours, self.output / "latency.png")
+        return self.picture(
+            self.output / "latency.png",
+            "Word error rate over latency, one line per system.",
+            "Latency is algorithmic: a chunk, and what the front end hears beyond it.",
+        )
+
+    def losses(self) -> str:
+        curves = {system: sources.read_curves(self.exp_root / system) for system in self.systems}
+        if not any(curves.values()):
+            raise UserError(f"no TensorBoard files under {self.exp_root}; train with --tensorboard 1")
+        plots.plot_losses(curves, self.colours, self.output / "loss.png")
+        caption = "Per 40 ms frame. The weighted sum holds the distillation losses in training and not in validation."
+        return self.picture(self.output / "loss.png", "Small panels: each loss over batches, all systems.", caption)
+
+    def relations(self) -> str:
+        """Of the first system that was distilled through branches."""
+        reasons = []
+        for system in self.systems:
+            try:
+                relations = read_relations(self.exp_root / system)
+            except UserError as error:
+                reasons.append(str(error))
+                continue
+            plots.plot_relations(relations, self.output / "relations.png")
+            alt = "Maps of which frames are alike, for queries, keys and values: teacher, auxiliary branch, student."
+            return self.picture(self.output / "relations.png", alt, _relations_caption(system, relations))
+        raise UserError("; ".join(dict.fromkeys(reasons)))
+
+    def similarities(self) -> str:
+        pictures = []
+        for folder in (self.exp_root, *(self.exp_root / system for system in self.systems)):
+            source = folder / sources.SIMILARITY_JSON
+            if source.is_file():
+                path = self.output / f"similarity-{folder.resolve().name}.png"
+                plots.plot_similarity(sources.read_similarity(source), folder.resolve().name, path)
+                alt = "Heat map: how alike each student layer and each teacher layer are."
+                pictures.append(self.picture(path, alt, "Linear CKA: 1 is alike but for rotation and scale."))
+        if not pictures:
+            raise UserError(f"no {sources.SIMILARITY_JSON} under {self.exp_root}")
+        return "\n".join(pictures)
+
+    def sensitivity(self) -> str:
+        found = sorted(self.exp_root.glob(sources.SWEEPS))
+        if not found:
+            raise UserError(f"no {sources.SWEEPS} in {self.exp_root}")
+        return "\n".join(self.picture(path, f"Map of a sweep: {path.stem}.", path.stem) for path in found)
+
+    def utterances(self) -> str:
+        pieces = []
+        for test_set in dict.fromkeys(record.test_set for record in self.records):
+            runs = utterances.comparable(self.runs, test_set)
+            if not runs:
+                continue
+            compared = utterances.compare_utterances({system: recogs for system, (_, recogs) in runs.items()})
+            how = "; ".join(f"{system}: {findings.decoding_shown(record)}" for system, (record, _) in runs.items())
+            pieces.append(page.note(f"{test_set}, {len(compared)} utterances. {how}."))
+            for title, chosen in zip(
+                ("Where the systems differ most", "Most errors besides"), utterances.worth_reading(compared)
+            ):
+                if chosen:
+                    pieces += [page.heading(f"{title} ({test_set})"), *map(page.comparison, chosen)]
+        if not pieces:
+            raise UserError(f"no recogs files under {self.exp_root}; run decode.py again")
+        return "\n".join(pieces)
+
+    def picture(self, path: Path, alt: str, caption: str = "") -> str:
+        """The HTML of a PNG file; of one that would make the page too heavy, only where it is."""
+        self.pictures.append(path)
+        self.bytes_left -= path.stat().st_size
+        if self.bytes_left < 0:
+            self.bytes_left += path.stat().st_size
+            return page.note(f"{path} is too large for this page ({path.stat().st_size / 1e6:.1f} MB); see it there.")
+        return page.image(path, alt, caption)
+
+    def markdown(self) -> str:
+        """report.md: the tables, the pictures and the commands."""
+        parts = [
+            "# Report\n",
+            *(f"{paragraph}\n" for paragraph in self.headline),
+            "WER in per cent, in brackets its 95 % interval (bootstrap over utterances).\n",
+            wer_table(self.records),
+        ]
+        if self.reductions:
+            parts += [
+                f"## Relative reduction of the WER against {self.baseline}\n",
+                "The interval (95 %) is paired: both systems on the same resampled utterances.\n",
+                rows_table([reduction.row() for reduction in self.reductions]),
+            ]
+        parts += [f"![{path.stem}]({os.path.relpath(path, self.output)})\n" for path in self.pictures]
+        return "\n".join([*parts, "## Commands\n", commands_block(self.records)])
+
+
+def _relations_caption(system: str, relations: Relations) -> str:
+    student, teacher = relations.layers
+    return (
+        f"{system}, cut {relations.cut_id}: \u201c{relations.text}\u201d. softmax(XX\u1d40/\u221ad) for X = Q, K, V, "
+        f"mean over heads; frames of {relations.frame_ms} ms. Layer {student} of the student, its auxiliary branch, "
+        f"and layer {teacher} of the teacher, with the weights of {relations.weights.name}. The darker the more, one "
+        "scale per row; KL is the divergence from the teacher in nats."
+    )

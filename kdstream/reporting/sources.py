@@ -1,0 +1,85 @@
+"""What a report reads: result records, loss curves, layer similarities, and pictures that other scripts drew."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kdstream.config import UserError
+from kdstream.decoding.results import Record, load_records
+
+RESULTS_JSON = "results.json"
+SIMILARITY_JSON = "layer_similarity.json"
+SWEEPS = "sweep*.png"
+CURVE_TAG = re.compile(r"train/(tot|valid)_(.+)")
+PHASES = {"tot": "training", "valid": "validation"}
+LOSSES = ("pruned_loss", "simple_loss", "ctc_loss", "feature_loss", "relation_loss", "apc_loss")  # shown first
+TOTAL = "loss"  # shown last: what it adds up differs between systems
+
+Runs = Dict[Path, List[Record]]  # by results JSON
+Curve = List[Tuple[int, float]]  # (batch, loss per 40 ms frame)
+Curves = Dict[str, Dict[str, Curve]]  # by loss, by phase
+
+
+class Similarity(NamedTuple):
+    """How alike two models' layers are: cka (student layers, teacher layers), from 0 to 1."""
+
+    student_layers: List[str]
+    teacher_layers: List[str]
+    cka: np.ndarray
+
+
+def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
+    """The records of each system's experiment.  Raises UserError if a system has none."""
+    runs = {}
+    for system in systems:
+        path = exp_root / system / RESULTS_JSON
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; run decode.py --exp-dir {path.parent}, or leave {system} out of --systems"
+            )
+        runs[path] = load_records(path)
+    return runs
+
+
+def read_curves(exp_dir: Path) -> Curves:
+    """Every loss in the TensorBoard files; a batch that a resumed run repeats counts once."""
+    folder = exp_dir / "tensorboard"
+    if not folder.is_dir():
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    curves: Curves = {}
+    for tag in events.Tags()["scalars"]:
+        if found := CURVE_TAG.fullmatch(tag):
+            by_batch = {event.step: event.value for event in events.Scalars(tag)}
+            curves.setdefault(found[2], {})[PHASES[found[1]]] = sorted(by_batch.items())
+    return curves
+
+
+def losses_in(curves: Dict[str, Curves]) -> List[str]:
+    """The losses that some system's curves have, in the order in which to show them."""
+    present = {loss for of_system in curves.values() for loss in of_system}
+    others = sorted(present - {*LOSSES, TOTAL})
+    return [loss for loss in (*LOSSES, *others, TOTAL) if loss in present]
+
+
+def read_similarity(path: Path) -> Similarity:
+    """A layer_similarity.json.  Raises UserError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        student, teacher = ([str(name) for name in content[f"{whose}_layers"]] for whose in ("student", "teacher"))
+        cka = np.array(content["cka"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a table of layer similarities ({error!r}); measure them again") from error
+    if not cka.size or cka.shape != (len(student), len(teacher)):
+        raise UserError(
+            f"{path}: {len(student)} student and {len(teacher)} teacher layers, but a table of shape {cka.shape}; "
+            "measure them again"
+        )
+    return Similarity(student, teacher, cka)

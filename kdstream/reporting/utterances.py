@@ -1,0 +1,100 @@
+"""Hypotheses of several systems, word under word, and which utterances are worth a look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+import kaldialign
+
+from kdstream.decoding.results import Record
+from kdstream.decoding.scoring import read_recogs
+from kdstream.reporting.findings import preference
+from kdstream.reporting.sources import Runs
+
+GAP = ""  # stands where a row has no word; no word is empty
+SEPARATOR = " "  # kaldialign's own sign for a gap: no word of a split transcript is equal to it
+DIFFERING, WORST = 6, 4  # utterances shown of each test set
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One utterance in columns: a word of the reference, or GAP, over each system's word, or GAP."""
+
+    cut_id: str
+    reference: List[str]
+    hypotheses: Dict[str, List[str]]  # by system, each as long as the reference
+
+    def errors(self, system: str) -> int:
+        return sum(said != heard for said, heard in zip(self.reference, self.hypotheses[system]))
+
+    @property
+    def words(self) -> int:
+        return sum(word != GAP for word in self.reference)
+
+    @property
+    def total(self) -> int:
+        """Errors of all systems together."""
+        return sum(map(self.errors, self.hypotheses))
+
+    @property
+    def spread(self) -> int:
+        """Errors of the worst system less those of the best."""
+        errors = [self.errors(system) for system in self.hypotheses]
+        return max(errors) - min(errors)
+
+
+def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str, Sequence[str]]) -> Comparison:
+    """Aligns each hypothesis with the reference, and what they insert at the same place with one another."""
+    inserted: Dict[str, List[List[str]]] = {}  # by system: words before each reference word, and after the last
+    heard: Dict[str, List[str]] = {}  # by system: the word for each reference word
+    for system, hypothesis in hypotheses.items():
+        inserted[system], heard[system] = [[]], []
+        for said, word in kaldialign.align(list(reference), list(hypothesis), SEPARATOR):
+            if said == SEPARATOR:
+                inserted[system][-1].append(word)
+            else:
+                heard[system].append(GAP if word == SEPARATOR else word)
+                inserted[system].append([])
+    columns: List[str] = []
+    rows: Dict[str, List[str]] = {system: [] for system in hypotheses}
+    for place in range(len(reference) + 1):
+        width = max(len(words[place]) for words in inserted.values())
+        columns += [GAP] * width + list(reference[place : place + 1])
+        for system, row in rows.items():
+            words = inserted[system][place]
+            row += words + [GAP] * (width - len(words)) + heard[system][place : place + 1]
+    return Comparison(cut_id, columns, rows)
+
+
+def comparable(runs: Runs, test_set: str) -> Dict[str, Tuple[Record, Path]]:
+    """By system, the run on this test set whose hypotheses to show, and its recogs file; only files that exist."""
+    found: Dict[str, List[Tuple[Record, Path]]] = {}
+    for results_json, records in runs.items():
+        for record in records:
+            recogs = results_json.parent / record.recogs
+            if record.test_set == test_set and recogs.is_file():
+                found.setdefault(record.system, []).append((record, recogs))
+    return {system: min(some, key=lambda run: preference(run[0])) for system, some in found.items()}
+
+
+def compare_utterances(recogs: Mapping[str, Path]) -> List[Comparison]:
+    """Every utterance that all these systems (recogs files by system) have with the same reference."""
+    by_system = {system: {t.cut_id: t for t in read_recogs(path)} for system, path in recogs.items()}
+    first, *others = by_system.values()
+    shared = [t for t in first.values() if all(t.cut_id in o and o[t.cut_id].ref == t.ref for o in others)]
+    return [
+        align_systems(t.cut_id, t.ref, {system: some[t.cut_id].hyp for system, some in by_system.items()})
+        for t in shared
+    ]
+
+
+def worth_reading(
+    comparisons: Sequence[Comparison], differing: int = DIFFERING, worst: int = WORST
+) -> Tuple[List[Comparison], List[Comparison]]:
+    """Those where systems differ most, then of the others those with most errors; none without an error."""
+    wrong = [c for c in comparisons if c.total]
+    by_spread = sorted((c for c in wrong if c.spread), key=lambda c: (-c.spread, -c.total, c.cut_id))[:differing]
+    left = [c for c in wrong if c not in by_spread]
+    return by_spread, sorted(left, key=lambda c: (-c.total, c.cut_id))[:worst]
