@@ -19,10 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -40,6 +37,9 @@ from kdstream.data import AsrDataModule
 from kdstream.decoding.run import choose_chunk
 from kdstream.kd.similarity import LayerSimilarity
 from kdstream.kd.taps import Taps
+from kdstream.reporting.plots import plot_similarity
+from kdstream.reporting.sources import Similarity
+from kdstream.reporting.style import phone_style
 from kdstream.training.step import find_teacher
 from kdstream.training.trained import load_trained
 
@@ -71,22 +71,6 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
     }
 
 
-def draw(similarity: dict, path: Path) -> None:
-    """A heat map, the student's layers from top to bottom."""
-    rows, columns = similarity["student_layers"], similarity["teacher_layers"]
-    figure, axes = plt.subplots(figsize=(1.5 + 0.7 * len(columns), 1.5 + 0.6 * len(rows)))
-    axes.imshow(similarity["cka"], vmin=0, vmax=1, cmap="viridis")
-    for i, row in enumerate(similarity["cka"]):
-        for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-    axes.set(xlabel="teacher's layer", ylabel="student's layer", title="linear CKA")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
@@ -103,7 +87,9 @@ def main() -> None:
     similarity = measure(config, decode, args.num_batches)
     output = args.output or Path(args.exp_dir) / "layer_similarity.json"
     output.write_text(json.dumps(similarity) + "\n")
-    draw(similarity, output.with_suffix(".png"))
+    with phone_style():
+        measured = Similarity(**{**similarity, "cka": np.array(similarity["cka"])})
+        plot_similarity(measured, f"{args.exp_dir} and its teacher", output.with_suffix(".png"))
     print(f"{output}\n{output.with_suffix('.png')}")
 
 

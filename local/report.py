@@ -15,21 +15,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kdstream import cli
-from kdstream.decoding.results import write_json
+from kdstream.decoding.results import publish
 from kdstream.reporting.report import Report
-
-
-def publish(report: Report, name: Path) -> None:
-    """NAME.json and NAME-reduction.json; recogs files stay where they are."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    write_json(name.with_name(f"{name.name}.json"), [asdict(replace(record, recogs="")) for record in report.records])
-    write_json(name.with_name(f"{name.name}-reduction.json"), [reduction.row() for reduction in report.reductions])
 
 
 def main() -> None:
@@ -44,7 +36,7 @@ def main() -> None:
     report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")
     if args.publish:
-        publish(report, args.publish)
+        publish(args.publish, report.records, reduction=[reduction.row() for reduction in report.reductions])
 
 
 if __name__ == "__main__":

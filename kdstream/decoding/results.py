@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -119,6 +119,14 @@ def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(name: Path, records: Sequence[Record], **tables: Sequence[Dict[str, Any]]) -> None:
+    """Writes the records to NAME.json and each table's rows to NAME-<table>.json; recogs files stay where they are."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    write_json(name.with_name(f"{name.name}.json"), [asdict(replace(record, recogs="")) for record in records])
+    for table, rows in tables.items():
+        write_json(name.with_name(f"{name.name}-{table}.json"), rows)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The report's plots, drawn for a phone: 720 pixels wide, large letters, panels below each other."""
+"""The report's plots: panels below each other, which suits a phone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
-from typing import Callable, ContextManager, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,32 +20,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from kdstream.decoding.results import Record
 from kdstream.reporting.relations import TEACHER, Relations
 from kdstream.reporting.sources import PHASES, TOTAL, Curves, Similarity, losses_in
+from kdstream.reporting.style import COLOURS, WIDTH, save
 
-COLOURS = (
-    "#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77800", "#4a4a4a", "#17a2b8", "#a0522d", "#d63384", "#7a8b00",
-)  # fmt: skip
 MODE_SHADES = {"full": 0.35, "simulated": 0.65, "chunkwise": 1.0}
 PHASE_STYLES = {"training": {"linestyle": "-"}, "validation": {"linestyle": "--", "marker": "o", "markersize": 4}}
-PHONE = {
-    "font.size": 15,
-    "axes.titlesize": 16,
-    "figure.dpi": 100,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.w_pad": 0.1,  # inches
-    "figure.constrained_layout.h_pad": 0.08,
-    "text.parse_math": False,  # names and transcripts may hold a $
-}
-WIDTH = 7.2  # inches; 720 pixels, a phone's width
 LETTERS = 60  # of a legend, that fit in it
 MANY = 8  # layers; a heat map of more has no room for numbers
 
 Colours = Dict[str, str]  # by system
-
-
-def phone_style() -> ContextManager[None]:
-    """What to draw everything of this module in."""
-    return plt.rc_context(PHONE)
 
 
 def colours_of(systems: Sequence[str]) -> Colours:
@@ -82,7 +61,7 @@ def plot_losses(curves: Dict[str, Curves], colours: Colours, path: Path) -> None
         if phase in present:
             handles[phase] = Line2D([], [], color="#555555", linewidth=2, **PHASE_STYLES[phase])
     _legend(figure, list(handles.values()), list(handles))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _log_axis(axes: Axes, values: np.ndarray) -> None:
@@ -109,7 +88,7 @@ def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
         axes.set_xlim(0, 1.15 * max(record.interval[1] for record in of_set) or 1.0)
         axes.set_xlabel(f"WER %, {_whiskers_are(records)}")
 
-    _save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
+    save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
 
 
 def _bar_label(record: Record) -> str:
@@ -137,7 +116,7 @@ def plot_latencies(records: Sequence[Record], colours: Colours, path: Path) -> N
     figure = _panel_per_test_set(records, draw, lambda _: 4.2)
     by_label = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     _legend(figure, list(by_label.values()), list(by_label))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _panel_per_test_set(
@@ -231,7 +210,7 @@ def plot_relations(relations: Relations, path: Path) -> None:
         axes.set_title(f"{whose}\n{axes.get_title()}", fontsize=14)
     figure.supxlabel("attended to, ms", fontsize=14)
     figure.supylabel("attending, ms", fontsize=14)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_similarity(similarity: Similarity, title: str, path: Path) -> None:
@@ -246,9 +225,4 @@ def plot_similarity(similarity: Similarity, title: str, path: Path) -> None:
         for (row, column), value in np.ndenumerate(similarity.cka):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
     figure.colorbar(image, label="CKA")
-    _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -46,7 +46,7 @@ class Report:
         self.output.mkdir(parents=True, exist_ok=True)
         sections: List[Section] = []
         missing: List[str] = []
-        with plots.phone_style():
+        with phone_style():
             for title, build in self.parts().items():
                 try:
                     sections.append(Section(title, build()))

@@ -1,0 +1,37 @@
+"""The look of every plot: drawn to a file, for a phone, 720 pixels wide with large letters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ContextManager
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77800", "#4a4a4a", "#17a2b8", "#a0522d", "#d63384", "#7a8b00",
+)  # fmt: skip
+PHONE = {
+    "font.size": 15,
+    "axes.titlesize": 16,
+    "figure.dpi": 100,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.w_pad": 0.1,  # inches
+    "figure.constrained_layout.h_pad": 0.08,
+    "text.parse_math": False,  # names and transcripts may hold a $
+}
+WIDTH = 7.2  # inches; 720 pixels, a phone's width
+
+
+def phone_style() -> ContextManager[None]:
+    """What to draw in."""
+    return plt.rc_context(PHONE)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Writes a figure and forgets it."""
+    figure.savefig(path)
+    plt.close(figure)
