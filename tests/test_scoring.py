@@ -125,6 +125,61 @@ def test_paired_interval_refuses_other_utterances():
         scoring.bootstrap_reduction(one, other)
 
 
+def runs_of(count: int, seed: int, noise: float = 0.3) -> List[Score]:
+    """Scores of several runs over the same 40 utterances, which err differently."""
+    references = random_transcripts(40)
+    rng = random.Random(seed)
+    spoilt = [
+        [t._replace(hyp=[word if rng.random() > noise else "X" for word in t.ref]) for t in references]
+        for _ in range(count)
+    ]
+    return list(map(score, spoilt))
+
+
+def test_a_pool_sums_runs_utterance_by_utterance():
+    runs = runs_of(3, seed=1)
+    pooled = scoring.pool(runs)
+    assert pooled.utterance_errors.tolist() == [sum(column) for column in zip(*(r.utterance_errors for r in runs))]
+    assert pooled.utterance_words.tolist() == (3 * runs[0].utterance_words).tolist()
+    assert (pooled.errors, pooled.runs) == (sum(run.errors for run in runs), 3)
+    assert pooled.wer == pytest.approx(np.mean([run.wer for run in runs]))
+    assert scoring.pool([scoring.pool(runs[:2]), runs[2]]).utterance_errors.tolist() == pooled.utterance_errors.tolist()
+
+
+def test_a_pool_refuses_other_utterances():
+    with pytest.raises(ValueError, match="same utterances"):
+        scoring.pool([score(random_transcripts(30)), score(random_transcripts(30, seed=1))])
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (2, 5)])
+def test_paired_interval_of_pools_equals_a_slow_reference(seeds):
+    """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""
+    baseline, system = runs_of(seeds[0], seed=1), runs_of(seeds[1], seed=2, noise=0.25)
+    rng = random.Random(3)
+    reductions = []
+    for _ in range(10000):
+        drawn = rng.choices(range(40), k=40)
+        before, after = (
+            sum(int(run.utterance_errors[n]) for run in runs for n in drawn) / len(runs) for runs in (baseline, system)
+        )
+        reductions.append(100 * (before - after) / before)
+    low, high = scoring.bootstrap_reduction(scoring.pool(baseline), scoring.pool(system))
+    expected = np.percentile(reductions, [2.5, 97.5])
+    assert [low, high] == pytest.approx(expected.tolist(), abs=0.04 * (expected[1] - expected[0]))
+
+
+def test_a_pool_of_copies_says_what_one_run_says():
+    (baseline,), (system,) = runs_of(1, seed=1), runs_of(1, seed=2)
+    one = scoring.bootstrap_reduction(baseline, system)
+    assert scoring.bootstrap_reduction(scoring.pool([baseline] * 2), scoring.pool([system] * 5)) == pytest.approx(one)
+
+
+def test_mean_and_deviation_are_those_of_a_sample():
+    mean, deviation = scoring.mean_and_deviation([2.0, 4.0, 9.0])
+    assert (mean, deviation) == (5.0, pytest.approx(((9 + 1 + 16) / 2) ** 0.5))
+    assert scoring.mean_and_deviation([3.0]) == (3.0, None)
+
+
 def test_recogs_file_is_icefalls(tmp_path):
     path = tmp_path / "recogs.txt"
     scoring.write_recogs(path, FIRST_DAY[2:])

@@ -269,8 +269,59 @@ def compare(records: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduct
 def _paired_interval(baseline: Path, system: Path) -> Optional[scoring.Interval]:
     if not (baseline.is_file() and system.is_file()):
         return None
-    scores = [scoring.score(scoring.align(sorted(scoring.read_recogs(path)))) for path in (baseline, system)]
-    return scoring.bootstrap_reduction(*scores)
+    return scoring.bootstrap_reduction(_score_of(baseline), _score_of(system))
+
+
+def _score_of(recogs: Path) -> scoring.Score:
+    return scoring.score(scoring.align(sorted(scoring.read_recogs(recogs))))
+
+
+def compare_seeds(runs: Dict[Path, Sequence[Record]], baseline: str, rivals: Sequence[str]) -> List[Dict[str, Any]]:
+    """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
+
+    The best is chosen for each test set, on that test set: nobody's margin over it is flattered.  A reduction is that
+    of the errors of all seeds together; its interval (95 %) resamples utterances, the same ones for both systems.
+
+    Args:
+      runs: records by results JSON, beside which their recogs files lie; of a system, one per seed and test set.
+    Returns:
+      Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
+    """
+    found: Dict[str, Dict[str, List[Tuple[Record, Path]]]] = {}  # by test set and system
+    for path, records in runs.items():
+        for record in records:
+            found.setdefault(record.test_set, {}).setdefault(record.system, []).append((record, path))
+    rows: Dict[str, Dict[str, Any]] = {}
+    for test_set, systems in found.items():
+        pooled = {
+            system: scoring.pool([_score_of(path.parent / record.recogs) for record, path in of_system])
+            for system, of_system in systems.items()
+        }
+        present = [system for system in rivals if system in pooled]
+        others = [baseline] if baseline in pooled else []
+        others += [min(present, key=lambda system: pooled[system].wer)] if present else []
+        for system, of_system in systems.items():
+            row = rows.setdefault(system, {"method": system, "seeds": len(of_system)})
+            row[f"{test_set} WER %"] = _spread_shown([record.wer for record, _ in of_system])
+            for other in others:
+                shown = None if system == other else _reduction_shown(pooled[other], pooled[system])
+                row[f"{test_set} vs {other} %"] = shown
+    for system, row in rows.items():
+        hours = [record.compute_hours for systems in found.values() for record, _ in systems.get(system, [])]
+        row["compute (h)"], _ = scoring.mean_and_deviation(hours)
+    return list(rows.values())
+
+
+def _spread_shown(wers: Sequence[float]) -> str:
+    mean, deviation = scoring.mean_and_deviation(wers)
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _reduction_shown(before: scoring.Score, after: scoring.Score) -> Optional[str]:
+    if not before.errors:
+        return None
+    low, high = scoring.bootstrap_reduction(before, after)
+    return f"{scoring.relative_reduction(before.wer, after.wer):.1f} [{low:.1f}, {high:.1f}]"
 
 
 def rows_table(rows: Sequence[Dict[str, Any]]) -> str:

@@ -6,11 +6,12 @@ Words are aligned by kaldialign.  What becomes of a score, result records and ta
 from __future__ import annotations
 
 import ast
+import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, TextIO, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
 
 import kaldialign
 import numpy as np
@@ -39,6 +40,7 @@ class Score:
     """Counts over a test set, and per utterance for resampling.
 
     utterance_errors, utterance_words: (utterances,) int64, in the order of the transcripts.
+    runs: how many transcriptions of the test set are counted together; see `pool`.
     """
 
     insertions: int
@@ -46,6 +48,7 @@ class Score:
     substitutions: int
     utterance_errors: np.ndarray
     utterance_words: np.ndarray
+    runs: int = 1
 
     @property
     def errors(self) -> int:
@@ -87,6 +90,28 @@ def score(alignments: Sequence[Alignment]) -> Score:
     return Score(kinds["ins"], kinds["del"], kinds["sub"], np.array(errors), np.array(words))
 
 
+def pool(scores: Sequence[Score]) -> Score:
+    """The score of several runs, such as one system's seeds: every utterance's errors and words are summed.
+
+    Raises ValueError if they are not of the same utterances in the same order.
+    """
+    for other in scores[1:]:
+        _check_paired(scores[0], other)
+    return Score(
+        sum(s.insertions for s in scores),
+        sum(s.deletions for s in scores),
+        sum(s.substitutions for s in scores),
+        np.sum([s.utterance_errors for s in scores], axis=0),
+        np.sum([s.utterance_words for s in scores], axis=0),
+        sum(s.runs for s in scores),
+    )
+
+
+def mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
+    """Mean and sample standard deviation; of a single value no deviation is known, so None."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The 95 % percentile interval of the WER (per cent) when utterances are drawn anew, with replacement.
 
@@ -100,12 +125,17 @@ def bootstrap_reduction(baseline: Score, system: Score, resamples: int = RESAMPL
     """The 95 % interval of the relative WER reduction (per cent) of `system` against `baseline`.
 
     Both are scored on the same utterances in the same order, and every draw takes the same utterances for both:
-    what makes an utterance hard for both cancels.  Raises ValueError if the references differ in length.
+    what makes an utterance hard for both cancels.  Either may be a `pool` of several runs, not always as many.
+    Raises ValueError if the references differ in length.
     """
-    if not np.array_equal(baseline.utterance_words, system.utterance_words):
-        raise ValueError("a paired comparison needs the same utterances in the same order")
+    _check_paired(baseline, system)
     before, after = _resample([baseline.utterance_errors, system.utterance_errors], resamples, seed)
-    return _percentiles(relative_reduction(np.maximum(before, 1), after))
+    return _percentiles(relative_reduction(np.maximum(before, 1) * system.runs, after * baseline.runs))
+
+
+def _check_paired(one: Score, other: Score) -> None:
+    if not np.array_equal(one.utterance_words * other.runs, other.utterance_words * one.runs):
+        raise ValueError("a paired comparison needs the same utterances in the same order")
 
 
 def relative_reduction(before: Union[float, np.ndarray], after: Union[float, np.ndarray]) -> Union[float, np.ndarray]:

@@ -11,6 +11,7 @@ from kdstream.decoding.results import MODES, commands_block, compare, rows_table
 from kdstream.reporting import findings, page, plots, sources, utterances
 from kdstream.reporting.page import Section
 from kdstream.reporting.relations import Relations, read_relations
+from kdstream.reporting.style import phone_style
 
 MAX_PICTURES = 2_000_000  # bytes; in base64, and with the text, the page stays below 3 MB
 
