@@ -1,0 +1,238 @@
+"""Runs many experiments, some at a time: what sweep.py and compare_methods.py share.
+
+A cell is one training and its decodings, by the recipe's own scripts in processes of their own.  What is finished is
+not done again, what was killed goes on, and a cell that fails does not stop the others.  EXP_DIR.log, beside each
+experiment directory, is what its scripts said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from tqdm import tqdm
+
+from kdstream.config import DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
+from kdstream.decoding.results import Record, load_records
+from kdstream.decoding.run import read_flags
+
+RECIPE = Path(__file__).resolve().parents[1] / "egs" / "librispeech"
+RESULTS_JSON = "results.json"
+FLAGS_FILE = "train-flags.txt"
+TAIL_LINES = 15
+
+Flags = Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its decodings.
+
+    recipe: directory of train.py and decode.py.  Every command runs there; paths in flags are as seen from there.
+    exp_dir: as seen from the recipe.
+    train_flags: of train.py; None for an experiment that is there already and is only decoded.
+    decodings: each a script and its flags.
+    after: the cell that must have been finished before, such as the teacher's.
+    """
+
+    recipe: Path
+    exp_dir: str
+    train_flags: Optional[Flags]
+    decodings: Tuple[Flags, ...]
+    after: Optional["Cell"] = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.path.normpath(self.recipe / self.exp_dir))
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def train_config(self) -> TrainConfig:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        add_arguments(parser, TrainConfig)
+        return from_args(TrainConfig, parser.parse_known_args(self.train_flags or ())[0])
+
+    def train_command(self) -> List[str]:
+        return ["train.py", "--exp-dir", self.exp_dir, "--resume", "1", *(self.train_flags or ())]
+
+    def decode_commands(self) -> List[List[str]]:
+        """One per decoding.  A flag --epoch of the decoding goes before the last epoch."""
+        epoch = () if self.train_flags is None else ("--epoch", str(self.train_config.num_epochs))
+        return [[script, "--exp-dir", self.exp_dir, *epoch, *flags] for script, *flags in self.decodings]
+
+    def is_trained(self) -> bool:
+        return self.train_flags is None or (self.folder / f"epoch-{self.train_config.num_epochs}.pt").is_file()
+
+    def results_json(self, command: Sequence[str]) -> Path:
+        return Path(os.path.normpath(self.recipe / (self._read(command)[1].results_json or self.folder / RESULTS_JSON)))
+
+    def records(self, command: Sequence[str]) -> List[Record]:
+        """What `command`, one of `decode_commands`, left; nothing before it has scored every test set."""
+        if not self.is_trained():
+            return []
+        path, data = self.results_json(command), self._read(command)[0].data
+        left = [r for r in load_records(path) if r.command == as_typed(command)] if path.is_file() else []
+        return left if len(left) == len(data.test_cuts or data.test_parts) else []
+
+    def _read(self, command: Sequence[str]) -> Tuple[ExperimentConfig, DecodeConfig]:
+        return read_flags("", [*command[1:], "--exp-dir", str(self.folder)])
+
+    def is_finished(self) -> bool:
+        return self.is_trained() and all(map(self.records, self.decode_commands()))
+
+    def check_flags(self) -> None:
+        """Raises UserError if the training was begun with other flags."""
+        path = self.folder / FLAGS_FILE
+        if self.train_flags is not None and path.is_file() and path.read_text() != self.flags_text():
+            raise UserError(f"{path}: this training was begun with other flags; use another --exp-root")
+
+    def note_flags(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FLAGS_FILE).write_text(self.flags_text())
+
+    def flags_text(self) -> str:
+        return shlex.join(self.train_flags or ()) + "\n"
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """A command as a user types it in the recipe's directory, and as result records keep it."""
+    return shlex.join(["python", *command])
+
+
+def run_cells(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
+    """Trains and decodes what is not finished, `jobs` cells at a time.
+
+    Each has its share of the cores as OMP_NUM_THREADS, unless that is set already.  A process that is told to end
+    (Ctrl-C, SIGTERM) ends its scripts too.
+
+    Returns:
+      The cells that failed, and why.
+    Raises:
+      UserError: a training was begun with other flags; nothing has been run then.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: must be at least 1")
+    for cell in cells:
+        cell.check_flags()
+    try:
+        return asyncio.run(_run_all(cells, jobs))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def report_failures(failures: Dict[Cell, str]) -> None:
+    """Shows why cells failed.  Raises UserError if any did."""
+    for cell, reason in failures.items():
+        print(f"\n--- {os.path.relpath(cell.log)}\n{reason}", file=sys.stderr)
+    if failures:
+        names = ", ".join(cell.folder.name for cell in failures)
+        raise UserError(f"failed: {names}; mend what the logs above say, the same command does what is missing")
+
+
+async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
+    this = asyncio.current_task()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    missing = [cell for cell in cells if not cell.is_finished()]
+    places = asyncio.Semaphore(jobs)
+    env = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs)), **os.environ}
+    failures: Dict[Cell, str] = {}
+    tasks: Dict[Cell, asyncio.Task] = {}
+    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc="cells", unit="cell", disable=None)
+
+    async def run(cell: Cell, master_port: int) -> None:
+        if cell.after in tasks:
+            await tasks[cell.after]
+        try:
+            if cell.after in failures:
+                raise _StepFailed(f"needs {cell.after.exp_dir}, which failed")
+            async with places:
+                await _run_cell(cell, master_port, env)
+        except (_StepFailed, UserError) as error:
+            failures[cell] = str(error)
+            bar.set_postfix_str(f"{len(failures)} failed")
+        bar.update()
+
+    with bar:
+        for place, cell in enumerate(missing):
+            tasks[cell] = asyncio.create_task(run(cell, TrainConfig.master_port + place))
+        await asyncio.gather(*tasks.values())
+    return failures
+
+
+class _StepFailed(Exception):
+    """A script that did not do its work; the message is what its log ends with."""
+
+
+async def _run_cell(cell: Cell, master_port: int, env: Dict[str, str]) -> None:
+    if not cell.is_trained():
+        cell.note_flags()
+        port = ["--master-port", str(master_port)] if cell.train_config.world_size > 1 else []
+        await _run_step(cell, [*cell.train_command(), *port], env)
+    for command in cell.decode_commands():
+        if not cell.records(command):
+            await _run_step(cell, command, env)
+            if not cell.records(command):
+                raise _StepFailed(f"{as_typed(command)}: left no record of it in {cell.results_json(command)}")
+
+
+async def _run_step(cell: Cell, command: Sequence[str], env: Dict[str, str]) -> None:
+    """Runs a script to its end.  Its processes are a group of their own, which does not outlive this call."""
+    with open(cell.log, "a", encoding="utf8") as log:
+        print(f"$ {as_typed(command)}", file=log, flush=True)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            cwd=cell.recipe,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            status = await process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a checkpoint is written at once or not at all
+    if status:
+        lines = cell.log.read_text(encoding="utf8", errors="replace").splitlines()[-TAIL_LINES:]
+        raise _StepFailed("\n".join([*lines, f"exit status {status}"]))
+
+
+def add_runner_flags(parser: argparse.ArgumentParser, **defaults: str) -> None:
+    """The flags of every script that runs cells; `defaults` are of --seeds, --train-flags and --decode-flags."""
+    add = parser.add_argument
+    add("--exp-root", type=Path, required=True, help="Where experiment directories, logs and the outcome go.")
+    add("--seeds", type=integers, default=defaults["seeds"], help="Seeds of training (default: %(default)s)")
+    add("--jobs", type=int, default=1, help="Cells that run at a time (default: %(default)s)")
+    for name, what in (("train_flags", "Of every train.py"), ("decode_flags", "Of every decoding")):
+        help = f"{what}; paths as seen from --recipe (default: %(default)s)"
+        add("--" + name.replace("_", "-"), type=shlex.split, default=defaults[name], help=help)
+    add("--recipe", type=resolved, default=RECIPE, help="Where train.py and decode.py are (default: egs/librispeech)")
+
+
+def resolved(path: str) -> Path:
+    return Path(path).resolve()
+
+
+def integers(text: str) -> Tuple[int, ...]:
+    """1,2,3; each counts once."""
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def seen_from(recipe: Path, path: Path) -> str:
+    """A path of this process as the commands spell it, which run in the recipe's directory."""
+    return os.path.relpath(path, recipe)
