@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Trains every distillation method under one budget, with several seeds, and compares them.
+
+    python local/compare_methods.py --exp-root egs/librispeech/exp/methods --jobs 2
+
+By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh.  The teacher is
+trained first if --teacher-exp-dir is not there.  What is finished is not done again, what was killed goes on.
+
+Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against the
+baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
+commands.  With --publish egs/librispeech/results/NAME also NAME.json (the records) and NAME-comparison.json, which
+local/render_results.py turns into tables of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, report_failures, run_cells, seen_from
+
+from kdstream import cli
+from kdstream.config import CONFIG_FILE
+from kdstream.decoding.results import Record, compare_seeds, publish, rows_table, write_json
+
+NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
+TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5 --kd-token-shift 0"
+FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
+FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
+FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
+
+# The flags of train.py that make a method.  One that has any gets the teacher too.
+METHODS = {
+    "baseline": "",
+    "init-from-teacher": f"{NO_HIDDEN} --init-from-teacher 1",
+    "token-full": f"{TOKENS} --kd-token-form full",
+    "token-collapsed": f"{TOKENS} --kd-token-form collapsed",
+    "token-one-best": f"{TOKENS} --kd-token-form one-best",
+    "direct-feature": f"{FEATURE} --kd-branch none",
+    "branch-feature": FEATURE,
+    "branch-feature-relation": FEATURE_RELATION,
+    "branch-feature-relation-apc": FEATURE_RELATION_APC,
+    "best": f"{FEATURE_RELATION_APC} --init-from-teacher 1",
+}
+BASELINE, TEACHER = "baseline", "teacher"
+TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
+
+# run.sh's; its two processes have 15 s of speech each in a batch
+EMBEDDED_CORPUS = (
+    "--preset tiny --causal 1 --chunk-size 8 --left-context-frames 32 --bpe-model data/lang_bpe_64/bpe.model "
+    "--max-duration 30 --num-workers 0 --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 "
+    "--lr-epochs 6 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 --use-ctc 1 "
+    "--ctc-loss-scale 0.5 --enable-spec-aug 0 --kd-warmup-batches 100"
+)
+
+
+def all_cells(args: argparse.Namespace) -> List[Cell]:
+    """The teacher, if a method needs it, and every method with every seed."""
+    teacher = teacher_cell(args)
+    guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
+    cells = [teacher] if any(METHODS[method] for method in args.methods) else []
+    for method in args.methods:
+        flags = METHODS[method].split()
+        for seed in args.seeds:
+            cell = make_cell(args, args.exp_root / f"{method}-{seed}", method, [*guided, *flags] if flags else [], seed)
+            cells.append(replace(cell, after=teacher) if flags else cell)
+    return cells
+
+
+def teacher_cell(args: argparse.Namespace) -> Cell:
+    """The teacher's training, with the students' flags but in full context; if it is another's, its decoding alone."""
+    exp_dir = args.teacher_exp_dir
+    ours = make_cell(args, exp_dir, TEACHER, ["--causal", "0"], seed=1)
+    begun = exp_dir / FLAGS_FILE
+    if not (exp_dir / CONFIG_FILE).is_file() or begun.is_file() and begun.read_text() == ours.flags_text():
+        return ours
+    elsewhere = ("--results-json", seen_from(args.recipe, args.exp_root / "teacher.json"))
+    return Cell(args.recipe, ours.exp_dir, None, (decoding(args, TEACHER) + elsewhere,))
+
+
+def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Sequence[str], seed: int) -> Cell:
+    train_flags = ("--num-epochs", str(args.num_epochs), *args.train_flags, *flags, "--seed", str(seed))
+    return Cell(args.recipe, seen_from(args.recipe, exp_dir), train_flags, (decoding(args, system),))
+
+
+def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
+    return ("decode.py", "--avg", str(args.avg), *args.decode_flags, "--system", system)
+
+
+def records_of(cells: Sequence[Cell]) -> Dict[Path, List[Record]]:
+    """By results JSON, what the cells' decodings have left so far."""
+    found: Dict[Path, List[Record]] = {}
+    for cell in cells:
+        for command in cell.decode_commands():
+            records = cell.records(command)
+            if records:
+                found.setdefault(cell.results_json(command), []).extend(records)
+    return found
+
+
+def page(rows: Sequence[Dict[str, object]], cells: Sequence[Cell]) -> str:
+    """comparison.md."""
+    trainings = [cell.train_command() for cell in cells if cell.train_flags is not None]
+    commands = trainings + [command for cell in cells for command in cell.decode_commands()]
+    lines = "\n".join(map(as_typed, commands))
+    return (
+        "# Comparison of methods\n\nWER: mean ± standard deviation over the seeds. Relative reductions are of the "
+        "errors of all seeds together, in brackets their 95 % interval (paired bootstrap over utterances).\n\n"
+        f"{rows_table(rows)}\n```bash\n{lines}\n```\n"
+    )
+
+
+def methods(text: str) -> List[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    return names
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_runner_flags(parser, seeds="1,2,3,4,5", train_flags=EMBEDDED_CORPUS, decode_flags="")
+    add = parser.add_argument
+    add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
+    add("--methods", type=methods, default=",".join(METHODS), help="Methods (default: %(default)s)")
+    add("--num-epochs", type=int, default=8, help="Epochs to train (default: %(default)s)")
+    add("--avg", type=int, default=3, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
+    add("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    args.teacher_exp_dir = args.teacher_exp_dir or args.exp_root / TEACHER
+    args.exp_root.mkdir(parents=True, exist_ok=True)
+    cells = all_cells(args)
+    failures = run_cells(cells, args.jobs)
+    runs = records_of(cells)
+    if runs:
+        rows = compare_seeds(runs, BASELINE, TOKEN_FORMS)
+        write_json(args.exp_root / "comparison.json", rows)
+        (args.exp_root / "comparison.md").write_text(page(rows, cells), encoding="utf8")
+        if args.publish:
+            publish(args.publish, [record for records in runs.values() for record in records], comparison=rows)
+        print(f"comparison: {args.exp_root / 'comparison.md'}")
+    report_failures(failures)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""The comparison of methods: what it trains under whom, in what order, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any, Dict, List
+
+import compare_methods
+import numpy as np
+import pytest
+
+from decoding_helpers import run_script
+from experiment_helpers import events, make_recipe
+from kdstream.decoding.results import compare_seeds, load_records, render
+from kdstream.decoding.scoring import read_recogs
+
+RUN_SH = Path(__file__).resolve().parents[1] / "egs" / "librispeech" / "run.sh"
+FEW = "baseline,token-full,token-collapsed,branch-feature"
+
+
+@pytest.fixture()
+def recipe(tmp_path) -> Path:
+    return make_recipe(tmp_path / "recipe")
+
+
+def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
+    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", "--num-epochs", 2, "--avg", 1)
+    return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
+
+
+def flags_of(recipe: Path, name: str) -> Dict[str, str]:
+    return json.loads((recipe / "exp" / name / "flags.json").read_text())
+
+
+def rows_of(recipe: Path) -> Dict[str, Dict[str, Any]]:
+    return {row["method"]: row for row in json.loads((recipe / "exp" / "comparison.json").read_text())}
+
+
+def errors_of(recipe: Path, method: str, test_set: str, seeds: str) -> np.ndarray:
+    """(utterances,) word errors, all seeds together; the stub only replaces words."""
+    per_seed = [
+        [sum(a != b for a, b in zip(t.ref, t.hyp)) for t in read_recogs(folder / f"recogs-{test_set}.txt")]
+        for folder in (recipe / "exp" / f"{method}-{seed}" for seed in seeds)
+    ]
+    return np.sum(per_seed, axis=0)
+
+
+def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--seeds", "2", "--jobs", 2) == ""
+    trained = [name for _, name, *_ in events(recipe, "train")]
+    methods = list(compare_methods.METHODS)
+    assert sorted(trained) == sorted(["teacher", *(f"{method}-2" for method in methods)])
+    teacher = flags_of(recipe, "teacher")
+    assert (teacher["--causal"], teacher["--seed"], "--teacher-exp-dir" in teacher) == ("0", "1", False)
+    for method in methods:
+        flags = flags_of(recipe, f"{method}-2")
+        assert (flags["--causal"], flags["--seed"], flags["--num-epochs"]) == ("1", "2", "2")
+        guided = {name: flags[name] for name in flags if name.startswith("--teacher")}
+        expected = {} if method == "baseline" else {"--teacher-exp-dir": "exp/teacher", "--teacher-avg": "1"}
+        assert guided == expected, method
+
+
+def test_methods_that_distil_wait_for_the_teacher_and_the_baseline_does_not(monkeypatch, recipe):
+    slow = compare_methods.EMBEDDED_CORPUS + " --warm-step 200"
+    few = ("--methods", "branch-feature,baseline", "--seeds", "1", "--jobs", 2, "--train-flags", slow)
+    assert compare(monkeypatch, recipe, *few) == ""
+    order = [(kind, name) for kind, name, *_ in events(recipe, "train", "trained")]
+    assert order.index(("trained", "teacher")) < order.index(("train", "branch-feature-1"))
+    assert order.index(("train", "baseline-1")) < order.index(("trained", "teacher"))
+
+
+def test_without_a_method_that_distils_there_is_no_teacher(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "baseline,baseline", "--seeds", "1,1") == ""
+    assert [name for _, name, *_ in events(recipe, "train")] == ["baseline-1"]
+    assert list(rows_of(recipe)["baseline"]) == ["method", "seeds", "clean WER %", "clean vs baseline %"] + [
+        "other WER %", "other vs baseline %", "compute (h)"
+    ]  # fmt: skip
+
+
+def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
+    teacher = recipe / "exp" / "teacher"
+    before = {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"}
+    other = ("--exp-root", recipe / "exp2", "--teacher-exp-dir", teacher, "--train-flags", "--causal 1 --base-lr 0.1")
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", *other) == ""
+    assert {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"} == before
+    rows = json.loads((recipe / "exp2" / "comparison.json").read_text())
+    assert [row["method"] for row in rows] == ["teacher", "branch-feature"]
+    assert [name for _, name, *_ in events(recipe, "train")] == ["teacher", "branch-feature-1", "branch-feature-1"]
+
+
+def test_a_second_run_does_what_is_missing_alone(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1") == ""
+    before, text = events(recipe), (recipe / "exp" / "comparison.md").read_text()
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1") == ""
+    assert events(recipe) == before and (recipe / "exp" / "comparison.md").read_text() == text
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2") == ""
+    assert {line[1] for line in events(recipe)[len(before) :]} == {f"{method}-2" for method in FEW.split(",")}
+
+
+def test_where_the_teacher_fails_the_baseline_is_still_reported(monkeypatch, recipe, capsys):
+    script = (recipe / "train.py").read_text()
+    (recipe / "train.py").write_text(script.replace('"--base-lr") == "666"', '"--causal") == "0"'))
+    error = compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1")
+    assert error.startswith("error: failed: teacher, token-full-1") and "baseline" not in error
+    assert "needs exp/teacher, which failed" in capsys.readouterr().err
+    assert list(rows_of(recipe)) == ["baseline"]
+
+
+def test_a_method_that_is_none_is_named(monkeypatch, recipe, capsys):
+    assert compare(monkeypatch, recipe, "--methods", "baseline,bets") == "2"
+    assert "no method bets; there are baseline," in capsys.readouterr().err
+
+
+def test_reductions_pool_the_seeds_and_are_against_baseline_and_best_token_form(monkeypatch, recipe):
+    """The stub's full form errs more than its collapsed one, which is therefore what to beat."""
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2") == ""
+    rows = rows_of(recipe)
+    for test_set in ("clean", "other"):
+        errors = {method: errors_of(recipe, method, test_set, "12") for method in FEW.split(",")}
+        assert errors["token-collapsed"].sum() < errors["token-full"].sum()
+        system = errors["branch-feature"]
+        for rival in ("baseline", "token-collapsed"):
+            point, low, high = map(float, re.findall(r"-?[\d.]+", rows["branch-feature"][f"{test_set} vs {rival} %"]))
+            assert point == pytest.approx(100 * (1 - system.sum() / errors[rival].sum()), abs=0.051)
+            rng = random.Random(0)
+            draws = [rng.choices(range(30), k=30) for _ in range(4000)]
+            slow = [100 * (1 - system[drawn].sum() / errors[rival][drawn].sum()) for drawn in draws]
+            assert [low, high] == pytest.approx(np.percentile(slow, [2.5, 97.5]).tolist(), abs=0.08 * (high - low))
+        assert rows["baseline"][f"{test_set} vs baseline %"] is None
+        assert rows["token-collapsed"][f"{test_set} vs token-collapsed %"] is None
+        assert f"{test_set} vs token-full %" not in rows["baseline"]
+
+
+def test_rows_have_mean_deviation_and_hours_over_the_seeds(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1,2,3") == ""
+    row = rows_of(recipe)["baseline"]
+    wers = [r.wer for seed in "123" for r in load_records(recipe / "exp" / f"baseline-{seed}" / "results.json")][::2]
+    assert row["clean WER %"] == f"{np.mean(wers):.2f} ± {np.std(wers, ddof=1):.2f}"
+    assert (row["seeds"], row["compute (h)"]) == (3, 2.5)
+
+
+def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, recipe):
+    name = recipe / "published" / "methods"
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2", "--publish", name) == ""
+    assert len(load_records(name.with_name("methods.json"))) == 2 * (1 + 4 * 2)
+    assert render(name.with_name("methods-comparison.json")).startswith("| method | seeds | clean WER % |")
+    page = (recipe / "exp" / "comparison.md").read_text()
+    assert page.count("python train.py --exp-dir exp/") == 9 and page.count("python decode.py --exp-dir exp/") == 9
+
+
+def test_an_empty_comparison_is_empty():
+    assert compare_seeds({}, "baseline", []) == []
+
+
+def test_the_default_budget_is_that_of_run_sh():
+    """Every flag that run.sh gives all of its trainings as a plain number, and --kd-warmup-batches of its student."""
+    text = RUN_SH.read_text()
+    train = text[text.index("\ntrain() {") : text.index("\nif stages 5")] + re.search(r"train_flags=.*", text)[0]
+    numbers = re.findall(r"(--[a-z-]+) ([\d.]+)(?![\w.])", train)
+    settings = {name: value for name, value in numbers if name not in ("--resume", "--causal")}
+    words: List[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
+    ours = dict(zip(words[::2], words[1::2]))
+    assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
