@@ -143,6 +143,20 @@ class DistillConfig:
     teacher_use_averaged_model: bool = flag(
         True, "Average over every batch of those epochs (model_avg), not only over their last ones."
     )
+    teacher_type: str = flag(
+        "kdstream",
+        "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer or one of torchaudio's "
+        "speech encoders (--teacher-checkpoint).",
+        choices=("kdstream", "icefall", "torchaudio"),
+    )
+    teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, or a state dict.")
+    teacher_model: str = flag(
+        "",
+        "What those weights are of.  icefall: the model flags that it was trained with, e.g. '--preset medium'; empty: "
+        "those in its epoch-N.pt.  torchaudio: a function of torchaudio.models and, as JSON, its arguments, e.g. "
+        "hubert_base.",
+    )
+    teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
     teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
     init_from_teacher: bool = flag(False, "Start the student from the teacher's weights; they must have one shape.")
     kd_layers: Tuple[str, ...] = flag(
@@ -192,9 +206,23 @@ class DistillConfig:
     kd_top_token_scale: float = flag(0.0, "Weight of token distillation at that branch, which needs no shift.")
 
     @property
+    def has_teacher(self) -> bool:
+        return bool(self.teacher_exp_dir or self.teacher_checkpoint)
+
+    @property
+    def needs_audio(self) -> bool:
+        """Whether the teacher listens to samples, which training then reads beside the features."""
+        return self.teacher_type == "torchaudio"
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether teacher and student must write the same tokens."""
+        return bool(self.init_from_teacher or self.kd_token_scale or self.kd_top_token_scale)
+
+    @property
     def method(self) -> str:
         """What guides the student, for tables: feature+relation+apc, init+token-one-best and so on, or none."""
-        if not self.teacher_exp_dir:
+        if not self.has_teacher:
             return "none"
         feature = "direct-feature" if self.kd_branch == "none" else "feature"
         parts = {

@@ -15,10 +15,10 @@ import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
+from kdstream.batch import FRAMES_PER_SECOND
 from kdstream.config import REPEATED, UserError
 from kdstream.models.streaming import SUBSAMPLING_LOSS
 
-FRAMES_PER_SECOND = 100
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
 
 

@@ -30,10 +30,12 @@ from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, DynamicCutSampler, SpecAugment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from kdstream.batch import Batch
 from kdstream.config import DataConfig, UserError
-from kdstream.cuts import FRAMES_PER_SECOND, PseudoCuts, Selection, read_manifest, text_of
+from kdstream.cuts import PseudoCuts, Selection, read_manifest, text_of
 from kdstream.models.streaming import LOG_EPS, SUBSAMPLING_LOSS
 
 SAMPLE_RATE = 16000
@@ -82,39 +84,27 @@ class Tokenizer:
 
 
 class Utterance(NamedTuple):
-    """One cut, read: `features` (T, 80)."""
+    """One cut, read: `features` (T, 80), and `audio` (S,) where it is asked for."""
 
     cut_id: str
     text: str
     features: Tensor
-
-
-@dataclass
-class Batch:
-    """features (N, T, 80) padded with LOG_EPS, feature_lens (N,) int64, and N texts and cut ids."""
-
-    features: Tensor
-    feature_lens: Tensor
-    texts: List[str]
-    cut_ids: List[str]
-
-    def to(self, device: Union[str, torch.device]) -> "Batch":
-        return Batch(self.features.to(device), self.feature_lens.to(device), self.texts, self.cut_ids)
-
-    @property
-    def duration(self) -> float:
-        """Seconds of speech, padding not counted."""
-        return float(self.feature_lens.sum()) / FRAMES_PER_SECOND
+    audio: Optional[Tensor] = None
 
 
 def make_batch(utterances: Sequence[Utterance]) -> Batch:
     """Pads utterances to the longest of them."""
-    return Batch(
-        torch.nn.utils.rnn.pad_sequence([u.features for u in utterances], batch_first=True, padding_value=LOG_EPS),
+    batch = Batch(
+        pad_sequence([u.features for u in utterances], batch_first=True, padding_value=LOG_EPS),
         torch.tensor([len(u.features) for u in utterances], dtype=torch.int64),
         [u.text for u in utterances],
         [u.cut_id for u in utterances],
     )
+    audio = [u.audio for u in utterances if u.audio is not None]
+    if audio:
+        batch.audio = pad_sequence(audio, batch_first=True)
+        batch.audio_lens = torch.tensor([len(samples) for samples in audio], dtype=torch.int64)
+    return batch
 
 
 def read_audio(cut: Cut) -> Tensor:
@@ -221,9 +211,12 @@ class AsrDataset(Dataset):
     in a traceback; `BatchLoader` raises it.
     """
 
-    def __init__(self, from_audio: bool, augmentation: Optional[Augmentation] = None) -> None:
+    def __init__(
+        self, from_audio: bool, augmentation: Optional[Augmentation] = None, with_audio: bool = False
+    ) -> None:
         self.from_audio = from_audio
         self.augmentation = augmentation
+        self.with_audio = with_audio
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Union[Batch, UserError]:
         try:
@@ -233,9 +226,11 @@ class AsrDataset(Dataset):
 
     def _read(self, cut: Cut) -> Utterance:
         if self.augmentation is None:
-            return read_utterance(cut, self.from_audio)
-        utterance = read_utterance(self.augmentation.mix_noise(cut), self.from_audio)
-        return self.augmentation.mask(utterance)
+            utterance = read_utterance(cut, self.from_audio)
+        else:
+            cut = self.augmentation.mix_noise(cut)
+            utterance = self.augmentation.mask(read_utterance(cut, self.from_audio))
+        return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
 
 
 class BatchLoader:
@@ -303,8 +298,8 @@ class AsrDataModule:
       UserError: (here or while iterating) naming the manifest, file or cut at fault, and the fix.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, config: DataConfig, seed: int, with_audio: bool = False) -> None:
+        self.config, self.seed, self.with_audio = config, seed, with_audio
         self.tokenizer = Tokenizer(config.bpe_model)
         self._train: Optional[_TrainingCuts] = None
 
@@ -329,7 +324,7 @@ class AsrDataModule:
         )
         sampler.set_epoch(epoch)
         noise = list(read_manifest(Path(config.manifest_dir) / MUSAN_CUTS)) if config.enable_musan else ()
-        dataset = AsrDataset(config.on_the_fly_feats, Augmentation(config, self.seed, epoch, noise))
+        dataset = AsrDataset(config.on_the_fly_feats, Augmentation(config, self.seed, epoch, noise), self.with_audio)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         return BatchLoader(dataset, _Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
 
@@ -369,7 +364,8 @@ class AsrDataModule:
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]
-        return BatchLoader(AsrDataset(from_audio), batches, len(batches), self.config.num_workers)
+        dataset = AsrDataset(from_audio, with_audio=self.with_audio)
+        return BatchLoader(dataset, batches, len(batches), self.config.num_workers)
 
     def paths(self, kind: str) -> List[Path]:
         """Manifests of kind "train", "dev" or "test": those given by file, else the parts under --manifest-dir."""

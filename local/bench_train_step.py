@@ -37,6 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdstream import cli
+from kdstream.batch import Batch
 from kdstream.config import (
     DataConfig,
     DistillConfig,
@@ -54,7 +55,7 @@ from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Tap
-from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
 from kdstream.models.scaling import set_batch_count
@@ -72,37 +73,37 @@ LEARNING_RATE = 1e-4  # small, so that a random model stays in range
 STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 KILOBYTE, MEGABYTE = 1024, 1024**2
 
-Features = Tuple[Tensor, Tensor, List[List[int]]]  # (N, T, 80), lengths (N,), tokens
+Tokens = List[List[int]]
 
 
-def synthetic_batch(data: DataConfig, seconds: float) -> Features:
+def synthetic_batch(data: DataConfig, seconds: float) -> Tuple[Batch, Tokens]:
     """--max-duration seconds of noise in utterances of `seconds`, the shortest a fifth shorter."""
     count = max(1, int(data.max_duration / seconds))
     generator = torch.Generator().manual_seed(0)
     lens = torch.linspace(100 * seconds, 80 * seconds, count).long()
     features = torch.randn(count, int(lens.max()), 80, generator=generator) * 3 - 6
     symbols = (count, int(TOKENS_PER_SECOND * seconds))
-    return features, lens, torch.randint(3, SYNTHETIC_VOCABULARY, symbols, generator=generator).tolist()
+    tokens = torch.randint(3, SYNTHETIC_VOCABULARY, symbols, generator=generator).tolist()
+    return Batch(features, lens, [""] * count, [str(index) for index in range(count)]), tokens
 
 
-def real_batch(data: DataConfig) -> Tuple[Features, int]:
-    """The first training batch of --train-cuts, and the size of the vocabulary."""
+def real_batch(data: DataConfig) -> Tuple[Batch, Tokens, int]:
+    """The first training batch of --train-cuts, its tokens, and the size of the vocabulary."""
     module = AsrDataModule(replace(data, num_workers=0), seed=0)
     batch = next(iter(module.train_dataloader(1)))
-    return (batch.features, batch.feature_lens, module.tokenizer.encode(batch.texts)), module.tokenizer.vocab_size
+    return batch, module.tokenizer.encode(batch.texts), module.tokenizer.vocab_size
 
 
 class Bench:
     """Models, optimisers and one batch; `rows` are the things to be measured, by name."""
 
-    def __init__(self, args: argparse.Namespace, batch: Features, vocab_size: int) -> None:
+    def __init__(self, args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> None:
         model = replace(from_args(ModelConfig, args), vocab_size=vocab_size)
         teacher = replace(model, causal=False, preset=args.teacher_preset or model.preset)
         train = from_args(TrainConfig, args)
         device = torch.device(args.device)
         torch.manual_seed(0)
-        self.features, self.lens, self.tokens = batch[0].to(device), batch[1].to(device), batch[2]
-        self.cut_ids = [str(index) for index in range(len(self.tokens))]
+        self.batch, self.tokens = batch.to(device), tokens
         self.chunk = ChunkConfig(model.chunk_size[0], model.left_context_frames[0]) if model.causal else None
         self.student = build_model(resolve(model)).to(device).train()
         set_batch_count(self.student, BATCH_COUNT)
@@ -113,14 +114,14 @@ class Bench:
 
     def add_distillation(self) -> None:
         """Builds teacher and branches, and the inputs of the parts: taps and branch outputs without a graph."""
-        device = self.features.device
-        teacher = Teacher(build_model(self.teacher_config).to(device))
+        device = self.batch.features.device
+        teacher = TransducerTeacher(build_model(self.teacher_config).to(device))
         distiller = Distiller(self.distill_config, self.student, teacher).to(device)
         self.pairs = distiller.pairs
 
         def teacher_forward() -> Heard:
             with self.precision.autocast():
-                return teacher.listen(self.features, self.lens, [pair.teacher for pair in self.pairs], self.cut_ids)
+                return teacher.listen(self.batch, [pair.teacher for pair in self.pairs])
 
         self.rows[STEPS[1]] = self.step(distiller)
         self.rows[STEPS[2]] = self.step(
@@ -129,7 +130,7 @@ class Bench:
         self.rows["teacher forward"] = teacher_forward
         heard, student_taps = teacher_forward(), distiller.student_taps()
         with torch.no_grad(), self.precision.autocast():
-            self.student.encode(self.features, self.lens, self.chunk, taps=student_taps)
+            self.student.encode(self.batch.features, self.batch.feature_lens, self.chunk, taps=student_taps)
             students = [student_taps[pair.student].at_stride(pair.stride) for pair in self.pairs]
             teachers = [
                 heard.layers[pair.teacher].at_stride(pair.stride).first(tap.features.size(1))
@@ -138,12 +139,12 @@ class Bench:
             outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
         self.add_parts(distiller, students, teachers, outputs)
 
-    def cached(self, teacher: Teacher, pairs: List[LayerPair]) -> CachedTeacher:
+    def cached(self, teacher: TransducerTeacher, pairs: List[LayerPair]) -> CachedTeacher:
         """The same teacher with the batch in a cache on disk."""
         self.folder = tempfile.TemporaryDirectory()
         directory, identity = Path(self.folder.name), fingerprint(teacher.model, {})
         layers = sorted({pair.teacher for pair in pairs})
-        CacheWriter(directory, teacher, layers, "float16", identity).add(self.features, self.lens, self.cut_ids)
+        CacheWriter(directory, teacher, layers, "float16", identity).add(self.batch)
         return CachedTeacher(teacher.model, directory, identity)
 
     def step(self, distiller: Optional[Distiller]) -> Callable[[], None]:
@@ -153,7 +154,7 @@ class Bench:
 
         def run() -> None:
             with self.precision.autocast():
-                loss, _ = module(self.features, self.lens, self.tokens, self.cut_ids, self.chunk, int(BATCH_COUNT))
+                loss, _ = module(self.batch, self.tokens, self.chunk, int(BATCH_COUNT))
             self.precision.backward(loss)
             self.precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
@@ -164,7 +165,7 @@ class Bench:
         self, distiller: Distiller, students: List[Tap], teachers: List[Tap], outputs: List[BranchOutput]
     ) -> None:
         """Rows for the branches and for each loss, summed over the tapped layers, forward and backward."""
-        config, frames = self.distill_config, output_frames_of(self.lens)
+        config, frames = self.distill_config, output_frames_of(self.batch.feature_lens)
 
         def branches() -> List[Tensor]:
             made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students)]
@@ -211,12 +212,12 @@ class Bench:
         return run
 
     def frame_weights(self, tap: Tap) -> Tensor:
-        return frame_weights(tap.lens, tap.features.size(1), output_frames_of(self.lens))
+        return frame_weights(tap.lens, tap.features.size(1), output_frames_of(self.batch.feature_lens))
 
     def run(self, name: str, repetition: int) -> None:
         seed_step(0, repetition, 0)  # the same dropout, layer skipping and balancing in every row
         self.rows[name]()
-        if self.features.is_cuda:
+        if self.batch.features.is_cuda:
             torch.cuda.synchronize()
 
 
@@ -258,11 +259,11 @@ class PeakMemory:
         return next(int(line.split()[1]) * KILOBYTE for line in lines if line.startswith(field))
 
 
-def measure_memory(args: argparse.Namespace, batch: Features, vocab_size: int) -> int:
+def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> int:
     """Peak bytes of the row --memory-of, in this process."""
     peak = PeakMemory(torch.device(args.device))
     peak.start()
-    bench = Bench(args, batch, vocab_size)
+    bench = Bench(args, batch, tokens, vocab_size)
     if args.memory_of != STEPS[0]:
         bench.add_distillation()
     bench.rows = {args.memory_of: bench.rows[args.memory_of]}
@@ -301,22 +302,22 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     data = from_args(DataConfig, args)
     if args.train_cuts:
-        batch, vocab_size = real_batch(data)
+        batch, tokens, vocab_size = real_batch(data)
     else:
-        batch, vocab_size = synthetic_batch(data, args.utterance_seconds), SYNTHETIC_VOCABULARY
+        (batch, tokens), vocab_size = synthetic_batch(data, args.utterance_seconds), SYNTHETIC_VOCABULARY
     if args.memory_of:
-        print(measure_memory(args, batch, vocab_size))
+        print(measure_memory(args, batch, tokens, vocab_size))
         return
-    bench = Bench(args, batch, vocab_size)
+    bench = Bench(args, batch, tokens, vocab_size)
     bench.add_distillation()
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
     keep_freed_memory()  # as training does
     times = measure_times(bench, args.repetitions, clock)
     names = tqdm(times, desc="memory", disable=None) if args.memory else ()
     rows = table(times, {name: memory_in_own_process(name) for name in names})
-    device = torch.cuda.get_device_name() if bench.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    device = torch.cuda.get_device_name() if bench.batch.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
     print(
-        f"{int(batch[1].sum()) / 100:.0f} s of speech in {batch[0].size(0)} utterances, {device}, torch "
+        f"{batch.duration:.0f} s of speech in {len(batch.texts)} utterances, {device}, torch "
         f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
         f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs)}\n"
     )

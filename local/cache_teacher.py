@@ -32,7 +32,7 @@ from kdstream.config import (
 from kdstream.data import FBANK, AsrDataModule
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
-from kdstream.training.step import find_teacher
+from kdstream.training.teachers import find_teacher
 
 DATA_FLAGS = ("manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers")
 TEACHER_FLAGS = ("teacher_exp_dir", "teacher_epoch", "teacher_avg")
@@ -66,8 +66,7 @@ def main() -> None:
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
         if any(cut_id not in writer.done for cut_id in batch.cut_ids):
-            batch = batch.to(args.device)
-            writer.add(batch.features, batch.feature_lens, batch.cut_ids)
+            writer.add(batch.to(args.device))
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: layers {', '.join(layers)} of {args.teacher_exp_dir}, {size / 1e6:.0f} MB")
 

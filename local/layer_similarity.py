@@ -40,11 +40,13 @@ from kdstream.kd.taps import Taps
 from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
 from kdstream.reporting.style import phone_style
-from kdstream.training.step import find_teacher
+from kdstream.training.teachers import find_teacher
 from kdstream.training.trained import load_trained
 
 DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
-TEACHER_FLAGS = ("teacher_exp_dir", "teacher_epoch", "teacher_avg")
+TEACHER_FLAGS = (
+    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_type", "teacher_checkpoint", "teacher_model",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -56,12 +58,12 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
         raise UserError("--teacher-exp-dir: whose layers to compare with")
     chunk = choose_chunk(config.model, decode)
     similarity = LayerSimilarity()
-    batches = AsrDataModule(config.data, config.train.seed).valid_dataloader()
+    batches = AsrDataModule(config.data, config.train.seed, config.distill.needs_audio).valid_dataloader()
     ours: Taps
     for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
         ours = Taps()
         student.encode(batch.features, batch.feature_lens, chunk, taps=ours)
-        heard = teacher.listen(batch.features, batch.feature_lens, teacher.shapes, batch.cut_ids)
+        heard = teacher.listen(batch, teacher.shapes)
         similarity.add({name: ours[name] for name in ours.names()}, heard.layers)
     names = ours.names()
     return {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from kdstream.batch import Batch
 from kdstream.config import ModelConfig
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
@@ -55,3 +56,8 @@ def random_batch(
     features = torch.randn(len(lens), max(lens), 80, generator=generator) * 3 - 6
     tokens = torch.randint(3, vocab_size, (len(lens), symbols), generator=generator).tolist()
     return features, torch.tensor(lens), tokens
+
+
+def batch_of(features: Tensor, lens: Tensor, cut_ids: Sequence[str] = ()) -> Batch:
+    """A batch of features (N, T, 80) and lengths (N,) without texts."""
+    return Batch(features, lens, [""] * len(lens), list(cut_ids) or [str(n) for n in range(len(lens))])

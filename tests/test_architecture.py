@@ -16,13 +16,14 @@ MAX_LINES = 600
 
 # What each room of the library may import besides itself.  A new room needs a row.
 MAY_IMPORT: Dict[str, Set[str]] = {
+    "batch": set(),
     "config": set(),
     "cli": {"config"},
     "models": {"config"},
-    "cuts": {"config", "models"},
-    "data": {"config", "cuts", "models"},
-    "kd": {"config", "models"},
-    "training": {"config", "data", "models", "kd"},
+    "cuts": {"batch", "config", "models"},
+    "data": {"batch", "config", "cuts", "models"},
+    "kd": {"batch", "config", "models"},
+    "training": {"batch", "config", "data", "models", "kd"},
     "decoding": {"config", "data", "models"},
     "export": {"config", "data", "models"},
     "reporting": {"config", "data", "models", "kd", "training", "decoding"},

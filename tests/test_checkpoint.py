@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Dict, List
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kdstream.config import UserError
@@ -194,9 +196,26 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
     torch.save([1, 2, 3], tmp_path / "epoch-1.pt")
     with pytest.raises(UserError, match="not a checkpoint"):
         ckpt.load_checkpoint(tmp_path / "epoch-1.pt")
-    torch.save({"model": {}, "exp_dir": Path("exp")}, tmp_path / "epoch-2.pt")
+    torch.save({"model": {}, "args": argparse.Namespace()}, tmp_path / "epoch-2.pt")
     with pytest.raises(UserError, match="holds Python objects"):
         ckpt.load_checkpoint(tmp_path / "epoch-2.pt")
+
+
+def test_icefalls_directories_in_a_checkpoint_are_read(tmp_path: Path):
+    torch.save({"model": {}, "exp_dir": Path("exp")}, tmp_path / "epoch-1.pt")
+    assert ckpt.load_checkpoint(tmp_path / "epoch-1.pt")["exp_dir"] == Path("exp")
+
+
+@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"model": weights}])
+def test_weights_alone_are_read_from_any_of_their_files(tmp_path: Path, wrap):
+    weights = make_model().state_dict()
+    torch.save(wrap(weights), tmp_path / "weights.pt")
+    save_file(weights, tmp_path / "weights.safetensors")
+    for name in ("weights.pt", "weights.safetensors"):
+        torch.testing.assert_close(ckpt.load_weights(tmp_path / name), weights, rtol=0, atol=0)
+    (tmp_path / "weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="weights.safetensors: cannot be read as safetensors"):
+        ckpt.load_weights(tmp_path / "weights.safetensors")
 
 
 def test_parameters_of_another_model_are_refused_in_one_line(tmp_path: Path):

@@ -12,10 +12,10 @@ import torch
 from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
 from kdstream.kd.distiller import SCALES, Distiller
 from kdstream.kd.taps import Taps, tap_shapes
-from kdstream.kd.teacher import Teacher, load_teacher, start_from_teacher
+from kdstream.kd.teacher import TransducerTeacher, load_teacher, start_from_teacher
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import build_model
-from tests.helpers import random_batch, tiny_test_config, tiny_test_model
+from tests.helpers import batch_of, random_batch, tiny_test_config, tiny_test_model
 
 CHUNK = ChunkConfig(chunk=8, left=16)
 SMALL = DistillConfig(kd_branch_feedforward_dim=32, kd_apc_dim=16)
@@ -26,7 +26,7 @@ def build(config: DistillConfig = SMALL, **teacher_overrides):
     student = tiny_test_model(causal=True)
     teacher = tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides})
     torch.manual_seed(2)
-    return student, teacher, Distiller(config, student, Teacher(teacher)).eval()
+    return student, teacher, Distiller(config, student, TransducerTeacher(teacher)).eval()
 
 
 def distil(student, distiller, features, lens, tokens=None) -> Dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def distil(student, distiller, features, lens, tokens=None) -> Dict[str, torch.T
         student.encode(features, lens, CHUNK, taps=taps)
     else:
         student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
-    return distiller(features, lens, [""] * len(lens), taps, distiller.scales.keys())
+    return distiller(batch_of(features, lens), taps, distiller.scales.keys())
 
 
 def test_default_layers_are_the_last_of_every_stack_with_frames_of_40_ms_or_longer():
@@ -219,7 +219,7 @@ def test_losses_between_layers_end_and_token_losses_begin_where_the_stages_meet(
     features, lens, tokens = random_batch()
     taps = distiller.student_taps()
     student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
-    assert distiller(features, lens, ["", ""], taps, distiller.weights(125).keys()).keys() == {"token_loss"}
+    assert distiller(batch_of(features, lens), taps, distiller.weights(125).keys()).keys() == {"token_loss"}
 
 
 def test_a_streaming_student_that_starts_from_its_teacher_gives_the_teachers_output_in_full_context():
@@ -270,6 +270,9 @@ def test_a_distilled_student_costs_at_inference_exactly_what_the_baseline_costs(
     assert flops[0] == flops[1] > 0
 
 
+WHOSE = "--teacher-exp-dir exp/teacher"
+
+
 def write_tokens(directory, tokens) -> DataConfig:
     directory.mkdir()
     (directory / "tokens.txt").write_text("".join(f"{token} {i}\n" for i, token in enumerate(tokens)))
@@ -284,7 +287,7 @@ def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"),
     student = ExperimentConfig(
         model=tiny_test_config(True, len(ours)),
         data=write_tokens(tmp_path / "ours", ours),
-        distill=DistillConfig(teacher_exp_dir="exp/teacher"),
+        distill=DistillConfig(teacher_exp_dir="exp/teacher", kd_token_scale=1.0),
     )
     return teacher, student
 
@@ -292,7 +295,7 @@ def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"),
 def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     saved = tiny_test_model(causal=False, vocab_size=4)
-    loaded = load_teacher(teacher, saved.state_dict(), student, torch.device("cpu"))
+    loaded = load_teacher(WHOSE, teacher, saved.state_dict(), student, torch.device("cpu"))
     features, lens, _ = random_batch()
     torch.testing.assert_close(loaded.encode(features, lens), saved.encode(features, lens), rtol=0, atol=0)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -307,24 +310,31 @@ def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path)
 )
 def test_a_teacher_with_another_vocabulary_is_a_clear_error(tmp_path, tokens, message):
     teacher, student = experiments(tmp_path, tokens)
-    with pytest.raises(UserError, match=f"--teacher-exp-dir exp/teacher: .*{message}"):
-        load_teacher(teacher, {}, student, torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{WHOSE}: .*{message}"):
+        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
+
+
+def test_losses_between_layers_do_not_ask_for_the_students_tokens(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A"))
+    student = replace(student, distill=replace(student.distill, kd_token_scale=0.0))
+    weights = tiny_test_model(causal=False, vocab_size=3).state_dict()
+    assert load_teacher(WHOSE, teacher, weights, student, torch.device("cpu")).config.vocab_size == 3
 
 
 def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     forty_bins = replace(teacher, model=replace(teacher.model, feature_dim=40))
     with pytest.raises(UserError, match="reads 40 mel bins, the student 80"):
-        load_teacher(forty_bins, {}, student, torch.device("cpu"))
-    with pytest.raises(UserError, match="does not fit its config.json"):
-        load_teacher(teacher, {"encoder.nothing": torch.zeros(1)}, student, torch.device("cpu"))
+        load_teacher(WHOSE, forty_bins, {}, student, torch.device("cpu"))
+    with pytest.raises(UserError, match="does not fit what is known of its model"):
+        load_teacher(WHOSE, teacher, {"encoder.nothing": torch.zeros(1)}, student, torch.device("cpu"))
 
 
 def test_missing_tokens_are_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     (tmp_path / "theirs" / "tokens.txt").unlink()
     with pytest.raises(UserError, match="theirs/tokens.txt: no such file; it belongs beside --bpe-model"):
-        load_teacher(teacher, {}, student, torch.device("cpu"))
+        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
 
 
 def test_taps_record_only_what_is_wanted():

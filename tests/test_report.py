@@ -25,7 +25,8 @@ from kdstream.reporting import findings, plots, sources
 from kdstream.reporting.relations import BRANCH, STUDENT, TEACHER, compare_maps, read_relations
 from kdstream.reporting.utterances import GAP, Comparison, align_systems, worth_reading
 from kdstream.training.checkpoint import save_checkpoint
-from kdstream.training.step import build_distiller, find_teacher
+from kdstream.training.step import build_distiller
+from kdstream.training.teachers import find_teacher
 from test_results import make_record, write_runs
 from test_scoring import random_transcripts
 from training_helpers import experiment, make_corpus, make_cut

@@ -13,11 +13,11 @@ import torch
 from kdstream.config import REPEATED, DistillConfig, UserError
 from kdstream.data import Tokenizer
 from kdstream.kd.distiller import Distiller
-from kdstream.kd.teacher import Teacher
+from kdstream.kd.teacher import Teacher, TransducerTeacher
 from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerprint, read_index
 from kdstream.training import loop
-from kdstream.training.step import find_teacher
-from tests.helpers import random_batch, tiny_test_model
+from kdstream.training.teachers import find_teacher
+from tests.helpers import batch_of, random_batch, tiny_test_model
 from tests.test_distiller import CHUNK, SMALL
 from tests.training_helpers import experiment, make_corpus
 
@@ -34,7 +34,9 @@ def write(directory: Path, storage: str = "float16", lens=(120, 90), ids=("a/1",
     features, feature_lens, _ = random_batch(lens)
     model = teacher_model()
     identity = fingerprint(model, FEATURES)
-    CacheWriter(directory, Teacher(model), LAYERS, storage, identity).add(features, feature_lens, ids)
+    CacheWriter(directory, TransducerTeacher(model), LAYERS, storage, identity).add(
+        batch_of(features, feature_lens, ids)
+    )
     return CachedTeacher(model, directory, identity)
 
 
@@ -45,12 +47,12 @@ def losses(teacher: Teacher, cut_ids) -> dict:
     features, lens, tokens = random_batch()
     taps = distiller.student_taps()
     student(features, lens, tokens, CHUNK, experiment(Path(), None).train, taps=taps)
-    return distiller(features, lens, cut_ids, taps, distiller.scales.keys())
+    return distiller(batch_of(features, lens, cut_ids), taps, distiller.scales.keys())
 
 
 @pytest.mark.parametrize("storage, tolerance", [("float16", 1e-3), ("lilcom", 2e-2)])
 def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, storage, tolerance):
-    live = losses(Teacher(teacher_model()), ["a/1", "b"])
+    live = losses(TransducerTeacher(teacher_model()), ["a/1", "b"])
     cached = losses(write(tmp_path, storage), ["a/1", "b"])
     assert len(live) == 5
     for name, loss in live.items():
@@ -60,8 +62,8 @@ def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, 
 def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_path):
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
-    alone = teacher.listen(features[1:, :90], lens[1:], LAYERS, [f"b{REPEATED}3"])
-    together = teacher.listen(features, lens, LAYERS, ["a/1", "b"])
+    alone = teacher.listen(batch_of(features[1:, :90], lens[1:], [f"b{REPEATED}3"]), LAYERS)
+    together = teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
     frames = alone.layers["2.0"].features.size(1)
     torch.testing.assert_close(alone.layers["2.0"].features[0], together.layers["2.0"].features[1, :frames])
     assert torch.equal(alone.layers["2.0"].lens, together.layers["2.0"].lens[1:])
@@ -88,11 +90,11 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
     with pytest.raises(UserError, match="has no cut c; run local/cache_teacher.py on all training cuts"):
-        teacher.listen(features, lens, LAYERS, ["a/1", "c"])
+        teacher.listen(batch_of(features, lens, ["a/1", "c"]), LAYERS)
     with pytest.raises(UserError, match="cut b has 22 frames there and 18 here; its features have changed"):
-        teacher.listen(features, torch.tensor([120, 80]), LAYERS, ["a/1", "b"])
+        teacher.listen(batch_of(features, torch.tensor([120, 80]), ["a/1", "b"]), LAYERS)
     with pytest.raises(UserError, match="lacks layers 0.0; write it with --layers 0.0,1.1,2.0"):
-        teacher.listen(features, lens, ["0.0"], ["a/1", "b"])
+        teacher.listen(batch_of(features, lens, ["a/1", "b"]), ["0.0"])
     with pytest.raises(UserError, match="is of another teacher or of other features"):
         CachedTeacher(teacher_model(), tmp_path, fingerprint(teacher_model(), {"num_filters": 40}))
     with pytest.raises(UserError, match="is of another teacher"):
@@ -104,7 +106,7 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
     for path in (tmp_path / "arrays").rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cut a/1 cannot be read"):
-        teacher.listen(features, lens, LAYERS, ["a/1", "b"])
+        teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
 
 
 def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):

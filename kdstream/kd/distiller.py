@@ -3,9 +3,9 @@
 One training step:
 
     taps = distiller.student_taps()
-    losses = student(features, feature_lens, ..., taps=taps)         # the student, streaming
+    losses = student(batch.features, ..., taps=taps)                # the student, streaming
     weights = distiller.weights(batch_idx)
-    losses.update(distiller(features, feature_lens, cut_ids, taps, weights.keys()))    # the teacher, full context
+    losses.update(distiller(batch, taps, weights.keys()))           # the teacher, full context
 
 The student knows nothing of all this: drop the distiller and what remains is the model to be deployed.
 
@@ -23,12 +23,13 @@ from typing import AbstractSet, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch
 from kdstream.config import DistillConfig, UserError
 from kdstream.kd.branches import AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
 from kdstream.kd.layer_map import LayerPair, pair_layers
 from kdstream.kd.losses import apc_loss, at_least_float32, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Lattice, Tap, Taps, tap_shapes
-from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.teacher import Heard, Teacher, TransducerTeacher
 from kdstream.kd.token_losses import delayed, token_loss
 from kdstream.models.rnnt_loss import lattice_boundary, rnnt_loss_pruned
 from kdstream.models.transducer import Transducer
@@ -55,6 +56,10 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._student = (student,)  # in a tuple, where nn.Module does not look
         self.scales = wanted_losses(config)
+        if config.needs_tokens and not isinstance(teacher, TransducerTeacher):
+            raise UserError(
+                "--kd-token-scale, --kd-top-token-scale: this teacher writes no tokens; distil from its layers alone"
+            )
         self.pairs: List[LayerPair] = []
         if any(name in self.scales for name in HIDDEN):
             self.pairs = pair_layers(config, tap_shapes(student), teacher.shapes)
@@ -114,20 +119,11 @@ class Distiller(nn.Module):
                 weights[name] = ramp * scale
         return weights
 
-    def forward(
-        self,
-        features: Tensor,
-        feature_lens: Tensor,
-        cut_ids: List[str],
-        student_taps: Taps,
-        names: AbstractSet[str],
-    ) -> Dict[str, Tensor]:
+    def forward(self, batch: Batch, student_taps: Taps, names: AbstractSet[str]) -> Dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
 
         Args:
-          features: (N, T, F), what the student was given, or its clean version on the same time axis.
-          feature_lens: (N,) in feature frames (10 ms).
-          cut_ids: names of the utterances.
+          batch: what the student was given, or a clean version of it on the same time axis.
           student_taps: filled by the student's forward pass on this batch.
           names: the losses that are wanted, of those whose scale is not 0.
         Returns:
@@ -135,10 +131,10 @@ class Distiller(nn.Module):
         """
         hidden, tokens = ([name for name in group if name in names] for group in (HIDDEN, TOKENS))
         layers = {pair.teacher for pair in self.pairs} if hidden else set()
-        heard = self.teacher.listen(features, feature_lens, layers, cut_ids)
+        heard = self.teacher.listen(batch, layers)
         losses: Dict[str, Tensor] = {}
         if hidden:
-            losses.update(self.hidden_losses(heard, student_taps, output_frames_of(feature_lens), hidden))
+            losses.update(self.hidden_losses(heard, student_taps, output_frames_of(batch.feature_lens), hidden))
         if tokens:
             losses.update(self.lattice_losses(heard, student_taps.lattice, tokens))
         return losses

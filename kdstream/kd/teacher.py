@@ -1,6 +1,6 @@
 """The teacher: a trained model, frozen, that hears the whole utterance.
 
-Which checkpoint it comes from is the training loop's affair; here a state dict becomes a model that
+Which checkpoint it comes from is training/teachers.py's affair; here a state dict becomes a model that
 no optimiser, no schedule and no mode switch can change, and what it says to a batch.
 
 Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D width.
@@ -8,12 +8,14 @@ Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import Dict, Iterable, List, NamedTuple, Optional, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdstream.batch import Batch
 from kdstream.config import DataConfig, ExperimentConfig, UserError
 from kdstream.kd.taps import Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
@@ -23,42 +25,50 @@ from kdstream.models.zipformer_modules import streaming_parameters
 
 TOKENS_FILE = "tokens.txt"
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
 
 class Heard(NamedTuple):
-    """What the teacher makes of a batch.
+    """What a teacher makes of a batch.
 
     layers: the asked taps by name; frames beyond the batch's longest utterance may follow.
-    encoder_out: (N, T, D) in 40 ms frames, likewise.
+    encoder_out: (N, T, D) in 40 ms frames, likewise; None from a teacher that writes no tokens.
     """
 
     layers: Dict[str, Tap]
-    encoder_out: Tensor
+    encoder_out: Optional[Tensor] = None
 
 
-class Teacher:
-    """A frozen transducer that hears whole utterances.
+class Teacher(ABC):
+    """A frozen model that hears whole utterances.  Another kind of teacher is another `shapes` and `listen`.
 
     No nn.Module: it appears in no state dict, parameter list, `train()` or `to()` of who holds it.
 
+    shapes: of the layers that can be tapped, by name in running order.
+    """
+
+    shapes: Dict[str, TapShape]
+
+    @abstractmethod
+    def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
+        """What it makes of a batch, each utterance as if alone; `layers` names the wanted taps."""
+
+
+class TransducerTeacher(Teacher):
+    """A transducer, ours or icefall's.
+
     Args:
-      model: from `load_teacher`, on its device.
+      model: on its device; frozen here.
     """
 
     def __init__(self, model: Transducer) -> None:
         self.model = freeze(model)
-        self.shapes: Dict[str, TapShape] = tap_shapes(model)
+        self.shapes = tap_shapes(model)
 
     @torch.no_grad()
-    def listen(self, features: Tensor, feature_lens: Tensor, layers: Iterable[str], cut_ids: Sequence[str]) -> Heard:
-        """Encodes a batch, padded so that each utterance gives what it gives alone.
-
-        Args:
-          features: (N, T, F); feature_lens: (N,) in feature frames (10 ms).
-          layers: names of the taps that are wanted.
-          cut_ids: N names of the utterances; of use to a teacher that remembers them.
-        """
+    def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         taps = Taps(layers)
-        padded = pad_to_whole_chunks(features, feature_lens, self.model.max_downsampling)
+        padded = pad_to_whole_chunks(batch.features, batch.feature_lens, self.model.max_downsampling)
         encoder_out, _, _ = self.model.encode(*padded, taps=taps)
         return Heard({name: taps[name] for name in taps.names()}, encoder_out)
 
@@ -69,27 +79,28 @@ class Teacher:
 
 
 def load_teacher(
-    config: ExperimentConfig, state_dict: Dict[str, Tensor], student: ExperimentConfig, device: torch.device
+    whose: str, config: ExperimentConfig, state_dict: Dict[str, Tensor], student: ExperimentConfig, device: torch.device
 ) -> Transducer:
-    """Builds the teacher in eval mode, without gradients, on `device`.
+    """Builds a transducer that is a teacher, on `device`.
 
     Args:
-      config: the teacher's, from the config.json in its exp-dir.
+      whose: the flag that names it, for errors.
+      config: the teacher's; its model and its bpe_model are looked at.
       state_dict: its (averaged) parameters.
-      student: the student's; features and tokens must be the same.
+      student: the student's; features must be the same, and tokens where they are compared.
     Raises:
       UserError: other features, other tokens, or parameters that do not fit the teacher's config.
     """
-    exp_dir = student.distill.teacher_exp_dir
-    check_same_features(config, student)
-    check_same_tokens(config, student)
+    check_same_features(whose, config, student)
+    if student.distill.needs_tokens:
+        check_same_tokens(whose, config, student)
     teacher = build_model(resolve(config.model))
     try:
         teacher.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"--teacher-exp-dir {exp_dir}: the checkpoint does not fit its config.json "
-            f"({' '.join(str(error).split())[:300]}); use the checkpoints and the config.json of one training"
+            f"{whose}: the checkpoint does not fit what is known of its model ({' '.join(str(error).split())[:300]}); "
+            "use checkpoint and config.json of one training, or see --teacher-model"
         ) from error
     return freeze(teacher).to(device)
 
@@ -112,21 +123,21 @@ def start_from_teacher(student: Transducer, teacher: Transducer) -> None:
         ) from error
 
 
-def freeze(model: Transducer) -> Transducer:
+def freeze(model: AnyModule) -> AnyModule:
     """Eval mode, for good, and no gradients."""
     return model.eval().requires_grad_(False)
 
 
-def check_same_features(teacher: ExperimentConfig, student: ExperimentConfig) -> None:
+def check_same_features(whose: str, teacher: ExperimentConfig, student: ExperimentConfig) -> None:
     """Raises UserError if the two read features of different size."""
     if teacher.model.feature_dim != student.model.feature_dim:
         raise UserError(
-            f"--teacher-exp-dir {student.distill.teacher_exp_dir}: the teacher reads {teacher.model.feature_dim} "
+            f"{whose}: the teacher reads {teacher.model.feature_dim} "
             f"mel bins, the student {student.model.feature_dim}; train both on the same features"
         )
 
 
-def check_same_tokens(teacher: ExperimentConfig, student: ExperimentConfig) -> None:
+def check_same_tokens(whose: str, teacher: ExperimentConfig, student: ExperimentConfig) -> None:
     """Raises UserError if the two do not write the same tokens in the same order."""
     ours, theirs = read_tokens(student.data), read_tokens(teacher.data)
     if ours == theirs:
@@ -137,8 +148,9 @@ def check_same_tokens(teacher: ExperimentConfig, student: ExperimentConfig) -> N
         index = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
         difference = f"its token {index} is {theirs[index]!r}, the student's {ours[index]!r}"
     raise UserError(
-        f"--teacher-exp-dir {student.distill.teacher_exp_dir}: the teacher has another vocabulary "
-        f"({tokens_path(teacher.data)}: {difference}); train teacher and student with one --bpe-model"
+        f"{whose}: the teacher has another vocabulary "
+        f"({tokens_path(teacher.data)}: {difference}); train teacher and student with one --bpe-model, or "
+        "distil from layers alone"
     )
 
 

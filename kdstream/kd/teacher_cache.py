@@ -23,9 +23,10 @@ from lhotse.features.io import LilcomFilesWriter, NumpyFilesWriter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.batch import Batch
 from kdstream.config import REPEATED, UserError
 from kdstream.kd.taps import Tap
-from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.models.streaming import padded_encoder_lens
 from kdstream.models.transducer import Transducer
 
@@ -65,7 +66,9 @@ class CacheWriter:
       UserError: the directory holds a cache of something else, or the teacher lacks a layer.
     """
 
-    def __init__(self, directory: Path, teacher: Teacher, layers: Sequence[str], storage: str, identity: str) -> None:
+    def __init__(
+        self, directory: Path, teacher: TransducerTeacher, layers: Sequence[str], storage: str, identity: str
+    ) -> None:
         self.directory, self.teacher, self.layers = directory, teacher, list(layers)
         missing = [name for name in layers if name not in teacher.shapes]
         if missing:
@@ -92,10 +95,10 @@ class CacheWriter:
             columns.setdefault(shape.stride, []).extend(Columns(name, *pair) for pair in zip(TENSORS, widths))
         return columns
 
-    def add(self, features: Tensor, feature_lens: Tensor, cut_ids: Sequence[str]) -> None:
-        """Stores what the teacher makes of a batch: features (N, T, F), feature_lens (N,) in 10 ms frames."""
-        heard = self.teacher.listen(features, feature_lens, self.layers, cut_ids)
-        lens = padded_encoder_lens(feature_lens, self.teacher.model.max_downsampling)
+    def add(self, batch: Batch) -> None:
+        """Stores what the teacher makes of a batch."""
+        heard = self.teacher.listen(batch, self.layers)
+        lens = padded_encoder_lens(batch.feature_lens, self.teacher.model.max_downsampling)
         arrays: Dict[int, np.ndarray] = {}
         for stride, columns in self.columns().items():
             tensors = [
@@ -105,7 +108,7 @@ class CacheWriter:
             limit = np.finfo(self._dtype).max
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
-            for n, cut_id in enumerate(cut_ids):
+            for n, cut_id in enumerate(batch.cut_ids):
                 entry = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
                 index.write(json.dumps({"cut": cut_id, "arrays": entry}) + "\n")
 
@@ -115,7 +118,7 @@ class CacheWriter:
         return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
 
 
-class CachedTeacher(Teacher):
+class CachedTeacher(TransducerTeacher):
     """A teacher that looks up what it hears by the cut's name, and computes its joiner's logits alone.
 
     It heard the cuts clean: noise or masks on the student's features do not reach it.
@@ -139,8 +142,7 @@ class CachedTeacher(Teacher):
                 "and --teacher-avg that it was written with, or write a new one with local/cache_teacher.py"
             )
 
-    def listen(self, features: Tensor, feature_lens: Tensor, layers: Iterable[str], cut_ids: Sequence[str]) -> Heard:
-        """As Teacher.listen, from the cache."""
+    def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         stored = {c.layer for columns in self.columns.values() for c in columns}
         missing = sorted(set(layers) - stored)
         if missing:
@@ -148,12 +150,12 @@ class CachedTeacher(Teacher):
                 f"--teacher-cache {self.directory}: lacks layers {','.join(missing)}; write it with --layers "
                 f"{','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}"
             )
-        encoder_lens = padded_encoder_lens(feature_lens, self.model.max_downsampling)
+        encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
         taps: Dict[str, Dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
-            arrays = [self.load(cut_id, stride, frames) for cut_id, frames in zip(cut_ids, lens.tolist())]
-            block = pad_sequence(arrays, batch_first=True).to(features)  # (N, T, columns)
+            arrays = [self.load(cut_id, stride, frames) for cut_id, frames in zip(batch.cut_ids, lens.tolist())]
+            block = pad_sequence(arrays, batch_first=True).to(batch.features)  # (N, T, columns)
             for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2)):
                 taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor
         encoder_out = taps.pop(ENCODER_OUT)["features"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdstream.config import ENCODER_FRAME_MS, DecodeConfig, ExperimentConfig, UserError
-from kdstream.data import AsrDataModule, Utterance
+from kdstream.data import AsrDataModule, Utterance, make_batch
 from kdstream.decoding.run import choose_chunk
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
@@ -23,7 +23,8 @@ from kdstream.kd.losses import relation_loss
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 from kdstream.training.checkpoint import find_epochs, load_checkpoint, restore
-from kdstream.training.step import build_distiller, find_teacher
+from kdstream.training.step import build_distiller
+from kdstream.training.teachers import find_teacher
 
 TEACHER, BRANCH, STUDENT = "teacher", "auxiliary branch", "student"
 SECONDS = (3.0, 8.0)  # of the utterance: long enough to have structure, short enough to see frames
@@ -72,13 +73,13 @@ def read_relations(exp_dir: Path) -> Relations:
         raise UserError(f"{exp_dir}: trained without a teacher")
     utterance = choose_utterance(config)
     student, distiller, weights = load_distilled(exp_dir, config)
-    features, lens = utterance.features.unsqueeze(0), torch.tensor([len(utterance.features)])
+    batch = make_batch([utterance])
     taps = distiller.student_taps()
-    student.encode(features, lens, choose_chunk(config.model, DecodeConfig()), taps=taps)
+    student.encode(batch.features, batch.feature_lens, choose_chunk(config.model, DecodeConfig()), taps=taps)
     if not distiller.pairs or config.distill.kd_branch == "none":
         raise UserError(f"{exp_dir}: no layer has an auxiliary branch")
     index, pair = finest_pair(distiller)
-    heard = distiller.teacher.listen(features, lens, [pair.teacher], [utterance.cut_id])
+    heard = distiller.teacher.listen(batch, [pair.teacher])
     student_tap = taps[pair.student].at_stride(pair.stride)
     teacher_tap = heard.layers[pair.teacher].at_stride(pair.stride).first(student_tap.features.size(1))
     branch = distiller.branches[index](student_tap)

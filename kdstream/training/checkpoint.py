@@ -12,14 +12,17 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import pathlib
 import pickle
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdstream.config import UserError
@@ -28,6 +31,8 @@ PathLike = Union[str, Path]
 StateDict = Dict[str, Tensor]
 RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler", "branches")
 PRETRAINED = "pretrained.pt"
+# icefall's checkpoints hold directories; torch before 2.5 cannot be told that these are harmless
+PATHS_ALLOWED = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
 
 
 def save_checkpoint(
@@ -104,8 +109,8 @@ def _as_float32(state: StateDict) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def load_checkpoint(path: PathLike) -> Dict[str, Any]:
-    """Reads a checkpoint to the CPU.
+def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
+    """Reads a checkpoint to the CPU; with `bare`, a state dict alone is taken for its "model".
 
     Raises:
       UserError: no such file, a file cut short, or one that is not a checkpoint.
@@ -114,7 +119,8 @@ def load_checkpoint(path: PathLike) -> Dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint{_what_there_is(path.parent)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with PATHS_ALLOWED([pathlib.PosixPath]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
             raise UserError(
@@ -124,9 +130,26 @@ def load_checkpoint(path: PathLike) -> Dict[str, Any]:
         raise UserError(_damaged(path)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(_damaged(path)) from error
+    if bare and isinstance(checkpoint, dict) and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f'{path}: not a checkpoint: it has no "model"; give a file that train.py or export.py wrote')
     return checkpoint
+
+
+def load_weights(path: PathLike) -> StateDict:
+    """A state dict from a .safetensors file, or from one of torch's, bare or under "model".
+
+    Raises:
+      UserError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path, bare=True)["model"]
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
 def _damaged(path: Path) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Dict, Optional
 import torch
 from torch import nn
 
+from kdstream.batch import Batch
 from kdstream.config import CONFIG_FILE, ExperimentConfig, ModelConfig, UserError
-from kdstream.data import Batch
 from kdstream.models.presets import resolve
 from kdstream.training.checkpoint import find_checkpoints, find_epochs, latest_checkpoint
 

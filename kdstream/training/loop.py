@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from kdstream.batch import Batch
 from kdstream.config import ExperimentConfig, UserError
-from kdstream.data import AsrDataModule, Batch
+from kdstream.data import AsrDataModule
 from kdstream.kd.teacher import start_from_teacher
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
@@ -53,11 +54,11 @@ from kdstream.training.step import (
     chunk_choices,
     compute_loss,
     draw_chunk,
-    find_teacher,
     grouped,
     seed_step,
     validation_loss,
 )
+from kdstream.training.teachers import find_teacher
 
 RESET_INTERVAL = 200  # batches over which tot_loss forgets
 SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
@@ -77,7 +78,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
-        data = AsrDataModule(config.data, config.train.seed)
+        data = AsrDataModule(config.data, config.train.seed, with_audio=config.distill.needs_audio)
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_model(config)
         resume_from = checkpoint_to_resume(config)

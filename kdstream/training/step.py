@@ -9,20 +9,18 @@ from __future__ import annotations
 import random
 import zlib
 from itertools import islice
-from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, TrainConfig, UserError
-from kdstream.data import FBANK, Batch, Tokenizer
+from kdstream.batch import Batch
+from kdstream.config import DistillConfig, ModelConfig, TrainConfig, UserError
+from kdstream.data import Tokenizer
 from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
-from kdstream.kd.teacher import Teacher, load_teacher
-from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
+from kdstream.kd.teacher import Teacher
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
-from kdstream.training.checkpoint import load_averaged
 from kdstream.training.metrics import FRAMES, MetricsTracker
 
 
@@ -36,19 +34,12 @@ class StudentWithBranches(nn.Module):
         self.config = config
 
     def forward(
-        self,
-        features: Tensor,
-        feature_lens: Tensor,
-        tokens: List[List[int]],
-        cut_ids: List[str],
-        chunk: Optional[ChunkConfig],
-        batch_idx: Optional[int],
+        self, batch: Batch, tokens: List[List[int]], chunk: Optional[ChunkConfig], batch_idx: Optional[int]
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """
         Args:
-          features: (N, T, 80) padded features.
-          feature_lens: (N,) in feature frames.
-          cut_ids: names of the utterances, by which a cached teacher knows them.
+          batch: on the model's device.
+          tokens: of its texts.
           chunk: None for full context.
           batch_idx: optimiser steps so far.  None in validation: the weights that the losses will have
             in the end, so that validation losses compare over time, and no distillation losses, so
@@ -58,11 +49,11 @@ class StudentWithBranches(nn.Module):
         """
         guided = self.distiller is not None and batch_idx is not None
         taps = self.distiller.student_taps() if guided else None
-        losses = self.model(features, feature_lens, tokens, chunk, self.config, taps=taps)
+        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, self.config, taps=taps)
         weights = transducer_weights(self.config, batch_idx)
         if guided:
             kd_weights = self.distiller.weights(batch_idx)
-            losses.update(self.distiller(features, feature_lens, cut_ids, taps, kd_weights.keys()))
+            losses.update(self.distiller(batch, taps, kd_weights.keys()))
             weights.update(kd_weights)
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
@@ -93,7 +84,7 @@ def compute_loss(
     """The loss of a batch (a sum, to call backward on) and its metrics.  `module`: StudentWithBranches or its DDP."""
     batch = batch.to(device)
     tokens = tokenizer.encode(batch.texts)
-    loss, losses = module(batch.features, batch.feature_lens, tokens, batch.cut_ids, chunk, batch_idx)
+    loss, losses = module(batch, tokens, chunk, batch_idx)
     values = torch.stack([value.float() for value in losses.values()]).tolist()
     frames = float(output_frames_of(batch.feature_lens).sum())
     return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
@@ -165,34 +156,6 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
     number = zlib.crc32(f"step/{seed}/{batch_idx}/{index}".encode())
     random.seed(number)
     torch.manual_seed(number)
-
-
-def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
-    """The frozen teacher, live or from --teacher-cache; None without --teacher-exp-dir.
-
-    Raises:
-      UserError: a teacher that is missing, damaged, or of another vocabulary; a cache of another teacher, or one
-        beside an augmentation that moves frames.
-    """
-    distill = config.distill
-    if not distill.teacher_exp_dir:
-        for flag in ("init_from_teacher", "teacher_cache"):
-            if getattr(distill, flag):
-                raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
-        return None
-    teacher_config = ExperimentConfig.load(distill.teacher_exp_dir)
-    parameters = load_averaged(
-        distill.teacher_exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model
-    )
-    model = load_teacher(teacher_config, parameters, config, device)
-    if not distill.teacher_cache:
-        return Teacher(model)
-    if config.data.enable_spec_aug and config.data.spec_aug_time_warp_factor >= 1:
-        raise UserError(
-            "--teacher-cache: time warping moves the student's frames away from the teacher's that are stored; give "
-            "--spec-aug-time-warp-factor 0 (masks may stay), or do without the cache"
-        )
-    return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()))
 
 
 def build_distiller(config: DistillConfig, model: Transducer, teacher: Optional[Teacher]) -> Optional[Distiller]:

@@ -1,0 +1,110 @@
+"""Teachers that were trained without text: torchaudio's wav2vec 2.0, HuBERT and WavLM encoders.
+
+They listen to samples, have frames of 20 ms and write no tokens; feature, relation and prediction losses
+need none.  Layers are "0.0", "0.1", ... from the bottom up.
+
+Shapes: N batch, T frames of 20 ms, S samples at 16 kHz, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import Dict, Iterable, List, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from kdstream.batch import Batch
+from kdstream.config import UserError
+from kdstream.kd.taps import Tap, TapShape
+from kdstream.kd.teacher import Heard, Teacher, freeze
+from kdstream.models.streaming import SUBSAMPLING_LOSS
+
+SAMPLE_RATE = 16000
+# The middle of our frame t lies 35 + 20 t ms into the utterance, that of theirs 12.5 + 20 t ms.
+FRAMES_AHEAD = 1
+
+
+def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) -> nn.Module:
+    """Builds an encoder by torchaudio's own code.
+
+    Args:
+      model: a function of torchaudio.models, and its arguments as JSON: 'wavlm_base' or
+        'wav2vec2_model {"extractor_mode": "group_norm", ...}'.
+      weights: its state dict; path is where it is from, for errors.
+    Raises:
+      UserError: torchaudio is missing or has no such function, or weights that do not fit.
+    """
+    try:
+        from torchaudio import models
+    except (ImportError, OSError) as error:
+        raise UserError(f"--teacher-type torchaudio: pip install torchaudio ({error})") from error
+    name, _, arguments = model.strip().partition(" ")
+    if not name.startswith(("wav2vec2_", "hubert_", "wavlm_")) or not hasattr(models, name):
+        raise UserError(f"--teacher-model {model!r}: no speech encoder of torchaudio.models; e.g. hubert_base")
+    try:
+        encoder = getattr(models, name)(**json.loads(arguments or "{}"))
+        encoder.load_state_dict(weights, strict=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--teacher-model {model!r}: {' '.join(str(error).split())[:300]}; give the arguments with which "
+            f"{path} was made"
+        ) from error
+    return encoder
+
+
+class SpeechEncoderTeacher(Teacher):
+    """One of torchaudio's Wav2Vec2Models.  Utterances run one by one: group normalisation would hear padding."""
+
+    def __init__(self, encoder: nn.Module, device: torch.device) -> None:
+        self.encoder = freeze(encoder).to(device)
+        self.normalises = isinstance(encoder.feature_extractor.conv_layers[0].layer_norm, nn.LayerNorm)
+        self.layers = {f"0.{i}": layer for i, layer in enumerate(encoder.encoder.transformer.layers)}
+        taps = self.taps_of(torch.zeros(SAMPLE_RATE, device=device), list(self.layers))
+        self.shapes: Dict[str, TapShape] = {
+            name: TapShape(*(x.size(-1) for x in tensors), stride=1) for name, tensors in taps.items()
+        }
+
+    @torch.no_grad()
+    def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
+        names = list(layers)
+        utterances = [self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, batch.audio_lens.tolist())]
+        lens = torch.div(batch.feature_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
+        frames = int(lens.max())
+        taps = {}
+        for name in names:
+            tensors = [pad_sequence([u[name][i] for u in utterances], batch_first=True) for i in range(4)]
+            tensors = [F.pad(x, (0, 0, 0, max(0, frames - x.size(1)))) for x in tensors]
+            shortest = torch.tensor([len(u[name][0]) for u in utterances], device=lens.device)
+            taps[name] = Tap(*tensors, lens=torch.minimum(lens, shortest), stride=1)
+        return Heard(taps)
+
+    def taps_of(self, audio: Tensor, names: List[str]) -> Dict[str, List[Tensor]]:
+        """Features, query, key and value (T, D) of the named layers for one utterance (S,)."""
+        if self.normalises:
+            audio = F.layer_norm(audio, audio.shape)
+        seen: Dict[str, List[Tensor]] = {}
+        with ExitStack() as hooks:
+            for name in names:
+                watch(self.layers[name], seen.setdefault(name, []), hooks)
+            self.encoder.extract_features(audio.unsqueeze(0))
+        return {name: [x[0, FRAMES_AHEAD:].float() for x in (seen[name][-1], *seen[name][:-1])] for name in names}
+
+
+def watch(layer: nn.Module, seen: List[Tensor], hooks: ExitStack) -> None:
+    """Lets `layer` append query, key, value and its output, each (1, T, D), to `seen` as it runs."""
+    attention = layer.attention
+    if hasattr(attention, "q_proj"):
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            hooks.callback(projection.register_forward_hook(lambda _, __, output: seen.append(output)).remove)
+    else:  # WavLM's: one matrix for all three, and no module that computes them
+
+        def project(_: nn.Module, arguments: tuple) -> None:
+            inner = attention.attention
+            seen.extend(F.linear(arguments[0], inner.in_proj_weight, inner.in_proj_bias).chunk(3, dim=-1))
+
+        hooks.callback(attention.register_forward_pre_hook(project).remove)
+    hooks.callback(layer.register_forward_hook(lambda _, __, output: seen.append(output[0])).remove)

@@ -1,0 +1,82 @@
+"""Which teacher the flags name: an experiment of ours, icefall's checkpoint, an encoder of torchaudio's, a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, UserError
+from kdstream.data import FBANK
+from kdstream.kd.icefall_checkpoint import model_of, weights_of
+from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
+from kdstream.kd.teacher import Teacher, TransducerTeacher, load_teacher
+from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
+from kdstream.models.transducer import Transducer
+from kdstream.training.checkpoint import load_averaged, load_checkpoint, load_weights
+
+
+def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
+    """The frozen teacher, live or from --teacher-cache; None where no flag names one.
+
+    Raises:
+      UserError: a teacher that is missing, damaged, or of another vocabulary; a cache of another teacher; an
+        augmentation that moves the student's frames away from what the teacher hears.
+    """
+    distill = config.distill
+    check_flags(distill)
+    if not distill.has_teacher:
+        return None
+    if distill.teacher_cache or distill.teacher_type == "torchaudio":
+        check_time_warp(config.data, "--teacher-cache" if distill.teacher_cache else "--teacher-type torchaudio")
+    if distill.teacher_type == "torchaudio":
+        path = distill.teacher_checkpoint
+        return SpeechEncoderTeacher(load_speech_encoder(distill.teacher_model, load_weights(path), path), device)
+    model = ours(config, device) if distill.teacher_type == "kdstream" else icefalls(config, device)
+    if distill.teacher_cache:
+        return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()))
+    return TransducerTeacher(model)
+
+
+def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
+    """The averaged model of --teacher-exp-dir."""
+    distill = config.distill
+    exp_dir = distill.teacher_exp_dir
+    teacher = ExperimentConfig.load(exp_dir)
+    weights = load_averaged(exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
+    return load_teacher(f"--teacher-exp-dir {exp_dir}", teacher, weights, config, device)
+
+
+def icefalls(config: ExperimentConfig, device: torch.device) -> Transducer:
+    """The model in icefall's --teacher-checkpoint."""
+    distill = config.distill
+    path = distill.teacher_checkpoint
+    checkpoint = load_checkpoint(path)
+    weights = weights_of(checkpoint)
+    data = DataConfig(bpe_model=distill.teacher_bpe_model or config.data.bpe_model)
+    teacher = ExperimentConfig(model=model_of(path, checkpoint, weights, distill.teacher_model), data=data)
+    return load_teacher(f"--teacher-checkpoint {path}", teacher, weights, config, device)
+
+
+def check_flags(distill: DistillConfig) -> None:
+    """Raises UserError unless the flags name one teacher, or none and ask nothing of it."""
+    if not distill.has_teacher:
+        for flag in ("init_from_teacher", "teacher_cache"):
+            if getattr(distill, flag):
+                raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
+    elif distill.teacher_type == "kdstream" and not distill.teacher_exp_dir:
+        raise UserError("--teacher-checkpoint: is of which kind? give --teacher-type icefall or torchaudio")
+    elif distill.teacher_type != "kdstream" and (distill.teacher_exp_dir or not distill.teacher_checkpoint):
+        raise UserError(f"--teacher-type {distill.teacher_type}: give --teacher-checkpoint, and no --teacher-exp-dir")
+    elif distill.teacher_type == "torchaudio" and (distill.teacher_cache or distill.init_from_teacher):
+        raise UserError("--teacher-type torchaudio: goes neither with --teacher-cache nor with --init-from-teacher")
+
+
+def check_time_warp(data: DataConfig, flag: str) -> None:
+    """Raises UserError where SpecAugment would move the student's frames and not the teacher's."""
+    if data.enable_spec_aug and data.spec_aug_time_warp_factor >= 1:
+        raise UserError(
+            f"{flag}: time warping moves the student's frames away from what the teacher hears; give "
+            "--spec-aug-time-warp-factor 0 (masks may stay)"
+        )

@@ -1,0 +1,202 @@
+"""Teachers of other kinds: icefall's checkpoints, torchaudio's speech encoders, and what the flags allow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream.batch import Batch
+from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, UserError
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.icefall_checkpoint import model_of
+from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
+from kdstream.models.presets import resolve
+from kdstream.models.transducer import build_model
+from kdstream.training.teachers import find_teacher
+from tests.helpers import batch_of, random_batch, tiny_test_config, tiny_test_model
+from tests.test_distiller import CHUNK, SMALL, write_tokens
+
+CPU = torch.device("cpu")
+# the flags with which icefall would have trained tiny_test_config
+ICEFALL = {
+    "num_encoder_layers": "1,2,1", "downsampling_factor": "1,2,4", "encoder_dim": "32,48,32",
+    "encoder_unmasked_dim": "24,32,24", "feedforward_dim": "48,64,48", "num_heads": "4", "query_head_dim": "8",
+    "value_head_dim": "6", "pos_head_dim": "4", "pos_dim": 48, "cnn_module_kernel": "31,15,15", "decoder_dim": 64,
+    "joiner_dim": 64,
+}  # fmt: skip
+FLAGS = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ICEFALL.items())
+ENCODER = {
+    "extractor_mode": "group_norm", "extractor_conv_layer_config": [[16, 10, 5], [16, 8, 4], [16, 4, 4], [16, 4, 4]],
+    "extractor_conv_bias": False, "encoder_embed_dim": 24, "encoder_projection_dropout": 0.0,
+    "encoder_pos_conv_kernel": 8, "encoder_pos_conv_groups": 2, "encoder_num_layers": 3, "encoder_num_heads": 4,
+    "encoder_attention_dropout": 0.0, "encoder_ff_interm_features": 32, "encoder_ff_interm_dropout": 0.0,
+    "encoder_dropout": 0.0, "encoder_layer_norm_first": False, "encoder_layer_drop": 0.0, "aux_num_out": None,
+}  # fmt: skip
+WAVLM = {**ENCODER, "encoder_num_buckets": 32, "encoder_max_distance": 80}
+KINDS = {"wav2vec2_model": ENCODER, "wavlm_model": WAVLM}
+
+
+def student_config(tmp_path: Path, **distill) -> ExperimentConfig:
+    data = write_tokens(tmp_path / "lang", ["<blk>", "<unk>", *map(str, range(28))])
+    return ExperimentConfig(model=tiny_test_config(True), data=data, distill=DistillConfig(**distill))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_icefalls_pretrained_model_with_its_flags_is_a_teacher(tmp_path, causal):
+    model = tiny_test_model(causal)
+    extra = {"attention_decoder.decoder.weight": torch.zeros(3)}
+    torch.save({"model": {**model.state_dict(), **extra}}, tmp_path / "pretrained.pt")
+    path = str(tmp_path / "pretrained.pt")
+    config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=path, teacher_model=FLAGS)
+    teacher = find_teacher(config, CPU)
+    assert replace(teacher.model.config, preset="small") == model.config
+    features, lens, _ = random_batch()
+    torch.testing.assert_close(teacher.model.encode(features, lens), model.encode(features, lens), rtol=0, atol=0)
+
+
+def test_icefalls_epoch_says_itself_what_model_it_is_of(tmp_path):
+    model = tiny_test_model(False)
+    checkpoint = {"model": model.state_dict(), **ICEFALL, "exp_dir": Path("zipformer/exp"), "batch_idx_train": 7}
+    torch.save(checkpoint, tmp_path / "epoch-1.pt")
+    config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=str(tmp_path / "epoch-1.pt"))
+    assert replace(find_teacher(config, CPU).model.config, preset="small") == model.config
+
+
+def test_a_preset_is_enough_for_icefalls_own_sizes():
+    resolved = resolve(ModelConfig(preset="small", causal=True, vocab_size=500))
+    weights = build_model(resolved).state_dict()
+    assert resolve(model_of("x", {}, weights, "--preset small")) == resolved
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("", "does not say what model it is of; give --teacher-model '--preset medium'"),
+        ("--preset huge", "--preset huge: unknown; use one of tiny"),
+        ("--max-duration 3", "--max-duration is no flag of a model"),
+        ("--encoder-dim big", "--teacher-model '--encoder-dim big': .*invalid"),
+        ("--preset tiny", "--teacher-checkpoint .*pretrained.pt: the checkpoint does not fit"),
+    ],
+)
+def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags, message):
+    torch.save({"model": tiny_test_model(False).state_dict()}, tmp_path / "pretrained.pt")
+    path = str(tmp_path / "pretrained.pt")
+    config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=path, teacher_model=flags)
+    with pytest.raises(UserError, match=message):
+        find_teacher(config, CPU)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"teacher_checkpoint": "x.pt"}, "--teacher-checkpoint: is of which kind"),
+        ({"teacher_type": "icefall", "teacher_exp_dir": "exp"}, "give --teacher-checkpoint, and no --teacher-exp-dir"),
+        (
+            {"teacher_type": "torchaudio", "teacher_checkpoint": "x", "teacher_cache": "c"},
+            "goes neither with --teacher-cache",
+        ),
+        ({"init_from_teacher": True}, "--init-from-teacher: needs a teacher"),
+        (
+            {"teacher_type": "torchaudio", "teacher_checkpoint": "x"},
+            "--teacher-type torchaudio: time warping moves the student's frames",
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other_are_clear_errors(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        find_teacher(student_config(tmp_path, **flags), CPU)
+
+
+def speech_encoder(kind: str, seed: int = 0):
+    torchaudio = pytest.importorskip("torchaudio", reason="the teacher is torchaudio's own code")
+    torch.manual_seed(seed)
+    return getattr(torchaudio.models, kind)(**KINDS[kind]).eval()
+
+
+def spoken(lens=(120, 90)) -> Batch:
+    """Features and noise of the same length."""
+    features, feature_lens, _ = random_batch(lens)
+    batch = batch_of(features, feature_lens)
+    batch.audio_lens = feature_lens * 160
+    batch.audio = 0.1 * torch.randn(len(lens), int(batch.audio_lens.max()), generator=torch.Generator().manual_seed(1))
+    return batch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_speech_encoder_gives_its_own_layers_and_their_projections(tmp_path, kind):
+    encoder = speech_encoder(kind)
+    torch.save(encoder.state_dict(), tmp_path / "weights.pt")
+    config = student_config(
+        tmp_path,
+        teacher_type="torchaudio",
+        teacher_checkpoint=str(tmp_path / "weights.pt"),
+        teacher_model=f"{kind} {json.dumps(KINDS[kind])}",
+    )
+    config = replace(config, data=replace(config.data, spec_aug_time_warp_factor=0))
+    teacher = find_teacher(config, CPU)
+    batch = spoken()
+    heard = teacher.listen(batch, ["0.0", "0.2"])
+    assert list(teacher.shapes) == ["0.0", "0.1", "0.2"] and heard.encoder_out is None
+    for n, samples in enumerate(batch.audio_lens.tolist()):
+        with torch.no_grad():
+            layers, _ = encoder.extract_features(batch.audio[n : n + 1, :samples])
+        for i in (0, 2):
+            tap = heard.layers[f"0.{i}"]
+            frames = int(tap.lens[n])
+            assert frames == (int(batch.feature_lens[n]) - 7) // 2 and tap.stride == 1
+            torch.testing.assert_close(tap.features[n, :frames], layers[i][0, 1 : frames + 1], rtol=0, atol=1e-5)
+        with torch.no_grad():
+            attention = encoder.encoder.transformer.layers[2].attention
+            if kind == "wavlm_model":
+                inner = attention.attention
+                expected = torch.nn.functional.linear(layers[1], inner.in_proj_weight, inner.in_proj_bias)
+                query, key, value = expected[0, 1 : frames + 1].chunk(3, dim=-1)
+            else:
+                projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+                query, key, value = (projection(layers[1])[0, 1 : frames + 1] for projection in projections)
+        for tensor, expected in ((tap.query, query), (tap.key, key), (tap.value, value)):
+            torch.testing.assert_close(tensor[n, :frames], expected, rtol=0, atol=1e-5)
+
+
+def test_a_student_learns_from_a_speech_encoder():
+    student = tiny_test_model(causal=True)
+    teacher = SpeechEncoderTeacher(speech_encoder("wav2vec2_model"), CPU)
+    config = replace(SMALL, kd_layers=("1.1:0.1", "2.0:0.2"))
+    torch.manual_seed(2)
+    distiller = Distiller(config, student, teacher).eval()
+    batch = spoken((60, 45))
+    optimizer = torch.optim.Adam([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
+    history = []
+    for _ in range(15):
+        taps = distiller.student_taps()
+        student.encode(batch.features, batch.feature_lens, CHUNK, taps=taps)
+        losses = distiller(batch, taps, distiller.scales.keys())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    assert all(history[-1][name] < 0.8 * history[0][name] for name in distiller.scales)
+
+
+def test_token_losses_under_a_teacher_without_tokens_are_a_clear_error():
+    teacher = SpeechEncoderTeacher(speech_encoder("wav2vec2_model"), CPU)
+    with pytest.raises(UserError, match="--kd-token-scale, --kd-top-token-scale: this teacher writes no tokens"):
+        Distiller(replace(SMALL, kd_token_scale=1.0, kd_layers=("1.1:0.1",)), tiny_test_model(causal=True), teacher)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("resnet18", "no speech encoder of torchaudio.models; e.g. hubert_base"),
+        ("wav2vec2_model {bad", "Expecting property name"),
+        (f"wav2vec2_model {json.dumps({**ENCODER, 'encoder_num_layers': 2})}", "Unexpected key"),
+    ],
+)
+def test_a_speech_encoder_that_does_not_fit_its_weights_is_a_clear_error(model, message):
+    weights = speech_encoder("wav2vec2_model").state_dict()
+    with pytest.raises(UserError, match=f"--teacher-model .*{message}"):
+        load_speech_encoder(model, weights, "weights.pt")
