@@ -22,7 +22,7 @@ NEEDED = (
 )
 OPTIONAL = (
     ("k2", "pruned RNN-T loss, instead of kdstream's own"),
-    ("kaldifeat", "outside check of the features; never used to compute them"),
+    ("kaldifeat", "features with --feature-extractor kaldifeat, instead of lhotse's"),
     ("onnx", "export"),
     ("onnxruntime", "checking the export"),
     ("sherpa-onnx", "running the export"),
@@ -87,7 +87,8 @@ def advice(versions: Dict[str, Optional[str]]) -> List[str]:
         )
     if versions["kaldifeat"] is None:
         lines.append(
-            f"kaldifeat: the same with https://csukuangfj.github.io/kaldifeat/cpu.html (torch {torch_version or 'X'})"
+            "kaldifeat: bash local/setup_env.sh --kaldifeat builds it (some minutes, needs g++); with CUDA: a wheel "
+            f"for torch {torch_version or 'X'} from https://csukuangfj.github.io/kaldifeat/cuda.html"
         )
     return lines
 
@@ -101,7 +102,7 @@ def main() -> int:
         print(rnnt_loss_line())
         print(device_line())
     if versions["lhotse"]:
-        print("features: lhotse's Fbank, 80 bins")
+        print("features: lhotse's Fbank, 80 bins" + ", or kaldifeat's where asked for" * bool(versions["kaldifeat"]))
     lines = advice(versions)
     if lines:
         print("\nto get what is missing:")

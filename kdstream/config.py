@@ -87,6 +87,9 @@ class DataConfig:
     shuffle: bool = flag(True, "Shuffle the training cuts.")
     num_workers: int = flag(2, "Data loading processes.")
     on_the_fly_feats: bool = flag(False, "Compute features from audio while training, instead of reading them.")
+    feature_extractor: str = flag(
+        "lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat")
+    )
     enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
     spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
     enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")

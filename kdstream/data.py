@@ -13,6 +13,7 @@ Shapes: N batch, T feature frames of 10 ms, 80 mel bins.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import zlib
@@ -25,10 +26,11 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequenc
 import numpy as np
 import sentencepiece
 import torch
-from lhotse import CutSet, Fbank, FbankConfig
+from lhotse import CutSet, Fbank, FbankConfig, KaldifeatFbank, KaldifeatFbankConfig
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, DynamicCutSampler, SpecAugment
+from lhotse.features.kaldifeat import KaldifeatFrameOptions, KaldifeatMelOptions
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -44,15 +46,35 @@ MUSAN_CUTS = "musan_cuts.jsonl.gz"
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, AssertionError, AudioLoadingError, DurationMismatchError)
 
 
-def compute_fbank(samples: Union[np.ndarray, Tensor]) -> Tensor:
+def compute_fbank(samples: Union[np.ndarray, Tensor], extractor: str = "lhotse") -> Tensor:
     """Log mel energies of 16 kHz audio.
 
     Args:
       samples: (S,) in [-1, 1].
+      extractor: a --feature-extractor; the two differ by less than 1e-3.
     Returns:
       (T, 80) float32, T = S / 160 rounded to the nearest.
+    Raises:
+      UserError: kaldifeat is asked for and not installed.
     """
-    return FBANK.extract(torch.as_tensor(samples, dtype=torch.float32), SAMPLE_RATE)
+    fbank = kaldifeat_fbank() if extractor == "kaldifeat" else FBANK
+    return torch.as_tensor(fbank.extract(torch.as_tensor(samples, dtype=torch.float32), SAMPLE_RATE))
+
+
+@functools.lru_cache(maxsize=None)
+def kaldifeat_fbank() -> KaldifeatFbank:
+    """FBANK's settings, computed by kaldifeat."""
+    try:
+        import kaldifeat  # noqa: F401  Lhotse imports it only when it computes
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"--feature-extractor kaldifeat: it does not import ({error}); build it with local/setup_env.sh "
+            "--kaldifeat, or leave the flag out"
+        ) from error
+    ours = FBANK.config
+    frames = KaldifeatFrameOptions(dither=ours.dither, snip_edges=ours.snip_edges)
+    bins = KaldifeatMelOptions(num_bins=ours.num_filters, low_freq=ours.low_freq, high_freq=ours.high_freq)
+    return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=bins))
 
 
 class Tokenizer:
@@ -122,7 +144,7 @@ def read_audio(cut: Cut) -> Tensor:
     return torch.from_numpy(samples[0])
 
 
-def read_utterance(cut: Cut, from_audio: bool) -> Utterance:
+def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utterance:
     """Reads a cut's stored features, or computes them from its audio (always so if none are stored).
 
     Raises UserError, naming the cut, for whatever cannot be trained on or decoded.
@@ -130,7 +152,7 @@ def read_utterance(cut: Cut, from_audio: bool) -> Utterance:
     if len(cut.supervisions) > 1:
         raise UserError(f"cut {cut.id}: {len(cut.supervisions)} supervisions; use cuts.trim_to_supervisions() first")
     if cut.has_recording and (from_audio or not cut.has_features):
-        features = compute_fbank(read_audio(cut))
+        features = compute_fbank(read_audio(cut), extractor)
     else:
         features = _read_features(cut)
     if not torch.isfinite(features).all():
@@ -212,9 +234,14 @@ class AsrDataset(Dataset):
     """
 
     def __init__(
-        self, from_audio: bool, augmentation: Optional[Augmentation] = None, with_audio: bool = False
+        self,
+        from_audio: bool,
+        extractor: str,
+        augmentation: Optional[Augmentation] = None,
+        with_audio: bool = False,
     ) -> None:
         self.from_audio = from_audio
+        self.extractor = extractor
         self.augmentation = augmentation
         self.with_audio = with_audio
 
@@ -226,10 +253,10 @@ class AsrDataset(Dataset):
 
     def _read(self, cut: Cut) -> Utterance:
         if self.augmentation is None:
-            utterance = read_utterance(cut, self.from_audio)
+            utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:
             cut = self.augmentation.mix_noise(cut)
-            utterance = self.augmentation.mask(read_utterance(cut, self.from_audio))
+            utterance = self.augmentation.mask(read_utterance(cut, self.from_audio, self.extractor))
         return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
 
 
@@ -278,14 +305,14 @@ class _Once:
 class Utterances(Sequence[Utterance]):
     """The utterances of a test set, read from audio one by one as they are asked for."""
 
-    def __init__(self, cuts: CutSet) -> None:
-        self.cuts = list(cuts)
+    def __init__(self, cuts: CutSet, extractor: str) -> None:
+        self.cuts, self.extractor = list(cuts), extractor
 
     def __len__(self) -> int:
         return len(self.cuts)
 
     def __getitem__(self, index: int) -> Utterance:  # type: ignore[override]
-        return read_utterance(self.cuts[index], from_audio=True)
+        return read_utterance(self.cuts[index], True, self.extractor)
 
 
 class AsrDataModule:
@@ -324,7 +351,8 @@ class AsrDataModule:
         )
         sampler.set_epoch(epoch)
         noise = list(read_manifest(Path(config.manifest_dir) / MUSAN_CUTS)) if config.enable_musan else ()
-        dataset = AsrDataset(config.on_the_fly_feats, Augmentation(config, self.seed, epoch, noise), self.with_audio)
+        augmentation = Augmentation(config, self.seed, epoch, noise)
+        dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         return BatchLoader(dataset, _Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
 
@@ -348,7 +376,7 @@ class AsrDataModule:
     def test_sets(self) -> Dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them."""
         paths = self.paths("test")
-        sets = {_name_of(path): Utterances(read_manifest(path)) for path in paths}
+        sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
         if len(sets) < len(paths):
             raise UserError(f"--test-cuts: two manifests are named alike ({', '.join(map(str, paths))}); rename one")
         for name, utterances in sets.items():
@@ -364,7 +392,7 @@ class AsrDataModule:
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]
-        dataset = AsrDataset(from_audio, with_audio=self.with_audio)
+        dataset = AsrDataset(from_audio, self.config.feature_extractor, with_audio=self.with_audio)
         return BatchLoader(dataset, batches, len(batches), self.config.num_workers)
 
     def paths(self, kind: str) -> List[Path]:

@@ -3,6 +3,7 @@
 #
 #   bash local/setup_env.sh          # .venv: everything kdstream needs (about 6 GB)
 #   bash local/setup_env.sh --k2     # .venv-k2: the real k2, for the k2 tests (about 4 GB)
+#   bash local/setup_env.sh --kaldifeat   # into .venv: kaldifeat, built from its sources (some minutes; needs g++)
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter (3.10 or newer; k2: 3.10 or 3.11).  pip's own settings
 # (index, proxy, cache) are the user's.  Interrupted, it goes on where it was; delete the folder to start anew.
@@ -59,6 +60,46 @@ install_k2() {
   quietly "$python" -m pip install --no-compile --no-deps -r "$venv/k2.txt"
 }
 
+# kaldifeat's cmake would download pybind11, and look for a CUDA toolkit beside a torch that was built with CUDA.
+# Two small cmake packages tell it where both already are, for the CPU.
+install_kaldifeat() {
+  command -v g++ >/dev/null || die "g++ is missing; run: apt-get install g++"
+  quietly "$python" -m pip install --no-compile "setuptools<81" wheel cmake ninja pybind11
+  local work
+  work=$(realpath "$venv")/kaldifeat
+  mkdir -p "$work/pybind11" "$work/torch"
+  cat >"$work/pybind11/CMakeLists.txt" <<'EOF'
+include(GNUInstallDirs)
+set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL TRUE)
+find_package(pybind11 CONFIG REQUIRED)
+set(PYTHON_INCLUDE_DIRS ${PYTHON_INCLUDE_DIRS} CACHE INTERNAL "")
+EOF
+  "$python" - "$work/torch/TorchConfig.cmake" <<'EOF'
+import sys
+from pathlib import Path
+
+import torch
+
+home = Path(torch.__file__).parent
+include = [home / "include", home / "include/torch/csrc/api/include"]
+libraries = [home / "lib" / f"lib{name}.so" for name in ("torch", "torch_cpu", "c10")]
+Path(sys.argv[1]).write_text(f"""
+add_library(torch INTERFACE IMPORTED)
+target_include_directories(torch SYSTEM INTERFACE {' '.join(map(str, include))})
+target_compile_definitions(torch INTERFACE _GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)})
+target_link_libraries(torch INTERFACE -Wl,--no-as-needed {' '.join(map(str, libraries))} -Wl,--as-needed)
+set(TORCH_LIBRARIES torch)
+set(TORCH_FOUND TRUE)
+""")
+EOF
+  export KALDIFEAT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_STANDARD=20 -DPYBIND11_FINDPYTHON=OFF \
+    -DPYTHON_EXECUTABLE=$(realpath -s "$python") -DFETCHCONTENT_SOURCE_DIR_PYBIND11=$work/pybind11 \
+    -Dpybind11_DIR=$("$python" -m pybind11 --cmakedir) -DTorch_DIR=$work/torch"
+  export KALDIFEAT_MAKE_ARGS="-j$(nproc)"
+  PATH=$(realpath -s "$venv")/bin:$PATH quietly "$python" -m pip install --no-build-isolation --no-deps kaldifeat==1.24
+}
+
+marker=.done
 case "${1:-}" in
   "")
     venv=.venv versions='3\.1[0-4]' install=install_main files="requirements.txt constraints.txt"
@@ -68,11 +109,16 @@ case "${1:-}" in
     venv=.venv-k2 versions='3\.1[01]' install=install_k2 files=requirements-k2.txt
     imports="torch, k2, lhotse, soundfile"
     ;;
-  *) die "$1: unknown; usage: bash local/setup_env.sh [--k2]" ;;
+  --kaldifeat)
+    bash local/setup_env.sh
+    venv=.venv versions='3\.1[0-4]' install=install_kaldifeat files="requirements.txt constraints.txt"
+    imports="torch, kaldifeat" marker=.done-kaldifeat
+    ;;
+  *) die "$1: unknown; usage: bash local/setup_env.sh [--k2 | --kaldifeat]" ;;
 esac
 
 wanted=$(cat $files local/setup_env.sh | sha256sum | cut -d' ' -f1)
-[ "$(cat "$venv/.done" 2>/dev/null)" != "$wanted" ] || exit 0
+[ "$(cat "$venv/$marker" 2>/dev/null)" != "$wanted" ] || exit 0
 
 base=$(find_python "$versions")
 python=$venv/bin/python
@@ -86,4 +132,4 @@ if ! "$python" -c "import $imports" >>"$log" 2>&1; then
   if tail -n 5 "$log" | grep -q sndfile; then die "libsndfile is missing; run: apt-get install libsndfile1"; fi
   die "$venv was installed but does not import $imports; delete it and run this again"
 fi
-echo "$wanted" >"$venv/.done"
+echo "$wanted" >"$venv/$marker"

@@ -33,7 +33,7 @@ def test_missing_packages_come_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     shown = capsys.readouterr().out
     assert "missing: kaldialign; run: bash local/setup_env.sh" in shown
     assert "https://k2-fsa.github.io/k2/cpu.html" in shown and "bash local/setup_env.sh --k2" in shown
-    assert "https://csukuangfj.github.io/kaldifeat/cpu.html" in shown
+    assert "https://csukuangfj.github.io/kaldifeat/cuda.html" in shown
 
 
 def test_nothing_is_advised_when_everything_is_there() -> None:

@@ -33,7 +33,9 @@ from kdstream.decoding.search import Result, Search
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 
-DATA_FLAGS = ("manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers")
+DATA_FLAGS = (
+    "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
+)  # fmt: skip
 
 
 class TrainedModel(Protocol):
