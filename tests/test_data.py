@@ -14,7 +14,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import List, Tuple
 
-import kaldi_native_fbank
 import numpy as np
 import pytest
 import soundfile
@@ -29,7 +28,7 @@ import prepare_manifests  # noqa: E402
 import train_bpe_model  # noqa: E402
 
 from kdstream.config import DataConfig, UserError  # noqa: E402
-from kdstream.data import AsrDataModule, Batch, Tokenizer, compute_fbank, kaldifeat_fbank, make_batch, read_audio  # noqa: E402
+from kdstream.data import AsrDataModule, Batch, Tokenizer, compute_fbank, make_batch, read_audio  # noqa: E402
 from kdstream.models.streaming import LOG_EPS  # noqa: E402
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE".split()
@@ -106,40 +105,6 @@ def assert_same(ours: List[Batch], theirs: List[Batch]) -> None:
 
 
 # Features
-
-
-@pytest.mark.parametrize("num_samples", [16000, 16079, 16080, 48123])
-def test_fbank_equals_kaldi_native_fbank(num_samples):
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, num_samples).astype(np.float32)
-    options = kaldi_native_fbank.FbankOptions()
-    options.frame_opts.dither = 0
-    options.frame_opts.snip_edges = False
-    options.frame_opts.samp_freq = 16000
-    options.mel_opts.num_bins = 80
-    options.mel_opts.high_freq = -400
-    reference = kaldi_native_fbank.OnlineFbank(options)
-    reference.accept_waveform(16000, samples.tolist())
-    reference.input_finished()
-    expected = np.stack([reference.get_frame(i) for i in range(reference.num_frames_ready)])
-    ours = compute_fbank(samples).numpy()
-    assert ours.shape == expected.shape and ours.dtype == np.float32
-    assert np.abs(ours - expected).max() < 1e-3
-
-
-def test_kaldifeat_computes_the_same_features():
-    pytest.importorskip("kaldifeat", reason="kaldifeat is not built; run: bash local/setup_env.sh --kaldifeat")
-    samples = np.random.RandomState(0).uniform(-0.5, 0.5, 16000 * 3 + 77).astype(np.float32)
-    ours, theirs = (compute_fbank(samples, extractor) for extractor in ("lhotse", "kaldifeat"))
-    assert ours.shape == theirs.shape and theirs.dtype == torch.float32
-    assert (ours - theirs).abs().max() < 1e-3
-
-
-def test_a_missing_kaldifeat_is_a_clear_error(monkeypatch, corpus):
-    monkeypatch.setitem(sys.modules, "kaldifeat", None)
-    kaldifeat_fbank.cache_clear()
-    config = config_of(corpus, on_the_fly_feats=True, feature_extractor="kaldifeat")
-    with pytest.raises(UserError, match="--feature-extractor kaldifeat: it does not import .*setup_env.sh --kaldifeat"):
-        next(iter(AsrDataModule(config, 0).train_dataloader(1)))
 
 
 def test_batches_are_padded_with_the_log_energy_of_silence(corpus):
