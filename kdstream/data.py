@@ -104,6 +104,16 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
 
+    def word_ends(self, ids: Sequence[int]) -> List[int]:
+        """Of each word that `ids` decode to, the place among them of the token that completes it."""
+        words = self.decode(ids).split()
+        ends: List[int] = []
+        for place in range(len(ids)):
+            said = self.decode(ids[: place + 1]).split()
+            while len(ends) < len(said) and said[len(ends)] == words[len(ends)]:
+                ends.append(place)
+        return ends
+
 
 class Utterance(NamedTuple):
     """One cut, read: `features` (T, 80), and `audio` (S,) where it is asked for."""

@@ -260,6 +260,24 @@ def test_tokens_have_icefalls_ids(corpus):
     assert tokenizer.encode([text, ""])[1] == []
 
 
+def test_each_word_ends_with_the_token_that_completes_it(corpus):
+    tokenizer = Tokenizer(corpus / "lang_bpe_30" / "bpe.model")
+    words = ["ONE", "ON", "ONE", "TWELVE", "TWELVE"]
+    per_word = tokenizer.encode(words)
+    ends = np.cumsum([len(ids) for ids in per_word]) - 1
+    assert tokenizer.word_ends([token for ids in per_word for token in ids]) == ends.tolist()
+    assert tokenizer.word_ends([]) == []
+    rng = np.random.default_rng(0)
+    for _ in range(200):  # whatever a model says, <unk> and word boundaries in a row included
+        ids = rng.integers(2, tokenizer.vocab_size, rng.integers(1, 12)).tolist()
+        said = tokenizer.decode(ids).split()
+        ends = tokenizer.word_ends(ids)
+        assert len(ends) == len(said) and ends == sorted(ends)
+        for place, (word, end) in enumerate(zip(said, ends)):
+            assert tokenizer.decode(ids[: end + 1]).split()[place] == word
+            assert tokenizer.decode(ids[:end]).split()[place : place + 1] != [word]
+
+
 # Bad input: one clear line
 
 
