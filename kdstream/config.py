@@ -122,7 +122,9 @@ class TrainConfig:
     am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.")
     simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.")
     ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.")
-    delay_penalty: float = flag(0.0, "Penalty per frame of emission delay, k2's meaning.")
+    delay_penalty: float = flag(
+        0.0, "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay."
+    )
     rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
     use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
     use_bf16: bool = flag(False, "bfloat16 autocast.")
@@ -260,6 +262,11 @@ class DecodeConfig:
     )
     num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
     device: str = flag("", "Device, e.g. cpu or cuda:0 (empty: a GPU if there is one).")
+    alignments: Tuple[str, ...] = flag(
+        (),
+        "Reference alignments to measure the delay of words against: what local/align.py wrote, other Lhotse "
+        "manifests with word alignments, LibriSpeech's *.alignment.txt, or directories of these last.",
+    )
     system: str = flag("", "Name of the system in result tables (empty: that of the experiment directory).")
     results_json: str = flag("", "File to add the result records to (empty: EXP_DIR/results.json).")
 

@@ -150,7 +150,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--cuts", type=Path, required=True, help="Lhotse cut manifest to transcribe.")
     parser.add_argument("--output", type=Path, required=True, help="Cut manifest to write, .jsonl.gz or .jsonl.")
     parser.add_argument("--min-confidence", type=float, default=0.8, help="Keep from here on (default: %(default)s)")
-    add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", "system", "results_json"))
+    add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", "alignments", "system", "results_json"))
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args()
     if not 0 <= args.min_confidence <= 1:

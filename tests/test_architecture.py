@@ -24,7 +24,7 @@ MAY_IMPORT: Dict[str, Set[str]] = {
     "data": {"batch", "config", "cuts", "models"},
     "kd": {"batch", "config", "models"},
     "training": {"batch", "config", "data", "models", "kd"},
-    "decoding": {"config", "data", "models"},
+    "decoding": {"config", "cuts", "data", "models"},
     "export": {"config", "data", "models"},
     "reporting": {"config", "data", "models", "kd", "training", "decoding"},
     "__init__": set(),

@@ -14,8 +14,8 @@ import pytest
 from decoding_helpers import run_script
 from kdstream.config import UserError
 from kdstream.decoding import results, scoring
-from kdstream.decoding.results import Record, add_record, algorithmic_latency_ms, compare, load_records, wer_table
-from kdstream.models.streaming import ChunkConfig
+from kdstream.decoding.latency import COMPUTE, FRAME, MEASURES, SHOWN, Delays, Spread, delays_file, write_delays
+from kdstream.decoding.results import Record, add_record, compare, compare_delays, load_records, wer_table
 from test_scoring import random_transcripts
 
 
@@ -48,12 +48,39 @@ def make_record(**changes: Any) -> Record:
     return replace(record, **changes)
 
 
+LATENCY = {SHOWN: Spread(200, 151.25, 175.0, 255.0, 375.5), COMPUTE: Spread(50, 8.46, 8.5, 9.0, 36.04)}
+PUBLISHED = Path(__file__).resolve().parents[1] / "egs" / "librispeech" / "results"
+
+
 def test_records_survive_the_file(tmp_path):
     path = tmp_path / "new" / "results.json"
-    records = [make_record(), make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None)]
+    records = [
+        make_record(),
+        make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None),
+        make_record(seed=1, latency=LATENCY),
+    ]
     for record in records:
         add_record(path, record)
     assert load_records(path) == records
+
+
+def test_records_from_before_latency_was_measured_load_and_are_written_as_they_were(tmp_path):
+    items = json.loads((PUBLISHED / "mini.json").read_text())
+    items = [{name: value for name, value in item.items() if name != "latency"} for item in items]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(items))
+    records = load_records(path)
+    assert all(record.latency == {} for record in records)
+    results.publish(tmp_path / "again", records)
+    assert json.loads((tmp_path / "again.json").read_text()) == items
+
+
+@pytest.mark.parametrize("latency", [{"hunch": {}}, {SHOWN: {"mean": 1.0}}, {SHOWN: 1.0}, [1.0], None])
+def test_latency_of_another_kind_is_a_clear_error(tmp_path, latency):
+    item = {**json.loads((PUBLISHED / "mini.json").read_text())[0], "latency": latency}
+    (tmp_path / "results.json").write_text(json.dumps([item]))
+    with pytest.raises(UserError, match="results.json: .*decode again"):
+        load_records(tmp_path / "results.json")
 
 
 def test_scoring_again_replaces_the_record_of_the_same_key(tmp_path):
@@ -107,12 +134,6 @@ def test_a_file_of_something_else_is_named_and_kept(tmp_path, content):
     assert path.read_text() == content
 
 
-def test_algorithmic_latency_is_the_chunk_and_95_ms():
-    """The convolutions read 3.5 feature frames ahead, the ConvNeXt three encoder frames of 20 ms."""
-    assert algorithmic_latency_ms(ChunkConfig(8, 32)) == 160 + 35 + 60
-    assert algorithmic_latency_ms(ChunkConfig(16, 64)) - algorithmic_latency_ms(ChunkConfig(8, 32)) == 160
-
-
 def test_table_has_a_row_per_way_of_decoding_and_a_column_per_test_set():
     records = [
         make_record(),
@@ -134,6 +155,77 @@ def test_table_tells_seeds_apart():
 def test_commands_are_listed_once():
     block = results.commands_block([make_record(), make_record(test_set="x"), make_record(command="other.py")])
     assert block == "```bash\ndecode.py --exp-dir exp/baseline\nother.py\n```\n"
+
+
+def test_latency_table_has_columns_for_what_was_measured_alone():
+    full = make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None)
+    (row,) = results.latency_rows([full, make_record()])  # full context has no latency to speak of
+    assert list(row) == ["system", "test set", "mode", "chunk / left (ms)", "algorithmic"]
+    assert row["algorithmic"] == 255
+    teacher = replace(full, latency={FRAME: Spread(99, -80.4, -40.0, 0.0, 40.0)})
+    rows = results.latency_rows([teacher, make_record(latency=LATENCY), make_record(search="other")])
+    assert [row["algorithmic"] for row in rows] == [None, 255, 255]
+    assert [row["words"] for row in rows] == [99, None, None]
+    assert [row[MEASURES[SHOWN].label] for row in rows] == [None, "151 (175 / 255 / 376)", None]
+    assert [row[MEASURES[FRAME].label] for row in rows] == ["-80 (-40 / 0 / 40)", None, None]
+    assert [row[MEASURES[COMPUTE].label] for row in rows] == [None, "8.5 (8.5 / 9.0 / 36.0)", None]
+    assert "final text" not in rows[0] and "search" in rows[0] and "seed" not in rows[0]
+
+
+def test_every_column_of_measurements_is_explained_and_no_other():
+    everything = {name: Spread(1, 1.0, 1.0, 1.0, 1.0) for name in MEASURES}
+    rows = results.latency_rows([make_record(latency=everything)])
+    plain = {"system", "test set", "mode", "chunk / left (ms)"}
+    assert set(results.latency_notes(rows)) == set(rows[0]) - plain
+    assert set(results.latency_notes(results.latency_rows([make_record()]))) == {"algorithmic"}
+
+
+def test_published_records_show_their_latency_where_there_is_any(tmp_path):
+    path = tmp_path / "run.json"
+    add_record(path, make_record())
+    assert "Latency" not in results.render(path)
+    add_record(path, make_record(mode="chunkwise", latency=LATENCY))
+    text = results.render(path)
+    assert results.LATENCY_CELLS in text and "| 151 (175 / 255 / 376) |" in text
+    assert text.index("test-clean WER %") < text.index("151 (175") < text.index("```bash")
+
+
+def measured(system: str, folder: Path, shown: list, **changes: Any) -> Path:
+    """A results JSON of one record, whose words' delays lie beside it: one utterance per list."""
+    record = make_record(system=system, latency={FRAME: Spread(1, 0.0, 0.0, 0.0, 0.0)}, recogs="recogs.txt", **changes)
+    add_record(folder / system / "results.json", record)
+    (folder / system / "recogs.txt").write_text("")
+    delays = [Delays(str(n), row, row, row[-1]) for n, row in enumerate(shown)]
+    write_delays(delays_file(folder / system / "recogs.txt"), delays)
+    return folder / system / "results.json"
+
+
+def test_delays_are_compared_over_words_that_both_got_right(tmp_path):
+    paths = [
+        measured("baseline", tmp_path, [[100.0, 300.0, None], [200.0, 400.0]]),
+        measured("late", tmp_path, [[150.0, None, 500.0], [230.0, 440.0]]),
+        measured("elsewhere", tmp_path, [[1.0, 1.0, 1.0], [1.0, 1.0]], chunk_ms=320),
+        measured("deaf", tmp_path, [[None, None, None], [None, None]]),
+    ]
+    runs = {path: load_records(path) for path in paths}
+    (row,) = compare_delays(runs, "baseline")
+    assert (row["system"], row["against"], row["words"]) == ("late", "baseline", 3)
+    assert row["word shown, before"].startswith("233 (200 ") and row["word shown, after"].startswith("273 (230 ")
+    assert row["word shown, later by"] == "40 [35, 50]"  # 50 in one utterance, 30 and 40 in the other
+    assert row["first word, later by"] == "40 [30, 50]"
+    assert row["last word, later by"] == row["final text, later by"] == "40 [40, 40]"
+
+
+def test_delays_that_were_not_measured_are_not_compared(tmp_path):
+    paths = [measured(system, tmp_path, [[100.0], [200.0]]) for system in ("baseline", "other")]
+    runs = {path: load_records(path) for path in paths}
+    assert len(compare_delays(runs, "baseline")) == 1
+    for changes in ({"latency": {}}, {"recogs": ""}):
+        changed = {path: [replace(record, **changes) for record in records] for path, records in runs.items()}
+        assert compare_delays(changed, "baseline") == []
+    delays_file(paths[1].parent / "recogs.txt").unlink()
+    with pytest.raises(UserError, match="delays.jsonl"):
+        compare_delays(runs, "baseline")
 
 
 def write_runs(root: Path) -> None:

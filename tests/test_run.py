@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import soundfile
+from lhotse.supervision import AlignmentItem
 
 from decoding_helpers import run_script, talkative_model
 from kdstream.config import (
@@ -23,6 +24,7 @@ from kdstream.config import (
     TrainConfig,
     UserError,
 )
+from kdstream.decoding.latency import COMPUTE, FRAME, SHOWN, delays_file, read_delays
 from kdstream.decoding.results import Record, load_records
 from kdstream.decoding.run import choose_chunk, read_flags
 from kdstream.decoding.scoring import read_recogs
@@ -31,6 +33,7 @@ from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 
 TEXTS = ("THE FIRST DAY", "A SECOND DAY CAME", "AND THEN THE THIRD", "NO MORE")
 SECONDS = (1.5, 2.31, 0.4, 1.07)
+PART = "librispeech_cuts_noise.jsonl.gz"
 SCRIPTS = {"whole": "egs/librispeech/decode.py", "chunkwise": "egs/librispeech/streaming_decode.py"}
 
 
@@ -54,7 +57,7 @@ def data(tmp_path_factory) -> DataConfig:
     cuts = lhotse.CutSet.from_manifests(
         lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
     )
-    cuts.to_file(folder / "librispeech_cuts_noise.jsonl.gz")
+    cuts.to_file(folder / PART)
     return DataConfig(
         manifest_dir=str(folder),
         test_parts=("noise",),
@@ -68,6 +71,18 @@ def data(tmp_path_factory) -> DataConfig:
 def exp_dir(tmp_path, data) -> Path:
     """Streaming student "distilled" after two epochs."""
     return make_exp_dir(tmp_path / "distilled", data, causal=True)
+
+
+def make_aligned(folder: Path, recogs: Path, data: DataConfig) -> Path:
+    """The cuts of "noise" with what was heard as their text, where that is something, every word of it ending at 0."""
+    heard = {t.cut_id: t.hyp for t in read_recogs(recogs) if t.hyp}
+    cuts = [cut for cut in lhotse.CutSet.from_file(Path(data.manifest_dir, PART)) if cut.id in heard]
+    for cut in cuts:
+        (supervision,) = cut.supervisions
+        supervision.text = " ".join(heard[cut.id])
+        supervision.alignment = {"word": [AlignmentItem(word, 0.0, 0.0) for word in heard[cut.id]]}
+    lhotse.CutSet.from_cuts(cuts).to_file(folder / "heard.jsonl.gz")
+    return folder / "heard.jsonl.gz"
 
 
 def make_exp_dir(folder: Path, data: DataConfig, causal: bool) -> Path:
@@ -165,6 +180,37 @@ def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
     )
 
 
+def test_delays_are_those_of_the_words_heard_the_same_in_both_scripts(exp_dir, data, tmp_path, monkeypatch):
+    first = decode(monkeypatch, "whole", exp_dir)
+    heard = make_aligned(tmp_path, exp_dir / first.recogs, data)
+    flags = ("--test-cuts", heard, "--alignments", heard)
+    simulated, chunkwise, full = (
+        decode(monkeypatch, how, exp_dir, *flags, *more)
+        for how, more in (("whole", ()), ("chunkwise", ()), ("whole", ("--chunk-size", -1)))
+    )
+    words = {t.cut_id: len(t.hyp) for t in read_recogs(exp_dir / chunkwise.recogs)}
+    assert simulated.wer == chunkwise.wer == 0.0 and sum(words.values()) > 10
+    delays = read_delays(delays_file(exp_dir / chunkwise.recogs))
+    assert delays == read_delays(delays_file(exp_dir / simulated.recogs))
+    assert {d.cut_id: len(d.shown) for d in delays} == words
+    for of_cut in delays:  # from 0: the times themselves
+        assert of_cut.final == of_cut.shown[-1] == max(of_cut.shown)
+        for shown, frame in zip(of_cut.shown, of_cut.frame):
+            assert (shown - 290) % 160 == 0 and (frame - 35) % 40 == 0
+            assert 95 <= shown - frame <= 95 + 120
+    assert simulated.latency[SHOWN].count == simulated.latency[FRAME].count == sum(words.values())
+    assert chunkwise.latency.pop(COMPUTE).p50 > 0 and chunkwise.latency == simulated.latency
+    assert set(full.latency) <= {FRAME, "frame_first", "frame_last"}
+
+
+def test_without_alignments_no_delay_is_claimed(exp_dir, monkeypatch):
+    assert decode(monkeypatch, "whole", exp_dir).latency == {}
+    record = decode(monkeypatch, "chunkwise", exp_dir)
+    assert set(record.latency) == {COMPUTE}
+    assert 0 < record.latency[COMPUTE].p50 <= record.latency[COMPUTE].p99
+    assert not delays_file(exp_dir / record.recogs).exists()
+
+
 def test_a_teacher_is_decoded_in_full_context(tmp_path, data, monkeypatch):
     folder = make_exp_dir(tmp_path / "teacher", data, causal=False)
     record = decode(monkeypatch, "whole", folder, "--system", "the teacher", "--results-json", folder / "results.json")
@@ -195,10 +241,12 @@ def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
         ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),
         ("whole", ("--bpe-model", "none.model"), "none.model"),
         ("whole", ("--device", "abacus"), "--device abacus"),
+        ("whole", ("--alignments", "none.jsonl.gz"), "--alignments none.jsonl.gz"),
     ],
 )
 def test_bad_input_gets_one_line_and_no_record(exp_dir, monkeypatch, how, flags, named):
     error = run_script(monkeypatch, SCRIPTS[how], "--exp-dir", exp_dir, *flags)
+    assert not list(exp_dir.rglob("recogs*"))  # known before anything is decoded
     assert error.startswith("error: ") and re.search(named, error) and "\n" not in error
     assert not (exp_dir / "results.json").exists()
 

@@ -195,6 +195,20 @@ def test_utterances_are_read_only_as_places_become_free(model, utterances):
     assert len(list(results)) == len(utterances) - 1
 
 
+def test_every_step_that_decodes_something_is_timed(model, utterances):
+    decoder, step_ms = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=len(utterances)), []
+    list(decode_streams(decoder, enumerate(utterances), step_ms))
+    longest = decoder.open()
+    longest.accept_features(max(utterances, key=len))
+    longest.finish()
+    steps = 0
+    while decoder.step():
+        steps += 1
+    assert len(step_ms) == steps and min(step_ms) > 0
+    list(decode_streams(decoder, [], step_ms))
+    assert len(step_ms) == steps
+
+
 @pytest.mark.parametrize("chunk", [ChunkConfig(6, 12), ChunkConfig(8, -1)], ids=str)
 def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
     with pytest.raises(UserError, match="--(chunk-size|left-context-frames)"):

@@ -4,7 +4,8 @@
     python decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --decoding-method greedy_search
 
 Everything about the model comes from EXP_DIR/config.json.  Leaves recogs-*, errs-* and wer-summary-*.txt in
-EXP_DIR/<decoding method>/, and a record of each test set in --results-json.
+EXP_DIR/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*, how late
+each word came.
 """
 
 from __future__ import annotations

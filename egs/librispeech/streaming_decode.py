@@ -5,13 +5,15 @@
 
 Everything about the model comes from EXP_DIR/config.json; features are computed from audio.  Every output frame and
 every hypothesis is that of decode.py on the same chunk.  Leaves recogs-*, errs-* and wer-summary*.txt in
-EXP_DIR/streaming/<decoding method>/, and a record of each test set in --results-json.
+EXP_DIR/streaming/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*,
+how late each word came.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -28,9 +30,11 @@ def main() -> None:
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
     for test_set, utterances in run.data.test_sets().items():
         decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams)
-        streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances))
+        step_ms: List[float] = []
+        streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
         progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
-        run.save(test_set, [run.transcript(cut_id, text, result) for (cut_id, text), result in progress])
+        transcripts = [run.transcript(cut_id, text, result) for (cut_id, text), result in progress]
+        run.save(test_set, transcripts, step_ms)
 
 
 if __name__ == "__main__":

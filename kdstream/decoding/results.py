@@ -9,24 +9,29 @@ import fcntl
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from kdstream.config import ENCODER_FRAME_MS, UserError
+from kdstream.config import UserError
 from kdstream.decoding import scoring
-from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS, ChunkConfig
+from kdstream.decoding.latency import (
+    COMPUTE,
+    FINAL,
+    FRAME,
+    MEASURES,
+    SHOWN,
+    Latency,
+    delays_file,
+    in_common,
+    latency_from_json,
+    later_by,
+    read_delays,
+    summarise,
+)
 
 MODES = ("full", "simulated", "chunkwise")
-FEATURE_FRAME_MS = 10
-# The front end's convolutions read SUBSAMPLING_LOSS feature frames more than they cover, half of them ahead; its
-# ConvNeXt then looks LOOKAHEAD of its own frames further.
-LOOKAHEAD_MS = SUBSAMPLING_LOSS * FEATURE_FRAME_MS // 2 + LOOKAHEAD * ENCODER_FRAME_MS
-
-
-def algorithmic_latency_ms(chunk: ChunkConfig) -> int:
-    """How far the audio must have run, from a chunk's first sample on, before the chunk can be decoded."""
-    return chunk.chunk_ms + LOOKAHEAD_MS
+LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,11 @@ class Record:
     encoder: architecture and preset.  parameters: of the model as it is decoded.
     method: what training distilled, "none" without a teacher.
     mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
-    chunk_ms, left_ms, latency_ms: None in full context; left_ms -1 is unlimited.
+    chunk_ms, left_ms, latency_ms (algorithmic): None in full context; left_ms -1 is unlimited.
     wer and interval (95 %, bootstrap over utterances): per cent.
     speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took.
     recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
+    latency: what was measured of it, by the names in latency.py; a file may lack it.
     """
 
     system: str
@@ -65,6 +71,7 @@ class Record:
     compute_hours: float
     recogs: str
     command: str
+    latency: Latency = field(default_factory=dict)
 
     @property
     def setting(self) -> Tuple[Any, ...]:
@@ -93,10 +100,23 @@ def _load_list(path: Path) -> List[Dict[str, Any]]:
 
 def _to_record(path: Path, item: Dict[str, Any]) -> Record:
     names = {f.name for f in fields(Record)}
+    item = {"latency": {}, **item}
     if set(item) != names:
         odd = ", ".join(sorted(names.symmetric_difference(item)))
         raise UserError(f"{path}: a record lacks or has too much of: {odd}; decode again into a new --results-json")
-    return Record(**{**item, "interval": tuple(item["interval"])})
+    try:
+        latency = latency_from_json(item["latency"])
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {error}; decode again into a new --results-json") from error
+    return Record(**{**item, "interval": tuple(item["interval"]), "latency": latency})
+
+
+def _to_item(record: Record) -> Dict[str, Any]:
+    """The inverse of `_to_record`."""
+    item = asdict(record)
+    if not record.latency:
+        del item["latency"]
+    return item
 
 
 def add_record(path: Path, record: Record) -> None:
@@ -107,7 +127,7 @@ def add_record(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
         records = [old for old in load_records(path) if old.key != record.key] if path.exists() else []
-        write_json(path, [asdict(r) for r in [*records, record]])
+        write_json(path, [_to_item(r) for r in [*records, record]])
 
 
 def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
@@ -124,7 +144,7 @@ def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
 def publish(name: Path, records: Sequence[Record], **tables: Sequence[Dict[str, Any]]) -> None:
     """Writes the records to NAME.json and each table's rows to NAME-<table>.json; recogs files stay where they are."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    write_json(name.with_name(f"{name.name}.json"), [asdict(replace(record, recogs="")) for record in records])
+    write_json(name.with_name(f"{name.name}.json"), [_to_item(replace(record, recogs="")) for record in records])
     for table, rows in tables.items():
         write_json(name.with_name(f"{name.name}-{table}.json"), rows)
 
@@ -183,6 +203,41 @@ def wer_table(records: Sequence[Record]) -> str:
     return markdown_table(header, table)
 
 
+def latency_rows(records: Sequence[Record]) -> List[Dict[str, Any]]:
+    """Flat objects, for `rows_table`: latencies of each record that has any, in milliseconds.
+
+    There is no column for what no record has measured, and none for the token's frame in first and last words.
+    """
+    records = [record for record in records if record.latency_ms is not None or record.latency]
+    measured = {name for record in records for name in record.latency}
+    columns = [name for name in (SHOWN, "shown_first", "shown_last", FINAL, FRAME, COMPUTE) if name in measured]
+    varying = [name for name in ("seed", "search") if len({getattr(record, name) for record in records}) > 1]
+    rows = []
+    for record in records:
+        latency = record.latency
+        row = {"system": record.system, **{name: getattr(record, name) for name in varying}}
+        row.update({"test set": record.test_set, "mode": record.mode, "chunk / left (ms)": chunk_shown(record)})
+        row["algorithmic"] = record.latency_ms
+        if FRAME in measured:
+            row["words"] = latency[FRAME].count if FRAME in latency else None
+        for name in columns:
+            digits = 1 if name == COMPUTE else 0
+            row[MEASURES[name].label] = latency[name].shown(digits) if name in latency else None
+        rows.append(row)
+    return rows
+
+
+def latency_notes(rows: Sequence[Dict[str, Any]]) -> Dict[str, str]:
+    """What the columns of `latency_rows` mean, by their names."""
+    explained = {
+        "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk and what the front end "
+        "hears beyond it",
+        "words": "words that were got right, over which delays are measured",
+        **{measure.label: measure.definition for measure in MEASURES.values()},
+    }
+    return {name: explained[name] for name in dict.fromkeys(name for row in rows for name in row) if name in explained}
+
+
 def wer_shown(record: Record) -> str:
     low, high = record.interval
     return f"{record.wer:.2f} [{low:.2f}, {high:.2f}]"
@@ -203,13 +258,16 @@ def commands_block(records: Sequence[Record]) -> str:
 def render(path: Path) -> str:
     """A JSON file of egs/librispeech/results as Markdown.
 
-    Records become a table of word error rates and the commands behind it; any other list of flat objects becomes a
-    table with their names as columns.
+    Records become a table of word error rates, one of latencies where any was measured, and the commands behind them;
+    any other list of flat objects becomes a table with their names as columns.
     """
     items = _load_list(path)
     if items and "wer" in items[0] and "system" in items[0]:
         records = [_to_record(path, item) for item in items]
-        return f"{wer_table(records)}\n{commands_block(records)}"
+        tables = [wer_table(records)]
+        if any(record.latency for record in records):
+            tables += [f"{LATENCY_CELLS}\n", rows_table(latency_rows(records))]
+        return "\n".join([*tables, commands_block(records)])
     return rows_table(items)
 
 
@@ -242,28 +300,64 @@ class Reduction:
         }
 
 
-def interval_shown(interval: scoring.Interval) -> str:
+def interval_shown(interval: scoring.Interval, digits: int = 1) -> str:
     low, high = interval
-    return f"[{low:.1f}, {high:.1f}]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def compare(records: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction]:
+Run = Tuple[Record, Path]  # with its recogs file, which need not be there
+
+
+def _pairs(runs: Dict[Path, Sequence[Record]], baseline: str) -> Iterator[Tuple[Run, Run]]:
+    """Every other record beside the one of `baseline` that has its setting and seed, if there is one."""
+    found = [(record, path.parent / record.recogs) for path, records in runs.items() for record in records]
+    before = {(record.seed, *record.setting): (record, recogs) for record, recogs in found if record.system == baseline}
+    for record, recogs in found:
+        if record.system != baseline and (record.seed, *record.setting) in before:
+            yield (record, recogs), before[(record.seed, *record.setting)]
+
+
+def compare(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction]:
     """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
 
     Args:
-      records: by results JSON, beside which their recogs files lie.
+      runs: records by results JSON, beside which their recogs files lie.
     """
-    runs = [(record, path) for path, some in records.items() for record in some]
-    before = {(r.seed, *r.setting): (r, path) for r, path in runs if r.system == baseline}
     reductions = []
-    for record, path in runs:
-        base, base_path = before.get((record.seed, *record.setting), (None, None))
-        if base is None or record.system == baseline:
-            continue
+    for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
         percent = scoring.relative_reduction(base.wer, record.wer) if base.wer else None
-        interval = _paired_interval(base_path.parent / base.recogs, path.parent / record.recogs)
-        reductions.append(Reduction(record, base, percent, interval))
+        reductions.append(Reduction(record, base, percent, _paired_interval(base_recogs, recogs)))
     return reductions
+
+
+def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Dict[str, Any]]:
+    """How much later words come than those of `baseline`, over words that both got right.
+
+    Arguments as in `compare`; records whose delays were not measured, or lie elsewhere, have no row.
+
+    Returns:
+      Rows for `rows_table`, in milliseconds; intervals are 95 %, by resampling utterances.
+    """
+    rows = []
+    for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
+        if not all(FRAME in run.latency and path.is_file() for run, path in ((base, base_recogs), (record, recogs))):
+            continue
+        before, after = in_common(read_delays(delays_file(base_recogs)), read_delays(delays_file(recogs)))
+        had, has = summarise(before), summarise(after)
+        if FRAME not in had:
+            continue
+        row = {"system": record.system, "against": base.system, "test set": record.test_set, "mode": record.mode}
+        row.update({"chunk / left (ms)": chunk_shown(record), "search": record.search, "words": had[FRAME].count})
+        for name in (SHOWN, "shown_first", "shown_last", FINAL, FRAME):
+            if name not in had:
+                continue
+            label = MEASURES[name].label
+            if name == SHOWN:
+                row.update({f"{label}, before": had[name].shown(), f"{label}, after": has[name].shown()})
+            mean, interval = later_by(before, after, name)
+            row[f"{label}, later by"] = f"{mean:.0f} {interval_shown(interval, 0)}"
+        rows.append(row)
+    return rows
 
 
 def _paired_interval(baseline: Path, system: Path) -> Optional[scoring.Interval]:

@@ -27,8 +27,20 @@ from kdstream.config import (
 )
 from kdstream.data import AsrDataModule
 from kdstream.decoding import scoring
-from kdstream.decoding.results import Record, add_record, algorithmic_latency_ms
-from kdstream.decoding.scoring import Transcript
+from kdstream.decoding.latency import (
+    COMPUTE,
+    MEASURES,
+    Latency,
+    Spread,
+    algorithmic_latency_ms,
+    delays_file,
+    measure_delays,
+    summarise,
+    write_delays,
+)
+from kdstream.decoding.references import read_word_ends
+from kdstream.decoding.results import Record, add_record
+from kdstream.decoding.scoring import Alignment, Transcript
 from kdstream.decoding.search import Result, Search
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
@@ -52,18 +64,24 @@ class TrainedModel(Protocol):
 
 
 def read_flags(description: str, argv: Optional[Sequence[str]] = None) -> Tuple[ExperimentConfig, DecodeConfig]:
-    """The experiment, from EXP_DIR/config.json and the flags that override it, and how to decode it.
+    """The flags of a decoding script, as `from_flags` reads them.
 
     Args:
       description: the script's docstring.
       argv: instead of the command line.
-    Raises:
-      UserError: no config.json in --exp-dir.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, DecodeConfig)
     add_overrides(parser, DataConfig, *DATA_FLAGS)
-    args = parser.parse_args(argv)
+    return from_flags(parser.parse_args(argv))
+
+
+def from_flags(args: argparse.Namespace) -> Tuple[ExperimentConfig, DecodeConfig]:
+    """The experiment, from EXP_DIR/config.json and the DATA_FLAGS that override it, and how to decode it.
+
+    Raises:
+      UserError: no config.json in --exp-dir.
+    """
     decode = from_args(DecodeConfig, args)
     config = ExperimentConfig.load(decode.exp_dir)
     data = override(config.data, args)
@@ -113,13 +131,22 @@ class DecodingRun:
         logging.info(
             f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"
         )
+        paths = [Path(path) for path in decode.alignments]
+        sets = self.data.test_sets() if paths else {}
+        self.word_ends = {name: read_word_ends(paths, utterances.cuts) for name, utterances in sets.items()}
 
     def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
-        """Reference and hypothesis in words."""
-        return Transcript(cut_id, text.split(), self.data.tokenizer.decode(result.tokens).split())
+        """Reference and hypothesis in words; with the times of the latter where delays are asked for."""
+        tokenizer = self.data.tokenizer
+        ends = tokenizer.word_ends(result.tokens) if self.word_ends else ()
+        frames = tuple(result.timestamps[end] for end in ends)
+        return Transcript(cut_id, text.split(), tokenizer.decode(result.tokens).split(), frames)
 
-    def save(self, test_set: str, transcripts: Sequence[Transcript]) -> Record:
-        """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON."""
+    def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
+        """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON.
+
+        step_ms: what each step took, of streams that were decoded chunk by chunk.
+        """
         transcripts = sorted(transcripts)
         alignments = scoring.align(transcripts)
         score = scoring.score(alignments)
@@ -130,11 +157,32 @@ class DecodingRun:
         logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
         logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
         results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, "results.json"))
-        record = self._record(test_set, score, os.path.relpath(recogs, results_json.parent))
+        latency: Latency = {}
+        if self.word_ends:
+            latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))
+        if step_ms:
+            latency[COMPUTE] = Spread.of(step_ms)
+        record = self._record(test_set, score, os.path.relpath(recogs, results_json.parent), latency)
         add_record(results_json, record)
         return record
 
-    def _record(self, test_set: str, score: scoring.Score, recogs: str) -> Record:
+    def _measure(
+        self, test_set: str, transcripts: Sequence[Transcript], alignments: Sequence[Alignment], path: Path
+    ) -> Latency:
+        """Delays against --alignments, written to `path` by utterance."""
+        ends = self.word_ends[test_set]
+        delays = [
+            measure_delays(t.cut_id, alignment, t.frames, ends[t.cut_id], self.chunk)
+            for t, alignment in zip(transcripts, alignments)
+            if t.cut_id in ends
+        ]
+        write_delays(path, delays)
+        latency = summarise(delays)
+        for name, spread in latency.items():
+            logging.info(f"{test_set}, {MEASURES[name].label}: {spread.shown()} ms, mean (50 / 90 / 99 %)")
+        return latency
+
+    def _record(self, test_set: str, score: scoring.Score, recogs: str, latency: Latency) -> Record:
         chunk, model = self.chunk, self.config.model
         return Record(
             system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
@@ -160,6 +208,7 @@ class DecodingRun:
             compute_hours=self.trained.compute_seconds / 3600,
             recogs=recogs,
             command=shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+            latency=latency,
         )
 
     def _file(self, kind: str, test_set: str) -> Path:

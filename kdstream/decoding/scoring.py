@@ -28,11 +28,15 @@ Interval = Tuple[float, float]
 
 
 class Transcript(NamedTuple):
-    """An utterance's reference and hypothesis, in words."""
+    """An utterance's reference and hypothesis, in words.
+
+    frames: output frame (40 ms) on which each word of the hypothesis was complete; empty where nobody asked.
+    """
 
     cut_id: str
     ref: List[str]
     hyp: List[str]
+    frames: Tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,13 @@ def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> I
 
     Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation, ICASSP 2004.
     """
-    errors, words = _resample([result.utterance_errors, result.utterance_words], resamples, seed)
-    return _percentiles(100.0 * errors / np.maximum(words, 1))
+    return bootstrap_ratio(100.0 * result.utterance_errors, result.utterance_words, resamples, seed)
+
+
+def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The 95 % interval of sum(sums) / sum(counts), both (utterances,), when utterances are drawn anew."""
+    drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed)
+    return _percentiles(drawn_sums / np.maximum(drawn_counts, 1))
 
 
 def bootstrap_reduction(baseline: Score, system: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -167,7 +176,7 @@ def _percentiles(values: np.ndarray) -> Interval:
 def write_recogs(path: Path, transcripts: Sequence[Transcript]) -> None:
     """icefall's recogs-*.txt: two lines per cut, its reference and its hypothesis as lists of words."""
     with open(path, "w", encoding="utf8") as file:
-        for cut_id, ref, hyp in transcripts:
+        for cut_id, ref, hyp, _ in transcripts:
             file.write(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n")
 
 

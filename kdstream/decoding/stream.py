@@ -9,6 +9,7 @@ Frames are feature frames (10 ms) unless called encoder frames (20 ms) or output
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple
 
 import torch
@@ -35,12 +36,21 @@ def decode_whole(
     Raises:
       UserError: a chunk that does not fit the encoder.
     """
+    encoder_out, encoder_out_lens = encode_whole(model, features, feature_lens, chunk)
+    state = search.start(model, features.size(0))
+    return search.advance(model, encoder_out, encoder_out_lens, state).results()
+
+
+@torch.no_grad()
+def encode_whole(
+    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: Optional[ChunkConfig]
+) -> Tuple[Tensor, Tensor]:
+    """The encoder's output (N, T', D) and its lengths (N,) in output frames; arguments as in `decode_whole`."""
     device = next(model.parameters()).device
     whole = chunk.chunk if chunk is not None else model.max_downsampling
     features, feature_lens = pad_to_whole_chunks(features, feature_lens.clamp(min=SHORTEST), whole)
     encoder_out, encoder_out_lens, _ = model.encode(features.to(device), feature_lens.to(device), chunk)
-    state = search.start(model, features.size(0))
-    return search.advance(model, encoder_out, encoder_out_lens, state).results()
+    return encoder_out, encoder_out_lens
 
 
 class Stream:
@@ -175,11 +185,14 @@ class StreamingDecoder:
             self._seated += newcomers
 
 
-def decode_streams(decoder: StreamingDecoder, utterances: Iterable[Tuple[Any, Tensor]]) -> Iterator[Tuple[Any, Result]]:
+def decode_streams(
+    decoder: StreamingDecoder, utterances: Iterable[Tuple[Any, Tensor]], step_ms: Optional[List[float]] = None
+) -> Iterator[Tuple[Any, Result]]:
     """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
 
     Args:
       utterances: names and (T, F) features, read only as places become free.
+      step_ms: gets the milliseconds that each step takes.
     """
     source = iter(utterances)
     open_streams: List[Tuple[Any, Stream]] = []
@@ -195,7 +208,10 @@ def decode_streams(decoder: StreamingDecoder, utterances: Iterable[Tuple[Any, Te
             stream.accept_features(features)
             stream.finish()
             open_streams.append((name, stream))
-        decoder.step()
+        begin = perf_counter()
+        decoded = decoder.step()
+        if decoded and step_ms is not None:
+            step_ms.append(1000 * (perf_counter() - begin))
         for name, stream in open_streams:
             if stream.done:
                 stream.closed = True
