@@ -27,6 +27,7 @@ OPTIONAL = (
     ("onnxruntime", "checking the export"),
     ("sherpa-onnx", "running the export"),
     ("matplotlib", "plots of the report"),
+    ("torchaudio", "reference alignments by a CTC head"),
     ("hibari-tts", "voices of the embedded corpus"),
     ("piper-tts", "voices of the embedded corpus"),
     ("espeakng-loader", "voices of the embedded corpus"),

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Finds when each word of the test sets ends, with the CTC head of a trained model: references to measure delays by.
+
+    python ../../local/align.py --exp-dir exp/teacher --epoch 30 --avg 9 --test-parts test-clean,test-other
+    python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --alignments exp/teacher/alignments.jsonl.gz
+
+The model needs --use-ctc 1.  Take the best one there is, and the same alignments for all systems that are compared: a
+full-context teacher, or a streaming model with --chunk-size -1.  Written are Lhotse supervisions named after their
+cuts, with alignment["word"].  A word lasts from the first to the last frame (40 ms) of its tokens in the best CTC path;
+CTC's tokens are shorter than what was spoken, so ends may lie some frames early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from lhotse import SupervisionSegment, SupervisionSet
+from lhotse.cut import Cut
+from lhotse.supervision import AlignmentItem
+from torch import Tensor
+from torchaudio.functional import forced_align, merge_tokens
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.config import DataConfig, DecodeConfig, UserError, add_arguments, add_overrides
+from kdstream.cuts import text_of
+from kdstream.decoding.latency import frame_start_ms
+from kdstream.decoding.references import WORD
+from kdstream.decoding.run import DATA_FLAGS, DecodingRun, from_flags
+from kdstream.decoding.stream import encode_whole
+from kdstream.training.trained import load_trained
+
+SEARCH_FLAGS = ("decoding_method", "beam_size", "max_sym_per_frame", "num_decode_streams")
+RECORD_FLAGS = ("alignments", "system", "results_json")
+
+
+def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> Optional[List[Tuple[int, int]]]:
+    """First frame of each word, and the frame after its last, in the best CTC path.
+
+    Args:
+      log_probs: (T, V).
+      words: the tokens of each, at least one.
+    Returns:
+      None where there are too few frames for the tokens.
+    """
+    tokens = torch.tensor([token for word in words for token in word])
+    repeats = int((tokens[1:] == tokens[:-1]).sum())  # which a blank must part
+    if len(log_probs) < len(tokens) + repeats:
+        return None
+    path, scores = forced_align(log_probs.unsqueeze(0), tokens.unsqueeze(0), blank=blank)
+    spans = iter(merge_tokens(path[0], scores[0], blank=blank))
+    of_words = [[next(spans) for _ in word] for word in words]
+    return [(of_word[0].start, of_word[-1].end) for of_word in of_words]
+
+
+def supervision_of(cut: Cut, spans: Sequence[Tuple[int, int]]) -> SupervisionSegment:
+    """The cut's words and when they are said, under the cut's name, in seconds from its start."""
+    items = []
+    for word, span in zip(text_of(cut).split(), spans):
+        start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
+        items.append(AlignmentItem(word, start, round(end - start, 6)))
+    return SupervisionSegment(
+        cut.id, cut.supervisions[0].recording_id, 0.0, cut.duration, text=text_of(cut), alignment={WORD: items}
+    )
+
+
+@torch.no_grad()
+def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[SupervisionSegment]:
+    """The aligned cuts of a test set; those that cannot be aligned are named in the log."""
+    by_id = {cut.id: cut for cut in cuts}
+    tokenizer, failed = run.data.tokenizer, []
+    batches = run.data.in_order(cuts, from_audio=True)
+    for batch in tqdm(batches, total=batches.num_batches, desc=f"alignments of {test_set}", disable=None):
+        encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
+        log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
+        for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist()):
+            words = tokenizer.encode(text.split())
+            spans = word_spans(of_cut[:length], words, run.model.config.blank_id) if all(words) else None
+            if spans is None:
+                failed.append(cut_id)
+            else:
+                yield supervision_of(by_id[cut_id], spans)
+    if failed:
+        logging.warning(f"{test_set}: {len(failed)} of {len(cuts)} cuts are too short for their text: {failed[0]}, ...")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
+    add_arguments(parser, DecodeConfig, leave_out=(*SEARCH_FLAGS, *RECORD_FLAGS))
+    add_overrides(parser, DataConfig, *DATA_FLAGS)
+    args = parser.parse_args()
+    config, decode = from_flags(args)
+    if not config.model.use_ctc:
+        raise UserError(f"{decode.exp_dir}: has no CTC head to align with; train a model with --use-ctc 1")
+    output = args.output or Path(decode.exp_dir) / "alignments.jsonl.gz"
+    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
+    aligned = [
+        supervision
+        for test_set, utterances in run.data.test_sets().items()
+        for supervision in align(run, test_set, utterances.cuts)
+    ]
+    if not aligned:
+        raise UserError(f"{decode.exp_dir}: no cut could be aligned; is it the --bpe-model of these transcripts?")
+    unfinished = output.with_name("unfinished_" + output.name)
+    SupervisionSet.from_segments(aligned).to_file(unfinished)
+    unfinished.replace(output)
+    logging.info(f"{output}: {len(aligned)} utterances, {sum(len(s.alignment[WORD]) for s in aligned)} words")
+
+
+if __name__ == "__main__":
+    cli.run(main)
