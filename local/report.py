@@ -7,8 +7,8 @@
 reads what training and decoding left in EXP_ROOT/teacher and so on (results.json, recogs, TensorBoard files,
 checkpoints), EXP_ROOT/sweep*.png and any layer_similarity.json, and writes EXP_ROOT/report/.  Run it where train.py
 was run: the paths in config.json lead from there to the utterance whose attention relations are drawn.  With
---publish results/NAME it also writes NAME.json (the records) and NAME-reduction.json, which local/render_results.py
-turns into tables of RESULTS.md.
+--publish results/NAME it also writes NAME.json (the records), NAME-reduction.json and, where delays of words were
+measured, NAME-latency.json, which local/render_results.py turns into tables of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
     report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")
     if args.publish:
-        publish(args.publish, report.records, reduction=[reduction.row() for reduction in report.reductions])
+        tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.later}
+        publish(args.publish, report.records, **{name: rows for name, rows in tables.items() if rows})
 
 
 if __name__ == "__main__":

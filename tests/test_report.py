@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -16,13 +17,15 @@ import torch
 from lhotse import CutSet, NumpyFilesWriter
 
 from decoding_helpers import run_script
-from kdstream.config import DistillConfig, ExperimentConfig, UserError
+from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
 from kdstream.data import Tokenizer
 from kdstream.decoding import results, scoring
+from kdstream.decoding.latency import Delays, Spread, delays_file, summarise, write_delays
 from kdstream.decoding.results import Reduction, add_record, load_records
 from kdstream.models.transducer import build_model
 from kdstream.reporting import findings, plots, sources
 from kdstream.reporting.relations import BRANCH, STUDENT, TEACHER, compare_maps, read_relations
+from kdstream.reporting.sources import Member
 from kdstream.reporting.utterances import GAP, Comparison, align_systems, worth_reading
 from kdstream.training.checkpoint import save_checkpoint
 from kdstream.training.step import build_distiller
@@ -365,6 +368,63 @@ def test_the_headline_admits_chance_harm_and_seeds():
     assert "15 % [10, 20] fewer" in line and "17.0 % against 20.0 % WER (mean and range of 2 seeds)" in line
     (line,) = findings.headline([make_record()], [])
     assert line.startswith("baseline has 12.50 [11.00, 14.25] % WER on test-clean")
+
+
+def write_measured(root: Path) -> None:
+    """Systems that differ in --delay-penalty or in the data's batches, with delays of their words."""
+    for system, penalty, seconds, later in (("early", 0.01, 200.0, -40.0), ("plain", 0.0, 200.0, 0.0), ("o", 0, 9, 20)):
+        config = ExperimentConfig(
+            data=DataConfig(max_duration=seconds), train=TrainConfig(exp_dir=system, delay_penalty=penalty)
+        )
+        words = [[100 + later, 200 + later], [300.0, None]]
+        delays = [Delays(f"u{n}", row, row, row[-1]) for n, row in enumerate(words)]
+        record = make_record(
+            system=system, mode="chunkwise", recogs="recogs.txt", wer=9.0 - later / 20, latency=summarise(delays)
+        )
+        add_record(root / system / "results.json", record)
+        config.save(root / system)
+        (root / system / "recogs.txt").write_text("u0:\tref=['A', 'B']\nu0:\thyp=['A', 'B']\n")
+        write_delays(delays_file(root / system / "recogs.txt"), delays)
+
+
+def test_measured_delays_are_in_the_page_and_beside_it(tmp_path):
+    write_measured(tmp_path)
+    flags = ("--systems", "early,plain,o", "--baseline", "plain", "--publish", tmp_path / "run")
+    assert write_report(tmp_path, *map(str, flags)) == ""
+    html = (tmp_path / "report" / "report.html").read_text()
+    page, text = Page(html), (tmp_path / "report" / "report.md").read_text()
+    shown = ("173 (160 / 272 / 297)", "200 (200 / 280 / 298)", "213 (220 / 284 / 298)", "-27 [-40, 0]", "13 [0, 20]")
+    for cell in shown:
+        assert cell in page.text.replace("\u00a0", " ") and cell in text
+    for name, meaning in results.latency_notes(results.latency_rows(load_records(tmp_path / "run.json"))).items():
+        assert f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" in html and f"- {name}: {meaning}\n" in text
+    assert "| o | plain | test-clean | chunkwise | 160 / 640 |" in results.render(tmp_path / "run-latency.json")
+
+
+def test_systems_that_differ_in_the_delay_penalty_alone_are_a_family(tmp_path):
+    write_measured(tmp_path)
+    make = lambda: sources.read_families(sources.read_runs(tmp_path, ("early", "plain", "o")))  # noqa: E731
+    assert make() == {"early": Member("plain", 0.01), "plain": Member("plain", 0.0), "o": Member("o", 0.0)}
+    (tmp_path / "o" / "config.json").write_text((tmp_path / "plain" / "config.json").read_text())
+    assert {member.family for member in make().values()} == {"early", "plain", "o"}  # twice the same penalty
+    (tmp_path / "o" / "config.json").unlink()
+    assert make() == {"early": Member("plain", 0.01), "plain": Member("plain", 0.0), "o": Member("o", 0.0)}
+
+
+def test_curves_join_what_is_not_beaten_in_latency_and_wer():
+    assert plots.unbeaten([(3.0, 5.0), (1.0, 9.0), (2.0, 9.5), (4.0, 5.0), (2.5, 7.0)]) == [
+        (1.0, 9.0),
+        (2.5, 7.0),
+        (3.0, 5.0),
+    ]
+    assert plots.unbeaten([]) == []
+
+
+def test_seeds_are_drawn_at_their_mean_latency():
+    one = make_record(seed=1, latency={"shown": Spread(9, 10.0, 1.0, 2.0, 3.0)})
+    other = make_record(seed=2, latency={"shown": Spread(9, 20.0, 1.0, 2.0, 3.0)})
+    assert plots.merged([one, other])[0].latency == {"shown": Spread(9, 15.0, 1.0, 2.0, 3.0)}
+    assert plots.merged([one, replace(other, latency={})])[0].latency == {}
 
 
 def test_losses_are_read_whole_and_shown_in_a_fixed_order(exp_root):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kdstream.decoding.results import MODES, Record, Reduction, chunk_shown, interval_shown, wer_shown
 
@@ -118,6 +118,13 @@ def _reduction_shown(reduction: Optional[Reduction]) -> str:
         return ""
     interval = "" if reduction.interval is None else f" {_together(interval_shown(reduction.interval))}"
     return f"{reduction.percent:.1f}{interval}"
+
+
+def as_table(rows: Sequence[Dict[str, Any]]) -> Table:
+    """Flat objects with their names as header; figures of one cell stay on one line."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [["" if row.get(name) is None else _together(str(row[name])) for name in header] for row in rows]
+    return header, cells
 
 
 def model_rows(records: Sequence[Record]) -> Table:

@@ -9,7 +9,7 @@ import base64
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Iterable, List, NamedTuple, Sequence
+from typing import Iterable, List, Mapping, NamedTuple, Sequence
 
 from kdstream.reporting.utterances import GAP, Comparison
 
@@ -56,6 +56,8 @@ thead th { border-bottom: 1px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--box); }
 figure { margin: 0.7rem 0; }
 img { display: block; width: 100%; max-width: 720px; height: auto; background: #fff; border-radius: 4px; }
+dt { font-weight: 600; }
+dd { margin: 0 0 0.3rem 1rem; }
 summary { cursor: pointer; color: var(--soft); }
 pre { background: var(--box); padding: 0.7rem; border-radius: 4px; font-size: 0.8rem; overflow-x: auto;
   overflow-wrap: normal; }
@@ -94,6 +96,12 @@ def heading(text: str) -> str:
 
 def notes(lines: Iterable[str]) -> str:
     return '<ul class="note">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def definitions(terms: Mapping[str, str]) -> str:
+    """What words mean."""
+    lines = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms.items())
+    return f'<dl class="note">\n{lines}\n</dl>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

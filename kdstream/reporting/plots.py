@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -17,17 +18,20 @@ from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kdstream.decoding.latency import SHOWN, Spread
 from kdstream.decoding.results import Record
 from kdstream.reporting.relations import TEACHER, Relations
-from kdstream.reporting.sources import PHASES, TOTAL, Curves, Similarity, losses_in
+from kdstream.reporting.sources import PHASES, TOTAL, Curves, Member, Similarity, losses_in
 from kdstream.reporting.style import COLOURS, WIDTH, save
 
 MODE_SHADES = {"full": 0.35, "simulated": 0.65, "chunkwise": 1.0}
 PHASE_STYLES = {"training": {"linestyle": "-"}, "validation": {"linestyle": "--", "marker": "o", "markersize": 4}}
+LATENCY_AXES = {False: "chunk + look-ahead, ms", True: "word shown after its end, mean, ms"}  # by: was it measured
 LETTERS = 60  # of a legend, that fit in it
 MANY = 8  # layers; a heat map of more has no room for numbers
 
 Colours = Dict[str, str]  # by system
+Point = Tuple[float, float]
 
 
 def colours_of(systems: Sequence[str]) -> Colours:
@@ -95,28 +99,61 @@ def _bar_label(record: Record) -> str:
     return f"{record.system}\n{'full context' if record.chunk_ms is None else f'{record.mode} {record.chunk_ms} ms'}"
 
 
-def plot_latencies(records: Sequence[Record], colours: Colours, path: Path) -> None:
-    """WER over algorithmic latency, one panel per test set; full context as a line across."""
+def plot_latencies(records: Sequence[Record], families: Dict[str, Member], colours: Colours, path: Path) -> None:
+    """WER over latency, one panel per test set and one curve per family; full context as a line across.
+
+    Latency is how long after its end a word can be read, on average, where that was measured of all, else the
+    algorithmic one.  A curve joins what no other point of its family beats in both; other points are hollow.
+    Shapes are chunk sizes, and numbers beside points delay penalties other than 0.
+    """
+    streaming = [record for record in _drawn(records) if record.latency_ms is not None]
+    measured = all(SHOWN in record.latency for record in streaming)
+    shapes = dict(zip(sorted({record.chunk_ms for record in streaming}), cycle("os^Dv")))
+
+    def latency(record: Record) -> float:
+        return record.latency[SHOWN].mean if measured else record.latency_ms
+
+    reached = list(map(latency, streaming))
 
     def draw(axes: Axes, of_set: Sequence[Record]) -> None:
-        for system in dict.fromkeys(record.system for record in of_set):
-            mine = [record for record in of_set if record.system == system]
-            streaming = sorted((r for r in mine if r.latency_ms is not None), key=lambda r: r.latency_ms)
-            if streaming:
-                points = [r.latency_ms for r in streaming], [r.wer for r in streaming], _whiskers(streaming)
-                axes.errorbar(*points, color=colours[system], label=system, marker="o", capsize=4, linewidth=2.2)
+        for family in dict.fromkeys(families[record.system].family for record in of_set):
+            mine = [record for record in of_set if families[record.system].family == family]
+            points = {(latency(record), record.wer): record for record in mine if record.latency_ms is not None}
+            colour, best = colours[family], unbeaten(list(points))
+            if best:
+                axes.plot(*zip(*best), color=colour, linewidth=2.2, label=family)
+            for point, record in points.items():
+                axes.errorbar(
+                    *point, _whiskers([record]), color=colour, marker=shapes[record.chunk_ms], markersize=9,
+                    markerfacecolor=colour if point in best else "white", capsize=4, elinewidth=1.2,
+                )  # fmt: skip
+                if penalty := families[record.system].delay_penalty:
+                    place = {"xytext": (4, -6), "textcoords": "offset points", "rotation": -40, "va": "top"}
+                    axes.annotate(f"{penalty:g}", point, fontsize=11, color=colour, **place)
             for record in mine:
                 if record.mode == "full":
-                    axes.axhline(record.wer, color=colours[system], linestyle="--", label=f"{system}, full context")
-        axes.set(xlabel="chunk + look-ahead, ms", ylabel=f"WER %, {_whiskers_are(records)}")
-        axes.set_xlim(0, 1.15 * max(record.latency_ms or 1 for record in of_set))
+                    label = f"{record.system}, full context"
+                    axes.axhline(record.wer, color=colours[record.system], linestyle="--", label=label)
+        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"WER %, {_whiskers_are(records)}")
+        axes.set_xlim(min([0, *reached]), 1.15 * max(reached, default=1))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 
     figure = _panel_per_test_set(records, draw, lambda _: 4.2)
-    by_label = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
-    _legend(figure, list(by_label.values()), list(by_label))
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    for chunk_ms, shape in shapes.items():
+        handles[f"chunk {chunk_ms} ms"] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
+    _legend(figure, list(handles.values()), list(handles))
     save(figure, path)
+
+
+def unbeaten(points: Sequence[Point]) -> List[Point]:
+    """Of (latency, WER) those that no other one undercuts in one without losing in the other, by latency."""
+    best: List[Point] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
 
 
 def _panel_per_test_set(
@@ -124,12 +161,10 @@ def _panel_per_test_set(
     draw: Callable[[Axes, Sequence[Record]], None],
     height: Callable[[Sequence[Record]], float],
 ) -> plt.Figure:
-    """Panels below each other, of the first search method that there is: a phone has no room for more."""
-    search = records[0].search
+    """Panels below each other, of the records to draw."""
     by_set: Dict[str, List[Record]] = {}
-    for record in merged(records):
-        if record.search == search:
-            by_set.setdefault(record.test_set, []).append(record)
+    for record in _drawn(records):
+        by_set.setdefault(record.test_set, []).append(record)
     heights = [height(of_set) for of_set in by_set.values()]
     figure, panels = plt.subplots(
         len(by_set),
@@ -141,15 +176,20 @@ def _panel_per_test_set(
     )
     for axes, (test_set, of_set) in zip(panels[:, 0], by_set.items()):
         draw(axes, of_set)
-        axes.set_title(f"{test_set}, {search.replace('_', ' ')}")
+        axes.set_title(f"{test_set}, {of_set[0].search.replace('_', ' ')}")
     return figure
+
+
+def _drawn(records: Sequence[Record]) -> List[Record]:
+    """Those of the first search method that there is: a phone has no room for more."""
+    return [record for record in merged(records) if record.search == records[0].search]
 
 
 def merged(records: Sequence[Record]) -> List[Record]:
     """One record per system and chunk, as plots have room for.
 
     Where a chunk was decoded chunk by chunk, its simulation is left out.  Several seeds become one record with
-    their mean WER and, as its interval, their range.
+    their mean WER and, as its interval, their range; what was measured of latency is a mean too.
     """
     by_setting: Dict[Tuple, List[Record]] = {}
     for record in records:
@@ -157,10 +197,16 @@ def merged(records: Sequence[Record]) -> List[Record]:
     chunkwise = {(r.system, r.test_set, r.chunk_ms, r.left_ms, r.search) for r in records if r.mode == "chunkwise"}
     kept = []
     for seeds in by_setting.values():
-        first, wers = seeds[0], [record.wer for record in seeds]
+        first, wers, latencies = seeds[0], [record.wer for record in seeds], [record.latency for record in seeds]
         if first.mode == "simulated" and (first.system, first.test_set, *first.setting[2:]) in chunkwise:
             continue
-        kept.append(first if len(seeds) == 1 else replace(first, wer=mean(wers), interval=(min(wers), max(wers))))
+        if len(seeds) > 1:
+            latency = {
+                name: Spread(*np.mean([astuple(of_seed[name]) for of_seed in latencies], axis=0).tolist())
+                for name in set.intersection(*map(set, latencies))
+            }
+            first = replace(first, wer=mean(wers), interval=(min(wers), max(wers)), latency=latency)
+        kept.append(first)
     return kept
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdstream.config import UserError
+from kdstream.config import CONFIG_FILE, ExperimentConfig, UserError
 from kdstream.decoding.results import Record, load_records
 
 RESULTS_JSON = "results.json"
@@ -20,6 +21,7 @@ CURVE_TAG = re.compile(r"train/(tot|valid)_(.+)")
 PHASES = {"tot": "training", "valid": "validation"}
 LOSSES = ("pruned_loss", "simple_loss", "ctc_loss", "feature_loss", "relation_loss", "apc_loss")  # shown first
 TOTAL = "loss"  # shown last: what it adds up differs between systems
+OF_NO_FAMILY = ("exp_dir", "delay_penalty", "resume", "start_epoch", "start_batch", "master_port", "tensorboard")
 
 Runs = Dict[Path, List[Record]]  # by results JSON
 Curve = List[Tuple[int, float]]  # (batch, loss per 40 ms frame)
@@ -34,6 +36,13 @@ class Similarity(NamedTuple):
     cka: np.ndarray
 
 
+class Member(NamedTuple):
+    """A system among those that were trained alike but for --delay-penalty; the family has the name of one of them."""
+
+    family: str
+    delay_penalty: float
+
+
 def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
     """The records of each system's experiment.  Raises UserError if a system has none."""
     runs = {}
@@ -45,6 +54,29 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
             )
         runs[path] = load_records(path)
     return runs
+
+
+def read_families(runs: Runs) -> Dict[str, Member]:
+    """By system, its family and delay penalty, from the config.json beside its results.
+
+    A family is called after its member with the smallest penalty.  Systems without a config.json, and those of which
+    another has the same penalty as well, are families of their own.
+    """
+    found: Dict[str, List[Tuple[float, str]]] = {}  # by settings: penalties and systems
+    for path, records in runs.items():
+        for system in dict.fromkeys(record.system for record in records):
+            settings, penalty = system, 0.0
+            if (path.parent / CONFIG_FILE).is_file():
+                config = asdict(ExperimentConfig.load(path.parent))
+                penalty = config["train"]["delay_penalty"]
+                config["train"] = {name: value for name, value in config["train"].items() if name not in OF_NO_FAMILY}
+                settings = json.dumps(config)
+            found.setdefault(settings, []).append((penalty, system))
+    members = {}
+    for family in found.values():
+        alone = len({penalty for penalty, _ in family}) < len(family)
+        members.update({system: Member(system if alone else min(family)[1], penalty) for penalty, system in family})
+    return members
 
 
 def read_curves(exp_dir: Path) -> Curves:
