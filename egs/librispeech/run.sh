@@ -140,13 +140,13 @@ decode() {
   local name=$1 script=$2
   shift 2
   local flags="--epoch $num_epochs --avg $avg $*"
-  local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags")"
+  local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags${alignments:+ aligned}")"
   if [[ -f $done_file ]]; then
     log "$name, $script $*: already decoded"
     return
   fi
   # shellcheck disable=SC2086
-  $python "$script" --exp-dir "$exp_root/$name" $flags
+  $python "$script" --exp-dir "$exp_root/$name" $flags ${alignments:+--alignments "$alignments"}
   touch "$done_file"
 }
 
@@ -161,8 +161,14 @@ decode_streaming() {  # one system: simulated, chunk by chunk, and at longer chu
   done
 }
 
+alignments=
 if stages 5; then
   log "Stage 5: decoding"
+  if grep -q '"use_ctc": true' "$exp_root/teacher/config.json"; then  # its CTC head knows when words end
+    alignments=$exp_root/teacher/alignments-epoch-${num_epochs}_avg-$avg.jsonl.gz
+    [[ -f $alignments ]] ||
+      $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "$num_epochs" --avg "$avg" --output "$alignments"
+  fi
   decode teacher decode.py
   cores=$(nproc)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? 1 : cores / 2))}  # two systems at a time
