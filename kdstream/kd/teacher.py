@@ -21,7 +21,6 @@ from kdstream.kd.taps import Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import pad_to_whole_chunks
 from kdstream.models.transducer import Transducer, build_model
-from kdstream.models.zipformer_modules import streaming_parameters
 
 TOKENS_FILE = "tokens.txt"
 
@@ -113,13 +112,13 @@ def start_from_teacher(student: Transducer, teacher: Transducer) -> None:
     """
     weights = teacher.state_dict()
     if student.config.causal and not teacher.config.causal:
-        weights = streaming_parameters(weights)
+        weights = teacher.encoder.streaming_parameters(weights)
     try:
         student.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
             f"--init-from-teacher 1: teacher and student differ in shape ({' '.join(str(error).split())[:300]}); "
-            "train both with one --preset and the same heads, or give --init-from-teacher 0"
+            "train both with one --encoder and --preset and the same heads, or give --init-from-teacher 0"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a streaming encoder must agree on with whoever feeds it: chunks, padding and states.
+"""What a streaming encoder must agree on with whoever feeds it: chunks, padding, states, and its own interface.
 
 Lengths: a feature frame is 10 ms, an encoder frame 20 ms (after the convolutional front end), an
 output frame 40 ms.  Chunk and left context are counted in encoder frames.
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdstream.config import ENCODER_FRAME_MS, UserError
+from kdstream.config import ENCODER_FRAME_MS, ModelConfig, UserError
 
 LOG_EPS = math.log(1e-10)  # log energy of silence: what batches are padded with
 SUBSAMPLING_LOSS = 7  # feature frames that the front end's three convolutions consume: T' = (T - 7) // 2
 LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
+OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ChunkConfig:
 class EncoderState:
     """Caches of a batch of streams between two chunks.  Dimension 0 of every tensor is the stream.
 
-    layers: for each layer, in order, the tensors that its encoder caches (see the encoder's `init_state`).
+    layers: for each layer, in order, the tensors that its encoder caches (see the encoder's `cache_shapes`).
     embed: (N, C, LOOKAHEAD, F) left padding of the front end's ConvNeXt.
     processed: (N,) int64, encoder frames that each stream has consumed; streams of different ages share a batch.
     """
@@ -114,3 +115,111 @@ def padded_encoder_lens(feature_lens: Tensor, chunk: int) -> Tensor:
     """Encoder frames (N,) of utterances of feature_lens (N,) feature frames, filled up to whole chunks."""
     encoder_lens = (feature_lens - SUBSAMPLING_LOSS) // 2
     return (encoder_lens + chunk - 1) // chunk * chunk
+
+
+class StreamingEncoder(nn.Module):
+    """What the transducer asks of an encoder: encoder frames (20 ms) in, output frames (40 ms) out.
+
+    config: resolved (no None that the encoder would need).
+    output_dim: width of the output frames.
+    max_downsampling: encoder frames of which every chunk must hold a whole number.
+    """
+
+    def __init__(self, config: ModelConfig, output_dim: int, max_downsampling: int) -> None:
+        super().__init__()
+        self.config = config
+        self.output_dim = output_dim
+        self.max_downsampling = max_downsampling
+
+    @staticmethod
+    def input_dim(config: ModelConfig) -> int:
+        """Width of the encoder frames that an encoder of this config takes from the front end."""
+        raise NotImplementedError
+
+    @staticmethod
+    def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """The parameters of a full-context transducer as those of a streaming one of the same sizes."""
+        raise NotImplementedError
+
+    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+        """(frames, width) of every tensor that one stream caches, in order."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        chunk: Optional[ChunkConfig] = None,
+        caches: Optional[List[Tensor]] = None,
+        processed: Optional[Tensor] = None,
+        taps=None,
+    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+        """
+        Args:
+          x: (N, T, D) from the front end.
+          x_lens: (N,) in encoder frames.
+          chunk: None for full context; alone, a mask simulates streaming; with `caches`, x is the next chunk.
+          caches: (N, frames, width) tensors as `init_caches` or the last step gave them.
+          processed: (N,) encoder frames that each stream has consumed before x; with `caches` only.
+          taps: wants(name) and record(name, ...) for layers named stack.layer, or None.
+        Returns:
+          (N, ceil(T / 2), output_dim), lengths in output frames, new caches.
+        Raises:
+          UserError: the chunk does not fit the encoder.
+        """
+        raise NotImplementedError
+
+    def masks(
+        self, x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig], processed: Optional[Tensor]
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """What attention must not look at, at the rate of encoder frames; arguments as in `forward`.
+
+        Returns:
+          blocked, bool, broadcasts to (N, 1, T, T), or in a step to (N, 1, T, left + T); and padding (N, T) bool,
+          None in a step, whose frames are all valid.
+        """
+        if chunk is not None:
+            self.check_chunk(chunk)
+        if processed is None:
+            return attention_mask(x, x_lens, chunk)
+        return cache_mask(processed, x.size(1), chunk), None
+
+    def check_chunk(self, chunk: ChunkConfig) -> None:
+        """Raises UserError where the encoder cannot run `chunk`."""
+        if not self.config.causal:
+            raise UserError("this encoder was trained with --causal 0: it cannot run in chunks; leave out --chunk-size")
+        if chunk.chunk % self.max_downsampling:
+            multiples = ",".join(str(self.max_downsampling * i) for i in (1, 2, 4))
+            raise UserError(
+                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor; "
+                f"use --chunk-size {multiples},..."
+            )
+
+    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> List[Tensor]:
+        """Caches of zeros for `batch_size` fresh streams."""
+        self.check_chunk(chunk)
+        if chunk.left < 0:
+            raise UserError("unlimited left context needs an endless cache; use --left-context-frames 32 or the like")
+        return [torch.zeros(batch_size, *shape, device=device) for shape in self.cache_shapes(chunk)]
+
+
+def attention_mask(x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig]) -> Tuple[Tensor, Tensor]:
+    """blocked (N, 1, T or 1, T) and padding (N, T) for whole utterances; chunks see themselves and `left` frames."""
+    frames = torch.arange(x.size(1), device=x.device)
+    padding = frames >= x_lens.to(x.device).unsqueeze(1)
+    blocked = padding[:, None, None, :]
+    if chunk is not None:
+        index = torch.div(frames, chunk.chunk, rounding_mode="floor")
+        behind = index.unsqueeze(1) - index  # (T, T): chunks that the key lies behind the query
+        unseen = behind < 0
+        if chunk.left >= 0:
+            unseen |= behind > chunk.left // chunk.chunk
+        blocked = blocked | unseen
+    return blocked, padding
+
+
+def cache_mask(processed: Tensor, frames: int, chunk: ChunkConfig) -> Tensor:
+    """blocked (N, 1, 1, left + T): cached frames from before a stream's start."""
+    age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
+    unfilled = age > processed.unsqueeze(1)
+    return torch.cat([unfilled, unfilled.new_zeros(processed.size(0), frames)], dim=1)[:, None, None, :]

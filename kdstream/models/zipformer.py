@@ -15,25 +15,28 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import ModelConfig, UserError
+from kdstream.config import ModelConfig
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
 from kdstream.models.zipformer_modules import (
     AttentionWeights,
     Bypass,
+    CentredDepthwiseConv1d,
+    ChunkCausalDepthwiseConv1d,
     Convolution,
     FeedForward,
     FrameContext,
     NonlinAttention,
     SelfAttention,
     SimpleDownsample,
+    let_in_one_by_one,
     relative_positions,
+    streaming_parameters,
     upsample,
     whitening_schedule,
 )
 
-TENSORS_PER_LAYER = 6  # key, nonlinear attention, value 1, value 2, convolution 1, convolution 2
-OUTPUT_DOWNSAMPLING = 2
+TENSORS_PER_LAYER = 6
 WARMUP_BATCHES = 4000.0  # over which layers are let in, stack after stack
 
 QueryKeyValue = Tuple[Tensor, Tensor, Tensor]
@@ -49,6 +52,7 @@ class ZipformerLayer(nn.Module):
         feedforward = config.feedforward_dim[stack]
         kernel = config.cnn_module_kernel[stack]
         value_head_dim = config.value_head_dim[stack]
+        depthwise = ChunkCausalDepthwiseConv1d if config.causal else CentredDepthwiseConv1d
 
         def skip_rate() -> ScheduledFloat:
             return ScheduledFloat((0, 0.2), (4000, 0.05), (16000, 0.0))
@@ -70,8 +74,8 @@ class ZipformerLayer(nn.Module):
         self.feed_forward2 = FeedForward(dim, feedforward, dropout)
         self.feed_forward3 = FeedForward(dim, feedforward * 5 // 4, dropout)
         self.nonlin_attention = NonlinAttention(dim, 3 * dim // 4)
-        self.conv_module1 = Convolution(dim, kernel, config.causal)
-        self.conv_module2 = Convolution(dim, kernel, config.causal)
+        self.conv_module1 = Convolution(dim, kernel, depthwise)
+        self.conv_module2 = Convolution(dim, kernel, depthwise)
         self.norm = BiasNorm(dim)
 
         self.balancer1 = Balancer(0.45, 0.55, 0.2, 4.0)
@@ -102,14 +106,14 @@ class ZipformerLayer(nn.Module):
         x = x + masked(self.balancer_na(na), attention_keep)
         attended, value1_cache, value = self.self_attn1(x, weights, value1_cache)
         x = x + masked(attended, attention_keep)
-        convolved, conv1_cache = self.conv_module1(x, context, conv1_cache)
+        convolved, conv1_cache = self.conv_module1(x, context.padding, context.chunk, conv1_cache)
         x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
         x = x + masked(self.balancer_ff2(self.feed_forward2(x)), self.sequence_mask(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
 
         attended, value2_cache, _ = self.self_attn2(x, weights, value2_cache)
         x = x + masked(attended, attention_keep)
-        convolved, conv2_cache = self.conv_module2(x, context, conv2_cache)
+        convolved, conv2_cache = self.conv_module2(x, context.padding, context.chunk, conv2_cache)
         x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
         x = x + masked(self.balancer_ff3(self.feed_forward3(x)), self.sequence_mask(x, self.ff3_skip_rate))
         x = self.bypass(before, self.norm(self.balancer1(x)))
@@ -145,12 +149,9 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(ZipformerLayer(config, stack, dropout) for _ in range(count))
         self.pos_dropout = nn.Dropout(0.15)
         # the front end learns first, then the layers, from the bottom up
-        stacks = len(config.encoder_dim)
-        span = WARMUP_BATCHES / (stacks + 1)
+        span = WARMUP_BATCHES / (len(config.encoder_dim) + 1)
         final = 0.035 * config.downsampling_factor[stack] ** 0.5
-        for i, layer in enumerate(self.layers):
-            begin = span * (stack + 1 + i / count)
-            layer.bypass.skip_rate = ScheduledFloat((begin, 0.5), (begin + span / count, final))
+        let_in_one_by_one(self.layers, span * (stack + 1), span * (stack + 2), final)
 
     def forward(
         self, x: Tensor, mask: Optional[Tensor], context: FrameContext, caches: Optional[List[List[Tensor]]], tap
@@ -191,24 +192,27 @@ class DownsampledStack(nn.Module):
         return self.out_combiner(x, upsample(slow, self.factor, x.size(1))), new_caches
 
 
-class Zipformer(nn.Module):
-    """The encoder after the front end: frames of 20 ms in, frames of 40 ms out.
+class Zipformer(StreamingEncoder):
+    """The stacks, and the mean of pairs of frames at the end.
 
     Args:
-      config: resolved (no None).
+      config: resolved.
     """
 
+    streaming_parameters = staticmethod(streaming_parameters)
+
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, max(config.encoder_dim), max(OUTPUT_DOWNSAMPLING, *config.downsampling_factor))
         dropout = ScheduledFloat((0, 0.3), (20000, 0.1))
         self.encoders = nn.ModuleList(
             (Stack if factor == 1 else DownsampledStack)(config, i, dropout)
             for i, factor in enumerate(config.downsampling_factor)
         )
         self.downsample_output = SimpleDownsample(OUTPUT_DOWNSAMPLING)
-        self.output_dim = max(config.encoder_dim)
-        self.max_downsampling = max(OUTPUT_DOWNSAMPLING, *config.downsampling_factor)
+
+    @staticmethod
+    def input_dim(config: ModelConfig) -> int:
+        return config.encoder_dim[0]
 
     def forward(
         self,
@@ -218,28 +222,9 @@ class Zipformer(nn.Module):
         caches: Optional[List[Tensor]] = None,
         processed: Optional[Tensor] = None,
         taps=None,
-    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
-        """
-        Args:
-          x: (N, T, D) from the front end.
-          x_lens: (N,) in 20 ms frames.
-          chunk: None for full context; alone, a mask simulates streaming; with `caches`, x is the next chunk.
-          caches: TENSORS_PER_LAYER tensors of every layer, in order, batch first: key (N, left, H * d),
-            nonlinear attention (N, left, 3 D / 4), values (N, left, H * d) twice, convolutions
-            (N, kernel // 2, D) twice; `left` at the stack's rate.
-          processed: (N,) frames that each stream has consumed before x; with `caches` only.
-          taps: wants(name) and record(name, ...) for layers named stack.layer, or None.
-        Returns:
-          (N, ceil(T / 2), max(D)), lengths in 40 ms frames, new caches.
-        Raises:
-          UserError: the chunk does not fit the encoder.
-        """
-        if chunk is not None:
-            self.check_chunk(chunk)
-        if caches is None:
-            blocked, padding = attention_mask(x, x_lens, chunk)
-        else:
-            blocked, padding = cache_mask(processed, x.size(1), chunk), None
+    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+        """See StreamingEncoder."""
+        blocked, padding = self.masks(x, x_lens, chunk, processed)
         masks = self.feature_masks(x)
         outputs: List[Tensor] = []
         new_caches: List[Optional[Tensor]] = []
@@ -269,7 +254,7 @@ class Zipformer(nn.Module):
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
 
     def frame_context(
-        self, blocked: Optional[Tensor], padding: Optional[Tensor], factor: int, chunk: Optional[ChunkConfig]
+        self, blocked: Tensor, padding: Optional[Tensor], factor: int, chunk: Optional[ChunkConfig]
     ) -> FrameContext:
         """The masks and positions of a stack that downsamples by `factor`."""
         keys = -(-blocked.size(3) // factor)
@@ -295,23 +280,9 @@ class Zipformer(nn.Module):
             masks.append(torch.cat(pieces, dim=2))
         return masks
 
-    def check_chunk(self, chunk: ChunkConfig) -> None:
-        """Raises UserError where the encoder cannot run `chunk`."""
-        if not self.config.causal:
-            raise UserError("this encoder was trained with --causal 0: it cannot run in chunks; leave out --chunk-size")
-        if chunk.chunk % self.max_downsampling:
-            multiples = ",".join(str(self.max_downsampling * i) for i in (1, 2, 4))
-            raise UserError(
-                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor; "
-                f"use --chunk-size {multiples},..."
-            )
-
-    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> List[Tensor]:
-        """Caches of zeros for `batch_size` fresh streams; see `forward`."""
-        self.check_chunk(chunk)
-        if chunk.left < 0:
-            raise UserError("unlimited left context needs an endless cache; use --left-context-frames 32 or the like")
-        caches: List[Tensor] = []
+    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+        """Per layer: key, nonlinear attention, value 1, value 2, convolution 1, convolution 2."""
+        shapes: List[Tuple[int, int]] = []
         config = self.config
         for i, dim in enumerate(config.encoder_dim):
             left = chunk.left // config.downsampling_factor[i]
@@ -319,29 +290,5 @@ class Zipformer(nn.Module):
             key_dim = config.num_heads[i] * config.query_head_dim[i]
             history = config.cnn_module_kernel[i] // 2
             attention = [(left, key_dim), (left, 3 * dim // 4), (left, value_dim), (left, value_dim)]
-            shapes = [*attention, (history, dim), (history, dim)]
-            for _ in range(config.num_encoder_layers[i]):
-                caches += [torch.zeros(batch_size, *shape, device=device) for shape in shapes]
-        return caches
-
-
-def attention_mask(x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig]) -> Tuple[Tensor, Tensor]:
-    """blocked (N, 1, T or 1, T) and padding (N, T) for whole utterances; chunks see themselves and `left` frames."""
-    frames = torch.arange(x.size(1), device=x.device)
-    padding = frames >= x_lens.to(x.device).unsqueeze(1)
-    blocked = padding[:, None, None, :]
-    if chunk is not None:
-        index = torch.div(frames, chunk.chunk, rounding_mode="floor")
-        behind = index.unsqueeze(1) - index  # (T, T): chunks that the key lies behind the query
-        unseen = behind < 0
-        if chunk.left >= 0:
-            unseen |= behind > chunk.left // chunk.chunk
-        blocked = blocked | unseen
-    return blocked, padding
-
-
-def cache_mask(processed: Tensor, frames: int, chunk: ChunkConfig) -> Tensor:
-    """blocked (N, 1, 1, left + T): cached frames from before a stream's start."""
-    age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
-    unfilled = age > processed.unsqueeze(1)
-    return torch.cat([unfilled, unfilled.new_zeros(processed.size(0), frames)], dim=1)[:, None, None, :]
+            shapes += [*attention, (history, dim), (history, dim)] * config.num_encoder_layers[i]
+        return shapes

@@ -14,7 +14,7 @@ import math
 import random
 import re
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Callable, Dict, Iterable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,11 @@ def prepend(cache: Cache, x: Tensor) -> Tuple[Tensor, Cache]:
         return x, None
     x = torch.cat([cache, x], dim=1)
     return x, x[:, x.size(1) - cache.size(1) :]
+
+
+def with_past(cache: Cache, x: Tensor, frames: int) -> Tuple[Tensor, Cache]:
+    """(N, frames + T, D): x after the `frames` frames of the cache, or after zeros; and the new cache, if any."""
+    return (F.pad(x, (0, 0, frames, 0)), None) if cache is None else prepend(cache, x)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -206,6 +211,17 @@ def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
     return x.permute(0, 2, 3, 1) + conv.bias
 
 
+class CentredDepthwiseConv1d(nn.Conv1d):
+    """Depthwise convolution that sees equally far into the past and into the future."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, groups=channels)
+
+    def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+        """x (N, T, D) to (N, T, D); it runs on whole utterances, so there is no cache."""
+        return depthwise_conv(x.unsqueeze(1), self, self.kernel_size[0] // 2).squeeze(1), cache
+
+
 class ChunkCausalDepthwiseConv1d(nn.Module):
     """Depthwise convolution that sees the past and its own chunk, but no later chunk.
 
@@ -225,10 +241,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
     def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache; T need not fill chunks."""
         frames = x.size(1)
-        if cache is None:
-            past = F.pad(x, (0, 0, self.kernel // 2, 0))
-        else:
-            past, cache = prepend(cache, x)
+        past, cache = with_past(cache, x, self.kernel // 2)
         chunk = frames if chunk is None or chunk > frames else chunk
         if frames % chunk:
             x = F.pad(x, (0, 0, 0, -frames % chunk))
@@ -268,11 +281,14 @@ def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 class Convolution(nn.Module):
-    """Gated linear unit, depthwise convolution over time, bottleneck."""
+    """Gated linear unit, depthwise convolution over time, bottleneck.
 
-    def __init__(self, dim: int, kernel: int, causal: bool) -> None:
+    Args:
+      depthwise: makes the convolution over time of (dim, kernel); see ChunkCausalDepthwiseConv1d.
+    """
+
+    def __init__(self, dim: int, kernel: int, depthwise: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
-        self.causal = causal
         self.in_proj = nn.Linear(dim, 2 * dim)
         self.balancer1 = Balancer(
             min_positive=ScheduledFloat((0, 0.05), (8000, 0.025)),
@@ -280,10 +296,7 @@ class Convolution(nn.Module):
             min_abs=1.5,
             max_abs=ScheduledFloat((0, 5.0), (8000, 10.0)),
         )
-        if causal:
-            self.depthwise_conv = ChunkCausalDepthwiseConv1d(dim, kernel)
-        else:
-            self.depthwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim)
+        self.depthwise_conv = depthwise(dim, kernel)
         self.balancer2 = Balancer(
             min_positive=ScheduledFloat((0, 0.1), (8000, 0.05)),
             max_positive=1.0,
@@ -293,16 +306,21 @@ class Convolution(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(7.5), 0.01)
         self.out_proj = ActivationDropoutAndLinear(dim, dim, SwooshR(), 0.0, initial_scale=0.05)
 
-    def forward(self, x: Tensor, context: FrameContext, cache: Cache) -> Tuple[Tensor, Cache]:
-        """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache."""
+    def forward(self, x: Tensor, padding: Optional[Tensor], chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+        """
+        Args:
+          x: (N, T, D).
+          padding: (N, T) bool, True at padding frames; None where there are none.
+          chunk: frames per chunk; None for full context.
+          cache: of the convolution over time, or None for whole utterances.
+        Returns:
+          (N, T, D) and the new cache.
+        """
         x, gate = self.in_proj(x).chunk(2, dim=2)
         x = x * self.balancer1(gate).sigmoid()
-        if context.padding is not None:
-            x = x.masked_fill(context.padding.unsqueeze(2), 0.0)
-        if self.causal:
-            x, cache = self.depthwise_conv(x, context.chunk, cache)
-        else:
-            x = depthwise_conv(x.unsqueeze(1), self.depthwise_conv, self.depthwise_conv.kernel_size[0] // 2).squeeze(1)
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(2), 0.0)
+        x, cache = self.depthwise_conv(x, chunk, cache)
         return self.out_proj(self.whiten(self.balancer2(x))), cache
 
 
@@ -328,6 +346,16 @@ class Bypass(nn.Module):
                 keep = torch.rand(before.size(0), 1, 1, device=before.device) > float(self.skip_rate)
                 scale = scale * keep  # (N, 1, D)
         return before + (after - before) * scale.to(after.dtype)
+
+
+def let_in_one_by_one(layers: Iterable[nn.Module], begin: float, end: float, final: float) -> None:
+    """Schedules how often layers are skipped in training: 0.5 until a layer's turn between two counts of batches
+    comes, the first layer's first, then falling to `final`."""
+    layers = list(layers)
+    turn = (end - begin) / len(layers)
+    for i, layer in enumerate(layers):
+        start = begin + i * turn
+        layer.bypass.skip_rate = ScheduledFloat((start, 0.5), (start + turn, final))
 
 
 class SimpleDownsample(nn.Module):
