@@ -35,8 +35,8 @@ def flag(default: Any, help: str, **choices: Any) -> Any:
 class ModelConfig:
     """Architecture of a transducer.  None in a flag means: as the preset has it."""
 
-    encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer",))
-    preset: str = flag("tiny", "Named architecture: tiny, small, medium or large; the flags below override it.")
+    encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer", "conformer"))
+    preset: str = flag("tiny", "Named architecture: tiny, small, medium, large; the flags below override it.")
     causal: bool = flag(False, "Build a streaming encoder (chunk-wise causal convolution).")
     chunk_size: Tuple[int, ...] = flag(
         (8,), "Chunk sizes to train with, in 20 ms encoder frames, e.g. 8,16,32,-1 (-1: full context)."
@@ -50,7 +50,7 @@ class ModelConfig:
     encoder_unmasked_dim: Optional[Tuple[int, ...]] = flag(None, "Width of each stack that feature masking spares.")
     feedforward_dim: Optional[Tuple[int, ...]] = flag(None, "Hidden width of each stack's feed-forward modules.")
     num_heads: Optional[Tuple[int, ...]] = flag(None, "Attention heads of each stack.")
-    query_head_dim: Optional[Tuple[int, ...]] = flag(None, "Query and key width per head.")
+    query_head_dim: Optional[Tuple[int, ...]] = flag(None, "Query and key width per head (Conformer: value too).")
     value_head_dim: Optional[Tuple[int, ...]] = flag(None, "Value width per head.")
     pos_head_dim: Optional[Tuple[int, ...]] = flag(None, "Positional query width per head.")
     pos_dim: Optional[int] = flag(None, "Width of the relative positional encoding.")

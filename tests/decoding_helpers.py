@@ -14,14 +14,14 @@ from helpers import tiny_test_model
 from kdstream.models.transducer import Transducer
 
 
-def talkative_model(causal: bool = True, seed: int = 0, **overrides) -> Transducer:
-    """A random model whose hypotheses have blanks, repeated and different tokens."""
+def talkative_model(causal: bool = True, seed: int = 0, blank: float = 3.0, **overrides) -> Transducer:
+    """A random model whose hypotheses have blanks (the more, the higher `blank`), repeated and different tokens."""
     model = tiny_test_model(causal, seed, **overrides)
     with torch.no_grad():
         output = model.joiner.output_linear
         output.weight.normal_(std=0.5)
         output.bias.zero_()
-        output.bias[0] = 3.0
+        output.bias[0] = blank
         model.decoder.embedding.weight.normal_(std=2.0)
     return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -10,14 +10,12 @@ from torch import Tensor
 from kdstream.batch import Batch
 from kdstream.config import ModelConfig
 from kdstream.models.presets import resolve
+from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.transducer import Transducer, build_model
 
-
-def tiny_test_config(causal: bool, vocab_size: int = 30, **overrides) -> ModelConfig:
-    """A Zipformer of three small stacks at 20, 40 and 80 ms (the shape of the golden vectors)."""
-    settings = dict(
-        preset="small",
-        causal=causal,
+CHEAP_FRONT_END: Dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64)  # as in tiny presets
+SETTINGS: Dict[str, Dict[str, Any]] = {
+    "zipformer": dict(  # stacks at 20, 40 and 80 ms; the shape of the golden vectors
         num_encoder_layers=(1, 2, 1),
         downsampling_factor=(1, 2, 4),
         encoder_dim=(32, 48, 32),
@@ -28,11 +26,24 @@ def tiny_test_config(causal: bool, vocab_size: int = 30, **overrides) -> ModelCo
         value_head_dim=(6,),
         pos_head_dim=(4,),
         cnn_module_kernel=(31, 15, 15),
-        decoder_dim=64,
-        joiner_dim=64,
-        vocab_size=vocab_size,
+    ),
+    "conformer": dict(
+        num_encoder_layers=(3,),
+        encoder_dim=(48,),
+        feedforward_dim=(64,),
+        num_heads=(4,),
+        query_head_dim=(6,),
+        cnn_module_kernel=(15,),
+    ),
+}
+
+
+def tiny_test_config(causal: bool, vocab_size: int = 30, encoder: str = "zipformer", **overrides) -> ModelConfig:
+    """A model of a few narrow layers."""
+    settings = dict(
+        encoder=encoder, preset="small", causal=causal, decoder_dim=64, joiner_dim=64, vocab_size=vocab_size
     )
-    return resolve(ModelConfig(**{**settings, **overrides}))
+    return resolve(ModelConfig(**{**settings, **SETTINGS[encoder], **overrides}))
 
 
 def tiny_test_model(causal: bool, seed: int = 0, **overrides) -> Transducer:
@@ -46,6 +57,23 @@ def tiny_test_model(causal: bool, seed: int = 0, **overrides) -> Transducer:
             elif "chunkwise_conv_scale" in name or "downsample" in name:
                 parameter.normal_(std=0.5)
     return model
+
+
+def run_chunks(model: Transducer, features: Tensor, chunk: ChunkConfig) -> Tuple[Tensor, EncoderState]:
+    """Output (N, T', D) of all complete steps over features (N, T, F), and the last state."""
+    state = model.init_state(features.size(0), chunk)
+    lens = torch.full((features.size(0),), chunk.input_frames)
+    outputs = []
+    for start in range(0, features.size(1) - chunk.input_frames + 1, chunk.shift):
+        out, _, state = model.encode(features[:, start : start + chunk.input_frames], lens, chunk, state)
+        outputs.append(out)
+    return torch.cat(outputs, dim=1), state
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest, of two tensors of one shape."""
+    assert a.shape == b.shape
+    return float((a - b).abs().max())
 
 
 def random_batch(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoding_helpers import talkative_model
-from helpers import random_batch
+from helpers import CHEAP_FRONT_END, SETTINGS, random_batch
 from kdstream.config import UserError
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole
@@ -22,9 +22,9 @@ LENS = (301, 222, 9, 97, 180, 23, 40)  # feature frames; 9 are the fewest that t
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def model() -> Transducer:
-    return talkative_model(causal=True)
+@pytest.fixture(scope="module", params=SETTINGS)
+def model(request) -> Transducer:
+    return talkative_model(causal=True, blank=1.0, encoder=request.param, **CHEAP_FRONT_END)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_every_step_that_decodes_something_is_timed(model, utterances):
     assert len(step_ms) == steps
 
 
-@pytest.mark.parametrize("chunk", [ChunkConfig(6, 12), ChunkConfig(8, -1)], ids=str)
+@pytest.mark.parametrize("chunk", [ChunkConfig(3, 6), ChunkConfig(8, -1)], ids=str)
 def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
     with pytest.raises(UserError, match="--(chunk-size|left-context-frames)"):
         StreamingDecoder(model, chunk, Search())

@@ -76,7 +76,7 @@ def test_a_preset_is_enough_for_icefalls_own_sizes():
     "flags, message",
     [
         ("", "does not say what model it is of; give --teacher-model '--preset medium'"),
-        ("--preset huge", "--preset huge: unknown; use one of tiny"),
+        ("--preset huge", "--preset huge: unknown for --encoder zipformer; use one of tiny"),
         ("--max-duration 3", "--max-duration is no flag of a model"),
         ("--encoder-dim big", "--teacher-model '--encoder-dim big': .*invalid"),
         ("--preset tiny", "--teacher-checkpoint .*pretrained.pt: the checkpoint does not fit"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import random_batch, tiny_test_model
+from helpers import SETTINGS, random_batch, tiny_test_model
 from kdstream.config import TrainConfig
 from kdstream.models.streaming import ChunkConfig
 
@@ -27,9 +27,10 @@ def test_before_the_first_symbol_the_predictor_sees_nothing():
     assert torch.allclose(first, model.decoder(torch.tensor([[-1, 5]]), need_pad=False), atol=1e-6)
 
 
+@pytest.mark.parametrize("encoder", SETTINGS)
 @pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32)], ids=str)
-def test_losses_are_sums_over_utterances_and_reach_every_parameter(chunk):
-    model = tiny_test_model(causal=chunk is not None, use_ctc=True)
+def test_losses_are_sums_over_utterances_and_reach_every_parameter(chunk, encoder):
+    model = tiny_test_model(causal=chunk is not None, encoder=encoder, use_ctc=True)
     features, lens, tokens = random_batch(lens=(120, 120))
     config = TrainConfig(prune_range=30)
     together = model(features, lens, tokens, chunk, config)
@@ -42,8 +43,9 @@ def test_losses_are_sums_over_utterances_and_reach_every_parameter(chunk):
     assert {name.rsplit(".", 1)[1] for name in idle} <= {"bypass_scale"}  # the one that only checkpoints know
 
 
-def test_nothing_random_is_left_in_eval_mode():
-    model = tiny_test_model(causal=True)
+@pytest.mark.parametrize("encoder", SETTINGS)
+def test_nothing_random_is_left_in_eval_mode(encoder):
+    model = tiny_test_model(causal=True, encoder=encoder)
     features, lens, tokens = random_batch()
     outputs = [model.encode(features, lens, ChunkConfig(8, 32))[0] for _ in range(2)]
     assert torch.equal(*outputs)

@@ -1,13 +1,23 @@
-"""Named architectures.  small, medium and large are icefall's; tiny is ours, for CPUs."""
+"""Named architectures.  The Zipformers small, medium and large are icefall's; the rest is ours, tiny is for CPUs.
+
+What a preset names are the settings that its encoder has; the others stay None.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Dict
+from dataclasses import fields, replace
+from typing import Any, Dict, Tuple
 
 from kdstream.config import ModelConfig, UserError
 
+# The front end is where a CPU spends its time, so tiny's is narrower than icefall's.
+TINY_ENDS: Dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64, decoder_dim=160, joiner_dim=160)
+ICEFALL_ENDS: Dict[str, Any] = dict(
+    frontend_channels=(8, 32, 128), frontend_hidden_dim=384, decoder_dim=512, joiner_dim=512
+)
+
 ICEFALL: Dict[str, Any] = dict(
+    ICEFALL_ENDS,
     downsampling_factor=(1, 2, 4, 8, 4, 2),
     encoder_unmasked_dim=(192, 192, 192, 192, 192, 192),
     num_heads=(4, 4, 4, 8, 4, 4),
@@ -16,15 +26,11 @@ ICEFALL: Dict[str, Any] = dict(
     pos_head_dim=(4,),
     pos_dim=48,
     cnn_module_kernel=(31, 31, 15, 15, 15, 31),
-    frontend_channels=(8, 32, 128),
-    frontend_hidden_dim=384,
-    decoder_dim=512,
-    joiner_dim=512,
 )
 
 ZIPFORMER: Dict[str, Dict[str, Any]] = {
-    # The front end is where a CPU spends its time, so it is narrower than icefall's.
     "tiny": dict(
+        TINY_ENDS,
         num_encoder_layers=(1, 1, 2, 1),
         downsampling_factor=(1, 2, 4, 2),
         encoder_dim=(64, 128, 160, 128),
@@ -36,10 +42,6 @@ ZIPFORMER: Dict[str, Dict[str, Any]] = {
         pos_head_dim=(4,),
         pos_dim=48,
         cnn_module_kernel=(15,),
-        frontend_channels=(8, 8, 128),
-        frontend_hidden_dim=64,
-        decoder_dim=160,
-        joiner_dim=160,
     ),
     "small": dict(
         ICEFALL,
@@ -63,32 +65,94 @@ ZIPFORMER: Dict[str, Dict[str, Any]] = {
     ),
 }
 
+CONFORMER: Dict[str, Dict[str, Any]] = {
+    # One stack at 40 ms.  Keys and values are half the width each, so that a frame's cache is of the model's width.
+    "tiny": dict(
+        TINY_ENDS,
+        num_encoder_layers=(6,),
+        encoder_dim=(128,),
+        feedforward_dim=(512,),
+        num_heads=(4,),
+        query_head_dim=(16,),
+        cnn_module_kernel=(15,),
+    ),
+    "small": dict(
+        ICEFALL_ENDS,
+        num_encoder_layers=(16,),
+        encoder_dim=(256,),
+        feedforward_dim=(1024,),
+        num_heads=(4,),
+        query_head_dim=(32,),
+        cnn_module_kernel=(31,),
+    ),
+    "medium": dict(
+        ICEFALL_ENDS,
+        num_encoder_layers=(14,),
+        encoder_dim=(512,),
+        feedforward_dim=(2048,),
+        num_heads=(8,),
+        query_head_dim=(32,),
+        cnn_module_kernel=(31,),
+    ),
+}
+
+PRESETS = {"zipformer": ZIPFORMER, "conformer": CONFORMER}
+
 
 def resolve(config: ModelConfig) -> ModelConfig:
-    """Fills every None from the preset and checks that the stacks agree.
+    """Fills every None from the preset and checks that the settings agree.
 
     Raises:
-      UserError: an unknown preset, a per-stack flag of the wrong length, an even kernel.
+      UserError: an unknown preset, a flag that the encoder does not have, a per-stack flag of the wrong length,
+        a width or a kernel that cannot be.
     """
-    if config.preset not in ZIPFORMER:
-        raise UserError(f"--preset {config.preset}: unknown; use one of {', '.join(ZIPFORMER)}")
-    preset = ZIPFORMER[config.preset]
+    presets = PRESETS[config.encoder]
+    if config.preset not in presets:
+        names = ", ".join(presets)
+        raise UserError(f"--preset {config.preset}: unknown for --encoder {config.encoder}; use one of {names}")
+    preset = presets[config.preset]
+    for item in fields(config):
+        if item.default is None and item.name not in preset and getattr(config, item.name) is not None:
+            raise UserError(f"{flag(item.name)}: a {config.encoder} has no such setting; leave it out")
     config = replace(config, **{name: value for name, value in preset.items() if getattr(config, name) is None})
-    stacks = len(config.num_encoder_layers)
-    spread = {}
+    config = replace(config, **spread_over_stacks(config))
+    if any(kernel % 2 == 0 for kernel in config.cnn_module_kernel):
+        raise UserError("--cnn-module-kernel: kernels must be odd, so that a frame lies in the middle")
+    (check_conformer if config.encoder == "conformer" else check_zipformer)(config)
+    return config
+
+
+def spread_over_stacks(config: ModelConfig) -> Dict[str, Tuple[int, ...]]:
+    """The settings in PER_STACK, one value for each stack.  Raises UserError if there are too few or too many."""
+    stacks, spread = len(config.num_encoder_layers), {}
     for name in PER_STACK:
         values = getattr(config, name)
+        if values is None:
+            continue
         if len(values) not in (1, stacks):
-            flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"{flag}: {len(values)} values for {stacks} stacks (--num-encoder-layers); give 1 or {stacks}"
+                f"{flag(name)}: {len(values)} values for {stacks} stacks (--num-encoder-layers); give 1 or {stacks}"
             )
         spread[name] = values * stacks if len(values) == 1 else values
-    if any(kernel % 2 == 0 for kernel in spread["cnn_module_kernel"]):
-        raise UserError("--cnn-module-kernel: kernels must be odd, so that a frame lies in the middle")
-    if any(low > dim for low, dim in zip(spread["encoder_unmasked_dim"], spread["encoder_dim"])):
+    return spread
+
+
+def check_zipformer(config: ModelConfig) -> None:
+    if any(low > dim for low, dim in zip(config.encoder_unmasked_dim, config.encoder_dim)):
         raise UserError("--encoder-unmasked-dim: wider than --encoder-dim in some stack; lower it")
-    return replace(config, **spread)
+
+
+def check_conformer(config: ModelConfig) -> None:
+    if len(config.num_encoder_layers) != 1:
+        raise UserError("--num-encoder-layers: a conformer is one stack; give one number of layers")
+    for name in ("encoder_dim", "query_head_dim"):
+        if getattr(config, name)[0] % 2:
+            raise UserError(f"{flag(name)}: a conformer's must be even, as it takes this width in halves")
+
+
+def flag(name: str) -> str:
+    """As it is on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 PER_STACK = (

@@ -5,18 +5,21 @@ Parameter names are icefall's.  Shapes: N batch, T output frames (40 ms), U symb
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config import ModelConfig, TrainConfig
+from kdstream.models.conformer import Conformer
 from kdstream.models.rnnt_loss import do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
-from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.streaming import ChunkConfig, EncoderState, StreamingEncoder
 from kdstream.models.subsampling import Conv2dSubsampling
 from kdstream.models.zipformer import Zipformer
+
+ENCODERS: Dict[str, Type[StreamingEncoder]] = {"zipformer": Zipformer, "conformer": Conformer}
 
 
 class Predictor(nn.Module):
@@ -76,14 +79,15 @@ class Transducer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        encoder = ENCODERS[config.encoder]
         self.encoder_embed = Conv2dSubsampling(
             config.feature_dim,
-            config.encoder_dim[0],
+            encoder.input_dim(config),
             config.frontend_channels,
             config.frontend_hidden_dim,
             ScheduledFloat((0, 0.3), (20000, 0.1)),
         )
-        self.encoder = Zipformer(config)
+        self.encoder = encoder(config)
         self.max_downsampling = self.encoder.max_downsampling
         encoder_dim = self.encoder.output_dim
         self.decoder = Predictor(config.vocab_size, config.decoder_dim, config.context_size)

@@ -1,0 +1,249 @@
+"""The Conformer encoder (arXiv 2005.08100), streaming and not, with one forward for all modes.
+
+One stack at 40 ms: two 20 ms frames of the front end, side by side, are one frame of the model's width.
+A layer is feed-forward, attention, convolution, feed-forward around one residual path.  Feed-forwards,
+convolution, balancers and the bypass that skips layers in training are those of the Zipformer.
+
+Positions are relative, by rotation (arXiv 2104.09864): query and key are turned by angles in proportion
+to their places, so that a score depends on the offset between the two alone.  Unlike a bias for each
+offset this leaves the scores to torch's fused scaled_dot_product_attention in training too, where
+on a CPU a bias that is learned rules it out.
+
+The convolution of a streaming model sees the past alone, that of a full-context one both sides.
+
+Shapes: N batch, T frames (40 ms unless said otherwise), K frames that are attended to (T, or left context
++ T), D model width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdstream.config import ModelConfig
+from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
+from kdstream.models.zipformer_modules import (
+    Bypass,
+    Cache,
+    CentredDepthwiseConv1d,
+    Convolution,
+    FeedForward,
+    depthwise_conv,
+    let_in_one_by_one,
+    merge_heads,
+    prepend,
+    split_heads,
+    whitening_schedule,
+    with_past,
+)
+
+TENSORS_PER_LAYER = 2
+WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
+LAYER_SKIP_RATE = 0.05  # after that
+SLOWEST_TURN = 10000.0  # frames per radian of the slowest rotation
+FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
+
+QueryKeyValue = Tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all layers share in one forward.
+
+    mask: broadcasts to (N, 1, T, K), added to attention scores.
+    padding: (N, T) bool, True at padding frames; None where there are none.
+    cos, sin: (K, d / 2) of the angles of the attended frames; the last T are those of x.
+    """
+
+    mask: Tensor
+    padding: Optional[Tensor]
+    cos: Tensor
+    sin: Tensor
+
+
+def rotations(frames: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+    """cos and sin (frames, head_dim / 2) of the angles of successive frames, in the type of `like`."""
+    pairs = head_dim // 2
+    # double: only differences of angles count, and those of late frames would be lost to rounding
+    speed = SLOWEST_TURN ** -(torch.arange(pairs, device=like.device, dtype=torch.float64) / pairs)
+    angles = torch.arange(frames, device=like.device, dtype=torch.float64).unsqueeze(1) * speed
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(N, H, T, d), its halves taken as the coordinates of d / 2 points that turn by the angles (T, d / 2)."""
+    a, b = x.chunk(2, dim=3)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + mask) V for (N, H, T or K, d); mask broadcasts to (N, H, T, K)."""
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.size(3)) + mask  # torch 1.13, which k2's PyPI wheel needs
+    return scores.softmax(dim=3) @ value
+
+
+class RotarySelfAttention(nn.Module):
+    """Multi-head self-attention with relative positions by rotation.
+
+    Queries, keys and values have one width per head, without which torch fuses nothing on a CPU.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.width = heads * head_dim
+        self.in_proj = nn.Linear(dim, 3 * self.width)
+        self.balance_keys = Balancer(min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025)
+        self.whiten_keys = Whiten(heads, whitening_schedule(3.0), 0.025)
+        self.out_proj = scaled_linear(self.width, dim, 0.05)
+        self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
+
+    def forward(self, x: Tensor, around: Surroundings, cache: Cache) -> Tuple[Tensor, Cache, QueryKeyValue]:
+        """
+        Args:
+          x: (N, T, D).
+          cache: (N, K - T, 2 H * d), keys and values of the left context before rotation; None for whole utterances.
+        Returns:
+          (N, T, D); the new cache; query, key and value of x, each (N, T, H * d), before rotation.
+        """
+        query, key, value = self.in_proj(x).chunk(3, dim=2)
+        key = self.whiten_keys(self.balance_keys(key))
+        key_value, cache = prepend(cache, torch.cat([key, value], dim=2))
+        keys, values = (split_heads(part, self.heads) for part in key_value.chunk(2, dim=2))  # (N, H, K, d) each
+        cos, sin = around.cos, around.sin
+        turned_query = rotate(split_heads(query, self.heads), cos[-x.size(1) :], sin[-x.size(1) :])
+        x = self.out_proj(merge_heads(attend(turned_query, rotate(keys, cos, sin), values, around.mask)))
+        return self.whiten(x), cache, (query, key, value)
+
+
+class CausalDepthwiseConv1d(nn.Conv1d):
+    """Depthwise convolution that sees a frame and those before it."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, groups=channels)
+
+    def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+        """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""
+        past, cache = with_past(cache, x, self.kernel_size[0] - 1)
+        return depthwise_conv(past.unsqueeze(1), self, 0).squeeze(1), cache
+
+
+class ConformerLayer(nn.Module):
+    """Attention and convolution between two feed-forwards, and a bypass around all of it."""
+
+    def __init__(self, config: ModelConfig, dropout: FloatLike) -> None:
+        super().__init__()
+        (dim,), (hidden,), (heads,) = config.encoder_dim, config.feedforward_dim, config.num_heads
+        (head_dim,), (kernel,) = config.query_head_dim, config.cnn_module_kernel
+        depthwise = CausalDepthwiseConv1d if config.causal else CentredDepthwiseConv1d
+        self.feed_forward1 = FeedForward(dim, hidden, dropout)
+        self.self_attn = RotarySelfAttention(dim, heads, head_dim)
+        self.conv_module = Convolution(dim, kernel, depthwise)
+        self.feed_forward2 = FeedForward(dim, hidden, dropout)
+        self.balancer1 = Balancer(0.45, 0.55, 0.2, 4.0)
+        self.norm = BiasNorm(dim)
+        self.bypass = Bypass(dim)
+        self.balancer2 = Balancer(0.45, 0.55, 0.1, 4.0)
+        self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
+
+    def forward(
+        self, x: Tensor, around: Surroundings, cache: Optional[List[Tensor]]
+    ) -> Tuple[Tensor, List[Cache], QueryKeyValue]:
+        """x (N, T, D), the layer's TENSORS_PER_LAYER tensors or None to the same; and query, key and value of x."""
+        attention_cache, conv_cache = cache or [None] * TENSORS_PER_LAYER
+        before = x
+        x = x + self.feed_forward1(x)
+        attended, attention_cache, query_key_value = self.self_attn(x, around, attention_cache)
+        x = x + attended
+        convolved, conv_cache = self.conv_module(x, around.padding, None, conv_cache)
+        x = x + convolved
+        x = x + self.feed_forward2(x)
+        x = self.bypass(before, self.norm(self.balancer1(x)))
+        return self.whiten(self.balancer2(x)), [attention_cache, conv_cache], query_key_value
+
+
+class Conformer(StreamingEncoder):
+    """Layers at 40 ms, named 0.0, 0.1 and so on to taps.
+
+    Args:
+      config: resolved; one stack.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, config.encoder_dim[0], OUTPUT_DOWNSAMPLING)
+        dropout = ScheduledFloat((0, 0.3), (20000, 0.1))
+        self.layers = nn.ModuleList(ConformerLayer(config, dropout) for _ in range(config.num_encoder_layers[0]))
+        let_in_one_by_one(self.layers, WARMUP_BATCHES / 2, WARMUP_BATCHES, LAYER_SKIP_RATE)
+
+    @staticmethod
+    def input_dim(config: ModelConfig) -> int:
+        return config.encoder_dim[0] // OUTPUT_DOWNSAMPLING
+
+    @staticmethod
+    def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """The taps of the past keep their places; what those of the future would see, the present frame stands in for.
+
+        Where nothing changes over time the two convolutions agree.
+        """
+        converted = dict(state_dict)
+        for name in filter(FULL_CONTEXT_CONVOLUTION.search, state_dict):
+            weight = state_dict[name]  # (D, 1, kernel)
+            middle = weight.size(2) // 2
+            causal = F.pad(weight[:, :, : middle + 1], (middle, 0))
+            causal[:, :, -1] += weight[:, :, middle + 1 :].sum(dim=2)
+            converted[name] = causal
+        return converted
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        chunk: Optional[ChunkConfig] = None,
+        caches: Optional[List[Tensor]] = None,
+        processed: Optional[Tensor] = None,
+        taps=None,
+    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+        """See StreamingEncoder."""
+        around = self.surroundings(*self.masks(x, x_lens, chunk, processed), x)
+        x = side_by_side(x)
+        lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
+        new_caches: List[Cache] = []
+        for i, layer in enumerate(self.layers):
+            cache = caches[i * TENSORS_PER_LAYER : (i + 1) * TENSORS_PER_LAYER] if caches else None
+            x, cache, (query, key, value) = layer(x, around, cache)
+            new_caches += cache
+            name = f"0.{i}"
+            if taps is not None and taps.wants(name):
+                taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)
+        return x, lens, new_caches
+
+    def surroundings(self, blocked: Tensor, padding: Optional[Tensor], x: Tensor) -> Surroundings:
+        """From the masks of the 20 ms frames; x only tells type and device."""
+        blocked = blocked[:, :, ::OUTPUT_DOWNSAMPLING, ::OUTPUT_DOWNSAMPLING]
+        # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
+        mask = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, -1000.0)
+        cos, sin = rotations(blocked.size(3), self.config.query_head_dim[0], x)
+        return Surroundings(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
+
+    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+        """Per layer: keys and values, each H * d wide; inputs of the convolution over time."""
+        config = self.config
+        attention = chunk.left // OUTPUT_DOWNSAMPLING, 2 * config.num_heads[0] * config.query_head_dim[0]
+        convolution = config.cnn_module_kernel[0] - 1, config.encoder_dim[0]
+        return [attention, convolution] * config.num_encoder_layers[0]
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """(N, T, D / 2) of 20 ms frames to (N, ceil(T / 2), D) of 40 ms; an odd last frame stands beside itself."""
+    if x.size(1) % OUTPUT_DOWNSAMPLING:
+        x = torch.cat([x, x[:, -1:]], dim=1)
+    return x.unflatten(1, (-1, OUTPUT_DOWNSAMPLING)).flatten(2)
