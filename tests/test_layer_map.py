@@ -31,6 +31,16 @@ def test_same_map_pairs_last_layers_of_stacks_and_namesakes():
     assert pairs(kd_layers=("1.0", "2.1")) == [("1.0", "1.0"), ("2.1", "2.1")]
 
 
+def test_same_map_pairs_equal_shares_of_the_depth_where_stacks_differ():
+    conformer = shapes(s0l0=2, s0l1=2, s0l2=2, s0l3=2)
+    to_one_stack = pair_layers(DistillConfig(), STUDENT, conformer)
+    assert [(p.student, p.teacher) for p in to_one_stack] == [("1.0", "0.1"), ("2.1", "0.3"), ("3.0", "0.3")]
+    from_one_stack = pair_layers(DistillConfig(), conformer, TEACHER)
+    assert [(p.student, p.teacher) for p in from_one_stack] == [("0.3", "3.2")]
+    with pytest.raises(UserError, match="--kd-layers 1.0: the teacher has no such layer; .* or use --kd-layer-map"):
+        pair_layers(DistillConfig(kd_layers=("1.0",)), STUDENT, conformer)
+
+
 def test_uniform_map_pairs_equal_shares_of_the_depth():
     assert pairs(kd_layer_map="uniform", kd_layers=tuple(STUDENT)) == [
         ("0.0", "0.1"), ("1.0", "1.1"), ("2.0", "2.1"), ("2.1", "3.0"), ("3.0", "3.2"),

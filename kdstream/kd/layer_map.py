@@ -1,6 +1,7 @@
 """Layer map: which layer of the teacher guides which layer of the student.
 
-    same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake
+    same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake;
+              as uniform between encoders that have not the same stacks, where no layer is named
     uniform   the same share of the depth, where the two are of different depth
     last      the student's k tapped layers by the teacher's last k
     similar   the teacher's most similar layer, by a file that local/layer_similarity.py writes
@@ -77,7 +78,8 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
         return {name: theirs for name in tapped}
     if config.kd_layer_map == "similar":
         return {name: [guide] for name, guide in most_similar(Path(config.kd_similarity_file), tapped, teacher).items()}
-    if config.kd_layer_map == "uniform":
+    same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
+    if config.kd_layer_map == "uniform" or not same_places:
         return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
     if config.kd_layer_map == "last":
         if len(tapped) > len(theirs):
@@ -86,7 +88,7 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
     if config.kd_layers:
         return {name: [name] for name in tapped}
     last = last_layers(teacher)
-    return {name: [last.get(stack_of(name), name)] for name in tapped}
+    return {name: [last[stack_of(name)]] for name in tapped}
 
 
 def most_similar(path: Path, tapped: Sequence[str], teacher: Shapes) -> Dict[str, str]:
