@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Dict
+
+import pytest
 
 from helpers import tiny_test_config
 from kdstream.config import ExperimentConfig
@@ -16,15 +19,27 @@ from kdstream.training import loop
 from kdstream.training.checkpoint import load_averaged
 from training_helpers import experiment, make_corpus
 
-EPOCHS = 48
+FRONT_END = dict(frontend_channels=(4, 8, 32), frontend_hidden_dim=32)
+ZIPFORMER = dict(
+    num_encoder_layers=(1, 1),
+    downsampling_factor=(1, 2),
+    encoder_dim=(64, 64),
+    encoder_unmasked_dim=(64, 64),
+    feedforward_dim=(96,),
+    cnn_module_kernel=(15,),
+)
+CONFORMER = dict(num_encoder_layers=(2,), encoder_dim=(64,), feedforward_dim=(96,), cnn_module_kernel=(15,))
 
 
-def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(tmp_path: Path):
+@pytest.mark.parametrize("encoder, settings, epochs", [("zipformer", ZIPFORMER, 48), ("conformer", CONFORMER, 30)])
+def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
+    tmp_path: Path, encoder: str, settings: Dict[str, Any], epochs: int
+):
     data = replace(make_corpus(tmp_path, num_utterances=32), max_duration=10.0)
     config = experiment(
         tmp_path / "exp",
         data,
-        num_epochs=EPOCHS,
+        num_epochs=epochs,
         average_period=1,
         log_interval=100,
         warm_step=50,
@@ -34,17 +49,7 @@ def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(tmp_path: Path):
         ref_duration=0.1,  # the model's own schedules, made for weeks of training, pass in the first batches
     )
     model_config = tiny_test_config(
-        causal=True,
-        chunk_size=(8,),
-        left_context_frames=(16,),
-        num_encoder_layers=(1, 1),
-        downsampling_factor=(1, 2),
-        encoder_dim=(64, 64),
-        encoder_unmasked_dim=(64, 64),
-        feedforward_dim=(96,),
-        cnn_module_kernel=(15,),
-        frontend_channels=(4, 8, 32),
-        frontend_hidden_dim=32,
+        causal=True, encoder=encoder, chunk_size=(8,), left_context_frames=(16,), **FRONT_END, **settings
     )
     loop.run(replace(config, model=model_config))
 

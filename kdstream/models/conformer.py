@@ -22,6 +22,7 @@ import re
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,12 +70,15 @@ class Surroundings:
 
 
 def rotations(frames: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
-    """cos and sin (frames, head_dim / 2) of the angles of successive frames, in the type of `like`."""
+    """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`.
+
+    In doubles: only differences of angles count, and those of late frames would be lost to rounding.  By numpy: an
+    exported graph holds them as constants.
+    """
     pairs = head_dim // 2
-    # double: only differences of angles count, and those of late frames would be lost to rounding
-    speed = SLOWEST_TURN ** -(torch.arange(pairs, device=like.device, dtype=torch.float64) / pairs)
-    angles = torch.arange(frames, device=like.device, dtype=torch.float64).unsqueeze(1) * speed
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    speed = SLOWEST_TURN ** -(np.arange(pairs) / pairs)
+    angles = np.outer(np.arange(frames), speed)
+    return torch.from_numpy(np.cos(angles)).to(like), torch.from_numpy(np.sin(angles)).to(like)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The parts of a Zipformer layer: attention, convolution, feed-forward, bypass and resampling.
 
-Every part has one forward.  Where it needs the past (attention, convolution), it takes the cached
-frames of a stream, or None for whole utterances, and hands back the new cache beside its output.
+Some serve the Conformer too.  Every part has one forward.  Where it needs the past (attention,
+convolution), it takes the cached frames of a stream, or None for whole utterances, and hands back the
+new cache beside its output.
 Names and arithmetic are icefall's; our layout is batch first.
 
 Shapes: N batch, T frames of x, K frames that are attended to (T, or left context + T), D model width,
