@@ -7,6 +7,7 @@
 #
 # bash egs/librispeech/run.sh                                       the embedded corpus, under 30 minutes on 2 cores
 # bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 60
+# bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
 #
@@ -28,6 +29,7 @@ test_parts=test
 vocab_size=               # BPE pieces; by default 64 for the embedded corpus, else 500
 data_dir=$here/data
 exp_root=$here/exp
+encoder=zipformer         # or conformer
 preset=tiny
 chunk_size=8              # 20 ms frames: 160 ms
 left_context_frames=32    # 640 ms
@@ -111,7 +113,7 @@ train() {
     return
   fi
   # shellcheck disable=SC2086  # train_flags holds several words
-  $python train.py --exp-dir "$exp_root/$name" --resume 1 --preset "$preset" --num-epochs "$num_epochs" \
+  $python train.py --exp-dir "$exp_root/$name" --resume 1 --encoder "$encoder" --preset "$preset" --num-epochs "$num_epochs" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
     --world-size "$world_size" --num-workers 0 --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 \
