@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the whole suite: the k2 tests with the real k2 in .venv-k2, then everything in .venv, making either
-# environment if need be.
+# environment if need be.  Where there is a C++ compiler, kaldifeat is built into .venv and compared with too.
 #
 #   bash tests/run.sh
 #   bash tests/run.sh tests/test_rnnt_loss.py -k ranges     # arguments go to the second pytest
@@ -13,6 +13,7 @@ cores=$(nproc)
 export OMP_NUM_THREADS=1 # the cores go to pytest's workers
 
 bash local/setup_env.sh
+! command -v g++ >/dev/null || bash local/setup_env.sh --kaldifeat
 status=0
 if [ "${KDSTREAM_WITHOUT_K2:-0}" != 1 ]; then
   bash local/setup_env.sh --k2 || {
