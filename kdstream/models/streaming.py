@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kdstream.config import ENCODER_FRAME_MS, ModelConfig, UserError
 
-LOG_EPS = math.log(1e-10)  # log energy of silence: what batches are padded with
+LOG_EPS = math.log(1e-10)  # what batches are padded with, as in icefall
+SILENCE = math.log(torch.finfo(torch.float32).eps)  # log energy that the filter bank gives to digital silence
 SUBSAMPLING_LOSS = 7  # feature frames that the front end's three convolutions consume: T' = (T - 7) // 2
 LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
 OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
@@ -51,6 +52,15 @@ class ChunkConfig:
     def shift(self) -> int:
         """Feature frames (10 ms) from one step to the next."""
         return 2 * self.chunk
+
+    @property
+    def tail(self) -> int:
+        """Feature frames (10 ms) of silence after which a runtime has been through an utterance's last whole chunk.
+
+        It is what `pad_to_whole_chunks` may need at most, and one frame, for which sherpa-onnx waits besides: with it
+        every runtime decodes as many chunks as we do.
+        """
+        return self.shift + 2 * LOOKAHEAD - 1
 
     @property
     def chunk_ms(self) -> int:
@@ -91,12 +101,12 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
 def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> Tuple[Tensor, Tensor]:
     """Pads with silence so that every utterance fills whole chunks, with the look-ahead of its last frame.
 
-    After it an utterance gives the same output frames alone, in any batch, and chunk by chunk: no
-    valid frame sees where the batch ends.  For a full-context encoder pass its largest downsampling
-    factor as `chunk`.
+    The silence is what a runtime hears whose client sends zeros after the last sample.  After it an
+    utterance gives the same output frames alone, in any batch, and chunk by chunk: no valid frame sees
+    where the batch ends.  For a full-context encoder pass its largest downsampling factor as `chunk`.
 
     Args:
-      features: (N, T, F) log energies; frames at and after feature_lens are overwritten with LOG_EPS.
+      features: (N, T, F) log energies; frames at and after feature_lens are overwritten with SILENCE.
       feature_lens: (N,) in feature frames; at least SUBSAMPLING_LOSS + 2.
       chunk: encoder frames.
     Returns:
@@ -104,7 +114,7 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> T
     """
     padded_lens = 2 * padded_encoder_lens(feature_lens, chunk) + SUBSAMPLING_LOSS
     total = int(padded_lens.max()) + 2 * LOOKAHEAD
-    padded = features.new_full((features.size(0), total, features.size(2)), LOG_EPS)
+    padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
     frames = min(total, features.size(1))
     valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
     padded[:, :frames] = torch.where(valid.unsqueeze(2), features[:, :frames], padded[:, :frames])
