@@ -98,6 +98,11 @@ class Tokenizer:
         """All pieces, in the order of their ids."""
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
+    def save_tokens(self, path: Path) -> None:
+        """Writes tokens.txt: "piece id" a line, in the order of the ids."""
+        lines = [f"{piece} {index}\n" for index, piece in enumerate(self.tokens)]
+        path.write_text("".join(lines), encoding="utf-8")
+
     def encode(self, texts: Sequence[str]) -> List[List[int]]:
         return self._model.encode(list(texts), out_type=int)
 

@@ -71,9 +71,7 @@ def main() -> None:
     transcripts = args.lang_dir / "transcript_words.txt"
     write_transcripts(args.manifest_dir, args.parts, transcripts)
     train(transcripts, args.lang_dir, args.vocab_size)
-    pieces = Tokenizer(args.lang_dir / "bpe.model").tokens
-    tokens = "".join(f"{piece} {index}\n" for index, piece in enumerate(pieces))
-    (args.lang_dir / "tokens.txt").write_text(tokens, encoding="utf-8")
+    Tokenizer(args.lang_dir / "bpe.model").save_tokens(args.lang_dir / "tokens.txt")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdstream.config import UserError
@@ -72,6 +72,17 @@ def save_checkpoint(
     logging.info(f"Saving checkpoint to {path}")
     with _replacing(Path(path)) as temporary:
         torch.save(checkpoint, temporary)
+
+
+def save_pretrained(exp_dir: PathLike, model: nn.Module) -> List[Path]:
+    """Writes the weights alone, as pretrained.pt, which load_averaged and icefall read, and pretrained.safetensors."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    path = Path(exp_dir) / PRETRAINED
+    with _replacing(path) as temporary:
+        torch.save({"model": weights}, temporary)
+    with _replacing(path.with_suffix(".safetensors")) as temporary:
+        save_file(weights, temporary)
+    return [path, path.with_suffix(".safetensors")]
 
 
 def copy_checkpoint(source: PathLike, target: PathLike) -> None:
