@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import sentencepiece
@@ -43,6 +43,7 @@ from kdstream.models.streaming import LOG_EPS, SUBSAMPLING_LOSS
 SAMPLE_RATE = 16000
 FBANK = Fbank(FbankConfig(num_filters=80, dither=0.0, snip_edges=False, low_freq=20.0, high_freq=-400.0))
 MUSAN_CUTS = "musan_cuts.jsonl.gz"
+WORD_START = "\u2581"  # how sentencepiece marks a piece that begins a word
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, AssertionError, AudioLoadingError, DurationMismatchError)
 
 
@@ -147,16 +148,26 @@ def make_batch(utterances: Sequence[Utterance]) -> Batch:
 def read_audio(cut: Cut) -> Tensor:
     """The cut's samples (S,) at 16 kHz.  Raises UserError where the file is missing, cut short or not mono."""
     path = "a mix" if isinstance(cut, MixedCut) else cut.recording.sources[0].source
-    try:
-        samples = (cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE)).load_audio()
-    except READ_ERRORS as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "cut short or damaged"
-        raise UserError(f"{path}: {reason}; restore the audio of cut {cut.id} or take the cut out") from error
+
+    def load() -> np.ndarray:
+        return (cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE)).load_audio()
+
+    samples = load_samples(load, path, f"restore the audio of cut {cut.id} or take the cut out")
     if samples.shape[0] != 1:
         raise UserError(f"{path}: {samples.shape[0]} channels; make cut {cut.id} mono, e.g. with cut.to_mono()")
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: samples are NaN or infinite; restore the audio of cut {cut.id} or take the cut out")
     return torch.from_numpy(samples[0])
+
+
+def load_samples(load: Callable[[], np.ndarray], path: Union[str, Path], fix: str) -> np.ndarray:
+    """Samples (channels, S) as `load` gives them.  Raises UserError, with `path` and `fix`, where they are no good."""
+    try:
+        samples = load()
+    except READ_ERRORS as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "cut short or damaged"
+        raise UserError(f"{path}: {reason}; {fix}") from error
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: samples are NaN or infinite; {fix}")
+    return samples
 
 
 def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utterance:

@@ -12,7 +12,6 @@ CTC's tokens are shorter than what was spoken, so ends may lie some frames early
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -29,11 +28,11 @@ from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
 from kdstream import cli
-from kdstream.config import DataConfig, DecodeConfig, UserError, add_arguments, add_overrides
+from kdstream.config import UserError
 from kdstream.cuts import text_of
 from kdstream.decoding.latency import frame_start_ms
 from kdstream.decoding.references import WORD
-from kdstream.decoding.run import DATA_FLAGS, DecodingRun, from_flags
+from kdstream.decoding.run import DecodingRun, make_parser, read_experiment
 from kdstream.decoding.stream import encode_whole
 from kdstream.training.trained import load_trained
 
@@ -92,12 +91,10 @@ def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[Supe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, leave_out=(*SEARCH_FLAGS, *RECORD_FLAGS))
     parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
-    add_arguments(parser, DecodeConfig, leave_out=(*SEARCH_FLAGS, *RECORD_FLAGS))
-    add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args()
-    config, decode = from_flags(args)
+    config, decode = read_experiment(args)
     if not config.model.use_ctc:
         raise UserError(f"{decode.exp_dir}: has no CTC head to align with; train a model with --use-ctc 1")
     output = args.output or Path(decode.exp_dir) / "alignments.jsonl.gz"

@@ -1,4 +1,4 @@
-"""A model that says many different things, its slow scores, and scripts run in this process, for tests of decoding."""
+"""A model that says many different things, its slow scores, experiments, noise, and scripts run in this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any, Tuple
 
+import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 
 from helpers import tiny_test_model
+from kdstream.config import DataConfig, ExperimentConfig
+from kdstream.data import Tokenizer
 from kdstream.models.transducer import Transducer
+from kdstream.training.checkpoint import save_pretrained
+from training_helpers import train_tokenizer
 
 
 def talkative_model(causal: bool = True, seed: int = 0, blank: float = 3.0, **overrides) -> Transducer:
@@ -43,3 +49,31 @@ def run_script(monkeypatch, path: str, *args: Any) -> str:
     except SystemExit as end:
         return str(end.code)
     return ""
+
+
+def make_experiment(folder: Path, causal: bool) -> Path:
+    """An experiment directory with config.json and pretrained.pt of a small talkative model, and its tokenizer."""
+    bpe_model = train_tokenizer(folder)
+    vocab_size = Tokenizer(bpe_model).vocab_size
+    model = talkative_model(causal, seed=1, num_encoder_layers=(1, 1, 1), vocab_size=vocab_size)
+    with torch.no_grad():  # what is said depends on what is heard, more than on what was said before
+        model.joiner.encoder_proj.weight.mul_(3.0)
+        model.decoder.embedding.weight.mul_(0.4)
+        model.joiner.output_linear.bias[0] = 2.0
+        model.joiner.output_linear.bias[2] = -1e4  # <unk>, which not every runtime says
+    exp_dir = folder / "exp"
+    exp_dir.mkdir()
+    ExperimentConfig(model=model.config, data=DataConfig(bpe_model=str(bpe_model))).save(exp_dir)
+    save_pretrained(exp_dir, model)
+    return exp_dir
+
+
+def write_noise(path: Path, seconds: float, rate: int = 16000, channels: int = 1, seed: int = 0) -> Path:
+    """A file of noise whose loudness changes every 50 ms, and silence for the last 50; all channels are equal."""
+    generator = np.random.default_rng(seed)
+    loudness = np.repeat(generator.uniform(0.01, 0.5, int(seconds * 20)), rate // 20)
+    loudness[-rate // 20 :] = 0.0
+    samples = loudness * generator.uniform(-1, 1, len(loudness))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.stack([samples] * channels, axis=1), rate)
+    return path

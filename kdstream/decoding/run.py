@@ -1,4 +1,4 @@
-"""What decode.py and streaming_decode.py share: flags, the chunk, names of files, scoring and records."""
+"""What the scripts that use a trained model share: flags, the chunk, names of files, scoring and records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdstream.config import (
     from_args,
     override,
 )
-from kdstream.data import AsrDataModule
+from kdstream.data import AsrDataModule, Tokenizer
 from kdstream.decoding import scoring
 from kdstream.decoding.latency import (
     COMPUTE,
@@ -64,28 +64,37 @@ class TrainedModel(Protocol):
 
 
 def read_flags(description: str, argv: Optional[Sequence[str]] = None) -> Tuple[ExperimentConfig, DecodeConfig]:
-    """The flags of a decoding script, as `from_flags` reads them.
+    """The experiment and how to decode it, for a script that has no flags of its own; see `read_experiment`.
 
     Args:
       description: the script's docstring.
       argv: instead of the command line.
     """
+    return read_experiment(make_parser(description).parse_args(argv))
+
+
+def make_parser(
+    description: str, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
+) -> argparse.ArgumentParser:
+    """A parser of DecodeConfig's flags but `leave_out`, and of `data_flags` that go before config.json."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, DecodeConfig)
-    add_overrides(parser, DataConfig, *DATA_FLAGS)
-    return from_flags(parser.parse_args(argv))
+    add_arguments(parser, DecodeConfig, leave_out)
+    add_overrides(parser, DataConfig, *data_flags)
+    return parser
 
 
-def from_flags(args: argparse.Namespace) -> Tuple[ExperimentConfig, DecodeConfig]:
-    """The experiment, from EXP_DIR/config.json and the DATA_FLAGS that override it, and how to decode it.
+def read_experiment(args: argparse.Namespace) -> Tuple[ExperimentConfig, DecodeConfig]:
+    """The experiment, from EXP_DIR/config.json and the flags that override it, and how to decode it.
 
+    Args:
+      args: from a parser of `make_parser`.
     Raises:
       UserError: no config.json in --exp-dir.
     """
     decode = from_args(DecodeConfig, args)
     config = ExperimentConfig.load(decode.exp_dir)
     data = override(config.data, args)
-    if args.test_parts and not args.test_cuts:  # cuts that config.json names would go before these parts
+    if getattr(args, "test_parts", None) and not args.test_cuts:  # config.json's cuts would go before these parts
         data = replace(data, test_cuts=())
     return replace(config, data=data), decode
 
@@ -120,13 +129,9 @@ class DecodingRun:
             )
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
         self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
-        self.model = _to_device(trained.model, decode.device)
+        self.model = to_device(trained.model, decode.device)
         self.data = AsrDataModule(config.data, config.train.seed)
-        if self.data.tokenizer.vocab_size != config.model.vocab_size:
-            raise UserError(
-                f"{config.data.bpe_model}: {self.data.tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
-                f"{config.model.vocab_size}; give the --bpe-model it was trained with"
-            )
+        check_vocabulary(self.data.tokenizer, config, decode)
         _log_to(self.folder / f"log-decode-{self._suffix()}")
         logging.info(
             f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"
@@ -241,7 +246,17 @@ class DecodingRun:
         return suffix + (averaged and f"_{averaged}")
 
 
-def _to_device(model: Transducer, device: str) -> Transducer:
+def check_vocabulary(tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:
+    """Raises UserError where the model of `decode` was trained with other tokens."""
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
+            f"{config.model.vocab_size}; give the --bpe-model it was trained with"
+        )
+
+
+def to_device(model: Transducer, device: str) -> Transducer:
+    """Moves the model to --device; "" is a GPU if there is one.  Raises UserError if there is no such device."""
     try:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import perf_counter
-from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -186,13 +186,17 @@ class StreamingDecoder:
 
 
 def decode_streams(
-    decoder: StreamingDecoder, utterances: Iterable[Tuple[Any, Tensor]], step_ms: Optional[List[float]] = None
+    decoder: StreamingDecoder,
+    utterances: Iterable[Tuple[Any, Tensor]],
+    step_ms: Optional[List[float]] = None,
+    watch: Optional[Callable[[Any, Result], None]] = None,
 ) -> Iterator[Tuple[Any, Result]]:
     """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
 
     Args:
       utterances: names and (T, F) features, read only as places become free.
       step_ms: gets the milliseconds that each step takes.
+      watch: after every step, gets the name and the partial result of the utterance that began first.
     """
     source = iter(utterances)
     open_streams: List[Tuple[Any, Stream]] = []
@@ -212,6 +216,9 @@ def decode_streams(
         decoded = decoder.step()
         if decoded and step_ms is not None:
             step_ms.append(1000 * (perf_counter() - begin))
+        if watch is not None and open_streams:
+            name, stream = open_streams[0]
+            watch(name, stream.result)
         for name, stream in open_streams:
             if stream.done:
                 stream.closed = True

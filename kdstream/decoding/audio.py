@@ -1,0 +1,99 @@
+"""Sound that no manifest lists: files, folders and the microphone, as 16 kHz samples and as features.
+
+Lhotse reads and resamples, as it does for cuts: a file gives the same features here and there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List, Sequence
+
+import numpy as np
+import torch
+from lhotse import Recording
+from torch import Tensor
+
+from kdstream.batch import FRAMES_PER_SECOND
+from kdstream.config import UserError
+from kdstream.data import FBANK, SAMPLE_RATE, compute_fbank, load_samples
+
+SUFFIXES = (".wav", ".flac", ".mp3")
+FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # samples from one feature frame to the next
+WINDOW_END = FRAME // 2 + SAMPLE_RATE * 25 // 2000  # samples from a frame's start to the end of its 25 ms window
+MICROPHONE_BLOCK = SAMPLE_RATE // 10
+
+
+def find_audio(paths: Sequence[str]) -> List[Path]:
+    """The files among `paths`, and the wav, flac and mp3 files in and below the directories.
+
+    Raises UserError for a directory that holds none.
+    """
+    found: List[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not inside:
+            raise UserError(f"{path}: holds no wav, flac or mp3 file; name audio files, or a directory of such")
+        found += inside
+    return found
+
+
+def read_audio_file(path: Path) -> Tensor:
+    """Samples (S,) at 16 kHz, the mean of all channels.  Raises UserError where the file is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name audio files, or a directory of such")
+    fix = "give another file, or convert it to wav or flac"
+    samples = load_samples(lambda: Recording.from_file(path).resample(SAMPLE_RATE).load_audio(), path, fix)
+    if samples.shape[1] < FRAME:
+        raise UserError(f"{path}: less than 10 ms of sound; {fix}")
+    return torch.from_numpy(samples.mean(axis=0))
+
+
+class FbankStream:
+    """Log mel energies of audio that comes in pieces: the frames that `compute_fbank` gives the whole.
+
+    A frame is given out as soon as its window is there.
+    """
+
+    def __init__(self) -> None:
+        self._samples = torch.zeros(0)  # from the start of the frame before the next one
+        self._given = 0  # frames of them
+
+    def accept(self, samples: Tensor) -> Tensor:
+        """Takes (S,) at 16 kHz; returns the (T, 80) frames, perhaps none, that are now complete."""
+        self._samples = torch.cat([self._samples, samples])
+        complete = max(0, (len(self._samples) - WINDOW_END) // FRAME + 1)
+        if complete <= self._given:
+            return torch.zeros(0, FBANK.config.num_filters)
+        frames = compute_fbank(self._samples)[self._given : complete]
+        # keeps one frame that was given out: the window of the next one reaches back into it
+        self._samples, self._given = self._samples[(complete - 1) * FRAME :], 1
+        return frames
+
+    def finish(self) -> Tensor:
+        """The last frames, whose windows reach beyond the end."""
+        if len(self._samples) < FRAME:
+            return torch.zeros(0, FBANK.config.num_filters)
+        return compute_fbank(self._samples)[self._given :]
+
+
+def microphone() -> Iterator[np.ndarray]:
+    """Blocks (S,) of 16 kHz samples from the default microphone, without end.
+
+    Raises UserError where the platform has none.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: the package is there, the library under it is not
+        raise UserError(
+            f"--microphone 1: {error}; pip install sounddevice (and on Linux: apt-get install libportaudio2)"
+        ) from error
+    try:
+        with sounddevice.InputStream(samplerate=SAMPLE_RATE, channels=1, dtype="float32") as stream:
+            while True:
+                block, _ = stream.read(MICROPHONE_BLOCK)
+                yield block[:, 0]
+    except sounddevice.PortAudioError as error:
+        raise UserError(f"--microphone 1: {error}; plug one in, or name audio files") from error
