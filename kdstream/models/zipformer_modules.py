@@ -140,8 +140,13 @@ class AttentionWeights(nn.Module):
         """(N, H, T, K): product of each query's positional part with the encoding of each key's offset."""
         encoded = self.linear_pos(positions).unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, d, T + K - 1)
         by_offset = split_heads(pos_query, self.heads) @ encoded  # (N, H, T, T + K - 1)
-        batch, heads, queries, _ = by_offset.shape
         # row t begins at offset -t: step one column less per row
+        batch, heads, queries, offsets = by_offset.shape
+        if torch.onnx.is_in_onnx_export():  # which knows no strides; the same by reshaping, whose gradient costs more
+            if queries == 1:
+                return by_offset
+            rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
+            return rows.unflatten(2, (queries, offsets - 1))[..., :keys]
         n, h, t, o = by_offset.stride()
         return by_offset.as_strided((batch, heads, queries, keys), (n, h, t - o, o), o * (queries - 1))
 

@@ -1,0 +1,153 @@
+"""The proof that an exported model says in every runtime what it says in torch.
+
+All runtimes hear the same samples: an utterance and the silence that a client sends after it (`ChunkConfig.tail`).
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import zip_longest
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import onnxruntime
+import sherpa_onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdstream.batch import FRAMES_PER_SECOND
+from kdstream.data import SAMPLE_RATE, WORD_START, compute_fbank
+from kdstream.export.onnx import OnnxFiles
+from kdstream.models.streaming import ChunkConfig
+
+Runtime = Callable[[Tensor], List[str]]  # samples (S,) at 16 kHz to pieces
+
+
+class Heard(NamedTuple):
+    """What a runtime heard: pieces, the seconds that it took, and the place of the first that is not as expected."""
+
+    pieces: List[str]
+    seconds: float
+    difference: Optional[int]
+
+
+class OnnxRecognizer:
+    """Greedy search over exported files in onnxruntime, on one thread: in its shortest form, what a runtime does.
+
+    Args:
+      pieces: of all tokens, in the order of their ids.
+    """
+
+    def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.encoder, self.decoder, self.joiner = (
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
+        )
+        self.pieces = pieces
+        settings = self.encoder.get_modelmeta().custom_metadata_map
+        self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
+        self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
+
+    def __call__(self, samples: Tensor) -> List[str]:
+        features = compute_fbank(samples).numpy()
+        caches = self.fresh_caches()
+        tokens: List[int] = []
+        predicted = self.predict(tokens)
+        for start in range(0, len(features) - self.window, self.shift):
+            encoded, caches = self.encode(features[None, start : start + self.window], caches)
+            for frame in encoded[0]:
+                (logits,) = self.joiner.run(None, {"encoder_out": frame[None], "decoder_out": predicted})
+                token = int(logits.argmax())
+                if token != 0:
+                    tokens.append(token)
+                    predicted = self.predict(tokens)
+        return [self.pieces[token] for token in tokens]
+
+    def fresh_caches(self) -> Dict[str, np.ndarray]:
+        """The caches of one stream that has heard nothing yet, by name."""
+        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+        _, *caches = self.encoder.get_inputs()
+        return {c.name: np.zeros([1 if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
+
+    def encode(self, x: np.ndarray, caches: Dict[str, np.ndarray]) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
+        """x (N, window, F) and the caches to (N, T, D) and the new caches."""
+        encoded, *new = self.encoder.run(None, {"x": x, **caches})
+        return encoded, dict(zip(caches, new))
+
+    def predict(self, tokens: Sequence[int]) -> np.ndarray:
+        """(1, D) after `tokens`."""
+        context = [-1] * (self.context_size - 1) + [0, *tokens]
+        return self.decoder.run(None, {"y": np.array([context[-self.context_size :]], np.int64)})[0]
+
+
+class SherpaRecognizer:
+    """Greedy search over exported files in sherpa-onnx, on one thread."""
+
+    def __init__(self, files: OnnxFiles, tokens: Path) -> None:
+        self.recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
+            tokens=str(tokens),
+            encoder=str(files.encoder),
+            decoder=str(files.decoder),
+            joiner=str(files.joiner),
+            num_threads=1,
+        )
+
+    def __call__(self, samples: Tensor) -> List[str]:
+        stream = self.recognizer.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, samples.numpy())
+        stream.input_finished()
+        while self.recognizer.is_ready(stream):
+            self.recognizer.decode_stream(stream)
+        # it writes a space where a word begins
+        return [piece.replace(" ", WORD_START) for piece in self.recognizer.tokens(stream)]
+
+
+def check(runtimes: Dict[str, Runtime], audio: Dict[str, Tensor], chunk: ChunkConfig) -> Dict[str, int]:
+    """Prints what each runtime hears in each audio, and how long it takes per second of it (real-time factor).
+
+    Args:
+      runtimes: the first is the one that the others are held against.
+      audio: samples (S,) at 16 kHz by name.
+    Returns:
+      For each runtime, how many of the audios it hears differently.
+    """
+    width = max(map(len, runtimes))
+    differing, busy = dict.fromkeys(runtimes, 0), dict.fromkeys(runtimes, 0.0)
+    for runtime in runtimes.values():
+        runtime(torch.zeros(SAMPLE_RATE))  # the first call of all is slower
+    for name, samples in audio.items():
+        print(f"{name}: {len(samples) / SAMPLE_RATE:.2f} s")
+        for runtime, heard in listen(runtimes, with_tail(samples, chunk)).items():
+            factor = heard.seconds * SAMPLE_RATE / len(samples)
+            print(f"  {runtime:{width}}  RTF {factor:.3f}  {' '.join(heard.pieces)}")
+            busy[runtime] += heard.seconds
+            if heard.difference is not None:
+                differing[runtime] += 1
+                print(f"  {'':{width}}  differs from its token {heard.difference + 1} on")
+    seconds = sum(map(len, audio.values())) / SAMPLE_RATE
+    for runtime in runtimes:
+        same = len(audio) - differing[runtime]
+        print(f"{runtime:{width}}  RTF {busy[runtime] / seconds:.3f}  the same tokens in {same} of {len(audio)}")
+    return differing
+
+
+def with_tail(samples: Tensor, chunk: ChunkConfig) -> Tensor:
+    """The samples and the silence that a client sends after them."""
+    return F.pad(samples, (0, chunk.tail * SAMPLE_RATE // FRAMES_PER_SECOND))
+
+
+def listen(runtimes: Dict[str, Runtime], samples: Tensor) -> Dict[str, Heard]:
+    """What each runtime hears, and where it first differs from what the first one hears."""
+    heard: Dict[str, Heard] = {}
+    expected: Optional[List[str]] = None
+    for name, runtime in runtimes.items():
+        start = time.perf_counter()
+        pieces = runtime(samples)
+        seconds = time.perf_counter() - start
+        expected = pieces if expected is None else expected
+        pairs = enumerate(zip_longest(expected, pieces))
+        heard[name] = Heard(pieces, seconds, next((place for place, (a, b) in pairs if a != b), None))
+    return heard

@@ -1,0 +1,261 @@
+"""A streaming transducer as the three ONNX files that sherpa-onnx runs: encoder, decoder (predictor) and joiner.
+
+sherpa-onnx takes inputs and outputs by their order and everything else from metadata; the names are icefall's, whose
+own scripts run these files too.  What differs from one encoder to the next (caches, metadata) stands in one subclass
+of `StreamingEncoder`; a new architecture adds a subclass and a line in `ENCODERS`.
+
+Shapes: N streams, T output frames (40 ms), C predictor context, F features, D joiner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import Tensor, nn
+
+from kdstream.config import UserError
+from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.transducer import Joiner, Transducer
+
+OPSET = 13
+FRONTEND_CHANNELS = 128  # sherpa-onnx has no metadata for them
+TRACED_STREAMS = 2  # with one, the tracer could not tell the dimension of streams from others of size 1
+
+
+class OnnxFiles(NamedTuple):
+    """Paths of one exported model."""
+
+    encoder: Path
+    decoder: Path
+    joiner: Path
+
+
+class StreamingEncoder(nn.Module):
+    """One step of an encoder, with the projection that the joiner starts with.
+
+    model_type: sherpa-onnx's name of the architecture.
+
+    Args:
+      model: in eval mode, on the CPU.
+      chunk: with limited left context.
+    """
+
+    model_type: str
+
+    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+        super().__init__()
+        self.model, self.chunk = model, chunk
+
+    def caches(self) -> Dict[str, int]:
+        """The caches that a step takes, in sherpa-onnx's order: names, and which dimension is the stream."""
+        raise NotImplementedError
+
+    def new_caches(self) -> Dict[str, int]:
+        """Those that it returns."""
+        return {f"new_{name}": stream_dim for name, stream_dim in self.caches().items()}
+
+    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+        """Our state as the caches that sherpa-onnx keeps."""
+        raise NotImplementedError
+
+    def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
+        """The caches that sherpa-onnx keeps as our state."""
+        raise NotImplementedError
+
+    def metadata(self) -> Dict[str, Any]:
+        """What sherpa-onnx must know of this architecture; sequences hold one number per stack."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
+        """x (N, chunk.input_frames, F) and the caches to (N, T, D) and the new caches."""
+        lens = torch.full((x.size(0),), self.chunk.input_frames)
+        out, _, state = self.model.encode(x, lens, self.chunk, self.to_torch(caches))
+        return (self.model.joiner.encoder_proj(out), *self.to_onnx(state))
+
+
+class Layout(NamedTuple):
+    """How sherpa-onnx lays out one of our batch-first caches: which dimension is the stream; the way there and back."""
+
+    stream_dim: int
+    to_onnx: Callable[[Tensor], Tensor]
+    to_torch: Callable[[Tensor], Tensor]
+
+
+def _swapped(first: int, second: int, stream_dim: int) -> Layout:
+    return Layout(stream_dim, lambda x: x.transpose(first, second), lambda x: x.transpose(first, second))
+
+
+AS_IT_IS = Layout(0, lambda x: x, lambda x: x)
+FRAMES_FIRST = _swapped(0, 1, stream_dim=1)  # (N, T, D) as (T, N, D)
+FRAMES_LAST = _swapped(1, 2, stream_dim=0)  # (N, T, D) as (N, D, T)
+ONE_HEAD = Layout(1, lambda x: x.unsqueeze(0), lambda x: x.squeeze(0))  # (N, T, D) as (1, N, T, D)
+
+
+class StreamingZipformer(StreamingEncoder):
+    model_type = "zipformer2"
+    of_layer = {
+        "cached_key": FRAMES_FIRST,
+        "cached_nonlin_attn": ONE_HEAD,
+        "cached_val1": FRAMES_FIRST,
+        "cached_val2": FRAMES_FIRST,
+        "cached_conv1": FRAMES_LAST,
+        "cached_conv2": FRAMES_LAST,
+    }
+
+    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+        super().__init__(model, chunk)
+        layers = range(sum(model.config.num_encoder_layers))
+        self.layouts = {f"{name}_{i}": layout for i in layers for name, layout in self.of_layer.items()}
+        self.layouts.update(embed_states=AS_IT_IS, processed_lens=AS_IT_IS)
+
+    def caches(self) -> Dict[str, int]:
+        return {name: layout.stream_dim for name, layout in self.layouts.items()}
+
+    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+        return [layout.to_onnx(tensor) for layout, tensor in zip(self.layouts.values(), state.tensors())]
+
+    def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
+        tensors = [layout.to_torch(cache) for layout, cache in zip(self.layouts.values(), caches)]
+        return EncoderState.from_tensors(tensors)
+
+    def metadata(self) -> Dict[str, Any]:
+        config = self.model.config
+        return {
+            "encoder_dims": config.encoder_dim,
+            "query_head_dims": config.query_head_dim,
+            "value_head_dims": config.value_head_dim,
+            "num_heads": config.num_heads,
+            "num_encoder_layers": config.num_encoder_layers,
+            "cnn_module_kernels": config.cnn_module_kernel,
+            "left_context_len": [self.chunk.left // factor for factor in config.downsampling_factor],
+        }
+
+
+ENCODERS = {"zipformer": StreamingZipformer}
+
+
+class PredictorStep(nn.Module):
+    """The predictor, with the projection that the joiner starts with."""
+
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.decoder, self.projection = model.decoder, model.joiner.decoder_proj
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The last tokens (N, C), -1 where there are none yet, to (N, D)."""
+        return self.projection(self.decoder(y, need_pad=False)).squeeze(1)
+
+
+class JoinerStep(nn.Module):
+    """The joiner after both of its projections."""
+
+    def __init__(self, joiner: Joiner) -> None:
+        super().__init__()
+        self.joiner = joiner
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        """(N, D) twice to logits (N, V)."""
+        return self.joiner(encoder_out, decoder_out, project_input=False)
+
+
+def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -> OnnxFiles:
+    """Writes {encoder,decoder,joiner}-NAME-chunk-C-left-L.onnx into `folder`.
+
+    Args:
+      model: in eval mode, on the CPU.
+      name: of the weights, e.g. epoch-30-avg-9.
+    Raises:
+      UserError: a chunk that does not fit the encoder, or a model that sherpa-onnx cannot run.
+    """
+    config = model.config
+    if config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
+        raise UserError(
+            f"--frontend-channels {','.join(map(str, config.frontend_channels))}: the last of them must be "
+            f"{FRONTEND_CHANNELS} for sherpa-onnx, and the blank 0; train with such a model"
+        )
+    encoder = ENCODERS[config.encoder](model, chunk)
+    stem = f"{name}-chunk-{chunk.chunk}-left-{chunk.left}.onnx"
+    files = OnnxFiles(*(folder / f"{part}-{stem}" for part in OnnxFiles._fields))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    caches, new_caches = encoder.caches(), encoder.new_caches()
+    fresh = encoder.to_onnx(model.init_state(TRACED_STREAMS, chunk))
+    features = torch.zeros(TRACED_STREAMS, chunk.input_frames, config.feature_dim)
+    _export(
+        files.encoder,
+        encoder,
+        {"x": features, **dict(zip(caches, fresh))},
+        {"x": 0, **caches, "encoder_out": 0, **new_caches},
+        {
+            "model_type": encoder.model_type,
+            "version": 1,
+            "model_author": "kdstream",
+            "T": chunk.input_frames,
+            "decode_chunk_len": chunk.shift,
+            **encoder.metadata(),
+        },
+    )
+    context = torch.zeros(TRACED_STREAMS, config.context_size, dtype=torch.int64)
+    _export(
+        files.decoder,
+        PredictorStep(model),
+        {"y": context},
+        {"y": 0, "decoder_out": 0},
+        {"context_size": config.context_size, "vocab_size": config.vocab_size},
+    )
+    half = torch.zeros(TRACED_STREAMS, config.joiner_dim)
+    _export(
+        files.joiner,
+        JoinerStep(model.joiner),
+        {"encoder_out": half, "decoder_out": half},
+        {"encoder_out": 0, "decoder_out": 0, "logit": 0},
+        {"joiner_dim": config.joiner_dim},
+    )
+    return files
+
+
+def _export(
+    path: Path,
+    module: nn.Module,
+    inputs: Dict[str, Tensor],
+    stream_dims: Dict[str, int],
+    metadata: Dict[str, Any],
+) -> None:
+    """Traces `module` on `inputs`; `stream_dims` says of each of them, and of each output, which dimension is N."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of every number that becomes a constant: all but N should
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=[name for name in stream_dims if name not in inputs],
+            dynamic_axes={name: {dim: "N"} for name, dim in stream_dims.items()},
+            opset_version=OPSET,
+            dynamo=False,  # the newer exporter does not take dynamic axes of a variable number of inputs
+        )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {key: _shown(value) for key, value in metadata.items()})
+    onnx.save(model, str(path))
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def quantize(files: OnnxFiles) -> OnnxFiles:
+    """Writes each file's *.int8.onnx: weights of matrix products as 8-bit integers, activations scaled as they come."""
+    quantized = OnnxFiles(*(path.with_suffix(".int8.onnx") for path in files))
+    logging.disable(logging.WARNING)  # it recommends to optimise the graph first, which changes no words
+    try:
+        for source, target in zip(files, quantized):
+            quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
+    return quantized

@@ -1,0 +1,183 @@
+"""Exported files against the model they came from, and against what sherpa-onnx asks of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor
+
+from decoding_helpers import talkative_model
+from helpers import tiny_test_model
+from kdstream.config import UserError
+from kdstream.export.onnx import OnnxFiles, StreamingZipformer, export_onnx, quantize
+from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.transducer import Transducer
+
+CHUNKS = (ChunkConfig(8, 32), ChunkConfig(4, 4))  # of the second, the slowest stack sees one frame at a time
+STEPS = 20
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model() -> Transducer:
+    return talkative_model(causal=True, num_encoder_layers=(1, 1, 1))
+
+
+@pytest.fixture(scope="module", params=CHUNKS, ids=str)
+def chunk(request) -> ChunkConfig:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def files(model, chunk, tmp_path_factory) -> OnnxFiles:
+    return export_onnx(model, chunk, tmp_path_factory.mktemp("onnx"), "random")
+
+
+@pytest.fixture(scope="module")
+def session(files) -> InferenceSession:
+    return load(files.encoder)
+
+
+def load(path: Path) -> InferenceSession:
+    return InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(session: InferenceSession, *inputs: Tensor) -> List[np.ndarray]:
+    """Outputs for inputs that are given by position, as sherpa-onnx gives them."""
+    return session.run(None, {item.name: value.numpy() for item, value in zip(session.get_inputs(), inputs)})
+
+
+def metadata(path: Path) -> Dict[str, str]:
+    return {item.key: item.value for item in onnx.load(str(path)).metadata_props}
+
+
+def windows(num_streams: int, chunk: ChunkConfig, steps: int, seed: int = 0) -> List[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    frames = chunk.shift * (steps - 1) + chunk.input_frames
+    features = torch.randn(num_streams, frames, 80, generator=generator) * 3 - 6
+    return [features[:, n * chunk.shift : n * chunk.shift + chunk.input_frames] for n in range(steps)]
+
+
+@torch.no_grad()
+def torch_step(model: Transducer, chunk: ChunkConfig, x: Tensor, state: EncoderState) -> Tuple[Tensor, EncoderState]:
+    out, _, state = model.encode(x, torch.full((x.size(0),), chunk.input_frames), chunk, state)
+    return model.joiner.encoder_proj(out), state
+
+
+def difference(a: Tensor, b: np.ndarray) -> float:
+    assert tuple(a.shape) == b.shape
+    return float((a - torch.from_numpy(b)).abs().max())
+
+
+def test_every_output_and_cache_equals_torch_chunk_by_chunk(model, chunk, session):
+    encoder = StreamingZipformer(model, chunk)
+    state = model.init_state(2, chunk)
+    caches = encoder.to_onnx(state)
+    for x in windows(2, chunk, STEPS):
+        expected, state = torch_step(model, chunk, x, state)
+        ours, *caches = run(session, x, *map(torch.as_tensor, caches))
+        assert difference(expected, ours) <= TOLERANCE
+        assert all(difference(a, b) <= TOLERANCE for a, b in zip(encoder.to_onnx(state), caches))
+    assert state.processed.tolist() == [STEPS * chunk.chunk] * 2
+
+
+def test_streams_of_different_ages_share_a_batch(model, chunk, session):
+    encoder = StreamingZipformer(model, chunk)
+    old, new = windows(1, chunk, 6, seed=1), windows(1, chunk, 3, seed=2)
+    old_state, new_state = model.init_state(1, chunk), model.init_state(1, chunk)
+    for x in old[:3]:
+        _, old_state = torch_step(model, chunk, x, old_state)
+    pairs = zip(encoder.to_onnx(old_state), encoder.to_onnx(new_state), encoder.caches().values())
+    caches = [torch.cat([one, other], dim=dim) for one, other, dim in pairs]
+    for a, b in zip(old[3:], new):
+        expected_old, old_state = torch_step(model, chunk, a, old_state)
+        expected_new, new_state = torch_step(model, chunk, b, new_state)
+        ours, *caches = run(session, torch.cat([a, b]), *map(torch.as_tensor, caches))
+        assert difference(torch.cat([expected_old, expected_new]), ours) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_predictor_and_joiner_equal_torch(model, files):
+    contexts = torch.tensor([[-1, 0], [0, 0], [0, 5], [7, 3], [29, 29]])
+    for some in (contexts, contexts[:1]):
+        expected = model.joiner.decoder_proj(model.decoder(some, need_pad=False))[:, 0]
+        (predicted,) = run(load(files.decoder), some)
+        assert difference(expected, predicted) <= TOLERANCE
+        encoded = torch.randn_like(expected)
+        (logits,) = run(load(files.joiner), encoded, torch.from_numpy(predicted))
+        assert difference(model.joiner(encoded, expected, project_input=False), logits) <= TOLERANCE
+
+
+def test_files_are_named_as_in_icefall(files, chunk):
+    suffix = f"random-chunk-{chunk.chunk}-left-{chunk.left}.onnx"
+    assert [path.name for path in files] == [f"encoder-{suffix}", f"decoder-{suffix}", f"joiner-{suffix}"]
+
+
+def test_metadata_tell_sherpa_onnx_everything(files, chunk):
+    assert metadata(files.encoder) == {
+        "model_type": "zipformer2",
+        "version": "1",
+        "model_author": "kdstream",
+        "T": str(2 * chunk.chunk + 13),
+        "decode_chunk_len": str(2 * chunk.chunk),
+        "encoder_dims": "32,48,32",
+        "query_head_dims": "8,8,8",
+        "value_head_dims": "6,6,6",
+        "num_heads": "4,4,4",
+        "num_encoder_layers": "1,1,1",
+        "cnn_module_kernels": "31,15,15",
+        "left_context_len": {32: "32,16,8", 4: "4,2,1"}[chunk.left],
+    }
+    assert metadata(files.decoder) == {"context_size": "2", "vocab_size": "30"}
+    assert metadata(files.joiner) == {"joiner_dim": "64"}
+
+
+def test_inputs_and_outputs_have_the_order_and_shapes_that_sherpa_onnx_counts_on(session, chunk):
+    expected = [("x", ["N", 2 * chunk.chunk + 13, 80])]
+    for i, (dim, factor, kernel) in enumerate([(32, 1, 31), (48, 2, 15), (32, 4, 15)]):
+        left = chunk.left // factor
+        expected += [
+            (f"cached_key_{i}", [left, "N", 4 * 8]),
+            (f"cached_nonlin_attn_{i}", [1, "N", left, 3 * dim // 4]),
+            (f"cached_val1_{i}", [left, "N", 4 * 6]),
+            (f"cached_val2_{i}", [left, "N", 4 * 6]),
+            (f"cached_conv1_{i}", ["N", dim, kernel // 2]),
+            (f"cached_conv2_{i}", ["N", dim, kernel // 2]),
+        ]
+    expected += [("embed_states", ["N", 128, 3, 19]), ("processed_lens", ["N"])]
+    assert [(item.name, item.shape) for item in session.get_inputs()] == expected
+    outputs = [item.name for item in session.get_outputs()]
+    assert outputs == ["encoder_out", *(f"new_{name}" for name, _ in expected[1:])]
+
+
+def test_int8_files_are_smaller_and_say_nearly_the_same(model, chunk, files):
+    small = quantize(files)
+    assert [path.name for path in small] == [path.name.replace(".onnx", ".int8.onnx") for path in files]
+    assert all(metadata(a).items() <= metadata(b).items() for a, b in zip(files, small))
+    assert all(b.stat().st_size < a.stat().st_size for a, b in zip(files, small))
+    (x,) = windows(1, chunk, 1)
+    caches = StreamingZipformer(model, chunk).to_onnx(model.init_state(1, chunk))
+    exact, rounded = (run(load(path), x, *caches)[0] for path in (files.encoder, small.encoder))
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 0 < error < 0.3  # random weights round badly; nothing in common would be 1.4
+
+
+@pytest.mark.parametrize(
+    "causal, changed, chunk, message",
+    [
+        (False, {}, ChunkConfig(8, 32), "--causal 0"),
+        (True, {}, ChunkConfig(8, -1), "unlimited left context"),
+        (True, {}, ChunkConfig(6, 12), "chunk 6: not a multiple of 4"),
+        (True, {"frontend_channels": (4, 8, 32)}, ChunkConfig(8, 32), "--frontend-channels 4,8,32: .*128"),
+    ],
+)
+def test_what_sherpa_onnx_cannot_run_is_refused_and_not_written(tmp_path, causal, changed, chunk, message):
+    with pytest.raises(UserError, match=message):
+        export_onnx(tiny_test_model(causal, **changed), chunk, tmp_path, "random")
+    assert not list(tmp_path.glob("*.onnx"))
