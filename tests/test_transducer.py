@@ -17,7 +17,7 @@ def test_predictor_gives_the_same_for_a_sequence_and_for_its_last_symbols(contex
     tokens = torch.randint(0, 30, (2, 7))
     whole = model.decoder(tokens)
     last = model.decoder(tokens[:, -context_size:], need_pad=False)
-    assert torch.allclose(whole[:, -1:], last, atol=1e-6)
+    assert torch.allclose(whole[:, -1:], last, atol=1e-6, rtol=0)  # a matrix product against a convolution
 
 
 @torch.no_grad()
