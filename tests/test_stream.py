@@ -11,6 +11,7 @@ from torch import Tensor
 from decoding_helpers import talkative_model
 from helpers import CHEAP_FRONT_END, SETTINGS, random_batch
 from kdstream.config import UserError
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
@@ -218,3 +219,23 @@ def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
 def test_a_decoder_for_no_streams_is_refused(model):
     with pytest.raises(UserError, match="--num-decode-streams"):
         StreamingDecoder(model, CHUNKS[0], Search(), max_streams=0)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chunk):
+    steps = [chunk_step(model, chunk, traced) for traced in (False, True)]
+    generator = torch.Generator().manual_seed(0)
+    for streams in (1, 3, 8):
+        states = [model.init_state(streams, chunk)] * 2
+        states[0].processed[0] = 1000  # a stream of another age
+        for _ in range(3):
+            features = torch.randn(streams, chunk.input_frames, 80, generator=generator) * 3 - 6
+            with torch.no_grad():
+                outs, states = zip(*(step(features, state) for step, state in zip(steps, states)))
+            for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()]):
+                assert (one - other).abs().max() <= 1e-6
+
+
+def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
+    decoder = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=3, traced=True)
+    assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], Search()))

@@ -28,8 +28,8 @@ from kdstream.training.trained import load_trained
 def main() -> None:
     config, decode = read_flags(__doc__)
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
+    decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)
     for test_set, utterances in run.data.test_sets().items():
-        decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams)
         step_ms: List[float] = []
         streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
         progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)

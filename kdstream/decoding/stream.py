@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.config import UserError
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Result, Search, SearchState
 from kdstream.models.streaming import SUBSAMPLING_LOSS, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
 
@@ -115,11 +116,14 @@ class StreamingDecoder:
       model: a causal transducer in eval mode.
       chunk: with limited left context.
       max_streams: streams in one batch; more wait until one of these is closed.
+      traced: makes a step on a CPU faster, for some seconds once; see `chunk_step`.
     Raises:
       UserError: a chunk that does not fit the encoder, or unlimited left context.
     """
 
-    def __init__(self, model: nn.Module, chunk: ChunkConfig, search: Search, max_streams: int = 64) -> None:
+    def __init__(
+        self, model: nn.Module, chunk: ChunkConfig, search: Search, max_streams: int = 64, traced: bool = False
+    ) -> None:
         if max_streams < 1:
             raise UserError(f"--num-decode-streams {max_streams}: must be at least 1")
         self.model = model
@@ -127,6 +131,7 @@ class StreamingDecoder:
         self.search = search
         self.max_streams = max_streams
         self._device = next(model.parameters()).device
+        self._encode = chunk_step(model, chunk, traced)
         self._fresh = model.init_state(1, chunk, self._device)
         self._waiting: Deque[Stream] = deque()
         self._seated: List[Stream] = []  # in the order of the encoder state's rows
@@ -138,7 +143,7 @@ class StreamingDecoder:
         self._waiting.append(stream)
         return stream
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> List[Stream]:
         """Decodes one chunk of every stream that has one, and returns these streams (none: feed more first)."""
         self._seat()
@@ -147,15 +152,12 @@ class StreamingDecoder:
             return []
         streams = [self._seated[row] for row in ready]
         features = torch.stack([stream.next_chunk() for stream in streams]).to(self._device)
-        feature_lens = torch.full((len(streams),), self.chunk.input_frames, device=self._device)
         if len(ready) == len(self._seated):
-            encoder_out, lens, self._encoder_state = self.model.encode(
-                features, feature_lens, self.chunk, self._encoder_state
-            )
+            encoder_out, self._encoder_state = self._encode(features, self._encoder_state)
         else:
-            state = _take_rows(self._encoder_state, ready)
-            encoder_out, lens, state = self.model.encode(features, feature_lens, self.chunk, state)
+            encoder_out, state = self._encode(features, _take_rows(self._encoder_state, ready))
             _put_rows(self._encoder_state, ready, state)
+        lens = torch.full((len(streams),), encoder_out.size(1), device=self._device)
         search_state = SearchState.stack([stream.search_state for stream in streams])
         search_state = self.search.advance(self.model, encoder_out, lens, search_state)
         for stream, state_of_one in zip(streams, search_state.unstack()):

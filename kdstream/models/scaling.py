@@ -52,14 +52,19 @@ def set_batch_count(model: nn.Module, batch_count: float) -> None:
             module.batch_count = batch_count
 
 
+def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
+    """log(1 + exp(x - shift)) - 0.08 x - offset."""
+    return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
+
+
 class SwooshFunction(torch.autograd.Function):
-    """log(1 + exp(x - shift)) - 0.08 x - offset, storing only x for the backward pass."""
+    """`swoosh`, storing only x for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, shift: float, offset: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.shift = shift
-        return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
+        return swoosh(x, shift, offset)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -73,6 +78,8 @@ class SwooshL(nn.Module):
     shift, offset = 4.0, 0.035
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:  # at inference, where a Function costs as much as its arithmetic and cannot be traced
+            return swoosh(x, self.shift, self.offset)
         return SwooshFunction.apply(x, self.shift, self.offset)
 
 

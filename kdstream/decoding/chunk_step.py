@@ -1,0 +1,60 @@
+"""One step of the streaming encoder as a function of tensors alone, in Python or traced.
+
+A chunk of a small model is hundreds of operations of a few microseconds each, so that on a CPU Python between
+them takes as long as they do.  Traced (TorchScript), the same operations run without it, and whatever depends on
+weights and sizes alone (position encodings, the scales of chunk borders) is computed once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Callable, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdstream.models.streaming import ChunkConfig, EncoderState
+
+Step = Callable[[Tensor, EncoderState], Tuple[Tensor, EncoderState]]
+
+
+class ChunkStep(nn.Module):
+    """`model.encode` on the next chunk of every stream."""
+
+    def __init__(self, model: nn.Module, chunk: ChunkConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+
+    def forward(self, features: Tensor, *state: Tensor) -> Tuple[Tensor, ...]:
+        """(N, chunk.input_frames, F) and the tensors of N streams' EncoderState to the encoder's output (N, T, D) and
+        the new state's tensors; any N, also once traced."""
+        lens = torch.full((features.size(0),), self.chunk.input_frames, device=features.device)
+        out, _, new_state = self.model.encode(features, lens, self.chunk, EncoderState.from_tensors(state))
+        return (out, *new_state.tensors())
+
+
+def chunk_step(model: nn.Module, chunk: ChunkConfig, traced: bool) -> Step:
+    """The step of a transducer in eval mode.
+
+    Args:
+      traced: takes some seconds now and less time per step; the weights are frozen as they are.
+    Raises:
+      UserError: a chunk that does not fit the encoder.
+    """
+    step: Callable[..., Tuple[Tensor, ...]] = ChunkStep(model, chunk).eval()
+    if traced:
+        device = next(model.parameters()).device
+        state = model.init_state(2, chunk, device)  # of a single stream, its dimension would pass for a constant
+        features = torch.zeros(2, chunk.input_frames, model.config.feature_dim, device=device)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # sizes that become constants: only the number of streams ever changes
+            step = torch.jit.freeze(torch.jit.trace(step, (features, *state.tensors()), check_trace=False))
+
+    def encode(features: Tensor, state: EncoderState) -> Tuple[Tensor, EncoderState]:
+        # its optimiser would compile kernels for every new number of streams, for seconds, and round differently
+        with torch.jit.optimized_execution(False):
+            out, *tensors = step(features, *state.tensors())
+        return out, EncoderState.from_tensors(tensors)
+
+    return encode
