@@ -251,6 +251,9 @@ class DecodeConfig:
     iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).")
     avg: int = flag(1, "Checkpoints to average, the given one and those before it.")
     use_averaged_model: bool = flag(True, "Average over all batches of these checkpoints, not over the files alone.")
+    checkpoint: str = flag(
+        "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
+    )
     decoding_method: str = flag("greedy_search", "Search.", choices=DECODING_METHODS)
     beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")

@@ -1,4 +1,4 @@
-"""A model that says many different things, its slow scores, experiments, noise, and scripts run in this process."""
+"""For tests of decoding: a model that says many things, its slow scores, experiments, test sets, scripts run here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Tuple
 
+import lhotse
 import numpy as np
+import sentencepiece
 import soundfile
 import torch
 from torch import Tensor
@@ -18,6 +20,11 @@ from kdstream.data import Tokenizer
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import save_pretrained
 from training_helpers import train_tokenizer
+
+TEXTS = ("THE FIRST DAY", "A SECOND DAY CAME", "AND THEN THE THIRD", "NO MORE")
+SECONDS = (1.5, 2.31, 0.4, 1.07)
+NOISE_CUTS = "librispeech_cuts_noise.jsonl.gz"
+SCRIPTS = {"whole": "egs/librispeech/decode.py", "chunkwise": "egs/librispeech/streaming_decode.py"}
 
 
 def talkative_model(causal: bool = True, seed: int = 0, blank: float = 3.0, **overrides) -> Transducer:
@@ -38,6 +45,34 @@ def log_probs(model: Transducer, frame: Tensor, tokens: Tuple[int, ...]) -> Tens
     size = model.config.context_size
     context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
     return model.joiner(frame, model.decoder(torch.tensor([context]), need_pad=False)[0, 0]).log_softmax(dim=-1)
+
+
+def noise_test_set(folder: Path) -> DataConfig:
+    """A test part "noise" that says TEXTS, and a BPE model."""
+    (folder / "text").write_text("\n".join(TEXTS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "bpe"), vocab_size=30, hard_vocab_limit=False,
+        user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1, minloglevel=3,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    recordings, supervisions = [], []
+    for n, (text, seconds) in enumerate(zip(TEXTS, SECONDS)):
+        path = folder / f"utt{n}.wav"
+        loudness = np.repeat(rng.uniform(0.01, 0.5, 50), 800)[: int(seconds * 16000)]
+        soundfile.write(path, loudness * rng.uniform(-1, 1, len(loudness)), 16000)
+        recordings.append(lhotse.Recording.from_file(path))
+        supervisions.append(lhotse.SupervisionSegment(f"utt{n}", f"utt{n}", 0, recordings[-1].duration, text=text))
+    cuts = lhotse.CutSet.from_manifests(
+        lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
+    )
+    cuts.to_file(folder / NOISE_CUTS)
+    return DataConfig(
+        manifest_dir=str(folder),
+        test_parts=("noise",),
+        bpe_model=str(folder / "bpe.model"),
+        max_duration=3.0,
+        num_workers=0,
+    )
 
 
 def run_script(monkeypatch, path: str, *args: Any) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, List
 
 import lhotse
-import numpy as np
 import pytest
 import sentencepiece
-import soundfile
+import torch
 from lhotse.supervision import AlignmentItem
 
-from decoding_helpers import run_script, talkative_model
+from decoding_helpers import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
 from kdstream.config import (
     DataConfig,
     DecodeConfig,
@@ -24,47 +23,16 @@ from kdstream.config import (
     TrainConfig,
     UserError,
 )
-from kdstream.decoding.latency import COMPUTE, FRAME, SHOWN, delays_file, read_delays
 from kdstream.decoding.results import Record, load_records
 from kdstream.decoding.run import choose_chunk, read_flags
 from kdstream.decoding.scoring import read_recogs
 from kdstream.models.streaming import ChunkConfig
-from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
-
-TEXTS = ("THE FIRST DAY", "A SECOND DAY CAME", "AND THEN THE THIRD", "NO MORE")
-SECONDS = (1.5, 2.31, 0.4, 1.07)
-PART = "librispeech_cuts_noise.jsonl.gz"
-SCRIPTS = {"whole": "egs/librispeech/decode.py", "chunkwise": "egs/librispeech/streaming_decode.py"}
+from kdstream.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:
-    """A test part "noise" and a BPE model."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text").write_text("\n".join(TEXTS))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "bpe"), vocab_size=30, hard_vocab_limit=False,
-        user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1, minloglevel=3,
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    recordings, supervisions = [], []
-    for n, (text, seconds) in enumerate(zip(TEXTS, SECONDS)):
-        path = folder / f"utt{n}.wav"
-        loudness = np.repeat(rng.uniform(0.01, 0.5, 50), 800)[: int(seconds * 16000)]
-        soundfile.write(path, loudness * rng.uniform(-1, 1, len(loudness)), 16000)
-        recordings.append(lhotse.Recording.from_file(path))
-        supervisions.append(lhotse.SupervisionSegment(f"utt{n}", f"utt{n}", 0, recordings[-1].duration, text=text))
-    cuts = lhotse.CutSet.from_manifests(
-        lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
-    )
-    cuts.to_file(folder / PART)
-    return DataConfig(
-        manifest_dir=str(folder),
-        test_parts=("noise",),
-        bpe_model=str(folder / "bpe.model"),
-        max_duration=3.0,
-        num_workers=0,
-    )
+    return noise_test_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture()
@@ -76,7 +44,7 @@ def exp_dir(tmp_path, data) -> Path:
 def make_aligned(folder: Path, recogs: Path, data: DataConfig) -> Path:
     """The cuts of "noise" with what was heard as their text, where that is something, every word of it ending at 0."""
     heard = {t.cut_id: t.hyp for t in read_recogs(recogs) if t.hyp}
-    cuts = [cut for cut in lhotse.CutSet.from_file(Path(data.manifest_dir, PART)) if cut.id in heard]
+    cuts = [cut for cut in lhotse.CutSet.from_file(Path(data.manifest_dir, NOISE_CUTS)) if cut.id in heard]
     for cut in cuts:
         (supervision,) = cut.supervisions
         supervision.text = " ".join(heard[cut.id])
@@ -180,35 +148,13 @@ def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
     )
 
 
-def test_delays_are_those_of_the_words_heard_the_same_in_both_scripts(exp_dir, data, tmp_path, monkeypatch):
-    first = decode(monkeypatch, "whole", exp_dir)
-    heard = make_aligned(tmp_path, exp_dir / first.recogs, data)
-    flags = ("--test-cuts", heard, "--alignments", heard)
-    simulated, chunkwise, full = (
-        decode(monkeypatch, how, exp_dir, *flags, *more)
-        for how, more in (("whole", ()), ("chunkwise", ()), ("whole", ("--chunk-size", -1)))
-    )
-    words = {t.cut_id: len(t.hyp) for t in read_recogs(exp_dir / chunkwise.recogs)}
-    assert simulated.wer == chunkwise.wer == 0.0 and sum(words.values()) > 10
-    delays = read_delays(delays_file(exp_dir / chunkwise.recogs))
-    assert delays == read_delays(delays_file(exp_dir / simulated.recogs))
-    assert {d.cut_id: len(d.shown) for d in delays} == words
-    for of_cut in delays:  # from 0: the times themselves
-        assert of_cut.final == of_cut.shown[-1] == max(of_cut.shown)
-        for shown, frame in zip(of_cut.shown, of_cut.frame):
-            assert (shown - 290) % 160 == 0 and (frame - 35) % 40 == 0
-            assert 95 <= shown - frame <= 95 + 120
-    assert simulated.latency[SHOWN].count == simulated.latency[FRAME].count == sum(words.values())
-    assert chunkwise.latency.pop(COMPUTE).p50 > 0 and chunkwise.latency == simulated.latency
-    assert set(full.latency) <= {FRAME, "frame_first", "frame_last"}
-
-
-def test_without_alignments_no_delay_is_claimed(exp_dir, monkeypatch):
-    assert decode(monkeypatch, "whole", exp_dir).latency == {}
-    record = decode(monkeypatch, "chunkwise", exp_dir)
-    assert set(record.latency) == {COMPUTE}
-    assert 0 < record.latency[COMPUTE].p50 <= record.latency[COMPUTE].p99
-    assert not delays_file(exp_dir / record.recogs).exists()
+def test_a_bare_checkpoint_is_decoded_like_the_epochs_it_was_averaged_from(exp_dir, tmp_path, monkeypatch):
+    averaged = decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1)
+    bare = tmp_path / "mine.pt"
+    torch.save({"model": load_averaged(exp_dir, 2, 0, 1, use_averaged_model=True)}, bare)
+    record = decode(monkeypatch, "whole", exp_dir, "--checkpoint", bare)
+    assert record.checkpoint == "mine" and "-mine_chunk-8" in record.recogs
+    assert read_recogs(exp_dir / record.recogs) == read_recogs(exp_dir / averaged.recogs)
 
 
 def test_a_teacher_is_decoded_in_full_context(tmp_path, data, monkeypatch):
@@ -236,6 +182,7 @@ def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
         ("chunkwise", ("--left-context-frames", -1), "--left-context-frames"),
         ("whole", ("--left-context-frames", 12), "--left-context-frames"),
         ("whole", ("--epoch", 5), "epoch-5.pt"),
+        ("whole", ("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         ("whole", ("--beam-size", 0), "--beam-size"),
         ("chunkwise", ("--num-decode-streams", 0), "--num-decode-streams"),
         ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),

@@ -138,6 +138,11 @@ def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
                 f"{path}: holds Python objects besides tensors; export its weights first, "
                 'e.g. torch.save({"model": model.state_dict()}, "pretrained.pt")'
             ) from error
+        if "Unsupported operand 71" in str(error):  # BINFLOAT, which torch 2 supports
+            raise UserError(
+                f"{path}: torch {torch.__version__} cannot read the plain numbers in it; in the environment that "
+                "trained it, write its weights alone with export.py, and give them here as --checkpoint pretrained.pt"
+            ) from error
         raise UserError(_damaged(path)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(_damaged(path)) from error
@@ -149,16 +154,16 @@ def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
 
 
 def load_weights(path: PathLike) -> StateDict:
-    """A state dict from a .safetensors file, or from one of torch's, bare or under "model".
+    """A state dict in float32, from a .safetensors file or one of torch's, bare or under "model".
 
     Raises:
       UserError: as `load_checkpoint`.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return load_checkpoint(path, bare=True)["model"]
+        return _as_float32(load_checkpoint(path, bare=True)["model"])
     try:
-        return load_file(path)
+        return _as_float32(load_file(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
 
@@ -297,7 +302,7 @@ def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_avera
     if epoch == 0 and iter_ == 0:
         epochs = find_epochs(exp_dir)
         if not epochs and (exp_dir / PRETRAINED).is_file():
-            return _as_float32(load_checkpoint(exp_dir / PRETRAINED)["model"])
+            return load_weights(exp_dir / PRETRAINED)
         if not epochs:
             raise UserError(f"{exp_dir}: no epoch-N.pt{_what_there_is(exp_dir)}; or name one with --iter")
         epoch = int(epochs[0].stem.split("-")[1])

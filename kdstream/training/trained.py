@@ -9,14 +9,22 @@ from typing import Optional
 from kdstream.config import DecodeConfig, ExperimentConfig
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
-from kdstream.training.checkpoint import find_checkpoints, find_epochs, load_averaged, load_checkpoint, load_strictly
+from kdstream.training.checkpoint import (
+    find_checkpoints,
+    find_epochs,
+    load_averaged,
+    load_checkpoint,
+    load_strictly,
+    load_weights,
+)
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained model in eval mode, on the CPU.
 
-    name: which checkpoints it is, as file names spell it: epoch-30_avg-9, iter-8000_avg-3 or pretrained.
+    name: which checkpoints it is, as file names spell it: epoch-30_avg-9, iter-8000_avg-3, or the stem of
+      pretrained.pt or of --checkpoint.
     speech_seconds: of speech that training has gone through, repetitions counted.
     compute_seconds: that training has taken, all runs together.
     """
@@ -35,13 +43,16 @@ def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
     Raises:
       UserError: a checkpoint that is missing, damaged, or not of this config.
     """
-    exp_dir = Path(decode.exp_dir)
-    weights = load_averaged(exp_dir, decode.epoch, decode.iter, decode.avg, decode.use_averaged_model)
+    source = Path(decode.checkpoint or decode.exp_dir)
+    if decode.checkpoint:
+        weights = load_weights(source)
+    else:
+        weights = load_averaged(source, decode.epoch, decode.iter, decode.avg, decode.use_averaged_model)
     model = build_model(resolve(config.model)).eval()
-    load_strictly(model, weights, exp_dir)
-    last = _last_checkpoint(exp_dir, decode)
+    load_strictly(model, weights, source)
+    last = None if decode.checkpoint else _last_checkpoint(source, decode)
     if last is None:
-        return Trained(model, "pretrained", 0.0, 0.0)
+        return Trained(model, source.stem if decode.checkpoint else "pretrained", 0.0, 0.0)
     params = load_checkpoint(last)
     name = f"{last.stem.replace('checkpoint', 'iter')}_avg-{decode.avg}"
     return Trained(model, name, params.get("speech_seconds_trained", 0.0), params.get("compute_seconds", 0.0))
