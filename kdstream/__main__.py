@@ -21,7 +21,7 @@ NEEDED = (
     ("tensorboard", "training curves"),
 )
 OPTIONAL = (
-    ("k2", "pruned RNN-T loss, instead of kdstream's own"),
+    ("k2", "pruned RNN-T loss, instead of kdstream's own; fast_beam_search"),
     ("kaldifeat", "features with --feature-extractor kaldifeat, instead of lhotse's"),
     ("onnx", "export"),
     ("onnxruntime", "checking the export"),

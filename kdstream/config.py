@@ -17,7 +17,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union, g
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
-DECODING_METHODS = ("greedy_search", "modified_beam_search")
+DECODING_METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
 
 Config = TypeVar("Config")
 
@@ -254,8 +254,13 @@ class DecodeConfig:
     checkpoint: str = flag(
         "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
     )
-    decoding_method: str = flag("greedy_search", "Search.", choices=DECODING_METHODS)
+    decoding_method: str = flag(
+        "greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=DECODING_METHODS
+    )
     beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
+    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
+    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
     chunk_size: Optional[int] = flag(
         None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"

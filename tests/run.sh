@@ -20,7 +20,8 @@ if [ "${KDSTREAM_WITHOUT_K2:-0}" != 1 ]; then
     echo "error: no environment with k2; KDSTREAM_WITHOUT_K2=1 bash tests/run.sh runs the suite without it" >&2
     exit 1
   }
-  .venv-k2/bin/python -m pytest -q --durations=10 tests/test_k2_parity.py tests/test_rnnt_loss.py || status=$?
+  .venv-k2/bin/python -m pytest -q --durations=10 tests/test_k2_parity.py tests/test_rnnt_loss.py \
+    tests/test_fast_beam_search.py || status=$?
 fi
 .venv/bin/python -m pytest -q --durations=10 -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@" || status=$?
 exit "$status"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Tuple
+import sys
+import time
+from typing import Dict, List, Sequence, Tuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from decoding_helpers import log_probs, talkative_model
-from kdstream.config import UserError
+from kdstream.config import ModelConfig, UserError
 from kdstream.decoding.search import Result, Search
-from kdstream.models.transducer import Transducer
+from kdstream.models.presets import resolve
+from kdstream.models.transducer import Transducer, build_model
 
 SEARCHES = (
     Search("greedy_search"),
@@ -182,8 +185,8 @@ def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities_and_none_w
             assert result.confidence is None
             continue
         product = 1.0
-        for place, (token, time) in enumerate(zip(result.tokens, result.timestamps)):
-            product *= float(log_probs(model, frames[time], tuple(result.tokens[:place])).softmax(dim=-1)[token])
+        for place, (token, t) in enumerate(zip(result.tokens, result.timestamps)):
+            product *= float(log_probs(model, frames[t], tuple(result.tokens[:place])).softmax(dim=-1)[token])
         assert result.confidence == pytest.approx(product ** (1 / len(result.tokens)), rel=1e-3)
         assert 0 < result.confidence <= 1
     assert results[LENS.index(0)].confidence is None
@@ -210,12 +213,42 @@ def test_one_predictor_and_one_joiner_call_per_frame(model):
     assert len(calls) == 2 * max(LENS)
 
 
+def test_a_batch_costs_at_most_a_third_of_its_utterances_one_by_one():
+    torch.manual_seed(0)
+    config = resolve(ModelConfig(preset="tiny", causal=True, vocab_size=500))
+    model = build_model(config).eval()
+    encoder_out, search = encoder_frames(model, count=16, frames=50), Search("modified_beam_search", beam_size=4)
+
+    def seconds(pieces: Sequence[Tensor]) -> float:
+        """Of processor time, the least of three."""
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            for piece in pieces:
+                decode(model, search, piece, [piece.size(1)] * piece.size(0))
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert 3 * seconds([encoder_out]) <= seconds(encoder_out.split(1))
+
+
+def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "kdstream.decoding.fast_beam_search", raising=False)
+    monkeypatch.delattr("kdstream.decoding.fast_beam_search", raising=False)
+    with pytest.raises(UserError, match=r"fast_beam_search: needs k2 .*setup_env\.sh --k2"):
+        Search("fast_beam_search")
+
+
 @pytest.mark.parametrize(
     "settings, named",
     [
         (dict(method="prefix_search"), "--decoding-method"),
         (dict(beam_size=0), "--beam-size"),
         (dict(max_sym_per_frame=0), "--max-sym-per-frame"),
+        (dict(beam=0.0), "--beam"),
+        (dict(max_contexts=0), "--max-contexts"),
+        (dict(max_states=-1), "--max-states"),
     ],
 )
 def test_bad_settings_are_named(settings, named):

@@ -121,7 +121,14 @@ class DecodingRun:
 
     def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: TrainedModel, chunkwise: bool) -> None:
         self.config, self.decode, self.trained, self.chunkwise = config, decode, trained, chunkwise
-        self.search = Search(decode.decoding_method, decode.beam_size, decode.max_sym_per_frame)
+        self.search = Search(
+            decode.decoding_method,
+            decode.beam_size,
+            decode.max_sym_per_frame,
+            decode.beam,
+            decode.max_contexts,
+            decode.max_states,
+        )
         self.chunk = choose_chunk(config.model, decode)
         if chunkwise and self.chunk is None:
             raise UserError(
@@ -228,6 +235,8 @@ class DecodingRun:
             return self.search.name
         if self.search.method == "modified_beam_search":
             return f"num-active-paths-{self.search.beam_size}"
+        if self.search.method == "fast_beam_search":
+            return "_".join(self.search.settings)
         return self.search.name.replace("greedy_search", "greedy-search")
 
     def _suffix(self) -> str:
@@ -241,6 +250,8 @@ class DecodingRun:
             return suffix + (averaged and f"-{averaged}")
         if search.method == "modified_beam_search":
             suffix += f"__modified_beam_search__beam-size-{search.beam_size}"
+        elif search.method == "fast_beam_search":
+            suffix += "_" + "_".join(search.settings)
         else:
             suffix += f"_context-{self.config.model.context_size}_max-sym-per-frame-{search.max_sym_per_frame}"
         return suffix + (averaged and f"_{averaged}")

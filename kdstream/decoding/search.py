@@ -1,5 +1,7 @@
 """Greedy search and modified beam search over many streams at once, continuing where they stopped.
 
+`fast_beam_search.py` beside it is k2's search behind the same `Search`.
+
 A search never asks whether it was given whole utterances or one chunk: `Search.advance` takes the
 encoder's output for some more frames and a `SearchState`, and returns the state after them.  Decoding
 a whole utterance is one call; decoding chunk by chunk is one call per chunk, on the same functions.
@@ -18,7 +20,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from types import ModuleType
+from typing import List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +49,25 @@ class Result:
         if not self.tokens:
             return None
         return math.exp(sum(self.token_log_probs) / len(self.tokens))
+
+
+class State(Protocol):
+    """What a search knows of N streams between two calls: a SearchState, or fast_beam_search's lattices.
+
+    frames: output frames that each stream has consumed.
+    """
+
+    frames: List[int]
+
+    @staticmethod
+    def stack(states: Sequence["State"]) -> "State":
+        """One state of all the streams of `states`."""
+
+    def unstack(self) -> List["State"]:
+        """States of one stream each."""
+
+    def results(self) -> List[Result]:
+        """The best path of each stream so far."""
 
 
 class Segment(NamedTuple):
@@ -117,13 +139,17 @@ class SearchState:
 class Search:
     """A decoding method and its settings.
 
-    method: greedy_search (the best symbol at every step, at most `max_sym_per_frame` symbols per frame) or
-      modified_beam_search (`beam_size` paths, at most one symbol per frame).
+    method: greedy_search (the best symbol at every step, at most `max_sym_per_frame` symbols per frame),
+      modified_beam_search (`beam_size` paths, at most one symbol per frame) or fast_beam_search (k2's lattice of the
+      paths within `beam` of the best, with so many predictor contexts and states per frame).
     """
 
     method: str = "greedy_search"
     beam_size: int = 4
     max_sym_per_frame: int = 1
+    beam: float = 20.0
+    max_contexts: int = 8
+    max_states: int = 64
 
     def __post_init__(self) -> None:
         if self.method not in DECODING_METHODS:
@@ -132,38 +158,59 @@ class Search:
             raise UserError(f"--beam-size {self.beam_size}: must be at least 1")
         if self.max_sym_per_frame < 1:
             raise UserError(f"--max-sym-per-frame {self.max_sym_per_frame}: must be at least 1")
-
-    @property
-    def paths(self) -> int:
-        return 1 if self.method == "greedy_search" else self.beam_size
+        for name, value in (("beam", self.beam), ("max-contexts", self.max_contexts), ("max-states", self.max_states)):
+            if value <= 0:
+                raise UserError(f"--{name} {value}: must be positive")
+        if self.method == "fast_beam_search":
+            _k2_search()
 
     @property
     def name(self) -> str:
         """The method and its settings, as icefall's decode.py names it in its summaries."""
-        if self.method == "modified_beam_search":
-            return f"{self.method}_beam-size-{self.beam_size}"
-        return (
-            self.method if self.max_sym_per_frame == 1 else f"{self.method}_max-sym-per-frame-{self.max_sym_per_frame}"
-        )
+        return "_".join([self.method, *self.settings])
 
-    def start(self, model: nn.Module, num_streams: int) -> SearchState:
+    @property
+    def settings(self) -> List[str]:
+        """What distinguishes two searches of one method, in icefall's spelling; empty for plain greedy search."""
+        if self.method == "modified_beam_search":
+            return [f"beam-size-{self.beam_size}"]
+        if self.method == "fast_beam_search":
+            return [f"beam-{self.beam}", f"max-contexts-{self.max_contexts}", f"max-states-{self.max_states}"]
+        return [] if self.max_sym_per_frame == 1 else [f"max-sym-per-frame-{self.max_sym_per_frame}"]
+
+    def start(self, model: nn.Module, num_streams: int) -> State:
         """The state of `num_streams` streams that have heard nothing."""
+        if self.method == "fast_beam_search":
+            return _k2_search().start(model, num_streams, self.beam, self.max_contexts, self.max_states)
+        paths = 1 if self.method == "greedy_search" else self.beam_size
         device = next(model.parameters()).device
-        context = torch.full((num_streams, self.paths, model.config.context_size), -1, device=device)
+        context = torch.full((num_streams, paths, model.config.context_size), -1, device=device)
         context[:, :, -1] = model.config.blank_id
-        log_prob = torch.full((num_streams, self.paths), -torch.inf, device=device)
+        log_prob = torch.full((num_streams, paths), -torch.inf, device=device)
         log_prob[:, 0] = 0.0
-        key = torch.zeros(num_streams, self.paths, dtype=torch.int64, device=device)
-        histories = [[NOTHING] * self.paths for _ in range(num_streams)]
+        key = torch.zeros(num_streams, paths, dtype=torch.int64, device=device)
+        histories = [[NOTHING] * paths for _ in range(num_streams)]
         return SearchState(context, log_prob, key, histories, [0] * num_streams)
 
-    def advance(
-        self, model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: SearchState
-    ) -> SearchState:
+    def advance(self, model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: State) -> State:
         """Hears `encoder_out_lens` (N,) more frames of `encoder_out` (N, T, encoder width)."""
+        if self.method == "fast_beam_search":
+            return _k2_search().fast_beam_search(model, encoder_out, encoder_out_lens, state)
         if self.method == "greedy_search":
             return greedy_search(model, encoder_out, encoder_out_lens, state, self.max_sym_per_frame)
         return modified_beam_search(model, encoder_out, encoder_out_lens, state)
+
+
+def _k2_search() -> ModuleType:
+    """fast_beam_search.py, which imports only where k2 does."""
+    try:
+        from kdstream.decoding import fast_beam_search
+    except ImportError as error:
+        raise UserError(
+            f"--decoding-method fast_beam_search: needs k2 ({error}); run `bash local/setup_env.sh --k2` and decode "
+            "with `.venv-k2/bin/python ... --checkpoint EXP_DIR/pretrained.pt`, or use modified_beam_search"
+        ) from error
+    return fast_beam_search
 
 
 @torch.no_grad()
@@ -184,21 +231,21 @@ def greedy_search(
     encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
     lens = encoder_out_lens.to(encoded.device)
     context, log_prob = state.context[:, 0], state.log_prob[:, 0]  # (N, C), (N,)
-    predicted = _predict(model, context)  # (N, D)
+    predicted = predict(model, context)  # (N, D)
     frames: List[int] = []
     emissions: List[Tensor] = []
     scores: List[Tensor] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N,)
         for _ in range(max_sym_per_frame):
-            best, token = _log_probs(model, encoded[:, t], predicted).max(dim=1)  # (N,), (N,)
+            best, token = joiner_log_probs(model, encoded[:, t], predicted).max(dim=1)  # (N,), (N,)
             token = token.masked_fill(~active, blank)
             log_prob = log_prob + best.masked_fill(~active, 0.0)
             active = token != blank
             if not active.any():
                 break
             context = _append(context, token, active)
-            predicted = _predict(model, context)
+            predicted = predict(model, context)
             frames.append(t)
             emissions.append(token)
             scores.append(best)
@@ -231,8 +278,8 @@ def modified_beam_search(
     steps: List[Tuple[Tensor, Tensor, Tensor]] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N, 1)
-        predicted = _predict(model, context.flatten(0, 1)).unflatten(0, (num_streams, num_paths))  # (N, B, D)
-        step = _log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
+        predicted = predict(model, context.flatten(0, 1)).unflatten(0, (num_streams, num_paths))  # (N, B, D)
+        step = joiner_log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
         best, index = (log_prob.unsqueeze(2) + step).flatten(1).topk(num_paths)  # (N, B), (N, B)
         parent = torch.div(index, step.size(2), rounding_mode="floor")
         parent = torch.where(active, parent, itself)
@@ -249,12 +296,12 @@ def modified_beam_search(
     return SearchState(context, log_prob, key, histories, _later(state.frames, encoder_out_lens))
 
 
-def _predict(model: nn.Module, context: Tensor) -> Tensor:
+def predict(model: nn.Module, context: Tensor) -> Tensor:
     """(M, C) token ids to the predictor's part of the joiner's input (M, D)."""
     return model.joiner.decoder_proj(model.decoder(context, need_pad=False)).squeeze(1)
 
 
-def _log_probs(model: nn.Module, encoded: Tensor, predicted: Tensor) -> Tensor:
+def joiner_log_probs(model: nn.Module, encoded: Tensor, predicted: Tensor) -> Tensor:
     """(..., D) from the encoder and (..., D) from the predictor to (..., V) log probabilities."""
     return model.joiner(encoded, predicted, project_input=False).float().log_softmax(dim=-1)
 

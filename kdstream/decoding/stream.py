@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdstream.config import UserError
 from kdstream.decoding.chunk_step import chunk_step
-from kdstream.decoding.search import Result, Search, SearchState
+from kdstream.decoding.search import Result, Search, State
 from kdstream.models.streaming import SUBSAMPLING_LOSS, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
 
 SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame; what is shorter is padded to it
@@ -60,7 +60,7 @@ class Stream:
     closed: nobody wants more of it; the decoder gives its place to another.
     """
 
-    def __init__(self, chunk: ChunkConfig, search_state: SearchState) -> None:
+    def __init__(self, chunk: ChunkConfig, search_state: State) -> None:
         self.search_state = search_state
         self.finished = False
         self.closed = False
@@ -158,8 +158,8 @@ class StreamingDecoder:
             encoder_out, state = self._encode(features, _take_rows(self._encoder_state, ready))
             _put_rows(self._encoder_state, ready, state)
         lens = torch.full((len(streams),), encoder_out.size(1), device=self._device)
-        search_state = SearchState.stack([stream.search_state for stream in streams])
-        search_state = self.search.advance(self.model, encoder_out, lens, search_state)
+        states = [stream.search_state for stream in streams]
+        search_state = self.search.advance(self.model, encoder_out, lens, type(states[0]).stack(states))
         for stream, state_of_one in zip(streams, search_state.unstack()):
             stream.search_state = state_of_one
         return streams
