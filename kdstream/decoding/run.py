@@ -108,6 +108,18 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> Optional[ChunkConf
     return None if chunk == -1 else ChunkConfig(chunk, left)
 
 
+def choose_search(decode: DecodeConfig) -> Search:
+    """The search that the flags name.  Raises UserError on one that is out of range, or not there."""
+    return Search(
+        decode.decoding_method,
+        decode.beam_size,
+        decode.max_sym_per_frame,
+        decode.beam,
+        decode.max_contexts,
+        decode.max_states,
+    )
+
+
 class DecodingRun:
     """A trained model that is decoded in one way.
 
@@ -121,14 +133,7 @@ class DecodingRun:
 
     def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: TrainedModel, chunkwise: bool) -> None:
         self.config, self.decode, self.trained, self.chunkwise = config, decode, trained, chunkwise
-        self.search = Search(
-            decode.decoding_method,
-            decode.beam_size,
-            decode.max_sym_per_frame,
-            decode.beam,
-            decode.max_contexts,
-            decode.max_states,
-        )
+        self.search = choose_search(decode)
         self.chunk = choose_chunk(config.model, decode)
         if chunkwise and self.chunk is None:
             raise UserError(

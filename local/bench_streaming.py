@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""How fast streams are decoded: real-time factor and milliseconds per chunk, by runtime, threads and streams.
+
+    python local/bench_streaming.py --exp-dir egs/librispeech/exp/distilled --epoch 8 --avg 3 \
+        --audio speech.wav --json streaming-speed.json --plot streaming-speed.png
+
+Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another
+place, and advance together, one chunk a step; features are there before the clock starts, so a step is encoder and
+search.  Every runtime is timed in turn before the number of streams or threads changes, so that what else the
+machine does hits all alike.  Where other programs run all the time, take --clock cpu and one thread.
+
+`real time %` is the processing time of a second of one stream's audio; `of one stream's` is its ratio to that of a
+stream alone; p50 and p99 are over the steps, each of which every stream waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Protocol, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import torch
+from matplotlib.ticker import LogLocator
+from tqdm import tqdm
+
+from kdstream import cli
+from kdstream.config import DecodeConfig, ExperimentConfig, UserError, add_arguments, from_args
+from kdstream.data import SAMPLE_RATE, compute_fbank
+from kdstream.decoding.results import rows_table, write_json
+from kdstream.decoding.run import choose_chunk, choose_search
+from kdstream.decoding.search import Search
+from kdstream.decoding.stream import StreamingDecoder
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
+from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
+from kdstream.training.trained import load_trained
+
+WARM_UP = 5  # steps that are not counted
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+LEAVE_OUT = ("num_decode_streams", "device", "system", "results_json")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every runtime decodes with."""
+
+    model: Transducer
+    chunk: ChunkConfig
+    search: Search
+    threads: int
+    clock: Callable[[], float]
+
+
+class Runtime(Protocol):
+    """Something that decodes streams; made from a Setup."""
+
+    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+        """Decodes one stream for each of `waves` (samples in [-1, 1] at 16 kHz), all together, one chunk a step.
+
+        Returns:
+          The seconds that each step took, without computing features.
+        """
+
+
+class TorchRuntime:
+    """StreamingDecoder, traced."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.decoder = StreamingDecoder(setup.model, setup.chunk, setup.search, max_streams=sys.maxsize, traced=True)
+
+    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+        torch.set_num_threads(self.setup.threads)
+        streams = [self.decoder.open() for _ in waves]
+        for stream, wave in zip(streams, waves):
+            stream.accept_features(compute_fbank(wave))
+        seconds: List[float] = []
+        while True:
+            started = self.setup.clock()
+            if not self.decoder.step():
+                break
+            seconds.append(self.setup.clock() - started)
+        for stream in streams:
+            stream.closed = True
+        return seconds
+
+
+RUNTIMES: Dict[str, Callable[[Setup], Runtime]] = {"torch": TorchRuntime}
+
+
+def read_audio(paths: Sequence[str]) -> np.ndarray:
+    """All files in one, in [-1, 1]; a minute of noise that swells and fades where there are none."""
+    if not paths:
+        rng = np.random.default_rng(0)
+        loudness = np.repeat(rng.uniform(0.01, 0.3, 600), SAMPLE_RATE // 10)
+        return (loudness * rng.uniform(-1, 1, len(loudness))).astype(np.float32)
+    pieces = []
+    for path in paths:
+        try:
+            samples, rate = soundfile.read(path, dtype="float32")
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise UserError(f"--audio {path}: cannot be read ({error}); give wav or flac files") from error
+        if samples.ndim != 1 or rate != SAMPLE_RATE:
+            raise UserError(
+                f"--audio {path}: {rate} Hz in {samples.ndim} dimensions; give mono files at {SAMPLE_RATE} Hz"
+            )
+        pieces.append(samples)
+    return np.concatenate(pieces)
+
+
+def waves_of(audio: np.ndarray, streams: int, seconds: float) -> List[np.ndarray]:
+    """`seconds` of the audio for each stream, from evenly spread beginnings on and around its end."""
+    length = int(seconds * SAMPLE_RATE)
+    starts = [len(audio) * n // streams for n in range(streams)]
+    return [np.take(audio, range(start, start + length), mode="wrap") for start in starts]
+
+
+def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> Dict[str, float]:
+    """The figures of one row from the seconds of all steps.  Raises UserError if they are too few."""
+    counted = 1000 * np.array(steps[WARM_UP:])
+    if not len(counted):
+        raise UserError(f"--seconds: {len(steps)} chunks, of which the first {WARM_UP} do not count; give more")
+    p50, p99 = np.percentile(counted, [50, 99]).tolist()
+    return {"real time %": 100 * float(counted.mean()) / (streams * chunk_ms), "p50 ms": p50, "p99 ms": p99}
+
+
+def measure(
+    setups: Dict[int, Setup], names: Sequence[str], counts: Sequence[int], waves: Callable[[int], List[np.ndarray]]
+) -> List[Dict[str, Any]]:
+    """One row for each runtime, number of threads (the keys of `setups`) and of streams, whose audio `waves` gives."""
+    runs = [(threads, count) for threads in setups for count in counts]
+    runtimes = {(name, threads): RUNTIMES[name](setup) for threads, setup in setups.items() for name in names}
+    rows = []
+    for threads, count in tqdm(runs, desc="threads and streams", disable=None):
+        for name in names:
+            steps = runtimes[name, threads].decode(waves(count))
+            figures = statistics(steps, count, setups[threads].chunk.chunk_ms)
+            rows.append({"runtime": name, "threads": threads, "streams": count, **figures})
+    rows.sort(key=lambda row: (row["threads"], names.index(row["runtime"])))  # streams in order, as they were run
+    alone = {(row["runtime"], row["threads"]): row["real time %"] for row in rows if row["streams"] == 1}
+    for row in rows:
+        base = alone.get((row["runtime"], row["threads"]))
+        row["of one stream's"] = None if base is None else row["real time %"] / base
+    return rows
+
+
+def plot(rows: Sequence[Dict[str, Any]], chunk_ms: int, path: Path) -> None:
+    """Latency of a step, with p99 above p50, and the cost of a stream, over the number of streams."""
+    with phone_style():
+        figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 8.6), layout="constrained", sharex=True)
+        names = list(dict.fromkeys(row["runtime"] for row in rows))
+        for (name, threads), group in groupby(rows, key=lambda row: (row["runtime"], row["threads"])):
+            group = list(group)
+            streams, p50, p99, cost = (
+                [row[key] for row in group] for key in ("streams", "p50 ms", "p99 ms", "real time %")
+            )
+            style = dict(color=COLOURS[names.index(name)], linestyle="-" if threads == 1 else "--", marker="o")
+            above.plot(streams, p50, label=f"{name}, {threads} thread{'s' * (threads > 1)}", **style)
+            above.fill_between(streams, p50, p99, color=style["color"], alpha=0.15, linewidth=0)
+            below.plot(streams, cost, **style)
+        above.axhline(chunk_ms, color="#888888", linewidth=1)
+        above.text(min(row["streams"] for row in rows), chunk_ms, "real time", va="bottom", fontsize=12)
+        above.set(ylabel="ms per chunk, p50 to p99", yscale="log", xscale="log")
+        below.set(ylabel="% of real time per stream", xlabel="streams", yscale="log")
+        counts = sorted({row["streams"] for row in rows})
+        below.set_xticks(counts, [str(count) for count in counts])
+        for axes in (above, below):
+            axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        save(figure, path)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    def numbers(text: str) -> Tuple[int, ...]:
+        values = tuple(int(part) for part in text.split(","))
+        if min(values) < 1:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+        return values
+
+    def words(text: str) -> Tuple[str, ...]:
+        return tuple(part for part in text.split(",") if part)
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
+    parser.add_argument("--runtimes", type=words, default=tuple(RUNTIMES), help=f"Of {','.join(RUNTIMES)}.")
+    parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
+    parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
+    parser.add_argument("--audio", type=words, default=(), help="wav or flac files, mono at 16 kHz (default: noise).")
+    parser.add_argument("--seconds", type=float, default=30.0, help="Of audio for each stream (default: 30).")
+    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="Wall clock, or processor time.")
+    parser.add_argument("--json", default="", help="Also write the table to this file.")
+    parser.add_argument("--plot", default="", help="Also draw it into this file.")
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    unknown = [name for name in args.runtimes if name not in RUNTIMES]
+    if unknown:
+        raise UserError(f"--runtimes {','.join(unknown)}: unknown; use some of {','.join(RUNTIMES)}")
+    decode = from_args(DecodeConfig, args)
+    config = ExperimentConfig.load(decode.exp_dir)
+    chunk = choose_chunk(config.model, decode)
+    if chunk is None:
+        raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk; see --chunk-size")
+    audio = read_audio(args.audio)
+    trained, search = load_trained(config, decode), choose_search(decode)
+    setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock]) for n in args.threads}
+    rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
+    print(
+        f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "
+        f"left {chunk.left_ms} ms, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"{args.clock} clock\n"
+    )
+    print(rows_table(rows))
+    if args.json:
+        write_json(Path(args.json), rows)
+    if args.plot:
+        plot(rows, chunk.chunk_ms, Path(args.plot))
+
+
+if __name__ == "__main__":
+    cli.run(main)
