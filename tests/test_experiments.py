@@ -18,11 +18,13 @@ from kdstream.config import UserError
 from training_helpers import make_corpus
 
 RUNNER = """
+import signal
 import sys
 from pathlib import Path
 from experiments import Cell, run_cells
 from kdstream import cli
 cells = [Cell(Path.cwd(), f"exp/{name}", ("--num-epochs", "2"), (("decode.py",),)) for name in "ab"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
 cli.run(lambda: run_cells(cells, 2))
 """
 

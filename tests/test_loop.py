@@ -342,7 +342,8 @@ def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teache
     other = make_corpus(tmp_path, num_utterances=6)
     tokens = (tmp_path / "tokens.txt").read_text().replace("A", "Z")
     (tmp_path / "tokens.txt").write_text(tokens)
-    config = replace(experiment(tmp_path / "exp", other), distill=DistillConfig(teacher_exp_dir=str(teacher)))
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_token_scale=1.0)
+    config = replace(experiment(tmp_path / "exp", other), distill=distill)
     with pytest.raises(UserError, match="another vocabulary"):
         loop.run(config)
 
@@ -397,5 +398,5 @@ def test_script_trains_from_flags_and_ends_with_one_line_on_bad_input(tmp_path: 
     config = ExperimentConfig.load(tmp_path / "exp")
     assert config.model.encoder_dim == (32, 32) and config.model.chunk_size == (8,)
     monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "enormous"])
-    with pytest.raises(SystemExit, match="^error: --preset enormous: unknown; use one of tiny, "):
+    with pytest.raises(SystemExit, match="^error: --preset enormous: unknown for --encoder zipformer; use one of tiny"):
         cli.run(script.main)

@@ -229,7 +229,12 @@ def test_a_batch_costs_at_most_a_third_of_its_utterances_one_by_one():
             taken.append(time.process_time() - start)
         return min(taken)
 
-    assert 3 * seconds([encoder_out]) <= seconds(encoder_out.split(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would count twice while they wait for each other
+    try:
+        assert 3 * seconds([encoder_out]) <= seconds(encoder_out.split(1))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
