@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
+from lhotse import CutSet, MonoCut, NumpyFilesWriter, SupervisionSegment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "local"))
@@ -30,6 +30,7 @@ import train_bpe_model  # noqa: E402
 from kdstream.config import DataConfig, UserError  # noqa: E402
 from kdstream.data import AsrDataModule, Batch, Tokenizer, compute_fbank, make_batch, read_audio  # noqa: E402
 from kdstream.models.streaming import LOG_EPS  # noqa: E402
+from training_helpers import make_cut  # noqa: E402
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE".split()
 
@@ -426,29 +427,7 @@ def test_nan_features_name_the_cut(corpus, tmp_path, num_workers):
 
 def feature_cut(directory: Path, name: str, features: np.ndarray, text: str) -> MonoCut:
     """A cut with features and no audio."""
-    seconds = len(features) / 100
-    key = NumpyFilesWriter(directory / "feats").write(name, features)
-    return MonoCut(
-        id=name,
-        start=0,
-        duration=seconds,
-        channel=0,
-        supervisions=[SupervisionSegment(name, name, 0, seconds, text=text)],
-        features=Features(
-            recording_id=name,
-            channels=0,
-            start=0,
-            duration=seconds,
-            type="kaldi-fbank",
-            num_frames=len(features),
-            num_features=80,
-            frame_shift=0.01,
-            sampling_rate=16000,
-            storage_type="numpy_files",
-            storage_path=str(directory / "feats"),
-            storage_key=key,
-        ),
-    )
+    return make_cut(name, features, text, NumpyFilesWriter(directory / "feats"))
 
 
 def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_path, caplog):
