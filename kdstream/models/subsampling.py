@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config import UserError
+from kdstream.models.depthwise import depthwise_conv2d
 from kdstream.models.scaling import (
     Balancer,
     BiasNorm,
@@ -69,7 +70,7 @@ class ConvNeXt(nn.Module):
             residual, padding = x[:, :, :done], 0
             x = torch.cat([left, x], dim=2)
             left = x[:, :, done : done + LOOKAHEAD]
-        x = F.conv2d(x, self.depthwise_conv.weight, padding=(padding, LOOKAHEAD), groups=x.size(1))
+        x = depthwise_conv2d(x, self.depthwise_conv.weight, padding)
         x = x.permute(0, 2, 3, 1)  # (N, T, F, C), contiguous
         # the depthwise bias goes through the pointwise weight: its own gradient would cost a third of the block
         weight = self.pointwise_conv1.weight.flatten(1)

@@ -1,0 +1,47 @@
+"""The depthwise convolution's own gradient is that of torch's convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdstream.models.depthwise import depthwise_conv2d, weight_gradient
+
+
+def speech_like(batch, channels, frames, width, dtype=torch.float32):
+    x = torch.randn(batch, channels, frames, width, dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 32])
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("batch, channels, width", [(1, 1, 1), (3, 5, 19)])
+def test_weight_gradient_equals_torchs_in_float64(batch, channels, width, frames, padding):
+    torch.manual_seed(0)
+    x = speech_like(batch, channels, frames + 6 - 2 * padding, width, torch.float64)
+    weight = torch.randn(channels, 1, 7, 7, dtype=torch.float64, requires_grad=True)
+    out = F.conv2d(x, weight, padding=(padding, 3), groups=channels)
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, weight, grad)
+    assert torch.allclose(weight_gradient(x, grad, padding, 7), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_gradients_under_bfloat16_autocast_are_torchs_within_its_rounding(padding):
+    torch.manual_seed(0)
+    x = speech_like(2, 16, 21, 19).requires_grad_()
+    weight = (torch.randn(16, 1, 7, 7) / 7).requires_grad_()
+    expected = F.conv2d(x, weight, padding=(padding, 3), groups=16)
+    grad = torch.randn_like(expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = depthwise_conv2d(x, weight, padding)
+    assert out.dtype == torch.bfloat16 and type(out.grad_fn).__name__ == "_DepthwiseConv2dBackward"
+    ours = (out, *torch.autograd.grad(out, (x, weight), grad.bfloat16()))
+    for value, wanted in zip(ours, (expected, *torch.autograd.grad(expected, (x, weight), grad))):
+        assert (value.float() - wanted).norm() <= 5e-3 * wanted.norm()  # eight bits of mantissa: 2**-9 a number
+
+
+def test_without_autocast_it_is_torchs_own_convolution():
+    x, weight = speech_like(1, 4, 9, 5).requires_grad_(), torch.randn(4, 1, 7, 7)
+    out = depthwise_conv2d(x, weight, 3)
+    assert torch.equal(out, F.conv2d(x, weight, padding=3, groups=4))
+    assert "Convolution" in type(out.grad_fn).__name__
