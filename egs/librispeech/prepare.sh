@@ -16,6 +16,7 @@ set -eou pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
+source "$here/corpora.sh"
 
 stage=0
 stop_stage=5
@@ -58,21 +59,12 @@ python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
 
+choose_parts
 if [[ -z $corpus_dir ]]; then
-  case $corpus in
-    mini) parts=(train dev test) corpus_dir=$dl_dir/mini ;;
-    mini-librispeech) parts=(train-clean-5 dev-clean-2 dev-clean-2) corpus_dir=$dl_dir ;;
-    librispeech-100) parts=(train-clean-100 dev-clean,dev-other test-clean,test-other) corpus_dir=$dl_dir ;;
-    librispeech)
-      parts=(train-clean-100,train-clean-360,train-other-500 dev-clean,dev-other test-clean,test-other)
-      corpus_dir=$dl_dir ;;
-    *) fail "--corpus $corpus: not mini, mini-librispeech, librispeech-100 or librispeech; or use --corpus-dir" ;;
-  esac
-  train_parts=${train_parts:-${parts[0]}} dev_parts=${dev_parts:-${parts[1]}} test_parts=${test_parts:-${parts[2]}}
+  corpus_dir=$dl_dir
+  [[ $corpus != mini ]] || corpus_dir=$dl_dir/mini
 else
   corpus=custom
-  [[ -n $train_parts && -n $dev_parts && -n $test_parts ]] ||
-    fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
   [[ -d $corpus_dir/LibriSpeech ]] || fail "--corpus-dir $corpus_dir: has no directory LibriSpeech"
   corpus_dir=$(cd "$corpus_dir" && pwd)
 fi

@@ -18,14 +18,15 @@ set -eou pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 self=$here/$(basename "${BASH_SOURCE[0]}")
+source "$here/corpora.sh"
 
 stage=0
 stop_stage=6
 corpus=mini               # as for prepare.sh: mini, mini-librispeech, librispeech-100 or librispeech
 corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/, with its parts
-train_parts=train
-dev_parts=dev
-test_parts=test
+train_parts=              # by default those of the corpus
+dev_parts=
+test_parts=
 vocab_size=               # BPE pieces; by default 64 for the embedded corpus, else 500
 data_dir=$here/data
 exp_root=$here/exp
@@ -62,6 +63,8 @@ while (($#)); do
   esac
 done
 
+choose_parts
+
 # from here on, paths are as seen from the recipe: records and config.json name no machine
 [[ -z $corpus_dir ]] || corpus_dir=$(realpath -ms --relative-to="$here" "$corpus_dir")
 data_dir=$(realpath -ms --relative-to="$here" "$data_dir")
@@ -84,21 +87,11 @@ fi
 
 if stages 1; then
   log "Stage 1: data"
-  source_flags=(--corpus "$corpus")
-  [[ -z $corpus_dir ]] ||
-    source_flags=(--corpus-dir "$corpus_dir" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts")
-  bash prepare.sh "${source_flags[@]}" --vocab-size "$vocab_size" --data-dir "$data_dir"
+  source=(--corpus "$corpus")
+  [[ -z $corpus_dir ]] || source=(--corpus-dir "$corpus_dir")
+  bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
+    --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
-if [[ -z $corpus_dir ]]; then  # the parts that prepare.sh chose
-  case $corpus in
-    mini-librispeech) train_parts=train-clean-5 dev_parts=dev-clean-2 test_parts=dev-clean-2 ;;
-    librispeech-100) train_parts=train-clean-100 dev_parts=dev-clean,dev-other test_parts=test-clean,test-other ;;
-    librispeech)
-      train_parts=train-clean-100,train-clean-360,train-other-500
-      dev_parts=dev-clean,dev-other test_parts=test-clean,test-other ;;
-  esac
-fi
-
 if [[ -z $world_size ]]; then
   world_size=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
   ((world_size)) || world_size=$(($(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
