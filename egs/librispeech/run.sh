@@ -37,6 +37,7 @@ left_context_frames=32    # 640 ms
 num_epochs=8
 avg=3                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
+use_bf16=                 # bfloat16 autocast; by default 1 without a GPU, where the processor has instructions for it
 max_duration=15           # seconds of speech in a batch, per process
 train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit one hour
 distill_flags=            # more flags for the distilled student's train.py
@@ -92,9 +93,13 @@ if stages 1; then
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
+gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 if [[ -z $world_size ]]; then
-  world_size=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
-  ((world_size)) || world_size=$(($(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
+  world_size=$((gpus ? gpus : $(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
+fi
+if [[ -z $use_bf16 ]]; then
+  use_bf16=0
+  ((gpus)) || ! grep -qs avx512_bf16 /proc/cpuinfo || use_bf16=1
 fi
 
 # train NAME FLAGS...: one experiment, EXP_ROOT/NAME, until epoch-NUM_EPOCHS.pt is there
@@ -109,8 +114,9 @@ train() {
   $python train.py --exp-dir "$exp_root/$name" --resume 1 --encoder "$encoder" --preset "$preset" --num-epochs "$num_epochs" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
-    --world-size "$world_size" --num-workers 0 --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 \
-    --lr-batches 300 --lr-epochs 6 --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
+    --world-size "$world_size" --num-workers 0 --use-bf16 "$use_bf16" \
+    --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 --lr-epochs 6 \
+    --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
     $train_flags "$@"
 }
 
