@@ -26,6 +26,7 @@ OPTIONAL = (
     ("onnx", "export"),
     ("onnxruntime", "checking the export"),
     ("sherpa-onnx", "running the export"),
+    ("aiohttp", "the live page"),
     ("sounddevice", "transcribing the microphone"),
     ("matplotlib", "plots of the report"),
     ("torchaudio", "reference alignments by a CTC head"),

@@ -26,6 +26,7 @@ MAY_IMPORT: Dict[str, Set[str]] = {
     "training": {"batch", "config", "data", "models", "kd"},
     "decoding": {"batch", "config", "cuts", "data", "models"},
     "export": {"batch", "config", "data", "models"},
+    "serving": {"config"},
     "reporting": {"config", "data", "models", "kd", "training", "decoding"},
     "__init__": set(),
     "__main__": {"config", "models"},
@@ -33,7 +34,7 @@ MAY_IMPORT: Dict[str, Set[str]] = {
 INFERENCE_SCRIPTS = sorted(
     path
     for path in (ROOT / "egs").rglob("*.py")
-    if path.name in ("decode.py", "streaming_decode.py", "export.py", "transcribe.py")
+    if path.name in ("decode.py", "streaming_decode.py", "export.py", "transcribe.py", "serve.py")
 )
 FORBIDDEN_AT_INFERENCE = ("kdstream.kd", "kdstream.training.loop")
 
@@ -119,9 +120,9 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in LIBRARY if room_of(module_name(p)) in ("decoding", "export")], ids=module_name
+    "path", [p for p in LIBRARY if room_of(module_name(p)) in ("decoding", "export", "serving")], ids=module_name
 )
-def test_decoding_and_export_never_reach_distillation_or_the_training_loop(path: Path) -> None:
+def test_decoding_export_and_serving_never_reach_distillation_or_the_training_loop(path: Path) -> None:
     assert forbidden(reachable_modules(path)) == []
 
 

@@ -1,0 +1,243 @@
+"""The audio of many clients through one sherpa-onnx recogniser, in batches.
+
+Whoever has a whole chunk takes part in the next batch, one chunk each: a client that sends an hour at once waits its
+turn like one that speaks.  Batches grow as the load does, and with them the audio that a core can follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Deque, List, NamedTuple, Optional, Sequence, Set
+
+import numpy as np
+import onnxruntime
+import sherpa_onnx
+
+from kdstream.config import UserError
+
+MODEL_RATE = 16000
+FRAMES_PER_SECOND = 100
+# Of the T feature frames that a step reads all but these are `ChunkConfig.tail`: a test holds the two together, for this
+# room does without torch.
+NOT_OF_TAIL = 8
+QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
+BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
+
+
+class ExportedModel(NamedTuple):
+    """The files of a streaming model, and how much silence its clients' audio ends with.
+
+    tail: feature frames of 10 ms.
+    """
+
+    encoder: Path
+    decoder: Path
+    joiner: Path
+    tokens: Path
+    tail: int
+
+
+def find_model(encoder: Path) -> ExportedModel:
+    """The model whose encoder is `encoder`, as export.py writes it: the other files lie beside it.
+
+    Raises UserError where a file is missing, or is no such encoder.
+    """
+    if not encoder.name.startswith("encoder-"):
+        raise UserError(f"{encoder}: name the exported file encoder-...onnx; export.py writes it")
+    rest = encoder.name[len("encoder") :]
+    others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", "tokens.txt")]
+    for path in (encoder, *others):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; export.py writes encoder, decoder, joiner and tokens.txt together")
+    return ExportedModel(encoder, *others, tail=_tail(encoder))
+
+
+def _tail(encoder: Path) -> int:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is never run
+    try:
+        session = onnxruntime.InferenceSession(str(encoder), options, providers=["CPUExecutionProvider"])
+        return int(session.get_modelmeta().custom_metadata_map["T"]) - NOT_OF_TAIL
+    except KeyError as error:
+        raise UserError(f"{encoder}: not the encoder of a streaming model; export one with export.py") from error
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise UserError(f"{encoder}: {error}; export it anew with export.py") from error
+
+
+def load_recognizer(model: ExportedModel, num_threads: int) -> sherpa_onnx.OnlineRecognizer:
+    """Greedy search over the model's files."""
+    return sherpa_onnx.OnlineRecognizer.from_transducer(
+        tokens=str(model.tokens),
+        encoder=str(model.encoder),
+        decoder=str(model.decoder),
+        joiner=str(model.joiner),
+        num_threads=num_threads,
+    )
+
+
+class Text(NamedTuple):
+    """What has been heard so far, or all of it."""
+
+    text: str
+    final: bool
+
+
+class EngineError(Exception):
+    """The recogniser failed on a batch."""
+
+
+class Utterance:
+    """What one client says, on its way through the recogniser.
+
+    The event loop appends blocks on one side, the decoding thread takes them on the other, and the thread alone touches
+    `stream`; everything else belongs to the loop.
+    """
+
+    def __init__(self, sample_rate: int, silence: np.ndarray, wake: Callable[[], None]) -> None:
+        self.sample_rate = sample_rate
+        self.blocks: Deque[Optional[np.ndarray]] = deque()  # None: the end
+        self.stream: Optional[sherpa_onnx.OnlineStream] = None
+        self.ended = False  # in the thread: None was taken
+        self.unfinished = False  # a whole chunk is left that no batch has had yet
+        self._silence, self._wake = silence, wake
+        self._queued = 0
+        self._told = self._latest = Text("", False)
+        self._failed = False
+        self._room, self._news = asyncio.Event(), asyncio.Event()
+        self._room.set()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.blocks) or self.unfinished
+
+    async def accept(self, samples: np.ndarray) -> None:
+        """Takes float32 samples (S,) at `sample_rate`; waits first while QUEUED_SECONDS of them are undecoded."""
+        await self._room.wait()
+        size = int(BLOCK_SECONDS * self.sample_rate)
+        self.blocks.extend(samples[start : start + size] for start in range(0, len(samples), size))
+        self._queued += len(samples)
+        if self._queued > QUEUED_SECONDS * self.sample_rate:
+            self._room.clear()
+        self._wake()
+
+    def finish(self) -> None:
+        """Says that no more audio comes; the final text will."""
+        self.blocks.extend((self._silence, None))
+        self._queued += len(self._silence)
+        self._wake()
+
+    async def next_text(self) -> Text:
+        """The newest text, once it is another than the last that was asked for: who asks late misses those between.
+
+        Raises EngineError where there will be none.
+        """
+        while self._latest == self._told and not self._failed:
+            self._news.clear()
+            await self._news.wait()
+        if self._failed:
+            raise EngineError("the recogniser failed")
+        self._told = self._latest
+        return self._told
+
+    def update(self, progress: "Progress") -> None:
+        self._queued -= progress.taken
+        if self._queued <= QUEUED_SECONDS * self.sample_rate:
+            self._room.set()
+        self.unfinished, self._latest = progress.unfinished, progress.text
+        self._news.set()
+
+    def fail(self) -> None:
+        self._failed = True
+        self._news.set()
+        self._room.set()
+
+
+class Progress(NamedTuple):
+    """What a step has done for one utterance; taken: samples."""
+
+    taken: int
+    text: Text
+    unfinished: bool
+
+
+class Engine:
+    """Decodes every open utterance, chunk by chunk, in one thread of its own.
+
+    Args:
+      tail: feature frames (10 ms) of silence that end an utterance.
+    """
+
+    def __init__(self, recognizer: sherpa_onnx.OnlineRecognizer, tail: int) -> None:
+        self._recognizer, self._tail = recognizer, tail
+        self._open: Set[Utterance] = set()
+        self._work = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
+
+    def open(self, sample_rate: int) -> Utterance:
+        # a resampler holds back the last fraction of a millisecond: one frame more, or the last chunk could stay short
+        frames = self._tail + (sample_rate != MODEL_RATE)
+        silence = np.zeros(frames * sample_rate // FRAMES_PER_SECOND, np.float32)
+        utterance = Utterance(sample_rate, silence, self._work.set)
+        self._open.add(utterance)
+        return utterance
+
+    def close(self, utterance: Utterance) -> None:
+        """Forgets it, heard out or not."""
+        self._open.discard(utterance)
+
+    async def run(self) -> None:
+        """Decodes until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                batch = [utterance for utterance in self._open if utterance.has_work]
+                if not batch:
+                    self._work.clear()
+                    await self._work.wait()
+                    continue
+                try:
+                    progress = await loop.run_in_executor(self._thread, self._step, batch)
+                except Exception:
+                    logging.exception("a batch of %d clients failed", len(batch))
+                    for utterance in batch:
+                        utterance.fail()
+                        self.close(utterance)
+                    continue
+                for utterance, done in zip(batch, progress):
+                    utterance.update(done)
+        finally:
+            self._thread.shutdown(wait=True)
+
+    def _step(self, batch: Sequence[Utterance]) -> List[Progress]:
+        """In the thread: gives each stream a chunk, if there is one, and decodes all that have one."""
+        recognizer = self._recognizer
+        taken = [self._feed(utterance) for utterance in batch]
+        ready = [utterance.stream for utterance in batch if recognizer.is_ready(utterance.stream)]
+        if ready:
+            recognizer.decode_streams(ready)
+        progress = []
+        for utterance, samples in zip(batch, taken):
+            unfinished = recognizer.is_ready(utterance.stream)
+            text = recognizer.get_result(utterance.stream).strip()
+            final = utterance.ended and not unfinished
+            progress.append(Progress(samples, Text(text, final), unfinished))
+        return progress
+
+    def _feed(self, utterance: Utterance) -> int:
+        """Samples that the stream was given: no more than it needs to be ready."""
+        if utterance.stream is None:
+            utterance.stream = self._recognizer.create_stream()
+        taken = 0
+        while utterance.blocks and not self._recognizer.is_ready(utterance.stream):
+            block = utterance.blocks.popleft()
+            if block is None:
+                utterance.stream.input_finished()
+                utterance.ended = True
+            else:
+                utterance.stream.accept_waveform(utterance.sample_rate, block)
+                taken += len(block)
+        return taken
