@@ -21,8 +21,8 @@ from kdstream.config import UserError
 
 MODEL_RATE = 16000
 FRAMES_PER_SECOND = 100
-# Of the T feature frames that a step reads all but these are `ChunkConfig.tail`: a test holds the two together, for this
-# room does without torch.
+# Of the T feature frames that a step reads all but these are `ChunkConfig.tail`: a test holds the two together, for
+# this room does without torch.
 NOT_OF_TAIL = 8
 QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
 BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
