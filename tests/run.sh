@@ -5,6 +5,8 @@
 #   bash tests/run.sh
 #   bash tests/run.sh tests/test_rnnt_loss.py -k ranges     # arguments go to the second pytest
 #
+# The live page is tested in chromium where it is installed (apt-get install chromium chromium-driver).
+#
 # KDSTREAM_WITHOUT_K2=1 leaves the k2 tests out, where no k2 wheel fits the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."

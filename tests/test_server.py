@@ -27,7 +27,7 @@ from kdstream.config import UserError
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import Engine, find_model, load_recognizer
-from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server
+from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, within
 from serving_helpers import END, ROOT, START, RawClient, Served, noise, running_script, serve_tiny_preset, speak
 
 SECONDS = 2.5
@@ -343,6 +343,19 @@ def test_one_client_too_many_is_turned_away_until_another_leaves(serving, said):
             assert (await first).final == expected
             await running.empty()
             assert (await speak(running.url, audio, speed=None)).final == expected
+
+    asyncio.run(run())
+
+
+def test_a_cancellation_is_kept_even_as_what_was_waited_for_comes():
+    async def run() -> None:
+        text = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(within(60, text))
+        await asyncio.sleep(0)
+        text.set_result("words")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
     asyncio.run(run())
 
