@@ -86,11 +86,15 @@ def run_script(monkeypatch, path: str, *args: Any) -> str:
     return ""
 
 
-def make_experiment(folder: Path, causal: bool) -> Path:
+FEW_LAYERS = {"zipformer": (1, 1, 1), "conformer": (3,)}
+
+
+def make_experiment(folder: Path, causal: bool, encoder: str = "zipformer") -> Path:
     """An experiment directory with config.json and pretrained.pt of a small talkative model, and its tokenizer."""
     bpe_model = train_tokenizer(folder)
     vocab_size = Tokenizer(bpe_model).vocab_size
-    model = talkative_model(causal, seed=1, num_encoder_layers=(1, 1, 1), vocab_size=vocab_size)
+    layers = FEW_LAYERS[encoder]
+    model = talkative_model(causal, seed=1, encoder=encoder, num_encoder_layers=layers, vocab_size=vocab_size)
     with torch.no_grad():  # what is said depends on what is heard, more than on what was said before
         model.joiner.encoder_proj.weight.mul_(3.0)
         model.decoder.embedding.weight.mul_(0.4)

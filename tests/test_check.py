@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
 import onnx
 import pytest
+import sherpa_onnx
 import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
+from torch import Tensor
 
 import kdstream.export.onnx
 from decoding_helpers import make_experiment, run_script, write_noise
 from kdstream.config import DecodeConfig, ExperimentConfig
-from kdstream.data import Tokenizer, compute_fbank
+from kdstream.data import WORD_START, Tokenizer, compute_fbank
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, listen, with_tail
-from kdstream.export.onnx import OnnxFiles
+from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.trained import load_trained
@@ -38,19 +40,44 @@ def audio(tmp_path_factory) -> List[Path]:
 
 
 @pytest.fixture(scope="module")
-def exp_dir(tmp_path_factory, audio) -> Path:
-    """An experiment with a random model, exported."""
-    exp_dir = make_experiment(tmp_path_factory.mktemp("exp"), causal=True)
-    with pytest.MonkeyPatch.context() as patch:
-        assert run_script(patch, SCRIPT, "--exp-dir", exp_dir) == ""
-    return exp_dir
+def exp_dirs(tmp_path_factory) -> Dict[str, Path]:
+    """Experiments with random models, exported, by encoder."""
+    folders = {}
+    for encoder in ENCODERS:
+        folders[encoder] = make_experiment(tmp_path_factory.mktemp(encoder), causal=True, encoder=encoder)
+        with pytest.MonkeyPatch.context() as patch:
+            assert run_script(patch, SCRIPT, "--exp-dir", folders[encoder]) == ""
+    return folders
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def each_exp_dir(request, exp_dirs) -> Path:
+    return exp_dirs[request.param]
+
+
+@pytest.fixture(scope="module")
+def exp_dir(exp_dirs) -> Path:
+    return exp_dirs["zipformer"]
 
 
 def files_in(exp_dir: Path) -> OnnxFiles:
     return OnnxFiles(*(exp_dir / f"{part}-pretrained-chunk-8-left-32.onnx" for part in OnnxFiles._fields))
 
 
-def test_the_script_leaves_weights_onnx_files_and_tokens(exp_dir):
+def heard_by_streaming_decode(exp_dir: Path, samples: Dict[str, Tensor], chunk: ChunkConfig) -> Dict[str, List[str]]:
+    """Pieces, on bare audio, padded in features."""
+    config = ExperimentConfig.load(exp_dir)
+    pieces = Tokenizer(config.data.bpe_model).tokens
+    model = load_trained(config, DecodeConfig(exp_dir=str(exp_dir))).model
+    utterances = [(name, compute_fbank(x)) for name, x in samples.items()]
+    results = decode_streams(StreamingDecoder(model, chunk, Search()), utterances)
+    heard = {name: [pieces[token] for token in result.tokens] for name, result in results}
+    assert sum(len(set(tokens)) > 3 for tokens in heard.values()) >= len(samples) // 2
+    return heard
+
+
+def test_the_script_leaves_weights_onnx_files_and_tokens(each_exp_dir):
+    exp_dir = each_exp_dir
     names = {path.name for path in exp_dir.iterdir()} - {"config.json"}
     onnx_names = {path.name for path in files_in(exp_dir)}
     assert names == {
@@ -75,21 +102,63 @@ def test_both_weight_files_hold_the_model(exp_dir):
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_all_runtimes_hear_what_streaming_decode_hears_to_the_last_token(exp_dir, audio):
+def test_all_runtimes_hear_what_streaming_decode_hears_to_the_last_token(each_exp_dir, audio):
     """On bare audio there, padded in features; with zeros after the audio in the others."""
-    config = ExperimentConfig.load(exp_dir)
-    model = load_trained(config, DecodeConfig(exp_dir=str(exp_dir))).model
-    pieces = Tokenizer(config.data.bpe_model).tokens
-    onnx_recognizer = OnnxRecognizer(files_in(exp_dir), pieces)
-    sherpa = SherpaRecognizer(files_in(exp_dir), exp_dir / "tokens.txt")
+    files = files_in(each_exp_dir)
+    onnx_recognizer = OnnxRecognizer(files, Tokenizer(ExperimentConfig.load(each_exp_dir).data.bpe_model).tokens)
+    sherpa = SherpaRecognizer(files, each_exp_dir / "tokens.txt")
     samples = {path.name: read_audio_file(path) for path in audio}
-    utterances = [(name, compute_fbank(x)) for name, x in samples.items()]
-    heard = dict(decode_streams(StreamingDecoder(model, CHUNK, Search()), utterances))
-    for name, result in heard.items():
-        expected = [pieces[token] for token in result.tokens]
+    for name, expected in heard_by_streaming_decode(each_exp_dir, samples, CHUNK).items():
         assert onnx_recognizer(with_tail(samples[name], CHUNK)) == expected
         assert sherpa(with_tail(samples[name], CHUNK)) == expected
-    assert sum(len(set(result.tokens)) > 3 for result in heard.values()) >= 3
+
+
+@pytest.mark.parametrize("chunk", [ChunkConfig(16, 16), ChunkConfig(32, 128)], ids=str)
+def test_sherpa_onnx_runs_a_conformer_in_other_chunks(exp_dirs, audio, chunk, tmp_path):
+    exp_dir, samples = exp_dirs["conformer"], {path.name: read_audio_file(path) for path in audio}
+    model = load_trained(ExperimentConfig.load(exp_dir), DecodeConfig(exp_dir=str(exp_dir))).model
+    sherpa = SherpaRecognizer(export_onnx(model, chunk, tmp_path, "random"), exp_dir / "tokens.txt")
+    for name, expected in heard_by_streaming_decode(exp_dir, samples, chunk).items():
+        assert sherpa(with_tail(samples[name], chunk)) == expected
+
+
+def opened(recognizer: sherpa_onnx.OnlineRecognizer, samples: Tensor) -> sherpa_onnx.OnlineStream:
+    stream = recognizer.create_stream()
+    stream.accept_waveform(16000, with_tail(samples, CHUNK).numpy())
+    stream.input_finished()
+    return stream
+
+
+def test_streams_of_different_ages_share_a_batch_in_sherpa_onnx(each_exp_dir, audio):
+    recognizer = SherpaRecognizer(files_in(each_exp_dir), each_exp_dir / "tokens.txt").recognizer
+    samples = {name: read_audio_file(audio[n]) for name, n in (("older", 4), ("newer", 1))}
+    streams = {name: opened(recognizer, x) for name, x in samples.items()}
+    for _ in range(3):
+        recognizer.decode_stream(streams["older"])
+    together = 0
+    while ready := [stream for stream in streams.values() if recognizer.is_ready(stream)]:
+        recognizer.decode_streams(ready)
+        together += len(ready) == 2
+    assert together > 5
+    for name, expected in heard_by_streaming_decode(each_exp_dir, samples, CHUNK).items():
+        assert [piece.replace(" ", WORD_START) for piece in recognizer.tokens(streams[name])] == expected
+
+
+def test_sherpa_onnx_forgets_nothing_where_a_segment_ends(each_exp_dir, audio):
+    """There it keeps the caches, but counts frames from 0 again."""
+    recognizer = SherpaRecognizer(files_in(each_exp_dir), each_exp_dir / "tokens.txt").recognizer
+    samples = read_audio_file(audio[4])
+    stream, heard, steps = opened(recognizer, samples), [], 0
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+        steps += 1
+        if steps % 4 == 0:
+            heard += recognizer.tokens(stream)
+            recognizer.reset(stream)
+    heard += recognizer.tokens(stream)
+    assert steps > 12
+    expected = heard_by_streaming_decode(each_exp_dir, {"whole": samples}, CHUNK)["whole"]
+    assert [piece.replace(" ", WORD_START) for piece in heard] == expected
 
 
 def test_utterances_are_padded_with_what_a_client_sends_zeros_for():
@@ -107,7 +176,8 @@ def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chu
         assert math.ceil((frames + config.tail - config.input_frames) / config.shift) == chunks
 
 
-def test_the_check_passes_on_what_was_just_exported(exp_dir, audio, monkeypatch, capsys):
+def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeypatch, capsys):
+    exp_dir = each_exp_dir
     monkeypatch.setattr(kdstream.export.onnx, "export_onnx", lambda *_: files_in(exp_dir))  # it takes long
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", *audio) == ""
     printed = capsys.readouterr().out

@@ -75,7 +75,10 @@ class OnnxRecognizer:
     def encode(self, x: np.ndarray, caches: Dict[str, np.ndarray]) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
         """x (N, window, F) and the caches to (N, T, D) and the new caches."""
         encoded, *new = self.encoder.run(None, {"x": x, **caches})
-        return encoded, dict(zip(caches, new))
+        returned = dict(zip(caches, new))
+        if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
+            returned["processed_lens"] = caches["processed_lens"] + self.shift
+        return encoded, returned
 
     def predict(self, tokens: Sequence[int]) -> np.ndarray:
         """(1, D) after `tokens`."""

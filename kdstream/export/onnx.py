@@ -10,17 +10,19 @@ Shapes: N streams, T output frames (40 ms), C predictor context, F features, D j
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import onnx
 import torch
+import torch.nn.functional as F
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from kdstream.config import UserError
-from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, EncoderState
 from kdstream.models.transducer import Joiner, Transducer
 
 OPSET = 13
@@ -57,15 +59,19 @@ class StreamingEncoder(nn.Module):
         raise NotImplementedError
 
     def new_caches(self) -> Dict[str, int]:
-        """Those that it returns."""
+        """Those that it returns: the first of the ones that it takes, or all."""
         return {f"new_{name}": stream_dim for name, stream_dim in self.caches().items()}
 
+    def fresh_caches(self, streams: int) -> List[Tensor]:
+        """What a step takes of streams that have heard nothing yet."""
+        return self.to_onnx(self.model.init_state(streams, self.chunk))
+
     def to_onnx(self, state: EncoderState) -> List[Tensor]:
-        """Our state as the caches that sherpa-onnx keeps."""
+        """Our state as the caches that a step returns."""
         raise NotImplementedError
 
     def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
-        """The caches that sherpa-onnx keeps as our state."""
+        """The caches that a step takes as our state."""
         raise NotImplementedError
 
     def metadata(self) -> Dict[str, Any]:
@@ -137,7 +143,66 @@ class StreamingZipformer(StreamingEncoder):
         }
 
 
-ENCODERS = {"zipformer": StreamingZipformer}
+class StreamingConformer(StreamingEncoder):
+    """The whole state of a stream in two tensors.
+
+    Of a Conformer sherpa-onnx keeps `attn` (L, left, N, D) and `conv` (L, K - 1, N, D), zeros at first, whose sizes it
+    takes from metadata and whose numbers it does not look at.  There is no place for the front end's left context, so
+    the numbers of a stream, those of the front end among them, fill both from the beginning, and L is as large as they
+    need: of the presets, at 640 ms of left context, two more than there are layers (tiny) or one.
+
+    It also tells how many feature frames a stream has consumed, but starts from 0 again with each segment, when the
+    caches stay.  So we count ourselves, as far as it matters, in one of the numbers.
+    """
+
+    model_type = "conformer"
+
+    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+        super().__init__(model, chunk)
+        fresh = model.init_state(1, chunk)
+        self.shapes = [tuple(x.shape[1:]) for x in (*fresh.layers, fresh.embed, fresh.processed.unsqueeze(1))]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        (self.dim,), (kernel,) = model.config.encoder_dim, model.config.cnn_module_kernel
+        self.frames = [chunk.left // OUTPUT_DOWNSAMPLING, kernel - 1]  # of each layer in attn and in conv
+        self.layers = math.ceil(sum(self.sizes) / (sum(self.frames) * self.dim))
+
+    def caches(self) -> Dict[str, int]:
+        return {"attn": 2, "conv": 2, "processed_lens": 0}
+
+    def new_caches(self) -> Dict[str, int]:
+        return {"new_attn": 2, "new_conv": 2}
+
+    def fresh_caches(self, streams: int) -> List[Tensor]:
+        return [*super().fresh_caches(streams), torch.zeros(streams, dtype=torch.int64)]
+
+    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+        counted = state.processed.clamp(max=self.chunk.left).to(state.embed.dtype)  # nobody asks about more
+        numbers = torch.cat([x.flatten(1) for x in (*state.layers, state.embed, counted.unsqueeze(1))], dim=1)
+        room = [self.layers * frames * self.dim for frames in self.frames]
+        parts = F.pad(numbers, (0, sum(room) - sum(self.sizes))).split(room, dim=1)
+        shapes = [(self.layers, frames, self.dim) for frames in self.frames]
+        return [part.unflatten(1, shape).permute(1, 2, 0, 3) for part, shape in zip(parts, shapes)]
+
+    def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
+        attn, conv, theirs = caches
+        numbers = torch.cat([x.permute(2, 0, 1, 3).flatten(1) for x in (attn, conv)], dim=1)
+        parts = numbers[:, : sum(self.sizes)].split(self.sizes, dim=1)
+        *layers, embed, counted = (part.unflatten(1, shape) for part, shape in zip(parts, self.shapes))
+        processed = counted.squeeze(1).to(torch.int64) + 0 * theirs  # an input that nothing uses would be left out
+        return EncoderState(layers, embed, processed)
+
+    def metadata(self) -> Dict[str, Any]:
+        left, past = self.frames
+        return {
+            "num_encoder_layers": self.layers,
+            "left_context": left,
+            "encoder_dim": self.dim,
+            "cnn_module_kernel": past + 1,
+            "pad_length": self.chunk.input_frames - self.chunk.shift,
+        }
+
+
+ENCODERS = {"zipformer": StreamingZipformer, "conformer": StreamingConformer}
 
 
 class PredictorStep(nn.Module):
@@ -185,7 +250,7 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     folder.mkdir(parents=True, exist_ok=True)
 
     caches, new_caches = encoder.caches(), encoder.new_caches()
-    fresh = encoder.to_onnx(model.init_state(TRACED_STREAMS, chunk))
+    fresh = encoder.fresh_caches(TRACED_STREAMS)
     features = torch.zeros(TRACED_STREAMS, chunk.input_frames, config.feature_dim)
     _export(
         files.encoder,

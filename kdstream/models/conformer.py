@@ -89,9 +89,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d) + mask) V for (N, H, T or K, d); mask broadcasts to (N, H, T, K)."""
-    if hasattr(F, "scaled_dot_product_attention"):
+    # torch 1.13, which k2's PyPI wheel needs, knows no fused attention, nor does the ONNX opset that we export
+    if hasattr(F, "scaled_dot_product_attention") and not torch.onnx.is_in_onnx_export():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = query @ key.transpose(2, 3) / math.sqrt(query.size(3)) + mask  # torch 1.13, which k2's PyPI wheel needs
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.size(3)) + mask
     return scores.softmax(dim=3) @ value
 
 
