@@ -17,14 +17,16 @@ from torch import Tensor
 
 import kdstream.export.onnx
 from decoding_helpers import make_experiment, run_script, write_noise
-from kdstream.config import DecodeConfig, ExperimentConfig
+from kdstream.config import DecodeConfig, ExperimentConfig, ModelConfig
 from kdstream.data import WORD_START, Tokenizer, compute_fbank
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, listen, with_tail
 from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
+from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
+from kdstream.models.transducer import build_model
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.trained import load_trained
 
@@ -120,6 +122,30 @@ def test_sherpa_onnx_runs_a_conformer_in_other_chunks(exp_dirs, audio, chunk, tm
     sherpa = SherpaRecognizer(export_onnx(model, chunk, tmp_path, "random"), exp_dir / "tokens.txt")
     for name, expected in heard_by_streaming_decode(exp_dir, samples, chunk).items():
         assert sherpa(with_tail(samples[name], chunk)) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_small_model_gives_in_every_runtime_what_it_gives_in_torch(encoder, tmp_path):
+    torch.manual_seed(0)
+    model = build_model(resolve(ModelConfig(encoder=encoder, preset="small", causal=True, vocab_size=500))).eval()
+    for parameter in model.parameters():  # whose initial weights say nothing
+        parameter.mul_(2.0 if parameter.ndim >= 2 else 1.0)
+    pieces = ["<blk>", *(f"t{number}" for number in range(1, 500))]
+    (tmp_path / "tokens.txt").write_text("".join(f"{piece} {number}\n" for number, piece in enumerate(pieces)))
+    files = export_onnx(model, CHUNK, tmp_path, "random")
+    recognizer = OnnxRecognizer(files, pieces)
+    samples = read_audio_file(write_noise(tmp_path / "noise.wav", 3.4))
+    features = compute_fbank(samples).unsqueeze(0)
+    state, caches = model.init_state(1, CHUNK), recognizer.fresh_caches()
+    for start in range(0, 20 * CHUNK.shift, CHUNK.shift):
+        x = features[:, start : start + CHUNK.input_frames]
+        expected, _, state = model.encode(x, torch.tensor([CHUNK.input_frames]), CHUNK, state)
+        ours, caches = recognizer.encode(x.numpy(), caches)
+        torch.testing.assert_close(torch.from_numpy(ours), model.joiner.encoder_proj(expected), atol=1e-4, rtol=0)
+    heard = SherpaRecognizer(files, tmp_path / "tokens.txt")(samples)
+    assert heard == recognizer(samples)
+    assert len(set(heard)) > 3
 
 
 def opened(recognizer: sherpa_onnx.OnlineRecognizer, samples: Tensor) -> sherpa_onnx.OnlineStream:
