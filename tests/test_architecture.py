@@ -25,7 +25,7 @@ MAY_IMPORT: Dict[str, Set[str]] = {
     "kd": {"batch", "config", "models"},
     "training": {"batch", "config", "data", "models", "kd"},
     "decoding": {"batch", "config", "cuts", "data", "models"},
-    "export": {"batch", "config", "data", "models"},
+    "export": {"batch", "config", "cuts", "data", "models", "decoding"},
     "serving": {"config"},
     "reporting": {"config", "data", "models", "kd", "training", "decoding"},
     "__init__": set(),

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kdstream.export.onnx
-from decoding_helpers import make_experiment, run_script, write_noise
+from decoding_helpers import NOISE_CUTS, TEXTS, make_experiment, noise_test_set, run_script, write_noise
 from kdstream.config import DecodeConfig, ExperimentConfig, ModelConfig
 from kdstream.data import WORD_START, Tokenizer, compute_fbank
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, listen, with_tail
+from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, check, listen, read_speech, with_tail
 from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
@@ -214,6 +214,28 @@ def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeyp
     assert printed.count("noise0.wav: 1.50 s") == 1
 
 
+def test_the_check_of_cuts_ends_with_word_error_rates_beside_the_first_runtimes(tmp_path, capsys):
+    noise_test_set(tmp_path)
+    speech = read_speech([str(tmp_path / NOISE_CUTS), str(write_noise(tmp_path / "other.wav", 0.5))])
+    assert [name.split()[-1] for name in speech] == [*(f"utt{n}-{n}" for n in range(4)), str(tmp_path / "other.wav")]
+    assert [text for _, text in speech.values()] == [*TEXTS, ""]
+    said = {len(with_tail(samples, CHUNK)): text for samples, text in speech.values()}
+
+    def hear(samples: Tensor, wrong: str) -> List[str]:
+        words = said.get(len(samples), "").replace("DAY", wrong).split()
+        return [piece for word in words for piece in (WORD_START + word[:1], word[1:]) if piece]
+
+    mishears = {"first": "DIE", "same": "DIE", "other": "D I E"}
+    runtimes = {name: lambda samples, wrong=wrong: hear(samples, wrong) for name, wrong in mishears.items()}
+    assert check(runtimes, speech, CHUNK) == {"first": 0, "same": 0, "other": 2}
+    last = [line.split("  ")[2:] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert last == [  # of 13 words
+        ["the same tokens in 5 of 5", "WER 15.38 %"],
+        ["the same tokens in 5 of 5", "WER 15.38 % (+0.0 % of first's)"],
+        ["the same tokens in 3 of 5", "WER 46.15 % (+200.0 % of first's)"],
+    ]
+
+
 def test_the_check_fails_on_a_spoiled_model(exp_dir, audio, monkeypatch, tmp_path, capsys):
     files = files_in(exp_dir)
     joiner = onnx.load(str(files.joiner))
@@ -248,6 +270,7 @@ def test_of_a_full_context_model_the_weights_alone_are_exported(tmp_path, monkey
     "flags, named",
     [
         (("--check", "nowhere.wav"), "nowhere.wav: no such file"),
+        (("--check", "nowhere.jsonl.gz"), "nowhere.jsonl.gz: no such manifest"),
         (("--chunk-size", "6", "--left-context-frames", "12"), "chunk 6: not a multiple of 4"),
         (("--left-context-frames", "-1"), "--left-context-frames"),
         (("--epoch", "5"), "epoch-5.pt"),

@@ -7,9 +7,11 @@ Writes into EXP_DIR pretrained.pt, pretrained.safetensors and, of a streaming mo
 {encoder,decoder,joiner}-epoch-30-avg-9-chunk-8-left-32.onnx, with .int8.onnx beside each: the same with 8-bit weights.
 Any chunk that the model can run will do, whatever it was trained with.
 
---check lets torch (chunk by chunk), onnxruntime and sherpa-onnx transcribe these files on one thread each, and prints
-tokens, the first difference, and seconds of compute per second of speech.  The exit status is 1 where float32 differs.
-(sherpa-onnx leaves out <unk>; a model that says it will differ there.)
+--check lets torch (chunk by chunk), onnxruntime and sherpa-onnx transcribe audio files, directories of such and cuts of
+manifests on one thread each, and prints tokens, the first difference, and seconds of compute per second of speech; at
+the end a line for each runtime, with the word error rate where cuts have transcripts.  So it tells of a whole test set
+what int8 costs.  The exit status is 1 where float32 differs.  (sherpa-onnx leaves out <unk>; a model that says it will
+differ there.)
 """
 
 from __future__ import annotations
@@ -26,12 +28,11 @@ from torch import Tensor
 from kdstream import cli
 from kdstream.config import UserError
 from kdstream.data import Tokenizer, compute_fbank
-from kdstream.decoding.audio import find_audio, read_audio_file
 from kdstream.decoding.latency import LOOKAHEAD_MS, algorithmic_latency_ms
 from kdstream.decoding.run import check_vocabulary, choose_chunk, make_parser, read_experiment
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
-from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, check
+from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, check, read_speech
 from kdstream.export.onnx import export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
@@ -63,12 +64,12 @@ def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: List[str]) -> R
 
 def main() -> None:
     parser = make_parser(__doc__, leave_out=NOT_OF_EXPORT, data_flags=("bpe_model",))
-    parser.add_argument("--check", nargs="+", default=[], metavar="WAV", help="Audio to check with.")
+    parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args()
-    audio = {str(path): read_audio_file(path) for path in find_audio(args.check)}
+    speech = read_speech(args.check)
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
-    if audio and chunk is None:
+    if speech and chunk is None:
         raise UserError(f"--check: {decode.exp_dir} has no ONNX in full context; leave it out, or see --chunk-size")
     tokenizer = Tokenizer(config.data.bpe_model)
     check_vocabulary(tokenizer, config, decode)
@@ -85,7 +86,7 @@ def main() -> None:
     latency = algorithmic_latency_ms(chunk)
     print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
-    if audio:
+    if speech:
         torch.set_num_threads(1)
         exact = {
             "torch": torch_runtime(trained.model, chunk, tokenizer.tokens),
@@ -93,7 +94,7 @@ def main() -> None:
             "sherpa-onnx": SherpaRecognizer(files, folder / "tokens.txt"),
         }
         rounded = {"sherpa-onnx int8": SherpaRecognizer(small, folder / "tokens.txt")}
-        differing = check({**exact, **rounded}, audio, chunk)
+        differing = check({**exact, **rounded}, speech, chunk)
         wrong = [name for name in exact if differing[name]]
         if wrong:
             raise UserError(f"{' and '.join(wrong)}: not the tokens of torch; do not deploy {files.encoder}")
