@@ -6,8 +6,9 @@
 
 Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another
 place, and advance together, one chunk a step; features are there before the clock starts, so a step is encoder and
-search.  Every runtime is timed in turn before the number of streams or threads changes, so that what else the
-machine does hits all alike.  Where other programs run all the time, take --clock cpu and one thread.
+search.  onnxruntime and sherpa-onnx run the files that export.py writes, in float32 and int8, and search greedily.
+Every runtime is timed in turn before the number of streams or threads changes, so that what else the machine does hits
+all alike.  Where other programs run all the time, take --clock cpu and one thread.
 
 `real time %` is the processing time of a second of one stream's audio; `of one stream's` is its ratio to that of a
 stream alone; p50 and p99 are over the steps, each of which every stream waits for.
@@ -18,11 +19,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,6 +42,8 @@ from kdstream.decoding.results import rows_table, write_json
 from kdstream.decoding.run import choose_chunk, choose_search
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
+from kdstream.export.check import OnnxRecognizer, SherpaRecognizer
+from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
@@ -51,14 +55,34 @@ LEAVE_OUT = ("num_decode_streams", "device", "system", "results_json")
 
 
 @dataclass(frozen=True)
+class Exported:
+    """The model as files; pieces: of all tokens, and in `tokens` as sherpa-onnx reads them."""
+
+    exact: OnnxFiles
+    int8: OnnxFiles
+    pieces: List[str]
+    tokens: Path
+
+
+def export(model: Transducer, chunk: ChunkConfig, folder: Path) -> Exported:
+    """Writes the files into `folder`; pieces are numbers, as nobody reads them."""
+    files = export_onnx(model, chunk, folder, "bench")
+    pieces = ["<blk>", *(f"t{number}" for number in range(1, model.config.vocab_size))]
+    tokens = folder / "tokens.txt"
+    tokens.write_text("".join(f"{piece} {number}\n" for number, piece in enumerate(pieces)))
+    return Exported(files, quantize(files), pieces, tokens)
+
+
+@dataclass(frozen=True)
 class Setup:
-    """What every runtime decodes with."""
+    """What every runtime decodes with; exported: None where torch alone is timed."""
 
     model: Transducer
     chunk: ChunkConfig
     search: Search
     threads: int
     clock: Callable[[], float]
+    exported: Optional[Exported] = None
 
 
 class Runtime(Protocol):
@@ -95,7 +119,51 @@ class TorchRuntime:
         return seconds
 
 
-RUNTIMES: Dict[str, Callable[[Setup], Runtime]] = {"torch": TorchRuntime}
+class OnnxRuntime:
+    """onnxruntime from Python, on the files of one precision ("exact" or "int8")."""
+
+    def __init__(self, setup: Setup, precision: str) -> None:
+        files, pieces = getattr(setup.exported, precision), setup.exported.pieces
+        self.setup, self.recognizer = setup, OnnxRecognizer(files, pieces, setup.threads)
+
+    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+        features = np.stack([compute_fbank(wave).numpy() for wave in waves])  # (N, T, F)
+        streams, chunk = self.recognizer.open(len(waves)), self.setup.chunk
+        seconds: List[float] = []
+        for start in range(0, features.shape[1] - chunk.input_frames + 1, chunk.shift):
+            started = self.setup.clock()
+            self.recognizer.step(features[:, start : start + chunk.input_frames], streams)
+            seconds.append(self.setup.clock() - started)
+        return seconds
+
+
+class SherpaRuntime:
+    """sherpa-onnx, on the files of one precision ("exact" or "int8")."""
+
+    def __init__(self, setup: Setup, precision: str) -> None:
+        files, tokens = getattr(setup.exported, precision), setup.exported.tokens
+        self.setup, self.recognizer = setup, SherpaRecognizer(files, tokens, setup.threads).recognizer
+
+    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+        streams = [self.recognizer.create_stream() for _ in waves]
+        for stream, wave in zip(streams, waves):
+            stream.accept_waveform(SAMPLE_RATE, wave)  # which computes the features
+            stream.input_finished()
+        seconds: List[float] = []
+        while all(map(self.recognizer.is_ready, streams)):
+            started = self.setup.clock()
+            self.recognizer.decode_streams(streams)
+            seconds.append(self.setup.clock() - started)
+        return seconds
+
+
+RUNTIMES: Dict[str, Callable[[Setup], Runtime]] = {
+    "torch": TorchRuntime,
+    "onnxruntime": lambda setup: OnnxRuntime(setup, "exact"),
+    "onnxruntime-int8": lambda setup: OnnxRuntime(setup, "int8"),
+    "sherpa-onnx": lambda setup: SherpaRuntime(setup, "exact"),
+    "sherpa-onnx-int8": lambda setup: SherpaRuntime(setup, "int8"),
+}
 
 
 def read_audio(paths: Sequence[str]) -> np.ndarray:
@@ -178,7 +246,7 @@ def plot(rows: Sequence[Dict[str, Any]], chunk_ms: int, path: Path) -> None:
             axes.minorticks_off()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=12, columnspacing=1)
         save(figure, path)
 
 
@@ -217,8 +285,13 @@ def main() -> None:
         raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk; see --chunk-size")
     audio = read_audio(args.audio)
     trained, search = load_trained(config, decode), choose_search(decode)
-    setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock]) for n in args.threads}
-    rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
+    others = [name for name in args.runtimes if name != "torch"]
+    if others and search.method != "greedy_search":
+        raise UserError(f"--decoding-method {search.method}: {','.join(others)} search greedily; see --runtimes torch")
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(trained.model, chunk, Path(folder)) if others else None
+        setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}
+        rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
     print(
         f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "
         f"left {chunk.left_ms} ms, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import List
 
 import bench_streaming
 import numpy as np
@@ -16,6 +17,7 @@ from decoding_helpers import run_script, talkative_model
 from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
 from kdstream.decoding.results import render
 from kdstream.decoding.search import Search
+from kdstream.export.check import OnnxRecognizer
 from kdstream.models.streaming import ChunkConfig
 
 SCRIPT = "local/bench_streaming.py"
@@ -46,16 +48,38 @@ def test_streams_hear_the_same_audio_from_different_places():
     assert waves[3][-1] == (48000 + 24000 - 1) % 64000
 
 
-def test_a_step_of_torch_is_one_chunk_of_every_stream():
-    chunk = ChunkConfig(8, 32)
-    setup = bench_streaming.Setup(talkative_model(causal=True), chunk, Search(), 1, time.perf_counter)
-    runtime = bench_streaming.TorchRuntime(setup)
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory) -> bench_streaming.Setup:
+    model, chunk = talkative_model(causal=True), ChunkConfig(8, 32)
+    exported = bench_streaming.export(model, chunk, tmp_path_factory.mktemp("exported"))
+    return bench_streaming.Setup(model, chunk, Search(), 1, time.perf_counter, exported)
+
+
+@pytest.mark.parametrize("name", bench_streaming.RUNTIMES)
+def test_a_step_is_one_chunk_of_every_stream(setup, name):
+    runtime = bench_streaming.RUNTIMES[name](setup)
     rng = np.random.default_rng(0)
+    frames = 100 - name.startswith("sherpa-onnx")  # which waits for one more than it reads
     for count in (3, 1, 2):  # one runtime, again and again
         waves = [rng.uniform(-0.1, 0.1, 16000).astype(np.float32) for _ in range(count)]
         seconds = runtime.decode(waves)
-        assert len(seconds) == (100 - chunk.input_frames) // chunk.shift + 1  # of 100 feature frames
+        assert len(seconds) == (frames - setup.chunk.input_frames) // setup.chunk.shift + 1
         assert all(s > 0 for s in seconds)
+
+
+def test_streams_together_in_onnxruntime_say_what_each_says_alone(setup):
+    recognizer = OnnxRecognizer(setup.exported.exact, setup.exported.pieces)
+    features = np.random.default_rng(0).normal(-6, 3, (3, 200, 80)).astype(np.float32)
+
+    def tokens(rows: np.ndarray) -> List[List[int]]:
+        streams = recognizer.open(len(rows))
+        for start in range(0, 200 - recognizer.window + 1, recognizer.shift):
+            recognizer.step(rows[:, start : start + recognizer.window], streams)
+        return streams.tokens
+
+    together = tokens(features)
+    assert together == [tokens(row[None])[0] for row in features]
+    assert len(set(map(tuple, together))) == 3
 
 
 def test_the_script_writes_a_table_that_renders_and_a_plot(exp_dir, tmp_path, monkeypatch, capsys):
@@ -65,8 +89,9 @@ def test_the_script_writes_a_table_that_renders_and_a_plot(exp_dir, tmp_path, mo
     flags = f"--exp-dir {exp_dir} --streams 2,1 --threads 1 --seconds 1.5 --audio {audio} --clock cpu"
     assert run_script(monkeypatch, SCRIPT, *flags.split(), "--json", table, "--plot", picture) == ""
     rows = json.loads(table.read_text())
-    assert [(row["runtime"], row["threads"], row["streams"]) for row in rows] == [("torch", 1, 2), ("torch", 1, 1)]
-    assert all(0 < row["p50 ms"] <= row["p99 ms"] for row in rows)
+    expected = [(name, 1, streams) for name in bench_streaming.RUNTIMES for streams in (2, 1)]
+    assert [(row["runtime"], row["threads"], row["streams"]) for row in rows] == expected
+    assert len(rows) == 10 and all(0 < row["p50 ms"] <= row["p99 ms"] for row in rows)
     assert rows[1]["of one stream's"] == 1.0 and rows[0]["of one stream's"] > 0
     assert "| torch | 1 | 2 |" in render(table)
     assert render(table) in capsys.readouterr().out
@@ -78,7 +103,8 @@ def test_the_script_writes_a_table_that_renders_and_a_plot(exp_dir, tmp_path, mo
     [
         (("--runtimes", "abacus"), "--runtimes abacus"),
         (("--audio", "none.wav"), "--audio none.wav"),
-        (("--seconds", "0.3"), "--seconds"),
+        (("--seconds", "0.3", "--runtimes", "torch"), "--seconds"),
+        (("--decoding-method", "modified_beam_search"), "--runtimes torch"),
         (("--chunk-size", -1), "--chunk-size"),
     ],
 )

@@ -6,6 +6,7 @@ All runtimes hear the same samples: an utterance and the silence that a client s
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -46,16 +47,30 @@ class Heard(NamedTuple):
     difference: Optional[int]
 
 
+@dataclass
+class OnnxStreams:
+    """N streams between two chunks.
+
+    caches: by name.
+    tokens: said so far by each.
+    predicted: (N, D) after them.
+    """
+
+    caches: Dict[str, np.ndarray]
+    tokens: List[List[int]]
+    predicted: np.ndarray
+
+
 class OnnxRecognizer:
-    """Greedy search over exported files in onnxruntime, on one thread: in its shortest form, what a runtime does.
+    """Greedy search over exported files in onnxruntime: in its shortest form, what a runtime does.
 
     Args:
       pieces: of all tokens, in the order of their ids.
     """
 
-    def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
+    def __init__(self, files: OnnxFiles, pieces: Sequence[str], threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self.encoder, self.decoder, self.joiner = (
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
         )
@@ -66,24 +81,33 @@ class OnnxRecognizer:
 
     def __call__(self, samples: Tensor) -> List[str]:
         features = compute_fbank(samples).numpy()
-        caches = self.fresh_caches()
-        tokens: List[int] = []
-        predicted = self.predict(tokens)
+        streams = self.open()
         for start in range(0, len(features) - self.window, self.shift):
-            encoded, caches = self.encode(features[None, start : start + self.window], caches)
-            for frame in encoded[0]:
-                (logits,) = self.joiner.run(None, {"encoder_out": frame[None], "decoder_out": predicted})
-                token = int(logits.argmax())
-                if token != 0:
-                    tokens.append(token)
-                    predicted = self.predict(tokens)
-        return [self.pieces[token] for token in tokens]
+            self.step(features[None, start : start + self.window], streams)
+        return [self.pieces[token] for token in streams.tokens[0]]
 
-    def fresh_caches(self) -> Dict[str, np.ndarray]:
-        """The caches of one stream that has heard nothing yet, by name."""
+    def open(self, count: int = 1) -> OnnxStreams:
+        """Streams that have heard nothing yet."""
+        tokens: List[List[int]] = [[] for _ in range(count)]
+        return OnnxStreams(self.fresh_caches(count), tokens, self.predict(tokens))
+
+    def step(self, x: np.ndarray, streams: OnnxStreams) -> None:
+        """Decodes the next chunk x (N, window, F) of all streams."""
+        encoded, streams.caches = self.encode(x, streams.caches)
+        for frame in encoded.transpose(1, 0, 2):
+            (logits,) = self.joiner.run(None, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})
+            best = logits.argmax(axis=1)
+            (spoke,) = best.nonzero()
+            if len(spoke):
+                for row in spoke:
+                    streams.tokens[row].append(int(best[row]))
+                streams.predicted[spoke] = self.predict([streams.tokens[row] for row in spoke])
+
+    def fresh_caches(self, count: int = 1) -> Dict[str, np.ndarray]:
+        """The caches of streams that have heard nothing yet, by name."""
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         _, *caches = self.encoder.get_inputs()
-        return {c.name: np.zeros([1 if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
+        return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
 
     def encode(self, x: np.ndarray, caches: Dict[str, np.ndarray]) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
         """x (N, window, F) and the caches to (N, T, D) and the new caches."""
@@ -93,22 +117,22 @@ class OnnxRecognizer:
             returned["processed_lens"] = caches["processed_lens"] + self.shift
         return encoded, returned
 
-    def predict(self, tokens: Sequence[int]) -> np.ndarray:
-        """(1, D) after `tokens`."""
-        context = [-1] * (self.context_size - 1) + [0, *tokens]
-        return self.decoder.run(None, {"y": np.array([context[-self.context_size :]], np.int64)})[0]
+    def predict(self, tokens: Sequence[List[int]]) -> np.ndarray:
+        """(N, D) after the tokens of each stream."""
+        contexts = [([-1] * (self.context_size - 1) + [0, *said])[-self.context_size :] for said in tokens]
+        return self.decoder.run(None, {"y": np.array(contexts, np.int64)})[0]
 
 
 class SherpaRecognizer:
-    """Greedy search over exported files in sherpa-onnx, on one thread."""
+    """Greedy search over exported files in sherpa-onnx."""
 
-    def __init__(self, files: OnnxFiles, tokens: Path) -> None:
+    def __init__(self, files: OnnxFiles, tokens: Path, threads: int = 1) -> None:
         self.recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
             tokens=str(tokens),
             encoder=str(files.encoder),
             decoder=str(files.decoder),
             joiner=str(files.joiner),
-            num_threads=1,
+            num_threads=threads,
         )
 
     def __call__(self, samples: Tensor) -> List[str]:
