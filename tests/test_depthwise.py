@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kdstream.models.depthwise import depthwise_conv2d, weight_gradient
+from kdstream.models.subsampling import Conv2dSubsampling
 
 
 def speech_like(batch, channels, frames, width, dtype=torch.float32):
@@ -33,14 +34,28 @@ def test_gradients_under_bfloat16_autocast_are_torchs_within_its_rounding(paddin
     expected = F.conv2d(x, weight, padding=(padding, 3), groups=16)
     grad = torch.randn_like(expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = depthwise_conv2d(x, weight, padding)
+        out = depthwise_conv2d(x.bfloat16(), weight, padding)
     assert out.dtype == torch.bfloat16 and type(out.grad_fn).__name__ == "_DepthwiseConv2dBackward"
     ours = (out, *torch.autograd.grad(out, (x, weight), grad.bfloat16()))
     for value, wanted in zip(ours, (expected, *torch.autograd.grad(expected, (x, weight), grad))):
         assert (value.float() - wanted).norm() <= 5e-3 * wanted.norm()  # eight bits of mantissa: 2**-9 a number
 
 
-def test_without_autocast_it_is_torchs_own_convolution():
+def test_the_front_end_takes_it_under_autocast():
+    torch.manual_seed(0)
+    front_end = Conv2dSubsampling(80, 16, channels=(8, 8, 128), hidden=16, dropout=0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _, _ = front_end(torch.randn(1, 30, 80), torch.tensor([30]))
+    seen, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    assert "_DepthwiseConv2dBackward" in {type(node).__name__ for node in seen}
+
+
+def test_in_float32_it_is_torchs_own_convolution():
     x, weight = speech_like(1, 4, 9, 5).requires_grad_(), torch.randn(4, 1, 7, 7)
     out = depthwise_conv2d(x, weight, 3)
     assert torch.equal(out, F.conv2d(x, weight, padding=3, groups=4))

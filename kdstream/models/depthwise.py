@@ -18,13 +18,12 @@ FRAMES_TOGETHER = 2  # frames whose products are one matrix product; measured, f
 def depthwise_conv2d(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """x (N, C, T, F) in channels-last memory with weight (C, 1, k, k) to (N, C, T - k + 1 + 2 * padding, F).
 
-    Pads T by `padding` on both sides, and F by k // 2.  The gradient is that of torch's convolution.
+    Pads T by `padding` on both sides, and F by k // 2.  The gradient is that of torch's convolution.  Under
+    autocast x comes in bfloat16 from the layer before, and the weight follows it.
     """
-    if not (x.requires_grad and torch.is_autocast_enabled(x.device.type)) or x.is_cuda:
+    if x.is_cuda or x.dtype != torch.bfloat16:
         return F.conv2d(x, weight, padding=(padding, weight.size(3) // 2), groups=x.size(1))
-    dtype = torch.get_autocast_dtype(x.device.type)
-    with torch.autocast(x.device.type, enabled=False):
-        return _DepthwiseConv2d.apply(x.to(dtype), weight.to(dtype), padding)
+    return _DepthwiseConv2d.apply(x, weight.to(x.dtype), padding)
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
