@@ -1,7 +1,7 @@
 """The ConvNeXt's depthwise convolution, with a weight gradient that is made of matrix products.
 
-In bfloat16 on a CPU, torch spends more time on this one gradient than on the rest of a training step
-together (tiny preset, 54 s of speech: 420 of 700 ms; here 60).
+In bfloat16 on a CPU, torch's own is a quarter of a training step (tiny preset, 54 s of speech, one core: 713 ms a step
+with it, 580 ms with this one).
 
 Shapes: N batch, C channels, T frames, F frequencies, k kernel width (odd).
 """
