@@ -93,9 +93,10 @@ if stages 1; then
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
+cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would answer with it
 gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 if [[ -z $world_size ]]; then
-  world_size=$((gpus ? gpus : $(nproc) < 2 ? 1 : 2))  # two processes of one thread beat one of two
+  world_size=$((gpus ? gpus : cores < 2 ? 1 : 2))  # two processes of one thread beat one of two
 fi
 if [[ -z $use_bf16 ]]; then
   use_bf16=0
@@ -171,7 +172,6 @@ if stages 5; then
       $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "$num_epochs" --avg "$avg" --output "$alignments"
   fi
   decode teacher decode.py
-  cores=$(nproc)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? 1 : cores / 2))}  # two systems at a time
   decode_streaming baseline &
   decode_streaming distilled
