@@ -3,8 +3,10 @@
 
     python local/compare_methods.py --exp-root egs/librispeech/exp/methods --jobs 2
 
-By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh.  The teacher is
-trained first if --teacher-exp-dir is not there.  What is finished is not done again, what was killed goes on.
+By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh, to which
+--train-flags adds or of which it changes any.  The teacher is trained first if --teacher-exp-dir is not there.  What is
+finished is not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once, in
+EXP_ROOT/teacher-cache, and no student runs it.
 
 Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against the
 baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
@@ -15,6 +17,7 @@ local/render_results.py turns into tables of RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, report_failures, run_cells, seen_from
 
 from kdstream import cli
-from kdstream.config import CONFIG_FILE
+from kdstream.config import CONFIG_FILE, str2bool
 from kdstream.decoding.results import Record, compare_seeds, publish, rows_table, write_json
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
@@ -63,6 +66,10 @@ def all_cells(args: argparse.Namespace) -> List[Cell]:
     """The teacher, if a method needs it, and every method with every seed."""
     teacher = teacher_cell(args)
     guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
+    if args.cache_teacher:
+        cache = seen_from(args.recipe, args.exp_root / "teacher-cache")
+        teacher = replace(teacher, cache=cache, cache_flags=("--teacher-avg", str(args.avg)))
+        guided += ["--teacher-cache", cache]
     cells = [teacher] if any(METHODS[method] for method in args.methods) else []
     for method in args.methods:
         flags = METHODS[method].split()
@@ -84,7 +91,8 @@ def teacher_cell(args: argparse.Namespace) -> Cell:
 
 
 def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Sequence[str], seed: int) -> Cell:
-    train_flags = ("--num-epochs", str(args.num_epochs), *args.train_flags, *flags, "--seed", str(seed))
+    budget = ("--num-epochs", str(args.num_epochs), *shlex.split(EMBEDDED_CORPUS), *args.train_flags)
+    train_flags = (*budget, *flags, "--seed", str(seed))
     return Cell(args.recipe, seen_from(args.recipe, exp_dir), train_flags, (decoding(args, system),))
 
 
@@ -125,9 +133,10 @@ def methods(text: str) -> List[str]:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_runner_flags(parser, seeds="1,2,3,4,5", train_flags=EMBEDDED_CORPUS, decode_flags="")
+    add_runner_flags(parser, seeds="1,2,3,4,5")
     add = parser.add_argument
     add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
+    add("--cache-teacher", type=str2bool, default=False, help="Store what the teacher hears (default: %(default)s)")
     add("--methods", type=methods, default=",".join(METHODS), help="Methods (default: %(default)s)")
     add("--num-epochs", type=int, default=8, help="Epochs to train (default: %(default)s)")
     add("--avg", type=int, default=3, help="Epochs whose mean teaches and is decoded (default: %(default)s)")

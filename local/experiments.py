@@ -27,6 +27,8 @@ from kdstream.decoding.run import read_flags
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "librispeech"
 RESULTS_JSON = "results.json"
 FLAGS_FILE = "train-flags.txt"
+CACHE_SCRIPT = "../../local/cache_teacher.py"  # as seen from the recipe
+COMPLETE_FILE = "complete"
 TAIL_LINES = 15
 
 Flags = Tuple[str, ...]
@@ -41,6 +43,9 @@ class Cell:
     train_flags: of train.py; None for an experiment that is there already and is only decoded.
     decodings: each a script and its flags.
     after: the cell that must have been finished before, such as the teacher's.
+    cache: for a teacher, where cache_teacher.py stores what it hears once it is trained, as seen from the recipe; empty
+      for nowhere.
+    cache_flags: more flags of cache_teacher.py.
     """
 
     recipe: Path
@@ -48,6 +53,8 @@ class Cell:
     train_flags: Optional[Flags]
     decodings: Tuple[Flags, ...]
     after: Optional["Cell"] = None
+    cache: str = ""
+    cache_flags: Flags = ()
 
     @property
     def folder(self) -> Path:
@@ -71,6 +78,17 @@ class Cell:
         epoch = () if self.train_flags is None else ("--epoch", str(self.train_config.num_epochs))
         return [[script, "--exp-dir", self.exp_dir, *epoch, *flags] for script, *flags in self.decodings]
 
+    def cache_command(self) -> List[str]:
+        return [CACHE_SCRIPT, "--teacher-exp-dir", self.exp_dir, "--output", self.cache, *self.cache_flags]
+
+    @property
+    def cache_mark(self) -> Path:
+        """Is there when the cache is complete."""
+        return self.recipe / self.cache / COMPLETE_FILE
+
+    def is_cached(self) -> bool:
+        return not self.cache or self.cache_mark.is_file()
+
     def is_trained(self) -> bool:
         return self.train_flags is None or (self.folder / f"epoch-{self.train_config.num_epochs}.pt").is_file()
 
@@ -89,7 +107,7 @@ class Cell:
         return read_flags("", [*command[1:], "--exp-dir", str(self.folder)])
 
     def is_finished(self) -> bool:
-        return self.is_trained() and all(map(self.records, self.decode_commands()))
+        return self.is_trained() and self.is_cached() and all(map(self.records, self.decode_commands()))
 
     def check_flags(self) -> None:
         """Raises UserError if the training was begun with other flags."""
@@ -181,6 +199,9 @@ async def _run_cell(cell: Cell, master_port: int, env: Dict[str, str]) -> None:
         cell.note_flags()
         port = ["--master-port", str(master_port)] if cell.train_config.world_size > 1 else []
         await _run_step(cell, [*cell.train_command(), *port], env)
+    if not cell.is_cached():
+        await _run_step(cell, cell.cache_command(), env)
+        cell.cache_mark.touch()
     for command in cell.decode_commands():
         if not cell.records(command):
             await _run_step(cell, command, env)
@@ -212,15 +233,14 @@ async def _run_step(cell: Cell, command: Sequence[str], env: Dict[str, str]) -> 
         raise _StepFailed("\n".join([*lines, f"exit status {status}"]))
 
 
-def add_runner_flags(parser: argparse.ArgumentParser, **defaults: str) -> None:
-    """The flags of every script that runs cells; `defaults` are of --seeds, --train-flags and --decode-flags."""
+def add_runner_flags(parser: argparse.ArgumentParser, seeds: str) -> None:
+    """The flags of every script that runs cells; `seeds` is the default of --seeds."""
     add = parser.add_argument
     add("--exp-root", type=Path, required=True, help="Where experiment directories, logs and the outcome go.")
-    add("--seeds", type=integers, default=defaults["seeds"], help="Seeds of training (default: %(default)s)")
+    add("--seeds", type=integers, default=seeds, help="Seeds of training (default: %(default)s)")
     add("--jobs", type=int, default=1, help="Cells that run at a time (default: %(default)s)")
-    for name, what in (("train_flags", "Of every train.py"), ("decode_flags", "Of every decoding")):
-        help = f"{what}; paths as seen from --recipe (default: %(default)s)"
-        add("--" + name.replace("_", "-"), type=shlex.split, default=defaults[name], help=help)
+    for name, what in (("--train-flags", "Of every train.py"), ("--decode-flags", "Of every decoding")):
+        add(name, type=shlex.split, default=(), help=f"{what}; paths as seen from --recipe (default: none)")
     add("--recipe", type=resolved, default=RECIPE, help="Where train.py and decode.py are (default: egs/librispeech)")
 
 

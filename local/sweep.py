@@ -242,7 +242,7 @@ def page(rows: Sequence[Dict[str, Any]], plots: Sequence[Path]) -> str:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_runner_flags(parser, seeds="1", train_flags="", decode_flags="")
+    add_runner_flags(parser, seeds="1")
     add = parser.add_argument
     add("--grid", action="append", default=[], metavar="FLAG=A,B", help="A flag of train.py and its values")
     add("--decode-grid", action="append", default=[], metavar="FLAG=A,B", help="The same for decoding")

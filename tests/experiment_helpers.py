@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import List
 
+from experiments import CACHE_SCRIPT
 from kdstream.config import DataConfig, ExperimentConfig
 from test_results import make_record
 
@@ -16,7 +17,7 @@ COMMON = """
 import json, os, shlex, subprocess, sys, time
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-exp_dir = Path(flags["--exp-dir"])
+exp_dir = Path(flags.get("--exp-dir") or flags["--teacher-exp-dir"])
 def note(*words):
     with open("events.txt", "a") as file:
         print(*words, file=file)
@@ -67,12 +68,23 @@ for test_set in ("clean", "other"):
 """
 
 
+CACHE = """
+note("cache", exp_dir.name, flags["--output"], flags["--teacher-avg"])
+Path(flags["--output"]).mkdir(exist_ok=True)
+"""
+
+
 def make_recipe(folder: Path) -> Path:
-    """A directory with train.py, decode.py and streaming_decode.py of two test sets, clean and other."""
-    folder.mkdir()
+    """A directory with train.py, decode.py and streaming_decode.py of two test sets, clean and other.
+
+    ../../local/cache_teacher.py, as seen from there, is made too.
+    """
+    folder.mkdir(parents=True)
     (folder / "train.py").write_text(COMMON + TRAIN)
     (folder / "decode.py").write_text(COMMON + DECODE)
     (folder / "streaming_decode.py").write_text(COMMON + DECODE)
+    (folder / CACHE_SCRIPT).parent.mkdir()
+    (folder / CACHE_SCRIPT).write_text(COMMON + CACHE)
     ExperimentConfig(data=DataConfig(test_parts=("clean", "other"))).save(folder)
     (folder / "record.json").write_text(json.dumps(asdict(make_record())))
     return folder

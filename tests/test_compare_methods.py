@@ -24,7 +24,7 @@ FEW = "baseline,token-full,token-collapsed,branch-feature"
 
 @pytest.fixture()
 def recipe(tmp_path) -> Path:
-    return make_recipe(tmp_path / "recipe")
+    return make_recipe(tmp_path / "egs" / "recipe")
 
 
 def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
@@ -65,12 +65,30 @@ def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
 
 
 def test_methods_that_distil_wait_for_the_teacher_and_the_baseline_does_not(monkeypatch, recipe):
-    slow = compare_methods.EMBEDDED_CORPUS + " --warm-step 200"
-    few = ("--methods", "branch-feature,baseline", "--seeds", "1", "--jobs", 2, "--train-flags", slow)
+    few = ("--methods", "branch-feature,baseline", "--seeds", "1", "--jobs", 2, "--train-flags", "--warm-step 200")
     assert compare(monkeypatch, recipe, *few) == ""
     order = [(kind, name) for kind, name, *_ in events(recipe, "train", "trained")]
     assert order.index(("trained", "teacher")) < order.index(("train", "branch-feature-1"))
     assert order.index(("train", "baseline-1")) < order.index(("trained", "teacher"))
+
+
+def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkeypatch, recipe):
+    few = ("--methods", "baseline,init-from-teacher,branch-feature", "--seeds", "1", "--cache-teacher", 1)
+    assert compare(monkeypatch, recipe, *few) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
+    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache", "1"]]
+    order = [(kind, name) for kind, name, *_ in events(recipe)]
+    cached = order.index(("cache", "teacher"))
+    assert order.index(("trained", "teacher")) < cached < order.index(("train", "branch-feature-1"))
+    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache")):
+        assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
+
+
+def test_flags_for_training_are_added_to_those_of_the_embedded_corpus(monkeypatch, recipe):
+    more = ("--train-flags", "--warm-step 7 --use-bf16 1")
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1", *more) == ""
+    flags = flags_of(recipe, "baseline-1")
+    assert (flags["--warm-step"], flags["--use-bf16"], flags["--preset"]) == ("7", "1", "tiny")
 
 
 def test_without_a_method_that_distils_there_is_no_teacher(monkeypatch, recipe):
@@ -85,7 +103,7 @@ def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
     teacher = recipe / "exp" / "teacher"
     before = {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"}
-    other = ("--exp-root", recipe / "exp2", "--teacher-exp-dir", teacher, "--train-flags", "--causal 1 --base-lr 0.1")
+    other = ("--exp-root", recipe / "exp2", "--teacher-exp-dir", teacher, "--train-flags", "--base-lr 0.1")
     assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", *other) == ""
     assert {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"} == before
     rows = json.loads((recipe / "exp2" / "comparison.json").read_text())

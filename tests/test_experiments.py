@@ -32,7 +32,7 @@ cli.run(lambda: run_cells(cells, 2))
 @pytest.fixture()
 def recipe(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return make_recipe(tmp_path / "recipe")
+    return make_recipe(tmp_path / "egs" / "recipe")
 
 
 def make_cell(recipe: Path, name: str, *flags: Any, **changes: Any) -> Cell:

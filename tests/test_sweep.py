@@ -22,7 +22,7 @@ SCALES, SHIFTS, LAYERS = Axis("scale", ("0", "1", "3")), Axis("shift", ("1", "2"
 
 @pytest.fixture()
 def recipe(tmp_path) -> Path:
-    return make_recipe(tmp_path / "recipe")
+    return make_recipe(tmp_path / "egs" / "recipe")
 
 
 def run_sweep(monkeypatch, recipe: Path, *flags: Any) -> str:
