@@ -147,6 +147,11 @@ def test_table_has_a_row_per_way_of_decoding_and_a_column_per_test_set():
     assert "| 12.50 [11.00, 14.25] | - |" in lines[3]
 
 
+def test_what_weights_alone_do_not_tell_of_their_training_is_a_dash():
+    (row,) = wer_table([make_record(speech_hours=0.0, compute_hours=0.0)]).splitlines()[2:]
+    assert row.endswith("| - | - |")
+
+
 def test_table_tells_seeds_apart():
     lines = wer_table([make_record(), make_record(seed=7)]).splitlines()
     assert len(lines) == 4 and "| seed |" in lines[0] and "| 7 |" in lines[3]

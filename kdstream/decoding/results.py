@@ -43,7 +43,8 @@ class Record:
     mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
     chunk_ms, left_ms, latency_ms (algorithmic): None in full context; left_ms -1 is unlimited.
     wer and interval (95 %, bootstrap over utterances): per cent.
-    speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took.
+    speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took; both 0
+      for weights without their checkpoint, which do not tell.
     recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
     latency: what was measured of it, by the names in latency.py; a file may lack it.
     """
@@ -199,7 +200,7 @@ def wer_table(records: Sequence[Record]) -> str:
         ]
         cells += [chunk_shown(first), first.search]
         cells += [wer_shown(by_set[name]) if name in by_set else None for name in test_sets]
-        table.append([*cells, first.speech_hours, first.compute_hours])
+        table.append([*cells, first.speech_hours or None, first.compute_hours or None])
     return markdown_table(header, table)
 
 

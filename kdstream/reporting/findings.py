@@ -137,8 +137,7 @@ def model_rows(records: Sequence[Record]) -> Table:
             f"{r.encoder}, {r.parameters / 1e6:.2f} M",
             r.method,
             r.checkpoint,
-            f"{r.speech_hours:.2f}",
-            f"{r.compute_hours:.2f}",
+            *(f"{hours:.2f}" if hours else "-" for hours in (r.speech_hours, r.compute_hours)),
         ]
         for r in records
     ]
