@@ -23,12 +23,20 @@ from kdstream.models.scaling import (
 
 @pytest.mark.parametrize("swoosh", [SwooshL(), SwooshR()])
 def test_swoosh_equals_its_formula_and_gradient(swoosh):
-    x = torch.linspace(-30, 30, 241, dtype=torch.float64, requires_grad=True)
+    x = torch.cat([torch.linspace(-30, 30, 241), torch.tensor([-1e4, 79.0, 85.0, 1e4])]).double().requires_grad_()
     formula = torch.logaddexp(torch.zeros_like(x), x - swoosh.shift) - 0.08 * x - swoosh.offset
     assert torch.allclose(swoosh(x), formula, atol=1e-8)
     assert torch.equal(swoosh(x.detach()), swoosh(x))  # without a gradient it goes another way
     ours, expected = (torch.autograd.grad(y.sum(), x)[0] for y in (swoosh(x), formula))
     assert torch.allclose(ours, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_swoosh_is_exact_to_rounding(dtype, tolerance):
+    x = torch.linspace(-20, 20, 401).to(dtype)
+    exact = torch.nn.functional.softplus(x.double() - 4) - 0.08 * x.double() - 0.035
+    error = (SwooshL()(x).double() - exact).abs()
+    assert (error <= tolerance * exact.abs().clamp(min=1.0)).all()
 
 
 def test_balancer_is_the_identity_and_adds_the_gradient_of_its_penalty():

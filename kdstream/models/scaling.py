@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
+
+
 class ScheduledFloat(nn.Module):
     """A number that is piecewise linear in the (duration-scaled) count of training batches.
 
@@ -54,7 +57,14 @@ def set_batch_count(model: nn.Module, batch_count: float) -> None:
 
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """log(1 + exp(x - shift)) - 0.08 x - offset."""
-    return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
+    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+        return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
+    # On a CPU torch's softplus takes log1p of one number after the other, in four times the time of this.
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    y = (x.float() if half else x) - (shift + offset)
+    softplus = y.clamp(max=EXP_LIMIT).exp_().add_(math.exp(-offset)).log_()  # less the offset
+    y = torch.maximum(y, softplus, out=y).add_(x, alpha=-0.08)
+    return y.to(x.dtype) if half else y
 
 
 class SwooshFunction(torch.autograd.Function):
