@@ -8,6 +8,7 @@ import torch
 from helpers import SETTINGS, difference, random_batch, run_chunks, tiny_test_model
 from kdstream.config import ModelConfig, TrainConfig, UserError
 from kdstream.kd.taps import Taps
+from kdstream.models import zipformer_modules
 from kdstream.models.presets import PRESETS, resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, stack_states
 from kdstream.models.transducer import ENCODERS, build_model
@@ -27,7 +28,11 @@ def test_every_encoder_is_tested_and_has_presets():
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 @pytest.mark.parametrize("frames", [9, 57, 131, 200])
-def test_chunk_by_chunk_equals_simulated_on_every_frame_the_tail_included(encoder, chunk, frames):
+@pytest.mark.parametrize("products", [0, 2**30], ids=["torch's convolutions", "sums of products"])
+def test_chunk_by_chunk_equals_simulated_on_every_frame_the_tail_included(
+    encoder, chunk, frames, products, monkeypatch
+):
+    monkeypatch.setattr(zipformer_modules, "FEW_PRODUCTS", products)
     model = tiny_test_model(causal=True, encoder=encoder)
     features = torch.randn(1, frames, 80) * 3 - 6
     padded, lens = pad_to_whole_chunks(features, torch.tensor([frames]), chunk.chunk)

@@ -233,7 +233,7 @@ def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chu
             with torch.no_grad():
                 outs, states = zip(*(step(features, state) for step, state in zip(steps, states)))
             for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()]):
-                assert (one - other).abs().max() <= 1e-6
+                assert (one - other).abs().max() <= 5e-6  # sums are taken in another order
 
 
 def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):

@@ -36,11 +36,14 @@ from kdstream.models.zipformer_modules import (
     CentredDepthwiseConv1d,
     Convolution,
     FeedForward,
+    by_products,
     depthwise_conv,
     let_in_one_by_one,
     merge_heads,
     prepend,
+    shifted_kernels,
     split_heads,
+    sum_of_products,
     whitening_schedule,
     with_past,
 )
@@ -92,7 +95,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     # torch 1.13, which k2's PyPI wheel needs, knows no fused attention, nor does the ONNX opset that we export
     if hasattr(F, "scaled_dot_product_attention") and not torch.onnx.is_in_onnx_export():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = query @ key.transpose(2, 3) / math.sqrt(query.size(3)) + mask
+    scores = query @ key.transpose(2, 3) / math.sqrt(int(query.size(3))) + mask
     return scores.softmax(dim=3) @ value
 
 
@@ -124,8 +127,8 @@ class RotarySelfAttention(nn.Module):
         key = self.whiten_keys(self.balance_keys(key))
         key_value, cache = prepend(cache, torch.cat([key, value], dim=2))
         keys, values = (split_heads(part, self.heads) for part in key_value.chunk(2, dim=2))  # (N, H, K, d) each
-        cos, sin = around.cos, around.sin
-        turned_query = rotate(split_heads(query, self.heads), cos[-x.size(1) :], sin[-x.size(1) :])
+        cos, sin, frames = around.cos, around.sin, int(x.size(1))
+        turned_query = rotate(split_heads(query, self.heads), cos[-frames:], sin[-frames:])
         x = self.out_proj(merge_heads(attend(turned_query, rotate(keys, cos, sin), values, around.mask)))
         return self.whiten(x), cache, (query, key, value)
 
@@ -138,8 +141,11 @@ class CausalDepthwiseConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""
-        past, cache = with_past(cache, x, self.kernel_size[0] - 1)
-        return depthwise_conv(past.unsqueeze(1), self, 0).squeeze(1), cache
+        past, new_cache = with_past(cache, x, self.kernel_size[0] - 1)
+        seen, frames = int(past.size(1)), int(x.size(1))
+        if cache is not None and by_products(seen, frames, self.groups):
+            return sum_of_products(past, shifted_kernels(self.weight, frames, seen), self.bias), new_cache
+        return depthwise_conv(past.unsqueeze(1), self, 0).squeeze(1), new_cache
 
 
 class ConformerLayer(nn.Module):
@@ -236,7 +242,7 @@ class Conformer(StreamingEncoder):
         blocked = blocked[:, :, ::OUTPUT_DOWNSAMPLING, ::OUTPUT_DOWNSAMPLING]
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
         mask = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, -1000.0)
-        cos, sin = rotations(blocked.size(3), self.config.query_head_dim[0], x)
+        cos, sin = rotations(int(blocked.size(3)), self.config.query_head_dim[0], x)
         return Surroundings(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
 
     def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
@@ -249,6 +255,6 @@ class Conformer(StreamingEncoder):
 
 def side_by_side(x: Tensor) -> Tensor:
     """(N, T, D / 2) of 20 ms frames to (N, ceil(T / 2), D) of 40 ms; an odd last frame stands beside itself."""
-    if x.size(1) % OUTPUT_DOWNSAMPLING:
+    if int(x.size(1)) % OUTPUT_DOWNSAMPLING:
         x = torch.cat([x, x[:, -1:]], dim=1)
     return x.unflatten(1, (-1, OUTPUT_DOWNSAMPLING)).flatten(2)

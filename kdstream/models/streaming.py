@@ -192,7 +192,7 @@ class StreamingEncoder(nn.Module):
             self.check_chunk(chunk)
         if processed is None:
             return attention_mask(x, x_lens, chunk)
-        return cache_mask(processed, x.size(1), chunk), None
+        return cache_mask(processed, int(x.size(1)), chunk), None
 
     def check_chunk(self, chunk: ChunkConfig) -> None:
         """Raises UserError where the encoder cannot run `chunk`."""

@@ -66,7 +66,7 @@ class ConvNeXt(nn.Module):
         """
         residual, padding = x, LOOKAHEAD
         if left is not None:
-            done = x.size(2) - LOOKAHEAD
+            done = int(x.size(2)) - LOOKAHEAD
             residual, padding = x[:, :, :done], 0
             x = torch.cat([left, x], dim=2)
             left = x[:, :, done : done + LOOKAHEAD]

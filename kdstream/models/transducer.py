@@ -59,8 +59,9 @@ class Predictor(nn.Module):
         A search asks for this at every frame, and a CPU's grouped convolution takes several times as long.
         """
         groups = self.conv.groups
-        x, weight = x.unflatten(2, (groups, -1)), self.conv.weight.unflatten(0, (groups, -1))
-        return torch.einsum("ncgi,goic->ngo", x, weight).flatten(1).unsqueeze(1)
+        x = x.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)  # (groups, N, C * inputs)
+        weight = self.conv.weight.unflatten(0, (groups, -1)).permute(0, 3, 2, 1).flatten(1, 2)
+        return (x @ weight).transpose(0, 1).flatten(1).unsqueeze(1)  # (groups, N, outputs) to (N, 1, D)
 
 
 class Joiner(nn.Module):

@@ -189,7 +189,7 @@ class DownsampledStack(nn.Module):
     def forward(self, x: Tensor, *args) -> Tuple[Tensor, List[Optional[Tensor]]]:
         """As Stack; x and the result are at the encoder's frame rate, everything else at the stack's."""
         slow, new_caches = self.encoder(self.downsample(x), *args)
-        return self.out_combiner(x, upsample(slow, self.factor, x.size(1))), new_caches
+        return self.out_combiner(x, upsample(slow, self.factor, int(x.size(1)))), new_caches
 
 
 class Zipformer(StreamingEncoder):
@@ -257,7 +257,7 @@ class Zipformer(StreamingEncoder):
         self, blocked: Tensor, padding: Optional[Tensor], factor: int, chunk: Optional[ChunkConfig]
     ) -> FrameContext:
         """The masks and positions of a stack that downsamples by `factor`."""
-        keys = -(-blocked.size(3) // factor)
+        keys = -(-int(blocked.size(3)) // factor)
         queries = keys if padding is not None else chunk.chunk // factor
         return FrameContext(
             blocked=blocked[:, :, ::factor, ::factor],
