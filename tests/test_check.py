@@ -270,7 +270,7 @@ def test_of_a_full_context_model_the_weights_alone_are_exported(tmp_path, monkey
     "flags, named",
     [
         (("--check", "nowhere.wav"), "nowhere.wav: no such file"),
-        (("--check", "nowhere.jsonl.gz"), "nowhere.jsonl.gz: no such manifest"),
+        (("--check", "nowhere.jsonl.gz"), "nowhere.jsonl.gz: no such file; give audio"),
         (("--chunk-size", "6", "--left-context-frames", "12"), "chunk 6: not a multiple of 4"),
         (("--left-context-frames", "-1"), "--left-context-frames"),
         (("--epoch", "5"), "epoch-5.pt"),

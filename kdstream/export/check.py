@@ -153,6 +153,8 @@ def read_speech(paths: Sequence[str]) -> Dict[str, Speech]:
     speech: Dict[str, Speech] = {}
     for path in paths:
         if path.endswith(MANIFESTS):
+            if not Path(path).is_file():
+                raise UserError(f"--check {path}: no such file; give audio, a directory of it, or a manifest of cuts")
             cuts = {f"{path} {cut.id}": Speech(read_audio(cut), text_of(cut)) for cut in read_manifest(Path(path))}
             if not cuts:
                 raise UserError(f"--check {path}: no cuts in it; give another manifest, or audio files")
