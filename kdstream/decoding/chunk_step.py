@@ -52,9 +52,8 @@ def chunk_step(model: nn.Module, chunk: ChunkConfig, traced: bool) -> Step:
     Raises:
       UserError: a chunk that does not fit the encoder.
     """
-    step: Callable[..., Tuple[Tensor, ...]] = ChunkStep(model, chunk).eval()
+    step: Callable[..., Tuple[Tensor, ...]] = ChunkStep(by_columns(model) if traced else model, chunk).eval()
     if traced:
-        step = ChunkStep(by_columns(model), chunk).eval()
         device = next(model.parameters()).device
         state = model.init_state(2, chunk, device)  # of a single stream, its dimension would pass for a constant
         features = torch.zeros(2, chunk.input_frames, model.config.feature_dim, device=device)
