@@ -87,10 +87,18 @@ def make_trainer(config: ExperimentConfig) -> loop.Trainer:
     return loop.Trainer(config, data, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("kill_before, last", [(3, "checkpoint-2.pt"), (5, "epoch-1.pt")], ids=["mid-epoch", "epoch"])
-def test_resumed_training_equals_uninterrupted(tmp_path: Path, data, teacher, kill_before: int, last: str):
+BRANCHES: Dict[str, float] = {}  # the default
+TOKENS_ALONE = dict(kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)  # no branch
+
+
+@pytest.mark.parametrize(
+    "kill_before, last, method",
+    [(3, "checkpoint-2.pt", BRANCHES), (5, "epoch-1.pt", BRANCHES), (3, "checkpoint-2.pt", TOKENS_ALONE)],
+    ids=["mid-epoch", "epoch", "tokens-alone"],
+)
+def test_resumed_training_equals_uninterrupted(tmp_path: Path, data, teacher, kill_before: int, last: str, method):
     settings = dict(save_every_n=2 if kill_before == 3 else 1000, max_train_batches=0)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_warmup_batches=4)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_warmup_batches=4, **method)
 
     def config(name: str, **more) -> ExperimentConfig:
         return replace(experiment(tmp_path / name, data, **settings, **more), distill=distill)

@@ -214,7 +214,7 @@ def restore(
 
 
 def _part(checkpoint: Dict[str, Any], name: str, path: PathLike) -> Any:
-    if not checkpoint.get(name):
+    if checkpoint.get(name) is None:  # it may be empty: token distillation has no branches
         raise UserError(f"{path}: holds no {name}, so training cannot go on from it; start anew in another --exp-dir")
     return checkpoint[name]
 
