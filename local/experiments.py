@@ -149,6 +149,14 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
         raise KeyboardInterrupt from None
 
 
+def outcome(cell: Cell, failed: bool) -> str:
+    """A finished cell in one line: its word error rates, or the log that says why there are none."""
+    if failed:
+        return f"{cell.folder.name}: failed, see {os.path.relpath(cell.log)}"
+    records = [record for command in cell.decode_commands() for record in cell.records(command)]
+    return f"{cell.folder.name}: " + ", ".join(f"{record.test_set} {record.wer:.2f} %" for record in records)
+
+
 def report_failures(failures: Dict[Cell, str]) -> None:
     """Shows why cells failed.  Raises UserError if any did."""
     for cell, reason in failures.items():
@@ -180,7 +188,7 @@ async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
                 await _run_cell(cell, master_port, env)
         except (_StepFailed, UserError) as error:
             failures[cell] = str(error)
-            bar.set_postfix_str(f"{len(failures)} failed")
+        bar.write(outcome(cell, cell in failures), file=sys.stderr)
         bar.update()
 
     with bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,9 @@ def test_a_failure_is_told_with_the_end_of_its_log_and_the_others_go_on(recipe, 
     bad, good = make_cell(recipe, "bad", "--base-lr", 666), make_cell(recipe, "good")
     failures = run_cells([bad, good], 1)
     assert list(failures) == [bad] and good.is_finished()
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("bad: ", "good: "))]
+    assert first.startswith("bad: failed, see ") and first.endswith("bad.log")
+    assert re.fullmatch(r"good: clean [\d.]+ %, other [\d.]+ %", second)
     with pytest.raises(UserError, match="failed: bad;"):
         report_failures(failures)
     shown = capsys.readouterr().err
