@@ -4,8 +4,9 @@
     python local/compare_methods.py --exp-root egs/librispeech/exp/methods --jobs 2
 
 By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh, to which
---train-flags adds or of which it changes any.  The teacher is trained first if --teacher-exp-dir is not there.  What is
-finished is not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once, in
+--train-flags adds or of which it changes any.  The teacher is trained first if --teacher-exp-dir is not there, and
+longer than the students: they have one budget, and a teacher that they overtake has nothing to say.  What is finished is
+not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once, in
 EXP_ROOT/teacher-cache, and no student runs it.
 
 Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against the
@@ -82,7 +83,7 @@ def all_cells(args: argparse.Namespace) -> List[Cell]:
 def teacher_cell(args: argparse.Namespace) -> Cell:
     """The teacher's training, with the students' flags but in full context; if it is another's, its decoding alone."""
     exp_dir = args.teacher_exp_dir
-    ours = make_cell(args, exp_dir, TEACHER, ["--causal", "0"], seed=1)
+    ours = make_cell(args, exp_dir, TEACHER, ["--num-epochs", str(args.teacher_num_epochs), "--causal", "0"], seed=1)
     begun = exp_dir / FLAGS_FILE
     if not (exp_dir / CONFIG_FILE).is_file() or begun.is_file() and begun.read_text() == ours.flags_text():
         return ours
@@ -138,7 +139,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
     add("--cache-teacher", type=str2bool, default=False, help="Store what the teacher hears (default: %(default)s)")
     add("--methods", type=methods, default=",".join(METHODS), help="Methods (default: %(default)s)")
-    add("--num-epochs", type=int, default=8, help="Epochs to train (default: %(default)s)")
+    add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
+    add("--teacher-num-epochs", type=int, default=24, help="Epochs to train the teacher (default: %(default)s)")
     add("--avg", type=int, default=3, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
     add("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     return parser

@@ -28,7 +28,7 @@ def recipe(tmp_path) -> Path:
 
 
 def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
-    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", "--num-epochs", 2, "--avg", 1)
+    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", "--num-epochs", 2, "--teacher-num-epochs", 3, "--avg", 1)
     return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
 
 
@@ -55,7 +55,8 @@ def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
     methods = list(compare_methods.METHODS)
     assert sorted(trained) == sorted(["teacher", *(f"{method}-2" for method in methods)])
     teacher = flags_of(recipe, "teacher")
-    assert (teacher["--causal"], teacher["--seed"], "--teacher-exp-dir" in teacher) == ("0", "1", False)
+    assert (teacher["--causal"], teacher["--seed"], teacher["--num-epochs"]) == ("0", "1", "3")
+    assert "--teacher-exp-dir" not in teacher
     for method in methods:
         flags = flags_of(recipe, f"{method}-2")
         assert (flags["--causal"], flags["--seed"], flags["--num-epochs"]) == ("1", "2", "2")
