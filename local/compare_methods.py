@@ -10,7 +10,7 @@ not done again, what was killed goes on.  With --cache-teacher 1 what the teache
 EXP_ROOT/teacher-cache, and no student runs it.
 
 Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against the
-baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
+baseline (or --baseline) and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
 commands.  With --publish egs/librispeech/results/NAME also NAME.json (the records) and NAME-comparison.json, which
 local/render_results.py turns into tables of RESULTS.md.
 """
@@ -51,7 +51,7 @@ METHODS = {
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
     "best": f"{FEATURE_RELATION_APC} --init-from-teacher 1",
 }
-BASELINE, TEACHER = "baseline", "teacher"
+TEACHER = "teacher"
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
 
 # run.sh's; its two processes have 15 s of speech each in a batch
@@ -139,6 +139,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
     add("--cache-teacher", type=str2bool, default=False, help="Store what the teacher hears (default: %(default)s)")
     add("--methods", type=methods, default=",".join(METHODS), help="Methods (default: %(default)s)")
+    add("--baseline", choices=list(METHODS), default="baseline", help="What to compare with (default: %(default)s)")
     add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
     add("--teacher-num-epochs", type=int, default=24, help="Epochs to train the teacher (default: %(default)s)")
     add("--avg", type=int, default=3, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
@@ -154,7 +155,7 @@ def main() -> None:
     failures = run_cells(cells, args.jobs)
     runs = records_of(cells)
     if runs:
-        rows = compare_seeds(runs, BASELINE, TOKEN_FORMS)
+        rows = compare_seeds(runs, args.baseline, TOKEN_FORMS)
         write_json(args.exp_root / "comparison.json", rows)
         (args.exp_root / "comparison.md").write_text(page(rows, cells), encoding="utf8")
         if args.publish:

@@ -172,6 +172,14 @@ def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, reci
     assert page.count("python train.py --exp-dir exp/") == 9 and page.count("python decode.py --exp-dir exp/") == 9
 
 
+def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
+    flags = ("--methods", FEW, "--seeds", "1", "--baseline", "branch-feature")
+    assert compare(monkeypatch, recipe, *flags) == ""
+    rows = rows_of(recipe)
+    assert rows["branch-feature"]["clean vs branch-feature %"] is None
+    assert rows["baseline"]["clean vs branch-feature %"] is not None and "clean vs baseline %" not in rows["baseline"]
+
+
 def test_an_empty_comparison_is_empty():
     assert compare_seeds({}, "baseline", []) == []
 
