@@ -5,12 +5,12 @@
 
 By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh, to which
 --train-flags adds or of which it changes any.  The teacher is trained first if --teacher-exp-dir is not there, and
-longer than the students: they have one budget, and a teacher that they overtake has nothing to say.  What is finished is
-not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once, in
-EXP_ROOT/teacher-cache, and no student runs it.
+longer than the students: they have one budget, and a teacher that they overtake has nothing to say.  What is
+finished is not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once,
+in EXP_ROOT/teacher-cache, and no student runs it.
 
-Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against the
-baseline (or --baseline) and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
+Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
+--baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
 commands.  With --publish egs/librispeech/results/NAME also NAME.json (the records) and NAME-comparison.json, which
 local/render_results.py turns into tables of RESULTS.md.
 """
@@ -81,11 +81,15 @@ def all_cells(args: argparse.Namespace) -> List[Cell]:
 
 
 def teacher_cell(args: argparse.Namespace) -> Cell:
-    """The teacher's training, with the students' flags but in full context; if it is another's, its decoding alone."""
-    exp_dir = args.teacher_exp_dir
+    """The teacher's training, with the students' flags but in full context; if it is another's, its decoding alone.
+
+    Only one that --teacher-exp-dir names can be another's: in EXP_ROOT other flags are refused, as a student's are.
+    """
+    exp_dir = args.teacher_exp_dir or args.exp_root / TEACHER
     ours = make_cell(args, exp_dir, TEACHER, ["--num-epochs", str(args.teacher_num_epochs), "--causal", "0"], seed=1)
     begun = exp_dir / FLAGS_FILE
-    if not (exp_dir / CONFIG_FILE).is_file() or begun.is_file() and begun.read_text() == ours.flags_text():
+    is_new = not (exp_dir / CONFIG_FILE).is_file()
+    if not args.teacher_exp_dir or is_new or begun.is_file() and begun.read_text() == ours.flags_text():
         return ours
     elsewhere = ("--results-json", seen_from(args.recipe, args.exp_root / "teacher.json"))
     return Cell(args.recipe, ours.exp_dir, None, (decoding(args, TEACHER) + elsewhere,))
@@ -149,7 +153,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_parser().parse_args()
-    args.teacher_exp_dir = args.teacher_exp_dir or args.exp_root / TEACHER
     args.exp_root.mkdir(parents=True, exist_ok=True)
     cells = all_cells(args)
     failures = run_cells(cells, args.jobs)

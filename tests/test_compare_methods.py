@@ -28,7 +28,8 @@ def recipe(tmp_path) -> Path:
 
 
 def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
-    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", "--num-epochs", 2, "--teacher-num-epochs", 3, "--avg", 1)
+    budget = ("--num-epochs", 2, "--teacher-num-epochs", 3, "--avg", 1)
+    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", *budget)
     return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
 
 
@@ -110,6 +111,15 @@ def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
     rows = json.loads((recipe / "exp2" / "comparison.json").read_text())
     assert [row["method"] for row in rows] == ["teacher", "branch-feature"]
     assert [name for _, name, *_ in events(recipe, "train")] == ["teacher", "branch-feature-1", "branch-feature-1"]
+
+
+def test_our_own_teacher_of_other_flags_is_refused(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1")
+    assert compare(monkeypatch, recipe, *few) == ""
+    before = events(recipe)
+    error = compare(monkeypatch, recipe, *few, "--teacher-num-epochs", 4)
+    assert "teacher/train-flags.txt: this training was begun with other flags; use another --exp-root" in error
+    assert events(recipe) == before
 
 
 def test_a_second_run_does_what_is_missing_alone(monkeypatch, recipe):
