@@ -163,7 +163,11 @@ class DistillConfig:
     )
     teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
     teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
-    init_from_teacher: bool = flag(False, "Start the student from the teacher's weights; they must have one shape.")
+    init_from_teacher: bool = flag(
+        False,
+        "Start the student from the teacher's weights; they must have one shape.  What changes as a training begins "
+        "(--warm-step, rates of dropout and of skipped layers) is where it ends, as in icefall's finetune.py.",
+    )
     kd_layers: Tuple[str, ...] = flag(
         (),
         "Tapped layers as stack.layer, e.g. 2.0,3.1, or with the teacher's, 2.0:3.1; "

@@ -17,6 +17,7 @@ import torch
 from kdstream import cli
 from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, UserError
 from kdstream.data import AsrDataModule
+from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.streaming import ChunkConfig
 from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist, loop
@@ -385,6 +386,24 @@ def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     assert transducer_weights(train, 50)["pruned_loss"] == pytest.approx(0.55)
     assert transducer_weights(train, 100) == transducer_weights(train, None)
     assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, "ctc_loss": 0.2}
+
+
+@pytest.mark.parametrize("from_teacher", [False, True])
+def test_student_with_the_teachers_weights_starts_where_schedules_end(tmp_path: Path, data, teacher, from_teacher):
+    config = experiment(tmp_path, data, warm_step=10**9)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), init_from_teacher=from_teacher, kd_warmup_batches=10**9)
+    trainer = make_trainer(replace(config, distill=distill))
+    trainer.scheduler.step_epoch(0)
+    metrics = trainer.train_step([next(iter(trainer.data.train_dataloader(1)))])
+    simple, pruned = (0.5, 1.0) if from_teacher else (1.0, 0.1)  # nothing yet of the guiding losses
+    expected = simple * metrics["simple_loss"] + pruned * metrics["pruned_loss"]
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+    def counts(module):
+        return {part.batch_count for part in module.modules() if isinstance(part, ScheduledFloat)}
+
+    assert counts(trainer.model) == {100_000 if from_teacher else 0}
+    assert counts(trainer.distiller) <= {0}
 
 
 def load_script(name: str):

@@ -65,6 +65,7 @@ SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
 DIAGNOSTIC_BATCHES = 5
 CLIPPING_SCALE = 2.0
+SETTLED = 100_000.0  # duration-scaled batches after which no ScheduledFloat changes; what icefall's finetune.py adds
 
 
 def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -123,7 +124,8 @@ class Trainer:
         self.distiller = build_distiller(config.distill, self.model, teacher)
         describe(self.model, self.distiller, config.model)
         self.model_avg = ckpt.float64_copy(self.model) if rank == 0 else None
-        self.student = StudentWithBranches(self.model, self.distiller, train)
+        settled = config.distill.init_from_teacher
+        self.student = StudentWithBranches(self.model, self.distiller, train, settled)
         self.optimizer = ScaledAdam(
             [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
             lr=train.base_lr,
@@ -219,6 +221,8 @@ class Trainer:
         done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
         reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
         set_batch_count(self.student, done * reference_batches)
+        if self.student.settled:
+            set_batch_count(self.model, done * reference_batches + SETTLED)
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()

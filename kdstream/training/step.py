@@ -25,13 +25,19 @@ from kdstream.training.metrics import FRAMES, MetricsTracker
 
 
 class StudentWithBranches(nn.Module):
-    """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains."""
+    """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains.
 
-    def __init__(self, model: Transducer, distiller: Optional[Distiller], config: TrainConfig) -> None:
+    settled: the student has been trained before, so --warm-step is over.
+    """
+
+    def __init__(
+        self, model: Transducer, distiller: Optional[Distiller], config: TrainConfig, settled: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.distiller = distiller
         self.config = config
+        self.settled = settled
 
     def forward(
         self, batch: Batch, tokens: List[List[int]], chunk: Optional[ChunkConfig], batch_idx: Optional[int]
@@ -50,7 +56,7 @@ class StudentWithBranches(nn.Module):
         guided = self.distiller is not None and batch_idx is not None
         taps = self.distiller.student_taps() if guided else None
         losses = self.model(batch.features, batch.feature_lens, tokens, chunk, self.config, taps=taps)
-        weights = transducer_weights(self.config, batch_idx)
+        weights = transducer_weights(self.config, None if self.settled else batch_idx)
         if guided:
             kd_weights = self.distiller.weights(batch_idx)
             losses.update(self.distiller(batch, taps, kd_weights.keys()))
