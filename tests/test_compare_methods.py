@@ -203,3 +203,5 @@ def test_the_default_budget_is_that_of_run_sh():
     words: List[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
     ours = dict(zip(words[::2], words[1::2]))
     assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
+    assert ours["--max-duration"] == re.search(r"^max_duration=(\d+)", text, re.MULTILINE)[1]
+    assert ours["--accum-grad"] == "2"  # run.sh's processes where there is no GPU
