@@ -165,8 +165,8 @@ class DistillConfig:
     teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
     init_from_teacher: bool = flag(
         False,
-        "Start the student from the teacher's weights; they must have one shape.  What changes as a training begins "
-        "(--warm-step, rates of dropout and of skipped layers) is where it ends, as in icefall's finetune.py.",
+        "Start the student from the teacher's weights; they must have one shape.  Schedules that training begins with "
+        "(--warm-step, rates of dropout and of skipped layers) have run out for it, as in icefall's finetune.py.",
     )
     kd_layers: Tuple[str, ...] = flag(
         (),
