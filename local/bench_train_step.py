@@ -51,7 +51,7 @@ from kdstream.config import (
 from kdstream.data import AsrDataModule
 from kdstream.decoding.results import rows_table, write_json
 from kdstream.kd.branches import BranchOutput
-from kdstream.kd.distiller import Distiller, output_frames_of
+from kdstream.kd.distiller import TOKENS, Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Tap
@@ -130,14 +130,25 @@ class Bench:
         self.rows["teacher forward"] = teacher_forward
         heard, student_taps = teacher_forward(), distiller.student_taps()
         with torch.no_grad(), self.precision.autocast():
-            self.student.encode(self.batch.features, self.batch.feature_lens, self.chunk, taps=student_taps)
+            features, lens = self.batch.features, self.batch.feature_lens
+            self.student(features, lens, self.tokens, self.chunk, self.train_config, taps=student_taps)
             students = [student_taps[pair.student].at_stride(pair.stride) for pair in self.pairs]
             teachers = [
                 heard.layers[pair.teacher].at_stride(pair.stride).first(tap.features.size(1))
                 for pair, tap in zip(self.pairs, students)
             ]
             outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
-        self.add_parts(distiller, students, teachers, outputs)
+        if self.pairs:
+            self.add_parts(distiller, students, teachers, outputs)
+        on_lattice = [name for name in TOKENS if name in distiller.scales]
+        if on_lattice:
+            lattice = student_taps.lattice
+
+            def tokens() -> List[Tensor]:
+                learning = replace(lattice, encoder_out=leaf(lattice.encoder_out), logits=leaf(lattice.logits))
+                return list(distiller.lattice_losses(heard, learning, on_lattice).values())
+
+            self.rows["token losses"] = self.forward_backward(tokens, distiller)
 
     def cached(self, teacher: TransducerTeacher, pairs: List[LayerPair]) -> CachedTeacher:
         """The same teacher with the batch in a cache on disk."""
@@ -319,7 +330,7 @@ def main() -> None:
     print(
         f"{batch.duration:.0f} s of speech in {len(batch.texts)} utterances, {device}, torch "
         f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
-        f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs)}\n"
+        f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs) or 'none'}\n"
     )
     print(rows_table(rows))
     if args.json:

@@ -21,18 +21,29 @@ def bench():
     return module
 
 
-def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "bench.json"
-    flags = f"--memory 0 --repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu --json {path}"
+def run(bench, monkeypatch, path, flags=""):
+    """The rows that the benchmark writes to path."""
+    flags = f"--memory 0 --repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu --json {path} {flags}"
     monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *flags.split()])
     bench.main()
-    rows = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
+    rows = run(bench, monkeypatch, tmp_path / "bench.json")
     parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
     assert [row["part"] for row in rows] == [*bench.STEPS, *parts]
     assert all(row["ms"] > 0 or row["part"].endswith("loss") for row in rows)
     assert rows[0]["of the baseline step"] == 1.0
     out = capsys.readouterr().out
     assert "2.1 <- 2.1" in out and "| baseline step |" in out
+
+
+def test_token_distillation_alone_is_timed_too(bench, tmp_path, monkeypatch):
+    alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
+    rows = run(bench, monkeypatch, tmp_path / "bench.json", alone)
+    assert [row["part"] for row in rows] == [*bench.STEPS, "teacher forward", "token losses"]
+    assert rows[-1]["ms"] > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
