@@ -54,7 +54,7 @@ from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import TOKENS, Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
-from kdstream.kd.taps import Tap
+from kdstream.kd.taps import Lattice, Tap
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
@@ -138,17 +138,7 @@ class Bench:
                 for pair, tap in zip(self.pairs, students)
             ]
             outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
-        if self.pairs:
-            self.add_parts(distiller, students, teachers, outputs)
-        on_lattice = [name for name in TOKENS if name in distiller.scales]
-        if on_lattice:
-            lattice = student_taps.lattice
-
-            def tokens() -> List[Tensor]:
-                learning = replace(lattice, encoder_out=leaf(lattice.encoder_out), logits=leaf(lattice.logits))
-                return list(distiller.lattice_losses(heard, learning, on_lattice).values())
-
-            self.rows["token losses"] = self.forward_backward(tokens, distiller)
+        self.add_parts(distiller, heard, student_taps.lattice, students, teachers, outputs)
 
     def cached(self, teacher: TransducerTeacher, pairs: List[LayerPair]) -> CachedTeacher:
         """The same teacher with the batch in a cache on disk."""
@@ -173,9 +163,18 @@ class Bench:
         return run
 
     def add_parts(
-        self, distiller: Distiller, students: List[Tap], teachers: List[Tap], outputs: List[BranchOutput]
+        self,
+        distiller: Distiller,
+        heard: Heard,
+        lattice: Lattice,
+        students: List[Tap],
+        teachers: List[Tap],
+        outputs: List[BranchOutput],
     ) -> None:
-        """Rows for the branches and for each loss, summed over the tapped layers, forward and backward."""
+        """Rows for the branches, for each loss summed over the tapped layers, and for the losses on the lattice.
+
+        Each is forward and backward; what the distiller does without has no row.
+        """
         config, frames = self.distill_config, output_frames_of(self.batch.feature_lens)
 
         def branches() -> List[Tensor]:
@@ -207,11 +206,22 @@ class Bench:
                 for shift, r in zip(config.kd_apc_shift, out.r)
             ]
 
-        parts = {"branches": branches}
-        parts.update({"feature_loss": features, "relation_loss": relations, "apc_loss": apc})
-        for name, part in parts.items():
-            if name == "branches" or name in distiller.scales:
-                self.rows[name.replace("_", " ")] = self.forward_backward(part, distiller)
+        on_lattice = [name for name in TOKENS if name in distiller.scales]
+
+        def tokens() -> List[Tensor]:
+            learning = replace(lattice, encoder_out=leaf(lattice.encoder_out), logits=leaf(lattice.logits))
+            return list(distiller.lattice_losses(heard, learning, on_lattice).values())
+
+        parts = {
+            "branches": (branches, self.pairs),
+            "feature loss": (features, "feature_loss" in distiller.scales),
+            "relation loss": (relations, "relation_loss" in distiller.scales),
+            "apc loss": (apc, "apc_loss" in distiller.scales),
+            "token losses": (tokens, on_lattice),
+        }
+        for name, (part, wanted) in parts.items():
+            if wanted:
+                self.rows[name] = self.forward_backward(part, distiller)
 
     def forward_backward(self, part: Callable[[], List[Tensor]], distiller: Distiller) -> Callable[[], None]:
         def run() -> None:

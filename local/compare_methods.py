@@ -37,7 +37,7 @@ TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5 --kd-token-shift 0"
 FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
 FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
 FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
-THIRD_OF_ALL = "--kd-feature-scale 0.3 --kd-relation-scale 0.03 --kd-apc-scale 0.15"
+LESS_OF_ALL = "--kd-feature-scale 0.3 --kd-relation-scale 0.03 --kd-apc-scale 0.15"
 TEACHERS_WEIGHTS = "--init-from-teacher 1 --base-lr 0.02"  # 0.045, the default, is for random weights
 
 # The flags of train.py that make a method.  One that has any gets the teacher too.
@@ -51,7 +51,7 @@ METHODS = {
     "branch-feature": FEATURE,
     "branch-feature-relation": FEATURE_RELATION,
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
-    "best": f"{THIRD_OF_ALL} {TEACHERS_WEIGHTS}",
+    "best": f"{LESS_OF_ALL} {TEACHERS_WEIGHTS}",
 }
 TEACHER = "teacher"
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]

@@ -220,10 +220,7 @@ class Trainer:
         started = time.perf_counter()
         done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
         reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
-        count = done * reference_batches
-        set_batch_count(self.student, count)
-        if self.student.settled:
-            set_batch_count(self.model, count + SETTLED)
+        set_batch_count(self.model, done * reference_batches + (SETTLED if self.student.settled else 0.0))
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()
