@@ -12,7 +12,8 @@ in EXP_ROOT/teacher-cache, and no student runs it.
 Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
 --baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
 commands.  With --publish egs/librispeech/results/NAME also NAME.json (the records) and NAME-comparison.json, which
-local/render_results.py turns into tables of RESULTS.md.
+local/render_results.py turns into tables of RESULTS.md.  --add-results takes NAME.json of another machine, or of
+another day, whose seeds then count too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, report_failures, run_cells, seen_from
 
 from kdstream import cli
-from kdstream.config import CONFIG_FILE, str2bool
-from kdstream.decoding.results import Record, compare_seeds, publish, rows_table, write_json
+from kdstream.config import CONFIG_FILE, UserError, str2bool
+from kdstream.decoding.results import Record, compare_seeds, load_records, publish, rows_table, write_json
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
 TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5 --kd-token-shift 0"
@@ -107,26 +108,36 @@ def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
     return ("decode.py", "--avg", str(args.avg), *args.decode_flags, "--system", system)
 
 
-def records_of(cells: Sequence[Cell]) -> Dict[Path, List[Record]]:
-    """By results JSON, what the cells' decodings have left so far."""
-    found: Dict[Path, List[Record]] = {}
-    for cell in cells:
-        for command in cell.decode_commands():
-            records = cell.records(command)
-            if records:
-                found.setdefault(cell.results_json(command), []).extend(records)
+def others_records(paths: Sequence[Path]) -> List[Record]:
+    """Of results JSONs that --add-results names.  Raises UserError if one has a system that is no method."""
+    found = []
+    for path in paths:
+        records = load_records(path)
+        strangers = {record.system for record in records}.difference(METHODS, [TEACHER])
+        if strangers:
+            raise UserError(f"--add-results {path}: not of a comparison of methods; it has {', '.join(strangers)}")
+        found += records
     return found
 
 
-def page(rows: Sequence[Dict[str, object]], cells: Sequence[Cell]) -> str:
+def all_records(cells: Sequence[Cell], others: Sequence[Record]) -> List[Record]:
+    """What the cells' decodings have left so far, and of `others` what they have not; in the order of METHODS."""
+    ours = [record for cell in cells for command in cell.decode_commands() for record in cell.records(command)]
+    by_key = {record.key: record for record in [*others, *ours]}
+    order = [TEACHER, *METHODS]
+    return sorted(by_key.values(), key=lambda record: (order.index(record.system), record.seed))
+
+
+def page(rows: Sequence[Dict[str, object]], cells: Sequence[Cell], others: Sequence[Path]) -> str:
     """comparison.md."""
     trainings = [cell.train_command() for cell in cells if cell.train_flags is not None]
     commands = trainings + [command for cell in cells for command in cell.decode_commands()]
     lines = "\n".join(map(as_typed, commands))
+    more = f" Seeds that are not among the commands are those of {', '.join(map(str, others))}." if others else ""
     return (
         "# Comparison of methods\n\nWER: mean ± standard deviation over the seeds. Relative reductions are of the "
-        "errors of all seeds together, in brackets their 95 % interval (paired bootstrap over utterances).\n\n"
-        f"{rows_table(rows)}\n```bash\n{lines}\n```\n"
+        "errors of all seeds together, in brackets their 95 % interval (paired bootstrap over utterances)."
+        f"{more}\n\n{rows_table(rows)}\n```bash\n{lines}\n```\n"
     )
 
 
@@ -136,6 +147,10 @@ def methods(text: str) -> List[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
     return names
+
+
+def paths(text: str) -> List[Path]:
+    return [Path(path) for path in text.split(",")]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -149,6 +164,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
     add("--teacher-num-epochs", type=int, default=24, help="Epochs to train the teacher (default: %(default)s)")
     add("--avg", type=int, default=1, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
+    add("--add-results", type=paths, default=(), help="Results JSONs whose seeds count too (default: none)")
     add("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     return parser
 
@@ -157,14 +173,15 @@ def main() -> None:
     args = get_parser().parse_args()
     args.exp_root.mkdir(parents=True, exist_ok=True)
     cells = all_cells(args)
+    others = others_records(args.add_results)
     failures = run_cells(cells, args.jobs)
-    runs = records_of(cells)
-    if runs:
-        rows = compare_seeds(runs, args.baseline, TOKEN_FORMS)
+    records = all_records(cells, others)
+    if records:
+        rows = compare_seeds(records, args.baseline, TOKEN_FORMS)
         write_json(args.exp_root / "comparison.json", rows)
-        (args.exp_root / "comparison.md").write_text(page(rows, cells), encoding="utf8")
+        (args.exp_root / "comparison.md").write_text(page(rows, cells, args.add_results), encoding="utf8")
         if args.publish:
-            publish(args.publish, [record for records in runs.values() for record in records], comparison=rows)
+            publish(args.publish, records, comparison=rows)
         print(f"comparison: {args.exp_root / 'comparison.md'}")
     report_failures(failures)
 

@@ -58,7 +58,8 @@ for test_set in ("clean", "other"):
     record.update(
         system=flags.get("--system", exp_dir.name), seed=seed, test_set=test_set, chunk_ms=20 * chunk,
         wer=sum(wrong) / 3 + 16 / chunk, interval=[1.0, 99.0], recogs=os.path.relpath(recogs, results.parent),
-        command=shlex.join(["python", *sys.argv]), compute_hours=0.5 + seed,
+        command=shlex.join(["python", *sys.argv]), compute_hours=0.5 + seed, substitutions=sum(wrong), insertions=0,
+        deletions=0, utterance_errors=wrong, utterance_words=[10] * 30,
     )
     old = json.loads(results.read_text()) if results.exists() else []
     key = lambda r: (r["system"], r["seed"], r["test_set"], r["chunk_ms"])

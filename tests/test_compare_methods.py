@@ -15,8 +15,9 @@ import pytest
 
 from decoding_helpers import run_script
 from experiment_helpers import events, make_recipe
-from kdstream.decoding.results import compare_seeds, load_records, render
+from kdstream.decoding.results import add_record, compare_seeds, load_records, render
 from kdstream.decoding.scoring import read_recogs
+from test_results import make_record
 
 RUN_SH = Path(__file__).resolve().parents[1] / "egs" / "librispeech" / "run.sh"
 FEW = "baseline,token-full,token-collapsed,branch-feature"
@@ -182,6 +183,46 @@ def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, reci
     assert page.count("python train.py --exp-dir exp/") == 9 and page.count("python decode.py --exp-dir exp/") == 9
 
 
+def test_seeds_of_another_machine_count_too(monkeypatch, recipe):
+    """What two roots with two seeds each say together is what one with all four says."""
+    few = ("--methods", FEW)
+    here, there, all_of_them = (recipe / name for name in ("here", "there", "all"))
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,3", "--exp-root", there, "--publish", there / "seeds") == ""
+    added = ("--add-results", there / "seeds.json", "--publish", here / "seeds")
+    assert compare(monkeypatch, recipe, *few, "--seeds", "2,4", "--exp-root", here, *added) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2,3,4", "--exp-root", all_of_them) == ""
+    together, at_once = (json.loads((root / "comparison.json").read_text()) for root in (here, all_of_them))
+    assert together == at_once and together[1]["seeds"] == 4
+    assert f"are those of {there / 'seeds.json'}." in (here / "comparison.md").read_text()
+    twice = ("--seeds", "4", "--exp-root", here, "--add-results", here / "seeds.json")
+    assert compare(monkeypatch, recipe, *few, *twice) == ""
+    assert json.loads((here / "comparison.json").read_text()) == at_once  # no seed counts twice
+
+
+def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(monkeypatch, recipe):
+    few = ("--methods", "baseline", "--seeds", "1", "--add-results")
+    missing = recipe / "missing.json"
+    assert f"{missing}: not a results JSON" in compare(monkeypatch, recipe, *few, missing)
+    add_record(recipe / "other.json", make_record(system="distilled"))
+    assert "other.json: not of a comparison of methods; it has distilled" in compare(
+        monkeypatch, recipe, *few, recipe / "other.json"
+    )
+    assert not events(recipe)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({}, "baseline, seed 9, clean: its record lacks utterance_errors"),
+        ({"utterance_errors": (1, 2), "utterance_words": (5, 5)}, "scored on other utterances"),
+    ],
+)
+def test_seeds_of_other_utterances_are_not_pooled(monkeypatch, recipe, changes, named):
+    few = ("--methods", "baseline", "--seeds", "1")
+    add_record(recipe / "odd.json", make_record(system="baseline", seed=9, test_set="clean", **changes))
+    assert named in compare(monkeypatch, recipe, *few, "--add-results", recipe / "odd.json")
+
+
 def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
     flags = ("--methods", FEW, "--seeds", "1", "--baseline", "branch-feature")
     assert compare(monkeypatch, recipe, *flags) == ""
@@ -191,7 +232,7 @@ def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
 
 
 def test_an_empty_comparison_is_empty():
-    assert compare_seeds({}, "baseline", []) == []
+    assert compare_seeds([], "baseline", []) == []
 
 
 def test_the_default_budget_is_that_of_run_sh():

@@ -58,19 +58,20 @@ def test_records_survive_the_file(tmp_path):
         make_record(),
         make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None),
         make_record(seed=1, latency=LATENCY),
+        make_record(seed=2, utterance_errors=(10, 0, 20), utterance_words=(80, 80, 80)),
     ]
     for record in records:
         add_record(path, record)
     assert load_records(path) == records
 
 
-def test_records_from_before_latency_was_measured_load_and_are_written_as_they_were(tmp_path):
+def test_records_of_fewer_measurements_load_and_are_written_as_they_were(tmp_path):
     items = json.loads((PUBLISHED / "mini.json").read_text())
-    items = [{name: value for name, value in item.items() if name != "latency"} for item in items]
+    items = [{name: value for name, value in item.items() if name not in results.MAY_LACK} for item in items]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(items))
     records = load_records(path)
-    assert all(record.latency == {} for record in records)
+    assert all(record.latency == {} and record.score is None for record in records)
     results.publish(tmp_path / "again", records)
     assert json.loads((tmp_path / "again.json").read_text()) == items
 
@@ -233,6 +234,13 @@ def test_delays_that_were_not_measured_are_not_compared(tmp_path):
         compare_delays(runs, "baseline")
 
 
+def scored(score: scoring.Score, **changes: Any) -> Record:
+    counts = ("insertions", "deletions", "substitutions", "errors", "words", "wer")
+    per_utterance = {name: tuple(getattr(score, name).tolist()) for name in ("utterance_errors", "utterance_words")}
+    same = {name: getattr(score, name) for name in counts}
+    return make_record(interval=scoring.bootstrap_wer(score), **same, **per_utterance, **changes)
+
+
 def write_runs(root: Path) -> None:
     """Two experiments: 'distilled' is 'baseline' with every error of every third utterance mended."""
     for test_set in ("test-clean", "test-other"):
@@ -241,13 +249,12 @@ def write_runs(root: Path) -> None:
         for system, transcripts in (("baseline", before), ("distilled", after)):
             folder = root / system
             folder.mkdir(exist_ok=True)
+            recogs = folder / f"recogs-{test_set}.txt"
+            scoring.write_recogs(recogs, transcripts)
             score = scoring.score(scoring.align(transcripts))
-            scoring.write_recogs(folder / f"recogs-{test_set}.txt", transcripts)
             for mode in ("simulated", "chunkwise"):
-                record = make_record(
-                    system=system, test_set=test_set, mode=mode, wer=score.wer, recogs=f"recogs-{test_set}.txt"
-                )
-                add_record(folder / "results.json", replace(record, interval=scoring.bootstrap_wer(score)))
+                record = scored(score, system=system, test_set=test_set, mode=mode, recogs=recogs.name)
+                add_record(folder / "results.json", record)
 
 
 def test_reductions_are_against_the_same_setting_with_a_paired_interval(tmp_path):
@@ -263,13 +270,22 @@ def test_reductions_are_against_the_same_setting_with_a_paired_interval(tmp_path
         assert row["reduction %"] == pytest.approx(100 * (1 - row["WER % after"] / row["WER % before"]))
 
 
-def test_reductions_without_recogs_files_have_no_interval(tmp_path):
+def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tmp_path):
     write_runs(tmp_path)
     runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
-    (tmp_path / "baseline" / "recogs-test-other.txt").unlink()
+    path = tmp_path / "baseline" / "results.json"
+    runs[path] = [replace(r, utterance_words=()) if r.test_set == "test-other" else r for r in runs[path]]
     reductions = compare(runs, "baseline")
     assert {r.record.test_set: r.interval is None for r in reductions} == {"test-clean": False, "test-other": True}
     assert {r.row()["interval"] is None for r in reductions if r.record.test_set == "test-other"} == {True}
+
+
+def test_a_record_scores_as_what_was_scored():
+    score = scoring.score(scoring.align(random_transcripts(20, seed=3)))
+    again = scored(score).score
+    assert (again.errors, again.words, again.log_line("x")) == (score.errors, score.words, score.log_line("x"))
+    assert scoring.bootstrap_wer(again) == scoring.bootstrap_wer(score)
+    assert make_record().score is None
 
 
 def test_results_md_is_filled_between_its_markers_only(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
+
 from kdstream.config import UserError
 from kdstream.decoding import scoring
 from kdstream.decoding.latency import (
@@ -31,6 +33,7 @@ from kdstream.decoding.latency import (
 )
 
 MODES = ("full", "simulated", "chunkwise")
+MAY_LACK: Dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
 LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
 
 
@@ -47,6 +50,8 @@ class Record:
       for weights without their checkpoint, which do not tell.
     recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
     latency: what was measured of it, by the names in latency.py; a file may lack it.
+    utterance_errors, utterance_words: of each utterance in the order of its id, for intervals of what two records
+      share or differ in; a file may lack them, and no such interval is known then.
     """
 
     system: str
@@ -73,6 +78,16 @@ class Record:
     recogs: str
     command: str
     latency: Latency = field(default_factory=dict)
+    utterance_errors: Tuple[int, ...] = ()
+    utterance_words: Tuple[int, ...] = ()
+
+    @property
+    def score(self) -> Optional[scoring.Score]:
+        """None where utterances were not counted."""
+        if not self.utterance_words:
+            return None
+        counts = (np.array(self.utterance_errors), np.array(self.utterance_words))
+        return scoring.Score(self.insertions, self.deletions, self.substitutions, *counts)
 
     @property
     def setting(self) -> Tuple[Any, ...]:
@@ -101,7 +116,7 @@ def _load_list(path: Path) -> List[Dict[str, Any]]:
 
 def _to_record(path: Path, item: Dict[str, Any]) -> Record:
     names = {f.name for f in fields(Record)}
-    item = {"latency": {}, **item}
+    item = {**MAY_LACK, **item}
     if set(item) != names:
         odd = ", ".join(sorted(names.symmetric_difference(item)))
         raise UserError(f"{path}: a record lacks or has too much of: {odd}; decode again into a new --results-json")
@@ -109,15 +124,13 @@ def _to_record(path: Path, item: Dict[str, Any]) -> Record:
         latency = latency_from_json(item["latency"])
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}; decode again into a new --results-json") from error
-    return Record(**{**item, "interval": tuple(item["interval"]), "latency": latency})
+    tuples = {name: tuple(item[name]) for name in ("interval", "utterance_errors", "utterance_words")}
+    return Record(**{**item, **tuples, "latency": latency})
 
 
 def _to_item(record: Record) -> Dict[str, Any]:
     """The inverse of `_to_record`."""
-    item = asdict(record)
-    if not record.latency:
-        del item["latency"]
-    return item
+    return {name: value for name, value in asdict(record).items() if value or name not in MAY_LACK}
 
 
 def add_record(path: Path, record: Record) -> None:
@@ -277,7 +290,7 @@ class Reduction:
     """Relative WER reduction of a record against the baseline's record of the same setting and seed.
 
     percent: None where the baseline makes no errors.
-    interval: 95 %, paired utterance by utterance; None where a recogs file is missing.
+    interval: 95 %, paired utterance by utterance; None where a record lacks its utterances' errors.
     """
 
     record: Record
@@ -325,9 +338,9 @@ def compare(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction
       runs: records by results JSON, beside which their recogs files lie.
     """
     reductions = []
-    for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
+    for (record, _), (base, _) in _pairs(runs, baseline):
         percent = scoring.relative_reduction(base.wer, record.wer) if base.wer else None
-        reductions.append(Reduction(record, base, percent, _paired_interval(base_recogs, recogs)))
+        reductions.append(Reduction(record, base, percent, _paired_interval(base, record)))
     return reductions
 
 
@@ -361,48 +374,47 @@ def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Di
     return rows
 
 
-def _paired_interval(baseline: Path, system: Path) -> Optional[scoring.Interval]:
-    if not (baseline.is_file() and system.is_file()):
-        return None
-    return scoring.bootstrap_reduction(_score_of(baseline), _score_of(system))
+def _paired_interval(baseline: Record, system: Record) -> Optional[scoring.Interval]:
+    before, after = baseline.score, system.score
+    return scoring.bootstrap_reduction(before, after) if before and after else None
 
 
-def _score_of(recogs: Path) -> scoring.Score:
-    return scoring.score(scoring.align(sorted(scoring.read_recogs(recogs))))
-
-
-def compare_seeds(runs: Dict[Path, Sequence[Record]], baseline: str, rivals: Sequence[str]) -> List[Dict[str, Any]]:
+def compare_seeds(records: Sequence[Record], baseline: str, rivals: Sequence[str]) -> List[Dict[str, Any]]:
     """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
 
     The best is chosen for each test set, on that test set: nobody's margin over it is flattered.  A reduction is that
     of the errors of all seeds together; its interval (95 %) resamples utterances, the same ones for both systems.
 
     Args:
-      runs: records by results JSON, beside which their recogs files lie; of a system, one per seed and test set.
+      records: of a system, one per seed and test set.
     Returns:
       Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
+    Raises:
+      UserError: a record lacks its utterances' errors, or is of other utterances than those before it.
     """
-    found: Dict[str, Dict[str, List[Tuple[Record, Path]]]] = {}  # by test set and system
-    for path, records in runs.items():
-        for record in records:
-            found.setdefault(record.test_set, {}).setdefault(record.system, []).append((record, path))
+    found: Dict[str, Dict[str, List[Record]]] = {}  # by test set and system
+    heard: Dict[str, Tuple[int, ...]] = {}
+    for record in records:
+        which = f"{record.system}, seed {record.seed}, {record.test_set}"
+        if not record.utterance_words:
+            raise UserError(f"{which}: its record lacks utterance_errors; decode again")
+        if record.utterance_words != heard.setdefault(record.test_set, record.utterance_words):
+            raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
+        found.setdefault(record.test_set, {}).setdefault(record.system, []).append(record)
     rows: Dict[str, Dict[str, Any]] = {}
     for test_set, systems in found.items():
-        pooled = {
-            system: scoring.pool([_score_of(path.parent / record.recogs) for record, path in of_system])
-            for system, of_system in systems.items()
-        }
+        pooled = {system: scoring.pool([record.score for record in seeds]) for system, seeds in systems.items()}
         present = [system for system in rivals if system in pooled]
         others = [baseline] if baseline in pooled else []
         others += [min(present, key=lambda system: pooled[system].wer)] if present else []
-        for system, of_system in systems.items():
-            row = rows.setdefault(system, {"method": system, "seeds": len(of_system)})
-            row[f"{test_set} WER %"] = _spread_shown([record.wer for record, _ in of_system])
+        for system, seeds in systems.items():
+            row = rows.setdefault(system, {"method": system, "seeds": len(seeds)})
+            row[f"{test_set} WER %"] = _spread_shown([record.wer for record in seeds])
             for other in others:
                 shown = None if system == other else _reduction_shown(pooled[other], pooled[system])
                 row[f"{test_set} vs {other} %"] = shown
     for system, row in rows.items():
-        hours = [record.compute_hours for systems in found.values() for record, _ in systems.get(system, [])]
+        hours = [record.compute_hours for systems in found.values() for record in systems.get(system, [])]
         row["compute (h)"], _ = scoring.mean_and_deviation(hours)
     return list(rows.values())
 

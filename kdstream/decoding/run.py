@@ -226,6 +226,8 @@ class DecodingRun:
             recogs=recogs,
             command=shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
             latency=latency,
+            utterance_errors=tuple(score.utterance_errors.tolist()),
+            utterance_words=tuple(score.utterance_words.tolist()),
         )
 
     def _file(self, kind: str, test_set: str) -> Path:
