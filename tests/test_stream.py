@@ -11,7 +11,7 @@ from torch import Tensor
 from decoding_helpers import talkative_model
 from helpers import CHEAP_FRONT_END, SETTINGS, random_batch
 from kdstream.config import UserError
-from kdstream.decoding.chunk_step import chunk_step
+from kdstream.decoding.chunk_step import chunk_step, traced_step
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
@@ -234,6 +234,20 @@ def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chu
                 outs, states = zip(*(step(features, state) for step, state in zip(steps, states)))
             for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()]):
                 assert (one - other).abs().max() <= 5e-6  # sums are taken in another order
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_a_traced_step_computes_what_is_always_the_same_once(model, chunk):
+    """No operation has constants alone for inputs, none calls Python, and no number is cast at every step."""
+    constants = set()
+    for node in traced_step(model, chunk).graph.nodes():
+        if node.kind() == "prim::Constant":
+            constants.update(output.debugName() for output in node.outputs())
+            number = node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").dim() == 0
+            assert not number or node.t("value").dtype != torch.float64, node
+        else:
+            assert not constants.issuperset(value.debugName() for value in node.inputs()), node
+            assert node.kind() != "prim::PythonOp", node
 
 
 def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):

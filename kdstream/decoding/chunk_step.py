@@ -44,6 +44,26 @@ def by_columns(model: nn.Module) -> nn.Module:
     return model
 
 
+def numbers_in_float32(graph: torch.Graph) -> None:
+    """Makes the numbers in a traced computation float32; from Python they come in float64, to be cast at every step."""
+    for node in graph.findAllNodes("prim::Constant"):
+        if node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").dtype == torch.float64:
+            node.t_("value", node.t("value").float())
+
+
+def traced_step(model: nn.Module, chunk: ChunkConfig) -> torch.jit.ScriptModule:
+    """`ChunkStep` of a model in eval mode, traced, with its weights as they are now."""
+    device = next(model.parameters()).device
+    state = model.init_state(2, chunk, device)  # of a single stream, its dimension would pass for a constant
+    features = torch.zeros(2, chunk.input_frames, model.config.feature_dim, device=device)
+    step = ChunkStep(by_columns(model), chunk).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # sizes that become constants: only the number of streams ever changes
+        traced = torch.jit.freeze(torch.jit.trace(step, (features, *state.tensors()), check_trace=False))
+    numbers_in_float32(traced.graph)
+    return traced
+
+
 def chunk_step(model: nn.Module, chunk: ChunkConfig, traced: bool) -> Step:
     """The step of a transducer in eval mode.
 
@@ -52,14 +72,7 @@ def chunk_step(model: nn.Module, chunk: ChunkConfig, traced: bool) -> Step:
     Raises:
       UserError: a chunk that does not fit the encoder.
     """
-    step: Callable[..., Tuple[Tensor, ...]] = ChunkStep(by_columns(model) if traced else model, chunk).eval()
-    if traced:
-        device = next(model.parameters()).device
-        state = model.init_state(2, chunk, device)  # of a single stream, its dimension would pass for a constant
-        features = torch.zeros(2, chunk.input_frames, model.config.feature_dim, device=device)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # sizes that become constants: only the number of streams ever changes
-            step = torch.jit.freeze(torch.jit.trace(step, (features, *state.tensors()), check_trace=False))
+    step: Callable[..., Tuple[Tensor, ...]] = traced_step(model, chunk) if traced else ChunkStep(model, chunk).eval()
 
     def encode(features: Tensor, state: EncoderState) -> Tuple[Tensor, EncoderState]:
         # its optimiser would compile kernels for every new number of streams, for seconds, and round differently

@@ -91,6 +91,7 @@ class SearchState:
     """Paths of N streams between two calls.  Dimension 0 of every tensor, and of every list, is the stream.
 
     context: (N, B, C) int64, the tokens that the predictor sees next; -1 before the first one.
+    predicted: (N, B, D), what it makes of them.
     log_prob: (N, B) float32; -inf marks a path that is not in use.
     key: (N, B) int64, a hash of the path's tokens: equal keys are equal paths (one path: unused).
     histories: N lists of B segments.
@@ -98,6 +99,7 @@ class SearchState:
     """
 
     context: Tensor
+    predicted: Tensor
     log_prob: Tensor
     key: Tensor
     histories: List[List[Segment]]
@@ -108,6 +110,7 @@ class SearchState:
         """One state of all the streams of `states`."""
         return SearchState(
             torch.cat([state.context for state in states]),
+            torch.cat([state.predicted for state in states]),
             torch.cat([state.log_prob for state in states]),
             torch.cat([state.key for state in states]),
             [paths for state in states for paths in state.histories],
@@ -116,7 +119,7 @@ class SearchState:
 
     def unstack(self) -> List["SearchState"]:
         """States of one stream each (views of the tensors)."""
-        tensors = zip(self.context.split(1), self.log_prob.split(1), self.key.split(1))
+        tensors = zip(*(x.split(1) for x in (self.context, self.predicted, self.log_prob, self.key)))
         return [
             SearchState(*row, [paths], [frames]) for row, paths, frames in zip(tensors, self.histories, self.frames)
         ]
@@ -190,7 +193,9 @@ class Search:
         log_prob[:, 0] = 0.0
         key = torch.zeros(num_streams, paths, dtype=torch.int64, device=device)
         histories = [[NOTHING] * paths for _ in range(num_streams)]
-        return SearchState(context, log_prob, key, histories, [0] * num_streams)
+        with torch.no_grad():
+            predicted = predict(model, context)
+        return SearchState(context, predicted, log_prob, key, histories, [0] * num_streams)
 
     def advance(self, model: nn.Module, encoder_out: Tensor, encoder_out_lens: Tensor, state: State) -> State:
         """Hears `encoder_out_lens` (N,) more frames of `encoder_out` (N, T, encoder width)."""
@@ -230,8 +235,7 @@ def greedy_search(
     blank = model.config.blank_id
     encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
     lens = encoder_out_lens.to(encoded.device)
-    context, log_prob = state.context[:, 0], state.log_prob[:, 0]  # (N, C), (N,)
-    predicted = predict(model, context)  # (N, D)
+    context, predicted, log_prob = (x[:, 0] for x in (state.context, state.predicted, state.log_prob))  # (N, ...)
     frames: List[int] = []
     emissions: List[Tensor] = []
     scores: List[Tensor] = []
@@ -245,17 +249,16 @@ def greedy_search(
             if not active.any():
                 break
             context = _append(context, token, active)
-            predicted = predict(model, context)
+            predicted = predict(model, context.unsqueeze(1)).squeeze(1)
             frames.append(t)
             emissions.append(token)
             scores.append(best)
-    tokens = torch.stack(emissions) if emissions else lens.new_empty(0, lens.size(0))  # (K, N)
-    token_log_probs = torch.stack(scores) if scores else log_prob.new_empty(tokens.shape)  # (K, N)
-    origin = torch.zeros_like(state.key)
-    histories = _extend(state, origin, frames, tokens.unsqueeze(2), token_log_probs.unsqueeze(2), blank)
-    return SearchState(
-        context.unsqueeze(1), log_prob.unsqueeze(1), state.key, histories, _later(state.frames, encoder_out_lens)
-    )
+    histories = state.histories
+    if emissions:
+        tokens, token_log_probs = torch.stack(emissions).unsqueeze(2), torch.stack(scores).unsqueeze(2)  # (K, N, 1)
+        histories = _extend(state, torch.zeros_like(state.key), frames, tokens, token_log_probs, blank)
+    after = (x.unsqueeze(1) for x in (context, predicted, log_prob))
+    return SearchState(*after, state.key, histories, _later(state.frames, encoder_out_lens))
 
 
 @torch.no_grad()
@@ -273,12 +276,11 @@ def modified_beam_search(
     num_streams, num_paths = state.log_prob.shape
     encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
     lens = encoder_out_lens.to(encoded.device).unsqueeze(1)  # (N, 1)
-    context, log_prob, key = state.context, state.log_prob, state.key
+    context, predicted, log_prob, key = state.context, state.predicted, state.log_prob, state.key
     itself = torch.arange(num_paths, device=encoded.device).expand(num_streams, num_paths)
     steps: List[Tuple[Tensor, Tensor, Tensor]] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N, 1)
-        predicted = predict(model, context.flatten(0, 1)).unflatten(0, (num_streams, num_paths))  # (N, B, D)
         step = joiner_log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
         best, index = (log_prob.unsqueeze(2) + step).flatten(1).topk(num_paths)  # (N, B), (N, B)
         parent = torch.div(index, step.size(2), rounding_mode="floor")
@@ -287,18 +289,20 @@ def modified_beam_search(
         emits = token != blank
         context = context.gather(1, parent.unsqueeze(2).expand_as(context))
         context = _append(context.flatten(0, 1), token.flatten(), emits.flatten()).view_as(context)
+        predicted = predict(model, context)
         key = key.gather(1, parent)
         key = torch.where(emits, (key ^ (key >> 31)) * HASH_MULTIPLIER + token + 1, key)
         log_prob = torch.where(active, _merge_equal_paths(best, key), log_prob)
         steps.append((parent, token, step.flatten(1).gather(1, index)))
     origin, tokens, token_log_probs = _trace_back(steps, itself)
     histories = _extend(state, origin, range(len(steps)), tokens, token_log_probs, blank)
-    return SearchState(context, log_prob, key, histories, _later(state.frames, encoder_out_lens))
+    return SearchState(context, predicted, log_prob, key, histories, _later(state.frames, encoder_out_lens))
 
 
 def predict(model: nn.Module, context: Tensor) -> Tensor:
-    """(M, C) token ids to the predictor's part of the joiner's input (M, D)."""
-    return model.joiner.decoder_proj(model.decoder(context, need_pad=False)).squeeze(1)
+    """(N, B, C) token ids to the predictor's part of the joiner's input (N, B, D)."""
+    out = model.decoder(context.flatten(0, 1), need_pad=False)  # (N * B, 1, decoder width)
+    return model.joiner.decoder_proj(out).view(*context.shape[:2], -1)
 
 
 def joiner_log_probs(model: nn.Module, encoded: Tensor, predicted: Tensor) -> Tensor:

@@ -338,7 +338,7 @@ class ScaleGrad(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return ScaleGradFunction.apply(x, self.scale)
+        return ScaleGradFunction.apply(x, self.scale) if x.requires_grad else x
 
 
 class PenalizeLargeFunction(torch.autograd.Function):

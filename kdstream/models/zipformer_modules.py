@@ -93,8 +93,7 @@ def relative_positions(queries: int, keys: int, dim: int, device: torch.device) 
     angle = (compressed * (2 * math.pi / dim)).atan()
     angles = angle * (1 + torch.arange(dim // 2, device=device))  # (T + K - 1, dim / 2)
     encoding = torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
-    encoding[:, -1] = 1.0
-    return encoding
+    return F.pad(encoding[:, :-1], (0, 1), value=1.0)  # not in place, which a traced step would do over and over
 
 
 def whitening_schedule(limit: float, ratio: float = 2.0) -> ScheduledFloat:
