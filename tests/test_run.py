@@ -90,7 +90,7 @@ def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
     assert any(t.hyp for t in first)
     assert (simulated.mode, chunkwise.mode) == ("simulated", "chunkwise")
     assert simulated.wer == chunkwise.wer and simulated.search == chunkwise.search
-    assert simulated.score.errors == simulated.errors
+    assert simulated.score.errors == simulated.errors == sum(simulated.utterance_errors)
     assert list(simulated.utterance_words) == [len(t.ref) for t in first]
 
 

@@ -150,7 +150,7 @@ def fast_beam_search(
             # k2 begins with blanks only; before the last one of them stands nothing, as in training
             context[:, :-1] = context[:, :-1].masked_fill(context[:, 1:] == model.config.blank_id, -1)
             frames = frames[shape.row_ids(1).to(torch.int64)]  # (M, D)
-            streams.advance(joiner_log_probs(model, frames, predict(model, context.unsqueeze(1)).squeeze(1)))
+            streams.advance(joiner_log_probs(model, frames, predict(model, context)))
         streams.terminate_and_flush_to_streams()
         begin = end
     frames = [done + more for done, more in zip(state.frames, lens)]

@@ -249,7 +249,7 @@ def greedy_search(
             if not active.any():
                 break
             context = _append(context, token, active)
-            predicted = predict(model, context.unsqueeze(1)).squeeze(1)
+            predicted = predict(model, context)
             frames.append(t)
             emissions.append(token)
             scores.append(best)
@@ -300,9 +300,9 @@ def modified_beam_search(
 
 
 def predict(model: nn.Module, context: Tensor) -> Tensor:
-    """(N, B, C) token ids to the predictor's part of the joiner's input (N, B, D)."""
-    out = model.decoder(context.flatten(0, 1), need_pad=False)  # (N * B, 1, decoder width)
-    return model.joiner.decoder_proj(out).view(*context.shape[:2], -1)
+    """(..., C) token ids to the predictor's part of the joiner's input (..., D)."""
+    out = model.decoder(context.flatten(0, -2), need_pad=False)  # (M, 1, decoder width)
+    return model.joiner.decoder_proj(out).view(*context.shape[:-1], -1)
 
 
 def joiner_log_probs(model: nn.Module, encoded: Tensor, predicted: Tensor) -> Tensor:
