@@ -7,14 +7,16 @@
 
 trains one student per point of the grid and seed, and decodes it.  Values that hold commas are separated by |:
 --grid "kd-layers=2.0,3.1|1.0".  --decode-grid chunk-size=8,16,32 decodes each student in several ways.  With
---one-at-a-time 1 every flag is varied by itself, the others staying at their first value.  Experiments that are there
-already are only decoded:
+--one-at-a-time 1 every flag is varied by itself, the others staying at their first value, and a cell is named after the
+flag that was varied: kd-apc-scale-0, or `first` where none was.  Experiments that are there already are only decoded:
 
     python local/sweep.py --exp-root egs/librispeech/exp/sweep-chunks --decode-flags "--epoch 30 --avg 9" \
         --exp-dirs egs/librispeech/exp/baseline,egs/librispeech/exp/distilled --decode-grid chunk-size=8,16,32
 
-Writes EXP_ROOT/sweep.json, sweep.md (a table, and the commands of every cell) and sweep-<test set>.png: a line over one
-flag, else heat maps of the first two flags, one for each setting of the others.  What is finished is not done again.
+Writes EXP_ROOT/sweep.json, comparison.json (word error rates over the seeds, and relative reductions against the first
+point with their 95 % intervals, paired bootstrap over utterances), sweep.md (both as tables, and the commands of every
+cell) and sweep-<test set>.png: a line over one flag, else heat maps of the first two flags, one for each setting of the
+others.  What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -35,12 +38,13 @@ from matplotlib.axes import Axes
 
 from kdstream import cli
 from kdstream.config import UserError, str2bool
-from kdstream.decoding.results import rows_table, write_json
+from kdstream.decoding.results import Record, compare_seeds, rows_table, write_json
 from kdstream.decoding.scoring import mean_and_deviation
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
 SCRIPTS = {"simulated": "decode.py", "chunkwise": "streaming_decode.py"}
 EXP_DIR_AXIS = "exp-dir"
+FIRST = "first"  # the name of a point at which no flag is varied
 DECODE = "decode "  # what tells a decoding flag's axis from that of a training flag
 
 Point = Tuple[str, ...]  # one value of each axis
@@ -71,13 +75,18 @@ def points(axes: Sequence[Axis], one_at_a_time: bool) -> Iterator[Point]:
             yield point
 
 
+def first_of(axes: Sequence[Axis]) -> Point:
+    return tuple(axis.values[0] for axis in axes)
+
+
 def flags_of(axes: Sequence[Axis], point: Point) -> List[str]:
     return [word for axis, value in zip(axes, point) for word in (f"--{axis.name}", value)]
 
 
-def name_of(axes: Sequence[Axis], point: Point) -> str:
-    """A point as the name of a file: kd-feature-scale-0.3_kd-apc-scale-0."""
-    return re.sub(r"[^\w.,+-]", "-", "_".join(f"{axis.name}-{value}" for axis, value in zip(axes, point)))
+def name_of(axes: Sequence[Axis], point: Point, one_at_a_time: bool) -> str:
+    """A point as the name of a file: kd-feature-scale-0.3_kd-apc-scale-0, or what is away from the first values."""
+    shown = [f"{a.name}-{value}" for a, value in zip(axes, point) if not one_at_a_time or value != a.values[0]]
+    return re.sub(r"[^\w.,+-]", "-", "_".join(shown)) or FIRST
 
 
 class Sweep:
@@ -104,10 +113,13 @@ class Sweep:
             decodings = tuple(map(self._decoding, decoded))
             self.cells.update((cell, decoded) for cell in self._cells(trained, decodings))
 
+    def name(self, point: Point) -> str:
+        return name_of(self.axes, point, self.args.one_at_a_time)
+
     def _decoding(self, point: Point) -> Tuple[str, ...]:
         args = self.args
         flags = [*args.decode_flags, *flags_of(self.decode_axes, point[len(self.train_axes) :])]
-        flags += ["--system", name_of(self.axes, point)]  # keeps records apart that differ in --avg, say
+        flags += ["--system", self.name(point)]  # keeps records apart that differ in --avg, say
         if args.exp_dirs:
             flags += ["--results-json", seen_from(args.recipe, args.exp_root / "decoded.json")]
         return SCRIPTS[args.mode], *flags
@@ -118,7 +130,7 @@ class Sweep:
             return [Cell(args.recipe, trained[0], None, decodings)]
         cells = []
         for seed in args.seeds:
-            name = "_".join(filter(None, [name_of(self.train_axes, trained), f"seed-{seed}"]))
+            name = f"{name_of(self.train_axes, trained, args.one_at_a_time)}_seed-{seed}"
             flags = (*args.train_flags, *flags_of(self.train_axes, trained), "--seed", str(seed))
             cells.append(Cell(args.recipe, seen_from(args.recipe, args.exp_root / name), flags, decodings))
         return cells
@@ -135,6 +147,13 @@ class Sweep:
                     row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
                     rows.append({**row, "command": " && ".join([*training, as_typed(command)])})
         return rows
+
+    def records(self) -> List[Record]:
+        return [record for cell in self.cells for command in cell.decode_commands() for record in cell.records(command)]
+
+    def comparison(self) -> List[Dict[str, Any]]:
+        """A flat record per point, against the first one."""
+        return compare_seeds(self.records(), self.name(first_of(self.axes)), (), column="point")
 
     def draw(self, rows: Sequence[Dict[str, Any]]) -> List[Path]:
         """A PNG for each test set."""
@@ -159,9 +178,9 @@ class Panel(NamedTuple):
 def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> List[Panel]:
     """One per axis, or one per setting of all but the first two axes."""
     if one_at_a_time:
-        first = tuple(axis.values[0] for axis in axes)
+        first = first_of(axes)
         return [
-            Panel("", [axis], {(v,): wers.get((*first[:n], v, *first[n + 1 :]), []) for v in axis.values})
+            Panel("", [in_order(axis)], {(v,): wers.get((*first[:n], v, *first[n + 1 :]), []) for v in axis.values})
             for n, axis in enumerate(axes)
         ]
     shown, rest = axes[:2], axes[2:]
@@ -175,6 +194,13 @@ def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> List[Panel]
     ]
 
 
+def in_order(axis: Axis) -> Axis:
+    """Numbers from the lowest to the highest; other values as they were given."""
+    with suppress(ValueError):
+        return Axis(axis.name, tuple(sorted(axis.values, key=float)))
+    return axis
+
+
 def draw_panels(drawings: Sequence[Panel], title: str, path: Path) -> None:
     """Panels below each other, of one scale; where seeds are several, their mean and standard deviation."""
     heights = [1.6 + 0.9 * len(panel.axes[0].values) if len(panel.axes) == 2 else 3.8 for panel in drawings]
@@ -186,6 +212,7 @@ def draw_panels(drawings: Sequence[Panel], title: str, path: Path) -> None:
             figsize=(WIDTH, sum(heights)),
             layout="constrained",
             squeeze=False,
+            sharey=all(len(panel.axes) == 1 for panel in drawings),
             gridspec_kw={"height_ratios": heights},
         )
         for place, panel in zip(places[:, 0], drawings):
@@ -232,12 +259,13 @@ def name_columns(place: Axes, axis: Axis) -> None:
         plt.setp(place.get_xticklabels(), rotation=30, ha="right")
 
 
-def page(rows: Sequence[Dict[str, Any]], plots: Sequence[Path]) -> str:
+def page(rows: Sequence[Dict[str, Any]], comparison: Sequence[Dict[str, Any]], plots: Sequence[Path]) -> str:
     """sweep.md."""
     table = rows_table([{name: cell for name, cell in row.items() if name != "command"} for row in rows])
     commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
     images = "".join(f"![{plot.stem}]({plot.name})\n\n" for plot in plots)
-    return f"# Sweep\n\n{images}{table}\nThe commands of each cell:\n\n```bash\n{commands}\n```\n"
+    tables = f"{rows_table(comparison)}\n{table}"
+    return f"# Sweep\n\n{images}{tables}\nThe commands of each cell:\n\n```bash\n{commands}\n```\n"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -260,7 +288,9 @@ def main() -> None:
     rows = sweep.rows()
     if rows:
         write_json(args.exp_root / "sweep.json", rows)
-        (args.exp_root / "sweep.md").write_text(page(rows, sweep.draw(rows)), encoding="utf8")
+        comparison = sweep.comparison()
+        write_json(args.exp_root / "comparison.json", comparison)
+        (args.exp_root / "sweep.md").write_text(page(rows, comparison, sweep.draw(rows)), encoding="utf8")
         print(f"sweep: {args.exp_root / 'sweep.md'}")
     report_failures(failures)
 

@@ -156,10 +156,13 @@ def test_a_line_holds_the_mean_and_deviation_of_the_seeds():
 
 
 def test_a_star_is_drawn_as_one_line_per_flag():
-    wers = {point: [float(n)] for n, point in enumerate(points([SCALES, SHIFTS], True))}
-    over_scale, over_shift = panels([SCALES, SHIFTS], wers, True)
-    assert over_scale.wers == {("0",): [0.0], ("1",): [2.0], ("3",): [3.0]}
-    assert over_shift.wers == {("1",): [0.0], ("2",): [1.0]}
+    axes = [SCALES, Axis("shift", ("2", "10", "1")), LAYERS]
+    wers = {point: [float(n)] for n, point in enumerate(points(axes, True))}
+    over_scale, over_shift, over_layers = panels(axes, wers, True)
+    assert over_scale.wers == {("0",): [0.0], ("1",): [4.0], ("3",): [5.0]}
+    assert over_shift.wers == {("2",): [0.0], ("10",): [2.0], ("1",): [3.0]}
+    assert over_shift.axes == [Axis("shift", ("1", "2", "10"))]  # numbers in order, names as they are
+    assert over_layers.axes == [LAYERS] and over_layers.wers == {("2.0,3.1",): [0.0], ("1.0",): [1.0]}
 
 
 def test_a_star_in_one_command(monkeypatch, recipe):
@@ -167,4 +170,11 @@ def test_a_star_in_one_command(monkeypatch, recipe):
     assert run_sweep(monkeypatch, recipe, *grids, "--one-at-a-time", 1) == ""
     cells = [(r["kd-feature-scale"], r["kd-apc-shift"], r["decode chunk-size"]) for r in rows_of(recipe)[::2]]
     assert cells == [("0", "1", "8"), ("0", "1", "16"), ("0", "2", "8"), ("1", "1", "8")]
+    trained = [name for _, name, *_ in events(recipe, "train")]
+    assert trained == ["first_seed-1", "kd-apc-shift-2_seed-1", "kd-feature-scale-1_seed-1"]
+    comparison = json.loads((recipe / "sweep" / "comparison.json").read_text())
+    names = ["first", "decode-chunk-size-16", "kd-apc-shift-2", "kd-feature-scale-1"]
+    assert [row["point"] for row in comparison] == names
+    unmoved, *others, better = (row["clean vs first %"] for row in comparison)
+    assert unmoved is None and others == ["0.0 [0.0, 0.0]"] * 2 and better.startswith("20.0 [")  # 75 errors to 60
     assert (recipe / "sweep" / "sweep-clean.png").stat().st_size > 10_000

@@ -379,7 +379,9 @@ def _paired_interval(baseline: Record, system: Record) -> Optional[scoring.Inter
     return scoring.bootstrap_reduction(before, after) if before and after else None
 
 
-def compare_seeds(records: Sequence[Record], baseline: str, rivals: Sequence[str]) -> List[Dict[str, Any]]:
+def compare_seeds(
+    records: Sequence[Record], baseline: str, rivals: Sequence[str], column: str = "method"
+) -> List[Dict[str, Any]]:
     """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
 
     The best is chosen for each test set, on that test set: nobody's margin over it is flattered.  A reduction is that
@@ -387,6 +389,7 @@ def compare_seeds(records: Sequence[Record], baseline: str, rivals: Sequence[str
 
     Args:
       records: of a system, one per seed and test set.
+      column: what the systems are.
     Returns:
       Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
     Raises:
@@ -408,7 +411,7 @@ def compare_seeds(records: Sequence[Record], baseline: str, rivals: Sequence[str
         others = [baseline] if baseline in pooled else []
         others += [min(present, key=lambda system: pooled[system].wer)] if present else []
         for system, seeds in systems.items():
-            row = rows.setdefault(system, {"method": system, "seeds": len(seeds)})
+            row = rows.setdefault(system, {column: system, "seeds": len(seeds)})
             row[f"{test_set} WER %"] = _spread_shown([record.wer for record in seeds])
             for other in others:
                 shown = None if system == other else _reduction_shown(pooled[other], pooled[system])
