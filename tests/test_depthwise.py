@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.models.depthwise import depthwise_conv2d, weight_gradient
+from kdstream.models.depthwise import convolutions, depthwise_conv2d, products
 from kdstream.models.subsampling import Conv2dSubsampling
 
 
@@ -13,17 +13,18 @@ def speech_like(batch, channels, frames, width, dtype=torch.float32):
     return x.contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("weight_gradient", [convolutions, products])
 @pytest.mark.parametrize("frames", [1, 2, 9, 32])
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("batch, channels, width", [(1, 1, 1), (3, 5, 19)])
-def test_weight_gradient_equals_torchs_in_float64(batch, channels, width, frames, padding):
+def test_weight_gradients_equal_torchs_in_float64(weight_gradient, batch, channels, width, frames, padding):
     torch.manual_seed(0)
     x = speech_like(batch, channels, frames + 6 - 2 * padding, width, torch.float64)
     weight = torch.randn(channels, 1, 7, 7, dtype=torch.float64, requires_grad=True)
     out = F.conv2d(x, weight, padding=(padding, 3), groups=channels)
     grad = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, weight, grad)
-    assert torch.allclose(weight_gradient(x, grad, padding, 7), expected.float(), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(weight_gradient(x, grad, padding, 7).float(), expected.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [0, 3])
@@ -55,8 +56,19 @@ def test_the_front_end_takes_it_under_autocast():
     assert "_DepthwiseConv2dBackward" in {type(node).__name__ for node in seen}
 
 
-def test_in_float32_it_is_torchs_own_convolution():
-    x, weight = speech_like(1, 4, 9, 5).requires_grad_(), torch.randn(4, 1, 7, 7)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_gradients_in_float32_are_torchs_within_its_rounding(padding):
+    torch.manual_seed(0)
+    x, weight = speech_like(2, 16, 21, 19).requires_grad_(), torch.randn(16, 1, 7, 7, requires_grad=True)
+    out = depthwise_conv2d(x, weight, padding)
+    expected = F.conv2d(x, weight, padding=(padding, 3), groups=16)
+    assert torch.equal(out, expected) and type(out.grad_fn).__name__ == "_DepthwiseConv2dBackward"
+    grad = torch.randn_like(out)
+    for value, wanted in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (out, expected))):
+        assert (value - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_without_gradients_it_is_torchs_own_convolution():
+    x, weight = speech_like(1, 4, 9, 5), torch.randn(4, 1, 7, 7, requires_grad=True)
     out = depthwise_conv2d(x, weight, 3)
-    assert torch.equal(out, F.conv2d(x, weight, padding=3, groups=4))
-    assert "Convolution" in type(out.grad_fn).__name__
+    assert torch.equal(out, F.conv2d(x, weight, padding=3, groups=4)) and "Convolution" in type(out.grad_fn).__name__
