@@ -37,6 +37,7 @@ NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
 TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5 --kd-token-shift 0"
 FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
 FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
+FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
 FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
 LESS_OF_ALL = "--kd-feature-scale 0.3 --kd-relation-scale 0.03 --kd-apc-scale 0.15"
 TEACHERS_WEIGHTS = "--init-from-teacher 1 --base-lr 0.02"  # 0.045, the default, is for random weights
@@ -51,6 +52,7 @@ METHODS = {
     "direct-feature": f"{FEATURE} --kd-branch none",
     "branch-feature": FEATURE,
     "branch-feature-relation": FEATURE_RELATION,
+    "branch-feature-apc": FEATURE_APC,
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
     "best": f"{LESS_OF_ALL} {TEACHERS_WEIGHTS}",
 }
