@@ -255,7 +255,7 @@ def draw_heat_map(place: Axes, panel: Panel, lowest: float, highest: float) -> N
 
 def name_columns(place: Axes, axis: Axis) -> None:
     place.set_xticks(range(len(axis.values)), axis.values)
-    if sum(map(len, axis.values)) > 40:  # letters that fit beside each other
+    if sum(map(len, axis.values)) > 30:  # letters that fit beside each other
         plt.setp(place.get_xticklabels(), rotation=30, ha="right")
 
 
