@@ -124,7 +124,7 @@ def others_records(paths: Sequence[Path]) -> List[Record]:
 
 def all_records(cells: Sequence[Cell], others: Sequence[Record]) -> List[Record]:
     """What the cells' decodings have left so far, and of `others` what they have not; in the order of METHODS."""
-    ours = [record for cell in cells for command in cell.decode_commands() for record in cell.records(command)]
+    ours = [record for cell in cells for record in cell.all_records()]
     by_key = {record.key: record for record in [*others, *ours]}
     order = [TEACHER, *METHODS]
     return sorted(by_key.values(), key=lambda record: (order.index(record.system), record.seed))

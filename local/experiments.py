@@ -103,6 +103,10 @@ class Cell:
         left = [r for r in load_records(path) if r.command == as_typed(command)] if path.is_file() else []
         return left if len(left) == len(data.test_cuts or data.test_parts) else []
 
+    def all_records(self) -> List[Record]:
+        """What its decodings left so far."""
+        return [record for command in self.decode_commands() for record in self.records(command)]
+
     def _read(self, command: Sequence[str]) -> Tuple[ExperimentConfig, DecodeConfig]:
         return read_flags("", [*command[1:], "--exp-dir", str(self.folder)])
 
@@ -153,8 +157,8 @@ def outcome(cell: Cell, failed: bool) -> str:
     """A finished cell in one line: its word error rates, or the log that says why there are none."""
     if failed:
         return f"{cell.folder.name}: failed, see {os.path.relpath(cell.log)}"
-    records = [record for command in cell.decode_commands() for record in cell.records(command)]
-    return f"{cell.folder.name}: " + ", ".join(f"{record.test_set} {record.wer:.2f} %" for record in records)
+    wers = (f"{record.test_set} {record.wer:.2f} %" for record in cell.all_records())
+    return f"{cell.folder.name}: " + ", ".join(wers)
 
 
 def report_failures(failures: Dict[Cell, str]) -> None:

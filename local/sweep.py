@@ -38,7 +38,7 @@ from matplotlib.axes import Axes
 
 from kdstream import cli
 from kdstream.config import UserError, str2bool
-from kdstream.decoding.results import Record, compare_seeds, rows_table, write_json
+from kdstream.decoding.results import compare_seeds, rows_table, write_json
 from kdstream.decoding.scoring import mean_and_deviation
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
@@ -148,12 +148,10 @@ class Sweep:
                     rows.append({**row, "command": " && ".join([*training, as_typed(command)])})
         return rows
 
-    def records(self) -> List[Record]:
-        return [record for cell in self.cells for command in cell.decode_commands() for record in cell.records(command)]
-
     def comparison(self) -> List[Dict[str, Any]]:
         """A flat record per point, against the first one."""
-        return compare_seeds(self.records(), self.name(first_of(self.axes)), (), column="point")
+        records = [record for cell in self.cells for record in cell.all_records()]
+        return compare_seeds(records, self.name(first_of(self.axes)), (), column="point")
 
     def draw(self, rows: Sequence[Dict[str, Any]]) -> List[Path]:
         """A PNG for each test set."""
