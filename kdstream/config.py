@@ -123,7 +123,9 @@ class TrainConfig:
     simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.")
     ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.")
     delay_penalty: float = flag(
-        0.0, "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay."
+        0.0,
+        "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay.  "
+        "In force from twice --warm-step on.",
     )
     rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
     use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")

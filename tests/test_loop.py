@@ -23,7 +23,7 @@ from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist, loop
 from kdstream.training.experiment import with_vocabulary
 from kdstream.training.metrics import MetricsTracker
-from kdstream.training.step import chunk_choices, draw_chunk, transducer_weights
+from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights
 from training_helpers import experiment, make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,6 +386,25 @@ def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     assert transducer_weights(train, 50)["pruned_loss"] == pytest.approx(0.55)
     assert transducer_weights(train, 100) == transducer_weights(train, None)
     assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, "ctc_loss": 0.2}
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_delay_penalty_waits_until_the_student_can_hear_and_spares_validation(tmp_path: Path, data, settled):
+    config = experiment(tmp_path, data, warm_step=100)
+    penalised = replace(config.train, delay_penalty=0.2)
+    model = make_trainer(config).model.eval()
+    batch = next(iter(make_trainer(config).data.train_dataloader(1)))
+    chunk = ChunkConfig(8, 16)
+
+    def loss(train, step):
+        student = StudentWithBranches(model, None, train, settled)
+        return student(batch, [[3, 4, 5]] * len(batch.texts), chunk, step)[0].item()
+
+    difference = {step: loss(penalised, step) - loss(config.train, step) for step in (0, 199, 200, None)}
+    assert difference[None] == 0
+    assert abs(difference[200]) > 1e-3
+    for early in (0, 199):
+        assert difference[early] == (pytest.approx(difference[200], rel=1e-4) if settled else 0)
 
 
 @pytest.mark.parametrize("from_teacher", [False, True])

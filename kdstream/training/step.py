@@ -6,8 +6,10 @@ had never stopped, and so that processes agree.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
+from dataclasses import replace
 from itertools import islice
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
@@ -27,7 +29,7 @@ from kdstream.training.metrics import FRAMES, MetricsTracker
 class StudentWithBranches(nn.Module):
     """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains.
 
-    settled: the student has been trained before, so --warm-step is over.
+    settled: the student has been trained before, so what --warm-step schedules is over.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class StudentWithBranches(nn.Module):
         """
         guided = self.distiller is not None and batch_idx is not None
         taps = self.distiller.student_taps() if guided else None
-        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, self.config, taps=taps)
-        weights = transducer_weights(self.config, None if self.settled else batch_idx)
+        step = math.inf if self.settled and batch_idx is not None else batch_idx
+        config = replace(self.config, delay_penalty=delay_penalty(self.config, step))
+        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, config, taps=taps)
+        weights = transducer_weights(config, step)
         if guided:
             kd_weights = self.distiller.weights(batch_idx)
             losses.update(self.distiller(batch, taps, kd_weights.keys()))
@@ -65,7 +69,15 @@ class StudentWithBranches(nn.Module):
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
 
-def transducer_weights(config: TrainConfig, batch_idx: Optional[int]) -> Dict[str, float]:
+def delay_penalty(config: TrainConfig, batch_idx: Optional[float]) -> float:
+    """--delay-penalty from twice --warm-step on (icefall's schedule), and 0 before and in validation.
+
+    A student that cannot yet hear when a symbol is spoken would only learn to say all of them at once.
+    """
+    return config.delay_penalty if batch_idx is not None and batch_idx >= 2 * config.warm_step else 0.0
+
+
+def transducer_weights(config: TrainConfig, batch_idx: Optional[float]) -> Dict[str, float]:
     """Weights of simple_loss, pruned_loss and ctc_loss.
 
     Pruning bounds come from the simple loss, so early on it leads: its weight falls from 1 to
