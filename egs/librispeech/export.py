@@ -51,12 +51,14 @@ NOT_OF_EXPORT = (
 
 
 def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: List[str]) -> Runtime:
+    decoder = StreamingDecoder(model, chunk, Search(), max_streams=1, traced=True)
+
     def hear(samples: Tensor) -> List[str]:
-        decoder = StreamingDecoder(model, chunk, Search(), max_streams=1)
         stream = decoder.open()
         stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
         while decoder.step():
             pass
+        stream.closed = True
         return [pieces[token] for token in stream.result.tokens]
 
     return hear
