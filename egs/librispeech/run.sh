@@ -5,7 +5,7 @@
 #   1  data (prepare.sh)        4  train the distilled student
 #   2  train the teacher        5  decode all three      6  report
 #
-# bash egs/librispeech/run.sh                                       the embedded corpus, half an hour on 2 cores
+# bash egs/librispeech/run.sh                                       the embedded corpus, about half an hour on 2 cores
 # bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 60
 # bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
