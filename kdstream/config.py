@@ -211,7 +211,11 @@ class DistillConfig:
         choices=("full", "collapsed", "one-best"),
     )
     kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.")
-    kd_token_shift: int = flag(0, "Output frames (40 ms) by which the student may emit later than its teacher.")
+    kd_token_shift: int = flag(
+        2,
+        "Output frames (40 ms) by which the student emits later than its teacher; 0 forces the full-context teacher's "
+        "timing on it.",
+    )
     kd_token_start: int = flag(0, "Batches before token distillation sets in.")
     kd_top_scale: float = flag(0.0, "Weight of a transducer loss at an auxiliary branch on the encoder's output.")
     kd_top_token_scale: float = flag(0.0, "Weight of token distillation at that branch, which needs no shift.")

@@ -34,7 +34,7 @@ from kdstream.config import CONFIG_FILE, UserError, str2bool
 from kdstream.decoding.results import Record, compare_seeds, load_records, publish, rows_table, write_json
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
-TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5 --kd-token-shift 0"
+TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5"
 FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
 FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
 FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
