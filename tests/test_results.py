@@ -192,8 +192,10 @@ def test_published_records_show_their_latency_where_there_is_any(tmp_path):
     assert "Latency" not in results.render(path)
     add_record(path, make_record(mode="chunkwise", latency=LATENCY))
     text = results.render(path)
-    assert results.LATENCY_CELLS in text and "| 151 (175 / 255 / 376) |" in text
+    assert f"<summary>{results.LATENCY_CELLS}</summary>" in text and "| 151 (175 / 255 / 376) |" in text
     assert text.index("test-clean WER %") < text.index("151 (175") < text.index("```bash")
+    assert text.count("<details>") == text.count("</details>") == 2  # in Markdown, blank lines begin and end a table
+    assert "</summary>\n\n| system" in text and "|\n\n</details>\n" in text
 
 
 def measured(system: str, folder: Path, shown: list, **changes: Any) -> Path:

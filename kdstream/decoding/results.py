@@ -272,17 +272,21 @@ def commands_block(records: Sequence[Record]) -> str:
 def render(path: Path) -> str:
     """A JSON file of egs/librispeech/results as Markdown.
 
-    Records become a table of word error rates, one of latencies where any was measured, and the commands behind them;
-    any other list of flat objects becomes a table with their names as columns.
+    Records become a table of word error rates, and folded behind it one of latencies, where any was measured, and the
+    commands; any other list of flat objects becomes a table with their names as columns.
     """
     items = _load_list(path)
     if items and "wer" in items[0] and "system" in items[0]:
         records = [_to_record(path, item) for item in items]
-        tables = [wer_table(records)]
+        parts = [wer_table(records)]
         if any(record.latency for record in records):
-            tables += [f"{LATENCY_CELLS}\n", rows_table(latency_rows(records))]
-        return "\n".join([*tables, commands_block(records)])
+            parts.append(_folded(LATENCY_CELLS, rows_table(latency_rows(records))))
+        return "\n".join([*parts, _folded("The commands.", commands_block(records))])
     return rows_table(items)
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
 
 
 @dataclass(frozen=True)
