@@ -17,6 +17,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union, g
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
+TOKEN_FORMS = ("full", "collapsed", "one-best")
 DECODING_METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
 
 Config = TypeVar("Config")
@@ -26,9 +27,13 @@ class UserError(Exception):
     """Input that the user can mend.  Scripts print its one line and exit with status 1."""
 
 
-def flag(default: Any, help: str, **choices: Any) -> Any:
-    """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help, **choices})
+def flag(default: Any, help: str, **more: Any) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+      more: `choices`; `minimum`, or `above`, that of which a number must be more; `unset`, what help shows for None.
+    """
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -82,19 +87,17 @@ class DataConfig:
     pseudo_cuts: Tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
-    max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).")
-    num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.")
+    max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).", above=0)
+    num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.", minimum=1)
     shuffle: bool = flag(True, "Shuffle the training cuts.")
-    num_workers: int = flag(2, "Data loading processes.")
+    num_workers: int = flag(2, "Data loading processes.", minimum=0)
     on_the_fly_feats: bool = flag(False, "Compute features from audio while training, instead of reading them.")
-    feature_extractor: str = flag(
-        "lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat")
-    )
+    feature_extractor: str = flag("lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat"))
     enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
     spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
     enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")
     min_utterance_seconds: float = flag(1.0, "Leave out shorter training cuts.")
-    max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.")
+    max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.", above=0)
 
 
 @dataclass(frozen=True)
@@ -106,36 +109,39 @@ class TrainConfig:
     master_port: int = flag(12354, "Port of the process group.")
     tensorboard: bool = flag(True, "Write TensorBoard curves.")
     seed: int = flag(42, "Seed of initialisation, data order, chunk choice and augmentation.")
-    num_epochs: int = flag(30, "Epochs to train.")
-    start_epoch: int = flag(1, "Resume from epoch-{start-epoch - 1}.pt.")
-    start_batch: int = flag(0, "Resume from checkpoint-{start-batch}.pt.")
+    num_epochs: int = flag(30, "Epochs to train.", minimum=1)
+    start_epoch: int = flag(1, "Resume from epoch-{start-epoch - 1}.pt.", minimum=1)
+    start_batch: int = flag(0, "Resume from checkpoint-{start-batch}.pt.", minimum=0)
     resume: bool = flag(False, "Resume from the last checkpoint in --exp-dir, if there is one.")
-    base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.")
-    lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.")
-    lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.")
-    lr_warmup_batches: float = flag(500.0, "Batches over which Eden's learning rate rises from half to full.")
-    ref_duration: float = flag(600.0, "Reference seconds per batch; scales batch counts in schedules.")
-    accum_grad: int = flag(1, "Batches whose gradients are summed before one optimiser step.")
-    warm_step: int = flag(2000, "Batches over which the pruned loss takes over from the simple loss.")
-    prune_range: int = flag(5, "Symbols per frame that the pruned loss keeps.")
-    lm_scale: float = flag(0.25, "Weight of the predictor-only term in the smoothed loss.")
-    am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.")
-    simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.")
-    ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.")
+    base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.", above=0)
+    lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.", above=0)
+    lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.", above=0)
+    lr_warmup_batches: float = flag(
+        500.0, "Batches over which Eden's learning rate rises from half to full.", minimum=0
+    )
+    ref_duration: float = flag(600.0, "Reference seconds per batch; scales batch counts in schedules.", above=0)
+    accum_grad: int = flag(1, "Batches whose gradients are summed before one optimiser step.", minimum=1)
+    warm_step: int = flag(2000, "Batches over which the pruned loss takes over from the simple loss.", minimum=0)
+    prune_range: int = flag(5, "Symbols per frame that the pruned loss keeps.", minimum=2)
+    lm_scale: float = flag(0.25, "Weight of the predictor-only term in the smoothed loss.", minimum=0)
+    am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.", minimum=0)
+    simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.", minimum=0)
+    ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.", minimum=0)
     delay_penalty: float = flag(
         0.0,
         "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay.  "
         "In force from twice --warm-step on.",
+        minimum=0,
     )
     rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
     use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
     use_bf16: bool = flag(False, "bfloat16 autocast.")
-    save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.")
-    keep_last_k: int = flag(30, "checkpoint-N.pt files to keep.")
-    average_period: int = flag(200, "Batches between updates of the running model average.")
-    log_interval: int = flag(50, "Batches between log lines.")
-    valid_interval: int = flag(3000, "Batches between validations.")
-    max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).")
+    save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.", minimum=1)
+    keep_last_k: int = flag(30, "checkpoint-N.pt files to keep.", minimum=1)
+    average_period: int = flag(200, "Batches between updates of the running model average.", minimum=1)
+    log_interval: int = flag(50, "Batches between log lines.", minimum=1)
+    valid_interval: int = flag(3000, "Batches between validations.", minimum=1)
+    max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).", minimum=0)
     print_diagnostics: bool = flag(False, "Print statistics of activations, parameters and gradients, and exit.")
     inf_check: bool = flag(False, "Name the first module whose output or gradient is not finite.")
 
@@ -145,8 +151,8 @@ class DistillConfig:
     """Distillation through auxiliary non-streaming branches (arXiv 2308.16415)."""
 
     teacher_exp_dir: str = flag("", "Experiment directory of the frozen teacher; empty: no distillation.")
-    teacher_epoch: int = flag(0, "Teacher's epoch-N.pt (0: the last one there is).")
-    teacher_avg: int = flag(1, "Teacher's checkpoints to average, as in decode.py.")
+    teacher_epoch: int = flag(0, "Teacher's epoch-N.pt (0: the last one there is).", minimum=0)
+    teacher_avg: int = flag(1, "Teacher's checkpoints to average, as in decode.py.", minimum=1)
     teacher_use_averaged_model: bool = flag(
         True, "Average over every batch of those epochs (model_avg), not only over their last ones."
     )
@@ -188,41 +194,57 @@ class DistillConfig:
         choices=("transformer", "none"),
     )
     kd_share_branches: bool = flag(False, "One auxiliary layer and predictor for all tapped layers of equal width.")
-    kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).")
-    kd_relation_scale: float = flag(0.1, "Weight of the query-query, key-key and value-value relation losses.")
-    kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.")
-    kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.")
+    kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).", minimum=0)
+    kd_relation_scale: float = flag(
+        0.1, "Weight of the query-query, key-key and value-value relation losses.", minimum=0
+    )
+    kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.", minimum=0)
+    kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.", minimum=0)
     kd_hidden_batches: int = flag(
-        0, "Batches after which the feature, relation and prediction losses end (0: never); for two stages."
+        0,
+        "Batches after which the feature, relation and prediction losses end (0: never); for two stages.",
+        minimum=0,
     )
     kd_distance: str = flag("l1_cosine", "Feature distance.", choices=("l1_cosine", "l2", "cosine"))
-    kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.")
-    kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.")
-    kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.")
+    kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.", minimum=1)
+    kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.", minimum=1)
+    kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.", minimum=1)
     kd_apc_shift: Tuple[int, ...] = flag(
-        (2,), "Frames ahead that APC predicts, at the tapped layer's own rate; several as 1,2,4."
+        (2,),
+        "Frames ahead that APC predicts, at the slower rate of the tapped layer and its guide; several as 1,2,4.",
+        minimum=1,
     )
-    kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).")
-    kd_token_scale: float = flag(0.0, "Weight of token distillation over the student's pruned lattice.")
+    kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).", minimum=0)
+    kd_token_scale: float = flag(0.0, "Weight of token distillation over the student's pruned lattice.", minimum=0)
     kd_token_form: str = flag(
         "full",
         "Token distillation of the full posterior, of three classes (next symbol, blank, rest), or on the teacher's "
         "one best path.",
-        choices=("full", "collapsed", "one-best"),
+        choices=TOKEN_FORMS,
     )
-    kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.")
+    kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.", above=0)
     kd_token_shift: int = flag(
         2,
         "Output frames (40 ms) by which the student emits later than its teacher; 0 forces the full-context teacher's "
         "timing on it.",
+        minimum=0,
     )
-    kd_token_start: int = flag(0, "Batches before token distillation sets in.")
-    kd_top_scale: float = flag(0.0, "Weight of a transducer loss at an auxiliary branch on the encoder's output.")
-    kd_top_token_scale: float = flag(0.0, "Weight of token distillation at that branch, which needs no shift.")
+    kd_token_start: int = flag(0, "Batches before token distillation sets in.", minimum=0)
+    kd_top_scale: float = flag(
+        0.0, "Weight of a transducer loss at an auxiliary branch on the encoder's output.", minimum=0
+    )
+    kd_top_token_scale: float = flag(
+        0.0, "Weight of token distillation at that branch, which needs no shift.", minimum=0
+    )
 
     @property
     def has_teacher(self) -> bool:
         return bool(self.teacher_exp_dir or self.teacher_checkpoint)
+
+    @property
+    def teacher_name(self) -> str:
+        """Where the teacher is from, for messages."""
+        return self.teacher_exp_dir or self.teacher_checkpoint
 
     @property
     def needs_audio(self) -> bool:
@@ -356,7 +378,7 @@ def override(config: Config, args: argparse.Namespace) -> Config:
 def _add_flag(group: Any, item: Any, annotation: Any, default: Any, shown: str) -> None:
     group.add_argument(
         "--" + item.name.replace("_", "-"),
-        type=_parser_of(annotation),
+        type=_parser_of(annotation, item.metadata.get("minimum"), item.metadata.get("above")),
         default=default,
         choices=item.metadata.get("choices"),
         help=f"{item.metadata['help']} (default: {shown})",
@@ -384,16 +406,33 @@ def _shown(default: Any, unset: str) -> str:
     return unset if default is None else str(default) or "empty"
 
 
-def _parser_of(annotation: Any) -> Any:
+def _parser_of(annotation: Any, minimum: Optional[float] = None, above: Optional[float] = None) -> Any:
     """The argparse type for a field annotation: scalar, bool, Optional[X] or Tuple[X, ...]."""
     if get_origin(annotation) is Union:  # Optional[X]
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is tuple:
-        element = get_args(annotation)[0]
+        element = in_range(get_args(annotation)[0], minimum, above)
 
         def parse_tuple(text: str) -> Tuple[Any, ...]:
             return tuple(element(part.strip()) for part in text.split(",") if part.strip())
 
         parse_tuple.__name__ = f"comma-separated {element.__name__}"
         return parse_tuple
-    return str2bool if annotation is bool else annotation
+    return str2bool if annotation is bool else in_range(annotation, minimum, above)
+
+
+def in_range(number: Any, minimum: Optional[float] = None, above: Optional[float] = None) -> Any:
+    """The argparse type `number`, for values from `minimum` on or more than `above`; itself where neither is given."""
+    if minimum is None and above is None:
+        return number
+
+    def parse_number(text: str) -> Any:
+        value = number(text)
+        if minimum is not None and not value >= minimum:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {minimum}")
+        if above is not None and not value > above:
+            raise argparse.ArgumentTypeError(f"{text}: must be more than {above}")
+        return value
+
+    parse_number.__name__ = number.__name__
+    return parse_number

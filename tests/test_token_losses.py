@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdstream.config import TOKEN_FORMS
 from kdstream.kd.taps import Lattice
-from kdstream.kd.token_losses import FORMS, delayed, path_weights, token_loss
+from kdstream.kd.token_losses import delayed, path_weights, token_loss
 from kdstream.models.rnnt_lattice import best_path
 
 BLANK, V, R = 0, 6, 3
@@ -89,7 +90,7 @@ def reference(teacher, student, lattice, form, temperature, shift) -> float:
     return total
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
 @pytest.mark.parametrize("temperature, shift", [(1.0, 0), (2.0, 0), (1.0, 2)])
 def test_token_losses_equal_a_sum_over_cells_written_with_loops(form, temperature, shift):
     lattice, teacher, student = make_lattice(), logits(1), logits(2)
@@ -98,7 +99,7 @@ def test_token_losses_equal_a_sum_over_cells_written_with_loops(form, temperatur
     assert loss.item() == pytest.approx(expected, rel=1e-6) and expected > 0.5
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_identical_models_at_equal_ranges_have_no_loss_and_no_gradient(form):
     teacher = logits(1)
     student = teacher.clone().requires_grad_()
@@ -107,14 +108,14 @@ def test_identical_models_at_equal_ranges_have_no_loss_and_no_gradient(form):
     assert abs(loss.item()) < 1e-6 and student.grad.abs().max() < 1e-7
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_gradients_pass_gradcheck(form):
     lattice, teacher = make_lattice(), logits(1)
     student = logits(2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: token_loss(teacher, x, lattice, BLANK, form, 2.0, 1), (student,))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_the_batch_costs_the_sum_of_its_utterances_and_padding_gets_no_gradient(form):
     lattice, teacher, student = make_lattice(), logits(1), logits(2).requires_grad_()
     together = token_loss(teacher, student, lattice, BLANK, form, 1.0, 1)
@@ -135,7 +136,7 @@ def test_weights_of_the_one_best_path_add_up_to_the_frames():
 
 def test_an_utterance_without_symbols_is_compared_on_its_blanks():
     lattice = replace(make_lattice((1,)), token_lens=torch.tensor([0]))
-    for form in FORMS:
+    for form in TOKEN_FORMS:
         teacher, student = logits(1)[:1, :5], logits(2)[:1, :5].requires_grad_()
         token_loss(teacher, student, lattice, BLANK, form, 1.0, 0).backward()
         assert student.grad[:, :, 0].abs().amax(dim=2).min() > 0 and student.grad[:, :, 1:].abs().max() == 0

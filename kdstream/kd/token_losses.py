@@ -30,7 +30,6 @@ from kdstream.models.rnnt_loss import (
     unpruned_log_probs,
 )
 
-FORMS = ("full", "collapsed", "one-best")
 IMPOSSIBLE = -30.0  # log-probability of a class that a cell lacks, the same for both: adds exactly 0 to a divergence
 
 
@@ -41,7 +40,7 @@ def token_loss(
 
     Args:
       teacher, student: (N, T, R, V) logits at lattice.ranges; the teacher's already `delayed` by `shift`.
-      form: one of FORMS.
+      form: one of kdstream.config.TOKEN_FORMS.
       temperature: divides both logits; the loss is multiplied by its square, so that gradients keep their size.
       shift: frames at the beginning for which there is no teacher.
     """
