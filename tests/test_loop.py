@@ -23,7 +23,7 @@ from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist, loop
 from kdstream.training.experiment import with_vocabulary
 from kdstream.training.metrics import MetricsTracker
-from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights
+from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights, validation_loss
 from training_helpers import experiment, make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,6 +333,7 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
         (dict(train=dict(use_fp16=True, use_bf16=True)), "give one of them"),
         (dict(model=dict(chunk_size=(6,), left_context_frames=(12,))), "chunk 6: not a multiple of 4"),
         (dict(model=dict(chunk_size=(8,), left_context_frames=(12,))), "left context 12: not a multiple of chunk 8"),
+        (dict(model=dict(chunk_size=(0,))), "--chunk-size 0: chunks have 1 encoder frame or more"),
         (dict(model=dict(preset="huge")), "--preset huge: unknown"),
         (dict(distill=dict(teacher_exp_dir="nowhere")), "config.json: no such file"),
     ],
@@ -345,6 +346,60 @@ def test_impossible_settings_are_refused_in_one_line(tmp_path: Path, data, chang
     with pytest.raises(UserError, match=message) as info:
         loop.run(config)
     assert "\n" not in str(info.value)
+
+
+def test_a_refused_start_leaves_config_json_as_it_was(tmp_path: Path, data, teacher):
+    record(experiment(tmp_path, data, num_epochs=1))
+    before = (tmp_path / "config.json").read_bytes()
+    guided = replace(experiment(tmp_path, data, resume=True), distill=DistillConfig(teacher_exp_dir=str(teacher)))
+    with pytest.raises(UserError, match="branches"):
+        loop.run(guided)
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match="no such file"):
+        loop.run(replace(experiment(tmp_path / "new", data), distill=DistillConfig(teacher_exp_dir="nowhere")))
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path, data, caplog):
+    record(experiment(tmp_path, data, num_epochs=1))
+    with caplog.at_level(logging.WARNING):
+        record(experiment(tmp_path, data, num_epochs=1, resume=True))
+    assert "other settings" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        record(experiment(tmp_path, data, num_epochs=2, base_lr=0.01, resume=True))
+    assert "config.json: this start has other settings: --num-epochs 1 there, 2 now; --base-lr" in caplog.text
+    assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
+
+
+def test_memory_is_tried_with_losses_that_set_in_later_too(tmp_path: Path, data, teacher, monkeypatch):
+    config = experiment(tmp_path, data)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_hidden_batches=5, kd_token_scale=1.0, kd_token_start=5)
+    trainer = make_trainer(replace(config, distill=distill))
+    tried = set()
+    original = loop.compute_loss
+
+    def compute(*args):
+        loss, metrics = original(*args)
+        tried.update(metrics)
+        return loss, metrics
+
+    monkeypatch.setattr(loop, "compute_loss", compute)
+    monkeypatch.setattr(loop, "max_memory_mb", lambda device: 0)
+    trainer.scan_for_oom()
+    assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
+    assert all(p.grad is None for p in trainer.student.parameters())
+
+
+def test_validation_leaves_out_a_batch_without_a_finite_loss(tmp_path: Path, data, caplog):
+    trainer = make_trainer(experiment(tmp_path, data))
+    good, bad = list(trainer.data.train_dataloader(1))[:2]
+    arguments = trainer.data.tokenizer, None, torch.device("cpu")
+    expected = validation_loss(trainer.student, [good], *arguments)
+    bad.features = bad.features * float("nan")
+    with caplog.at_level(logging.WARNING):
+        assert validation_loss(trainer.student, [good, bad], *arguments) == expected
+    assert f"cuts: {' '.join(bad.cut_ids)}" in caplog.text
+    assert validation_loss(trainer.student, [bad], *arguments).mean() == float("inf")
 
 
 def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teacher):
@@ -422,7 +477,6 @@ def test_student_with_the_teachers_weights_starts_where_schedules_end(tmp_path: 
         return {part.batch_count for part in module.modules() if isinstance(part, ScheduledFloat)}
 
     assert counts(trainer.model) == {100_000 if from_teacher else 0}
-    assert counts(trainer.distiller) <= {0}
 
 
 def load_script(name: str):

@@ -19,6 +19,7 @@ from kdstream.models.presets import resolve
 from kdstream.training.checkpoint import find_checkpoints, find_epochs, latest_checkpoint
 
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
+RESUMING_FIELDS = ("resume", "start_epoch", "start_batch", "master_port")  # of this start alone
 
 
 @dataclass
@@ -70,6 +71,22 @@ def check_same_model(config: ExperimentConfig) -> None:
     if differing:
         shown = "; ".join(f"{name} {_shown(old.get(name))} there, {_shown(new[name])} now" for name in differing[:4])
         raise UserError(f"--exp-dir {exp_dir}: its config.json is of another model ({shown}); use another --exp-dir")
+
+
+def warn_of_changed_settings(config: ExperimentConfig) -> None:
+    """Logs which settings differ from those of the exp-dir's config.json, which is about to be written anew."""
+    exp_dir = Path(config.train.exp_dir)
+    if not (exp_dir / CONFIG_FILE).is_file():
+        return
+    old, new = asdict(ExperimentConfig.load(exp_dir)), asdict(config)
+    changed = [
+        f"--{name.replace('_', '-')} {_shown(old[section].get(name))} there, {_shown(value)} now"
+        for section, values in new.items()
+        for name, value in values.items()
+        if name not in RESUMING_FIELDS and old[section].get(name) != value
+    ]
+    if changed:
+        logging.warning(f"{exp_dir / CONFIG_FILE}: this start has other settings: {'; '.join(changed)}")
 
 
 def _shown(value: Any) -> str:

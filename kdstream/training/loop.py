@@ -42,6 +42,7 @@ from kdstream.training.experiment import (
     max_memory_mb,
     note_batch,
     tensorboard_writer,
+    warn_of_changed_settings,
     with_preset,
     with_vocabulary,
 )
@@ -85,14 +86,15 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
         resume_from = checkpoint_to_resume(config)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
         dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
-        if rank == 0 and not config.train.print_diagnostics:
-            config.save(exp_dir)
-            ckpt.remove_leftovers(exp_dir)
         logging.info(f"Training started: {' '.join(sys.argv)}")
         logging.info(f"Device: {device}; log: {log_path}")
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:
             trainer.restore(resume_from)
+        if rank == 0 and not config.train.print_diagnostics:
+            warn_of_changed_settings(config)
+            config.save(exp_dir)
+            ckpt.remove_leftovers(exp_dir)
         trainer.train()
         logging.info("Done!")
         dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
@@ -278,7 +280,10 @@ class Trainer:
             raise
 
     def keeping_what_was_done(self, steps: Iterable[List[Batch]]) -> Iterator[List[Batch]]:
-        """Saves before the error of an unreadable cut ends the training, so that --resume 1 goes on right there."""
+        """Saves before the error of an unreadable cut ends the training, so that --resume 1 goes on right there.
+
+        Only where the first process meets the cut: it alone saves, and the others' end takes it along.
+        """
         try:
             yield from steps
         except UserError:
@@ -398,10 +403,12 @@ class Trainer:
             if isinstance(batch, UserError):
                 raise batch
             try:
-                with self.precision.autocast():
-                    chunk = self.choices[0][0]
-                    loss, _ = compute_loss(self.module, batch, self.data.tokenizer, chunk, 0, self.device)
-                self.precision.backward(loss)
+                for step in {0, self.config.distill.kd_token_start}:  # losses between layers may have ended by then
+                    with self.precision.autocast():
+                        chunk = self.choices[0][0]
+                        loss, _ = compute_loss(self.module, batch, self.data.tokenizer, chunk, step, self.device)
+                    self.precision.backward(loss)
+                    self.optimizer.zero_grad(set_to_none=True)
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise
@@ -409,5 +416,4 @@ class Trainer:
                     f"--max-duration {self.config.data.max_duration:g}: the GPU ran out of memory on the batch with "
                     f"{criterion} {values[criterion]:g}; lower it, and raise --accum-grad to make up for it"
                 ) from error
-            self.optimizer.zero_grad(set_to_none=True)
         logging.info(f"No batch needs more than {max_memory_mb(self.device)}MB")

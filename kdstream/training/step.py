@@ -6,6 +6,7 @@ had never stopped, and so that processes agree.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import zlib
@@ -116,12 +117,18 @@ def validation_loss(
     chunk: Optional[ChunkConfig],
     device: torch.device,
 ) -> MetricsTracker:
-    """The student's losses in eval mode, over all batches; zeros where there are none."""
+    """The student's losses in eval mode, over the batches where they are finite; zeros where there are none."""
     names = ("loss", "simple_loss", "pruned_loss", *(("ctc_loss",) if student.model.config.use_ctc else ()), FRAMES)
     total = MetricsTracker(dict.fromkeys(names, 0.0))
     student.eval()
     for batch in batches:
-        total = total + compute_loss(student, batch, tokenizer, chunk, None, device)[1]
+        metrics = compute_loss(student, batch, tokenizer, chunk, None, device)[1]
+        if math.isfinite(metrics["loss"]):
+            total = total + metrics
+        else:
+            logging.warning(
+                f"The validation loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}"
+            )
     student.train()
     return total
 
@@ -149,6 +156,8 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[
         if size == -1:
             choices.append([None])
             continue
+        if size < 1:
+            raise UserError(f"--chunk-size {size}: chunks have 1 encoder frame or more, or -1 for full context")
         lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
         chunks = [ChunkConfig(size, left) for left in lefts or config.left_context_frames[:1]]
         for chunk in chunks:
