@@ -49,6 +49,9 @@ def test_uniform_map_pairs_equal_shares_of_the_depth():
 
 def test_last_map_pairs_the_last_layers():
     assert pairs(kd_layer_map="last") == [("1.0", "3.0"), ("2.1", "3.1"), ("3.0", "3.2")]
+    one_stack = shapes(s0l0=2, s0l1=2, s0l2=2, s0l3=2, s0l4=2)
+    guides = [pair.teacher for pair in pair_layers(DistillConfig(kd_layer_map="last"), STUDENT, one_stack)]
+    assert guides == ["0.2", "0.3", "0.4"]
     with pytest.raises(UserError, match="--kd-layer-map last: 5 tapped layers, but the teacher has 1"):
         pair_layers(DistillConfig(kd_layer_map="last", kd_layers=tuple(STUDENT)), STUDENT, shapes(s0l0=2))
 
@@ -79,9 +82,14 @@ def test_a_pair_that_is_named_goes_before_the_map():
     [
         (dict(kd_layers=("7.0",)), "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
         (dict(kd_layers=("1.0:9.0",)), "--kd-layers 9.0: the teacher has no such layer; it has 0.0, 0.1"),
+        (dict(kd_layers=("1.0:2.0", "1.0:3.0")), "--kd-layers: names 1.0 more than once; a layer has one guide"),
+        (
+            dict(kd_layers=("1.0", "2.0:3.1"), kd_layer_map="learned"),
+            "--kd-layers 2.0:3.1: --kd-layer-map learned takes all of the teacher's",
+        ),
     ],
 )
-def test_layers_that_are_not_there_are_clear_errors(config, message):
+def test_layers_that_cannot_be_paired_are_clear_errors(config, message):
     with pytest.raises(UserError, match=message):
         pairs(**config)
 

@@ -127,9 +127,11 @@ class Distiller(nn.Module):
           student_taps: filled by the student's forward pass on this batch.
           names: the losses that are wanted, of those whose scale is not 0.
         Returns:
-          scalars by name.
+          scalars by name.  Where none is wanted, the teacher does not listen.
         """
         hidden, tokens = ([name for name in group if name in names] for group in (HIDDEN, TOKENS))
+        if not hidden and not tokens:
+            return {}
         layers = {pair.teacher for pair in self.pairs} if hidden else set()
         heard = self.teacher.listen(batch, layers)
         losses: Dict[str, Tensor] = {}
@@ -222,12 +224,14 @@ def loss_scales(config: DistillConfig) -> Dict[str, float]:
 
 
 def wanted_losses(config: DistillConfig) -> Dict[str, float]:
-    """The scales of the losses that are computed, by name.  Raises UserError if there are none."""
+    """The scales of the losses that are computed, by name.  UserError if there are none, or no --kd-apc-shift."""
     scales = loss_scales(config)
     wanted = {name for name, scale in scales.items() if scale > 0}
     if not wanted:
         flags = ", ".join("--" + field.replace("_", "-") for field in SCALES.values())
         raise UserError(f"{flags}: all 0 with a teacher; raise one, or drop --teacher-exp-dir")
+    if "apc_loss" in wanted and not config.kd_apc_shift:
+        raise UserError("--kd-apc-shift: is empty; name the frames ahead, or give --kd-apc-scale 0")
     if config.kd_branch == "transformer" and "relation_loss" in wanted:
         wanted.add("feature_loss")
     return {name: scale for name, scale in scales.items() if name in wanted}

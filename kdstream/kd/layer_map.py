@@ -44,9 +44,11 @@ def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> List
     Without --kd-layers, the student's layers are the last of every stack with frames of 40 ms or longer.
 
     Raises:
-      UserError: a layer that one of them lacks, frame rates without a whole ratio, or nothing left to tap.
+      UserError: a layer that one of them lacks or that is tapped twice, frame rates without a whole ratio, or nothing
+        left to tap.
     """
     tapped = [entry.partition(":")[0] for entry in config.kd_layers] or default_layers(student)
+    check_entries(config, tapped)
     for name in tapped:
         check_layer("student", name, student)
     chosen = choose(config, tapped, student, teacher)
@@ -78,13 +80,13 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
         return {name: theirs for name in tapped}
     if config.kd_layer_map == "similar":
         return {name: [guide] for name, guide in most_similar(Path(config.kd_similarity_file), tapped, teacher).items()}
-    same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
-    if config.kd_layer_map == "uniform" or not same_places:
-        return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
     if config.kd_layer_map == "last":
         if len(tapped) > len(theirs):
             raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
         return {name: [guide] for name, guide in zip(tapped, theirs[len(theirs) - len(tapped) :])}
+    same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
+    if config.kd_layer_map == "uniform" or not same_places:
+        return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
     if config.kd_layers:
         return {name: [name] for name in tapped}
     last = last_layers(teacher)
@@ -102,6 +104,16 @@ def most_similar(path: Path, tapped: Sequence[str], teacher: Shapes) -> Dict[str
             f"--kd-similarity-file {path}: not a similarity of these layers ({type(error).__name__}: {error}); "
             f"write it with local/layer_similarity.py for {', '.join(tapped)}"
         ) from error
+
+
+def check_entries(config: DistillConfig, tapped: Sequence[str]) -> None:
+    """Raises UserError where --kd-layers names a layer twice, or a pair where --kd-layer-map learned pairs all."""
+    twice = sorted({name for name in tapped if tapped.count(name) > 1})
+    if twice:
+        raise UserError(f"--kd-layers: names {', '.join(twice)} more than once; a layer has one guide")
+    named = [entry for entry in config.kd_layers if ":" in entry]
+    if config.kd_layer_map == "learned" and named:
+        raise UserError(f"--kd-layers {named[0]}: --kd-layer-map learned takes all of the teacher's; name ours alone")
 
 
 def check_layer(whose: str, name: str, shapes: Shapes) -> None:
