@@ -14,6 +14,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Sequence, Set
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,8 +35,14 @@ from kdstream.kd.layer_map import default_layers
 from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
 from kdstream.training.teachers import find_teacher
 
-DATA_FLAGS = ("manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers")
-TEACHER_FLAGS = ("teacher_exp_dir", "teacher_epoch", "teacher_avg")
+DATA_FLAGS = (
+    "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
+    "min_utterance_seconds", "max_utterance_seconds",
+)  # fmt: skip
+TEACHER_FLAGS = (
+    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_use_averaged_model", "teacher_type",
+    "teacher_checkpoint", "teacher_model", "teacher_bpe_model",
+)  # fmt: skip
 
 
 def all_cuts(data: DataConfig) -> DataConfig:
@@ -44,6 +51,17 @@ def all_cuts(data: DataConfig) -> DataConfig:
         labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
         data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
     return replace(data, enable_spec_aug=False, enable_musan=False, shuffle=False)
+
+
+def check_names(cut_ids: Sequence[str], heard: Set[str]) -> None:
+    """Adds the cuts of a batch to those that were heard.  Raises UserError on a name that two cuts have."""
+    for cut_id in cut_ids:
+        if cut_id in heard:
+            raise UserError(
+                f"--train-parts, --train-cuts, --pseudo-cuts: two cuts have the name {cut_id}, by which the cache "
+                "finds them; rename those of one manifest (lhotse's cut.with_id)"
+            )
+        heard.add(cut_id)
 
 
 def main() -> None:
@@ -55,20 +73,25 @@ def main() -> None:
     add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args()
-    if not args.teacher_exp_dir:
-        raise UserError("--teacher-exp-dir: whose features to store")
-    config = ExperimentConfig.load(args.teacher_exp_dir)
-    config = replace(config, data=all_cuts(override(config.data, args)), distill=override(DistillConfig(), args))
+    distill = override(DistillConfig(), args)
+    if not distill.has_teacher:
+        raise UserError("--teacher-exp-dir, --teacher-checkpoint: whose features to store")
+    if distill.teacher_type == "torchaudio":
+        raise UserError("--teacher-type torchaudio: cannot be stored; train.py runs it beside the student")
+    config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
+    config = replace(config, data=all_cuts(override(config.data, args)), distill=distill)
     teacher = find_teacher(config, torch.device(args.device))
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
     identity = fingerprint(teacher.model, FBANK.config.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
+    heard: Set[str] = set()
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
+        check_names(batch.cut_ids, heard)
         if any(cut_id not in writer.done for cut_id in batch.cut_ids):
             writer.add(batch.to(args.device))
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
-    print(f"{args.output}: layers {', '.join(layers)} of {args.teacher_exp_dir}, {size / 1e6:.0f} MB")
+    print(f"{args.output}: layers {', '.join(layers)} of {distill.teacher_name}, {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from kdstream.config import (
     ExperimentConfig,
     UserError,
     add_overrides,
+    in_range,
     override,
 )
 from kdstream.data import AsrDataModule
@@ -40,7 +41,7 @@ from kdstream.kd.taps import Taps
 from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
 from kdstream.reporting.style import phone_style
-from kdstream.training.teachers import find_teacher
+from kdstream.training.teachers import find_teacher, without_cache
 from kdstream.training.trained import load_trained
 
 DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
@@ -53,7 +54,7 @@ TEACHER_FLAGS = (
 def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) -> dict:
     """The similarities, as layer_map.py reads them."""
     student = load_trained(config, decode).model
-    teacher = find_teacher(config, torch.device("cpu"))
+    teacher = find_teacher(without_cache(config), torch.device("cpu"))
     if teacher is None:
         raise UserError("--teacher-exp-dir: whose layers to compare with")
     chunk = choose_chunk(config.model, decode)
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
     parser.add_argument("--epoch", type=int, default=0, help="Its epoch-N.pt (default: the last)")
     parser.add_argument("--avg", type=int, default=1, help="Its checkpoints to average (default: %(default)s)")
-    parser.add_argument("--num-batches", type=int, default=10, help="Batches to look at (default: %(default)s)")
+    parser.add_argument(
+        "--num-batches", type=in_range(int, minimum=1), default=10, help="Batches to look at (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="JSON to write (default: EXP_DIR/layer_similarity.json)")
     add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
     add_overrides(parser, DataConfig, *DATA_FLAGS)

@@ -110,6 +110,8 @@ def write_experiment(exp_root: Path) -> None:
         branches = build_distiller(config.distill, model, find_teacher(config, torch.device("cpu")))
         params = {"batch_idx_train": 10, "average_period": 1}
         save_checkpoint(exp_root / name / "epoch-1.pt", model, model, branches, params=params)
+        if causal:  # as a student that read a cache, which holds the training cuts alone
+            config = replace(config, distill=replace(distill, teacher_cache=str(exp_root / "of_training_cuts")))
         config.save(exp_root / name)
 
 

@@ -109,17 +109,21 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
         teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
 
 
-def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
-    data = make_corpus(tmp_path, 12)
-    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
-    loop.run(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
+def load_script():
     script = Path(__file__).resolve().parent.parent / "local" / "cache_teacher.py"
     spec = importlib.util.spec_from_file_location("cache_teacher", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
+    data = make_corpus(tmp_path, 12)
+    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
+    loop.run(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
     flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
     monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
-    module.main()
+    load_script().main()
     assert "layers 1.1, 2.0 of" in capsys.readouterr().out
     assert len(read_index(tmp_path / "cache")) == 12
 
@@ -132,6 +136,22 @@ def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, caps
         saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
         seen.append((saved["best_train_loss"], saved["batch_idx_train"]))
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
+
+
+def test_two_cuts_of_one_name_are_refused():
+    heard = {"a"}
+    load_script().check_names(["b", "c"], heard)
+    with pytest.raises(UserError, match="two cuts have the name c, by which the cache finds them"):
+        load_script().check_names(["d", "c"], heard)
+
+
+def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
+    alone = write(tmp_path / "alone", ids=("a/1", "b"))
+    both = write(tmp_path / "both", ids=("a/1", "a_1"))
+    features, lens, _ = random_batch()
+    expected = alone.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS).layers[LAYERS[0]].features
+    heard = both.listen(batch_of(features, lens, ["a/1", "a_1"]), LAYERS).layers[LAYERS[0]].features
+    torch.testing.assert_close(heard, expected, rtol=0, atol=0)
 
 
 def test_time_warping_beside_a_cache_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from kdstream.batch import Batch
 from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.icefall_checkpoint import model_of
-from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
+from kdstream.kd.speech_encoder import FRAMES_AHEAD, SpeechEncoderTeacher, load_speech_encoder
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import build_model
 from kdstream.training.teachers import find_teacher
@@ -100,6 +100,9 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
             "goes neither with --teacher-cache",
         ),
         ({"init_from_teacher": True}, "--init-from-teacher: needs a teacher"),
+        ({"kd_token_scale": 0.5}, "--kd-token-scale: needs a teacher"),
+        ({"teacher_type": "icefall"}, "--teacher-type icefall: give --teacher-checkpoint"),
+        ({"teacher_exp_dir": "exp", "teacher_checkpoint": "x.pt"}, "--teacher-checkpoint: is of which kind"),
         (
             {"teacher_type": "torchaudio", "teacher_checkpoint": "x"},
             "--teacher-type torchaudio: time warping moves the student's frames",
@@ -109,6 +112,19 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
 def test_flags_that_contradict_each_other_are_clear_errors(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         find_teacher(student_config(tmp_path, **flags), CPU)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"kd_top_scale": 1.0}, "--rnnt-type modified: --kd-top-scale knows the regular lattice alone"),
+        ({"kd_token_scale": 1.0, "kd_token_form": "one-best"}, "--rnnt-type modified: --kd-token-form one-best knows"),
+    ],
+)
+def test_losses_of_the_regular_lattice_are_refused_on_another(tmp_path, flags, message):
+    config = student_config(tmp_path, teacher_exp_dir="exp", **flags)
+    with pytest.raises(UserError, match=message):
+        find_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
 
 
 def speech_encoder(kind: str, seed: int = 0):
@@ -148,18 +164,39 @@ def test_a_speech_encoder_gives_its_own_layers_and_their_projections(tmp_path, k
             tap = heard.layers[f"0.{i}"]
             frames = int(tap.lens[n])
             assert frames == (int(batch.feature_lens[n]) - 7) // 2 and tap.stride == 1
-            torch.testing.assert_close(tap.features[n, :frames], layers[i][0, 1 : frames + 1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(tap.features[n, :frames], layers[i][0, 2 : frames + 2], rtol=0, atol=1e-5)
         with torch.no_grad():
             attention = encoder.encoder.transformer.layers[2].attention
             if kind == "wavlm_model":
                 inner = attention.attention
                 expected = torch.nn.functional.linear(layers[1], inner.in_proj_weight, inner.in_proj_bias)
-                query, key, value = expected[0, 1 : frames + 1].chunk(3, dim=-1)
+                query, key, value = expected[0, 2 : frames + 2].chunk(3, dim=-1)
             else:
                 projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-                query, key, value = (projection(layers[1])[0, 1 : frames + 1] for projection in projections)
+                query, key, value = (projection(layers[1])[0, 2 : frames + 2] for projection in projections)
         for tensor, expected in ((tap.query, query), (tap.key, key), (tap.value, value)):
             torch.testing.assert_close(tensor[n, :frames], expected, rtol=0, atol=1e-5)
+
+
+def test_frames_of_a_speech_encoder_are_those_whose_middle_is_nearest_to_ours():
+    features = torch.randn(1, 120, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    audio = torch.randn(1, 19200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    front_end = tiny_test_model(True).encoder_embed.conv  # the ConvNeXt after it hears as much before as behind
+    ours = front_end(features.unsqueeze(1))[0, :, 20]
+    theirs = audio.unsqueeze(1)
+    for layer in speech_encoder("wav2vec2_model").feature_extractor.conv_layers:
+        theirs = layer.conv(theirs)  # without the normalisation, which hears the whole utterance
+    theirs = theirs[0].t()
+
+    def middle(output, inputs):
+        (gradient,) = torch.autograd.grad(output.abs().sum(), inputs, retain_graph=True)
+        heard = gradient[0].reshape(gradient.size(1), -1).abs().sum(1).nonzero()
+        return (heard.min() + heard.max()).item() / 2
+
+    our_ms = 10 * middle(ours, features) + 5  # a feature frame lasts 10 ms, and its window reaches as far to both sides
+    distances = [abs((middle(theirs[20 + ahead], audio) + 0.5) / 16 - our_ms) for ahead in range(5)]
+    assert our_ms == 45 + 20 * 20
+    assert distances.index(min(distances)) == FRAMES_AHEAD
 
 
 def test_a_student_learns_from_a_speech_encoder():

@@ -24,8 +24,8 @@ from kdstream.kd.teacher import Heard, Teacher, freeze
 from kdstream.models.streaming import SUBSAMPLING_LOSS
 
 SAMPLE_RATE = 16000
-# The middle of our frame t lies 35 + 20 t ms into the utterance, that of theirs 12.5 + 20 t ms.
-FRAMES_AHEAD = 1
+# The middle of our frame t lies 45 + 20 t ms into the utterance, that of theirs 12.5 + 20 t ms.
+FRAMES_AHEAD = 2
 
 
 def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) -> nn.Module:

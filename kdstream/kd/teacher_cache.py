@@ -15,6 +15,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -27,14 +28,13 @@ from kdstream.batch import Batch
 from kdstream.config import REPEATED, UserError
 from kdstream.kd.taps import Tap
 from kdstream.kd.teacher import Heard, TransducerTeacher
-from kdstream.models.streaming import padded_encoder_lens
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, padded_encoder_lens
 from kdstream.models.transducer import Transducer
 
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
 TENSORS = ("features", "query", "key", "value")
 ENCODER_OUT = "encoder_out"
-OUTPUT_STRIDE = 2  # encoder frames per output frame
 
 
 class Columns(NamedTuple):
@@ -88,7 +88,7 @@ class CacheWriter:
 
     def columns(self) -> Dict[int, List[Columns]]:
         """By frame rate (encoder frames per frame), what the columns of an array are."""
-        columns = {OUTPUT_STRIDE: [Columns(ENCODER_OUT, "features", self.teacher.model.encoder.output_dim)]}
+        columns = {OUTPUT_DOWNSAMPLING: [Columns(ENCODER_OUT, "features", self.teacher.model.encoder.output_dim)]}
         for name in self.layers:
             shape = self.teacher.shapes[name]
             widths = (shape.features, shape.query, shape.key, shape.value)
@@ -114,7 +114,7 @@ class CacheWriter:
 
     def store(self, key: str, array: np.ndarray) -> Dict[str, Any]:
         """Lhotse's description of the stored array (frames, columns)."""
-        key = self._writer.write(key.replace("/", "_"), np.ascontiguousarray(array))
+        key = self._writer.write(quote(key, safe=""), np.ascontiguousarray(array))
         return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
 
 

@@ -24,7 +24,7 @@ from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 from kdstream.training.checkpoint import find_epochs, load_checkpoint, restore
 from kdstream.training.step import build_distiller
-from kdstream.training.teachers import find_teacher
+from kdstream.training.teachers import find_teacher, without_cache
 
 TEACHER, BRANCH, STUDENT = "teacher", "auxiliary branch", "student"
 SECONDS = (3.0, 8.0)  # of the utterance: long enough to have structure, short enough to see frames
@@ -132,7 +132,7 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> Tuple[Transducer,
     if not checkpoint.get("branches"):
         raise UserError(f"{weights}: holds no branches")
     student = build_model(resolve(config.model))
-    distiller = build_distiller(config.distill, student, find_teacher(config, torch.device("cpu")))
+    distiller = build_distiller(config.distill, student, find_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)
     return student.eval(), distiller.eval(), weights
 

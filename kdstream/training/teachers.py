@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -16,6 +17,9 @@ from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged, load_checkpoint, load_weights
 
+# What asks for a teacher; the losses between layers, which are on by default, do not.
+NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale", "kd_top_scale", "kd_top_token_scale")
+
 
 def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
     """The frozen teacher, live or from --teacher-cache; None where no flag names one.
@@ -25,7 +29,7 @@ def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Tea
         augmentation that moves the student's frames away from what the teacher hears.
     """
     distill = config.distill
-    check_flags(distill)
+    check_flags(distill, config.train.rnnt_type)
     if not distill.has_teacher:
         return None
     if distill.teacher_cache or distill.teacher_type == "torchaudio":
@@ -37,6 +41,11 @@ def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Tea
     if distill.teacher_cache:
         return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()))
     return TransducerTeacher(model)
+
+
+def without_cache(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a teacher that listens itself: a cache holds the training cuts alone."""
+    return replace(config, distill=replace(config.distill, teacher_cache=""))
 
 
 def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
@@ -59,18 +68,21 @@ def icefalls(config: ExperimentConfig, device: torch.device) -> Transducer:
     return load_teacher(f"--teacher-checkpoint {path}", teacher, weights, config, device)
 
 
-def check_flags(distill: DistillConfig) -> None:
+def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
     """Raises UserError unless the flags name one teacher, or none and ask nothing of it."""
-    if not distill.has_teacher:
-        for flag in ("init_from_teacher", "teacher_cache"):
-            if getattr(distill, flag):
-                raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
-    elif distill.teacher_type == "kdstream" and not distill.teacher_exp_dir:
-        raise UserError("--teacher-checkpoint: is of which kind? give --teacher-type icefall or torchaudio")
-    elif distill.teacher_type != "kdstream" and (distill.teacher_exp_dir or not distill.teacher_checkpoint):
+    if distill.teacher_type != "kdstream" and (distill.teacher_exp_dir or not distill.teacher_checkpoint):
         raise UserError(f"--teacher-type {distill.teacher_type}: give --teacher-checkpoint, and no --teacher-exp-dir")
-    elif distill.teacher_type == "torchaudio" and (distill.teacher_cache or distill.init_from_teacher):
+    if distill.teacher_type == "kdstream" and distill.teacher_checkpoint:
+        raise UserError("--teacher-checkpoint: is of which kind? give --teacher-type icefall or torchaudio")
+    if distill.teacher_type == "torchaudio" and (distill.teacher_cache or distill.init_from_teacher):
         raise UserError("--teacher-type torchaudio: goes neither with --teacher-cache nor with --init-from-teacher")
+    for flag in () if distill.has_teacher else NEED_A_TEACHER:
+        if getattr(distill, flag):
+            raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
+    on_one_path = distill.kd_token_form == "one-best" and (distill.kd_token_scale or distill.kd_top_token_scale)
+    if rnnt_type != "regular" and (distill.kd_top_scale or on_one_path):
+        flag = "--kd-top-scale" if distill.kd_top_scale else "--kd-token-form one-best"
+        raise UserError(f"--rnnt-type {rnnt_type}: {flag} knows the regular lattice alone; drop one of the two")
 
 
 def check_time_warp(data: DataConfig, flag: str) -> None:
