@@ -23,6 +23,7 @@ from tqdm import tqdm
 from kdstream.config import DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
 from kdstream.decoding.results import Record, load_records
 from kdstream.decoding.run import read_flags
+from kdstream.training.checkpoint import find_epochs
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "librispeech"
 RESULTS_JSON = "results.json"
@@ -75,8 +76,18 @@ class Cell:
 
     def decode_commands(self) -> List[List[str]]:
         """One per decoding.  A flag --epoch of the decoding goes before the last epoch."""
-        epoch = () if self.train_flags is None else ("--epoch", str(self.train_config.num_epochs))
+        epoch = ("--epoch", str(self.last_epoch)) if self.last_epoch else ()
         return [[script, "--exp-dir", self.exp_dir, *epoch, *flags] for script, *flags in self.decodings]
+
+    @property
+    def last_epoch(self) -> int:
+        """The one that ends its training; of an experiment that is there already the last there is, 0 if there is none.
+
+        Named in the commands, so that one that has been trained further since is decoded again.
+        """
+        if self.train_flags is None:
+            return next((int(path.stem.split("-")[1]) for path in find_epochs(self.folder)), 0)
+        return self.train_config.num_epochs
 
     def cache_command(self) -> List[str]:
         return [CACHE_SCRIPT, "--teacher-exp-dir", self.exp_dir, "--output", self.cache, *self.cache_flags]

@@ -104,6 +104,8 @@ class Sweep:
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names):
             raise UserError("--grid: a flag is given twice; put all of its values into one --grid")
+        if "seed" in names:
+            raise UserError("--grid seed: every point is trained with each seed of --seeds")
         self.args = args
         self.cells: Dict[Cell, List[Point]] = {}  # the points of its decodings
         by_training: Dict[Point, List[Point]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import List
 
 from experiments import CACHE_SCRIPT
+
 from kdstream.config import DataConfig, ExperimentConfig
 from test_results import make_record
 

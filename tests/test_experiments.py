@@ -163,8 +163,10 @@ def test_an_experiment_that_is_there_is_only_decoded(recipe):
     cell = make_cell(recipe, "a", train_flags=None, decodings=elsewhere)
     run([cell])
     (command,) = cell.decode_commands()
-    assert "--epoch" not in command and [r.seed for r in cell.records(command)] == [3, 3]
+    assert command[3:5] == ["--epoch", "2"] and [r.seed for r in cell.records(command)] == [3, 3]
     assert cell.results_json(command) == recipe / "exp" / "elsewhere.json" and len(events(recipe, "train")) == 1
+    (cell.folder / "epoch-3.pt").touch()  # trained further since
+    assert cell.decode_commands()[0][3:5] == ["--epoch", "3"] and not cell.is_finished()
     with pytest.raises(UserError, match="nowhere.*--exp-dir"):
         run_cells([make_cell(recipe, "nowhere", train_flags=None)], 1)
 

@@ -46,6 +46,11 @@ def test_a_grid_that_is_none_is_refused(text):
         parse_axis(text)
 
 
+def test_a_grid_of_seeds_is_refused(monkeypatch, recipe):
+    error = run_sweep(monkeypatch, recipe, "--grid", "seed=1,2")
+    assert "--grid seed: every point is trained with each seed of --seeds" in error
+
+
 def test_points_are_all_combinations_or_a_star():
     assert list(points([SCALES, SHIFTS], False)) == [(a, b) for a in "013" for b in "12"]
     assert list(points([SCALES, SHIFTS], True)) == [("0", "1"), ("0", "2"), ("1", "1"), ("3", "1")]
@@ -113,7 +118,8 @@ def test_experiments_that_are_there_are_decoded_and_their_own_results_left_alone
     assert {(row["exp-dir"], row["decode chunk-size"]) for row in rows} == {
         (f"sweep/kd-feature-scale-{n}_seed-1", chunk) for n in "01" for chunk in ("8", "16")
     }
-    assert rows[0]["command"].startswith("python streaming_decode.py --exp-dir sweep/kd-feature-scale-0_seed-1 --chunk")
+    command = "python streaming_decode.py --exp-dir sweep/kd-feature-scale-0_seed-1 --epoch 1 --chunk-size 8"
+    assert rows[0]["command"].startswith(command)
     assert len(events(recipe, "train")) == 2
 
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
 
 

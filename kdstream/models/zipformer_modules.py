@@ -231,7 +231,7 @@ def sum_of_products(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
 
 
 def shifted_kernels(weight: Tensor, frames: int, seen: int) -> Tensor:
-    """The kernel (D, 1, k) where each of T frames meets the S = `seen` frames, the first at its first tap: (T, S, D)."""
+    """The kernel (D, 1, k) where each of T frames meets S = `seen` frames, the first at its first tap: (T, S, D)."""
     offset = torch.arange(seen, device=weight.device) - torch.arange(frames, device=weight.device).unsqueeze(1)
     taps = weight.squeeze(1).t()  # (k, D)
     inside = (offset >= 0) & (offset < taps.size(0))
