@@ -3,6 +3,7 @@
 
     python local/train_bpe_model.py --manifest-dir data/manifests --parts train-clean-5 --vocab-size 500 \
         --lang-dir data/lang_bpe_500
+    python local/train_bpe_model.py --cuts a.jsonl.gz,b.jsonl.gz --vocab-size 500 --lang-dir data-mine/lang_bpe_500
 
 writes bpe.model, unigram_<V>.model, transcript_words.txt and tokens.txt ("piece id" a line; <blk> 0,
 <sos/eos> 1, <unk> 2) into LANG_DIR, as icefall does.
@@ -14,26 +15,41 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sentencepiece
-from lhotse import SupervisionSet
+from lhotse import CutSet, SupervisionSet
 
 from kdstream import cli
 from kdstream.config import UserError
 from kdstream.data import Tokenizer
 
 
-def write_transcripts(manifest_dir: Path, parts: str, path: Path) -> None:
-    """One transcript a line."""
-    lines = []
+def of_parts(manifest_dir: Path, parts: str) -> List[str]:
+    """The transcripts of prepare.sh's supervisions."""
+    texts = []
     for part in parts.split(","):
         manifest = manifest_dir / f"librispeech_supervisions_{part}.jsonl.gz"
         if not manifest.is_file():
             raise UserError(f"{manifest}: no such manifest; run prepare.sh stage 1 for part {part}")
-        lines += [supervision.text for supervision in SupervisionSet.from_file(manifest)]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        texts += [supervision.text for supervision in SupervisionSet.from_file(manifest)]
+    return texts
+
+
+def of_cuts(paths: str) -> List[str]:
+    """The transcripts of Lhotse cuts.  Raises UserError if a manifest is missing, is not of cuts, or has no text."""
+    texts: List[str] = []
+    for path in paths.split(","):
+        try:
+            found = [s.text for cut in CutSet.from_file(path) for s in cut.supervisions if s.text]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(f"--cuts {path}: not a manifest of cuts ({type(error).__name__}: {error})") from error
+        if not found:
+            raise UserError(f"--cuts {path}: none of its cuts has a transcript")
+        texts += found
+    return texts
 
 
 def train(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
@@ -62,14 +78,17 @@ def train(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"))
-    parser.add_argument("--parts", required=True, help="Parts whose transcripts to train on, separated by commas.")
-    parser.add_argument("--vocab-size", type=int, default=500)
-    parser.add_argument("--lang-dir", type=Path, required=True)
+    texts_of = parser.add_mutually_exclusive_group(required=True)
+    texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
+    texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")
+    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
+    parser.add_argument("--vocab-size", type=int, default=500, help="Pieces (default: %(default)s)")
+    parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
     args = parser.parse_args()
+    texts = of_cuts(args.cuts) if args.cuts else of_parts(args.manifest_dir, args.parts)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"
-    write_transcripts(args.manifest_dir, args.parts, transcripts)
+    transcripts.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     train(transcripts, args.lang_dir, args.vocab_size)
     Tokenizer(args.lang_dir / "bpe.model").save_tokens(args.lang_dir / "tokens.txt")
 

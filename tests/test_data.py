@@ -30,6 +30,7 @@ import train_bpe_model  # noqa: E402
 from kdstream.config import DataConfig, UserError  # noqa: E402
 from kdstream.data import AsrDataModule, Batch, Tokenizer, compute_fbank, make_batch, read_audio  # noqa: E402
 from kdstream.models.streaming import LOG_EPS  # noqa: E402
+from decoding_helpers import run_script  # noqa: E402
 from training_helpers import make_cut  # noqa: E402
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE".split()
@@ -65,7 +66,8 @@ def store(root: Path, parts: Tuple[str, ...], perturb_speed: bool = False) -> No
 def train_tokenizer(root: Path, vocab_size: int = 30) -> Path:
     lang = root / f"lang_bpe_{vocab_size}"
     lang.mkdir()
-    train_bpe_model.write_transcripts(root / "manifests", "train", lang / "transcript_words.txt")
+    texts = train_bpe_model.of_parts(root / "manifests", "train")
+    (lang / "transcript_words.txt").write_text("\n".join(texts))
     train_bpe_model.train(lang / "transcript_words.txt", lang, vocab_size)
     return lang / "bpe.model"
 
@@ -79,6 +81,21 @@ def corpus(tmp_path_factory) -> Path:
     store(root, ("train", "dev", "test"))
     train_tokenizer(root)
     return root
+
+
+def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkeypatch):
+    same = ("--vocab-size", 30, "--lang-dir")
+    cuts = corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"
+    parts = ("--parts", "train", "--manifest-dir", corpus / "manifests")
+    for name, flags in (("cuts", ("--cuts", cuts)), ("parts", parts)):
+        assert run_script(monkeypatch, "local/train_bpe_model.py", *flags, *same, tmp_path / name) == ""
+    assert (tmp_path / "cuts" / "tokens.txt").read_text() == (tmp_path / "parts" / "tokens.txt").read_text()
+    for path, message in (
+        (tmp_path / "none.jsonl.gz", "none.jsonl.gz: not a manifest of cuts"),
+        (corpus / "manifests" / "librispeech_supervisions_train.jsonl.gz", "not a manifest of cuts"),
+    ):
+        assert message in run_script(monkeypatch, "local/train_bpe_model.py", "--cuts", path, *same, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
 
 
 def config_of(root: Path, **changes) -> DataConfig:
