@@ -15,7 +15,9 @@ cores=$(nproc)
 export OMP_NUM_THREADS=1 # the cores go to pytest's workers
 
 bash local/setup_env.sh
-! command -v g++ >/dev/null || bash local/setup_env.sh --kaldifeat
+if command -v g++ >/dev/null; then
+  bash local/setup_env.sh --kaldifeat || echo "kaldifeat was not built: what compares with it is skipped" >&2
+fi
 status=0
 if [ "${KDSTREAM_WITHOUT_K2:-0}" != 1 ]; then
   bash local/setup_env.sh --k2 || {

@@ -65,6 +65,7 @@ while (($#)); do
 done
 
 choose_parts
+((avg <= num_epochs)) || fail "--avg $avg: is more than --num-epochs $num_epochs"
 
 # from here on, paths are as seen from the recipe: records and config.json name no machine
 [[ -z $corpus_dir ]] || corpus_dir=$(realpath -ms --relative-to="$here" "$corpus_dir")
@@ -94,7 +95,7 @@ if stages 1; then
     --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
 cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would answer with it
-gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
+gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
 if [[ -z $world_size ]]; then
   world_size=$((gpus ? gpus : cores < 2 ? 1 : 2))  # two processes of one thread beat one of two
 fi
@@ -107,18 +108,25 @@ fi
 train() {
   local name=$1
   shift
-  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]]; then
-    log "$name: already trained"
-    return
-  fi
-  # shellcheck disable=SC2086  # train_flags holds several words
-  $python train.py --exp-dir "$exp_root/$name" --resume 1 --encoder "$encoder" --preset "$preset" --num-epochs "$num_epochs" \
+  # shellcheck disable=SC2206  # train_flags holds several words
+  local flags=(--encoder "$encoder" --preset "$preset" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
     --world-size "$world_size" --num-workers 0 --use-bf16 "$use_bf16" \
     --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 --lr-epochs 6 \
     --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
-    $train_flags "$@"
+    $train_flags "$@")
+  local noted=$exp_root/$name/train-flags.txt
+  if [[ -f $noted && $(<"$noted") != "${flags[*]}" ]]; then
+    fail "$noted: this training was begun with other flags; use another --exp-root"
+  fi
+  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]]; then
+    log "$name: already trained"
+    return
+  fi
+  mkdir -p "$exp_root/$name"
+  echo "${flags[*]}" >"$noted"
+  $python train.py --exp-dir "$exp_root/$name" --resume 1 --num-epochs "$num_epochs" "${flags[@]}"
 }
 
 streaming=(--causal 1 --chunk-size "$chunk_size" --left-context-frames "$left_context_frames")
@@ -143,7 +151,7 @@ decode() {
   shift 2
   local flags="--epoch $num_epochs --avg $avg $*"
   local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags${alignments:+ aligned}")"
-  if [[ -f $done_file ]]; then
+  if [[ $done_file -nt $exp_root/$name/epoch-$num_epochs.pt ]]; then
     log "$name, $script $*: already decoded"
     return
   fi
@@ -173,9 +181,14 @@ if stages 5; then
   fi
   decode teacher decode.py
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? 1 : cores / 2))}  # two systems at a time
+  set -m  # in a process group of its own, which ends with this script
   decode_streaming baseline &
+  baseline=$!
+  set +m
+  trap 'kill -TERM -- -$baseline 2>/dev/null || true' EXIT
   decode_streaming distilled
-  wait $!
+  wait $baseline
+  trap - EXIT
 fi
 
 if stages 6; then
