@@ -41,11 +41,14 @@ class _CheckedManifest:
         read = CutSet.from_file if self.path.suffix == ".json" else CutSet.from_jsonl_lazy
         try:
             for cut in read(self.path):
+                if not isinstance(cut, Cut):
+                    raise TypeError(f"{type(cut).__name__} instead of a cut")
                 if self.needs_text and not text_of(cut):
                     raise UserError(f"{self.path}: cut {cut.id} has no text; let local/pseudo_label.py transcribe it")
                 yield cut
         except UNREADABLE as error:
-            raise UserError(f"{self.path}: damaged or not a manifest of cuts; run prepare.sh again") from error
+            fix = "give one of cuts, or delete it and run prepare.sh again"
+            raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error}); {fix}") from error
 
 
 def text_of(cut: Cut) -> str:

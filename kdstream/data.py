@@ -87,7 +87,7 @@ class Tokenizer:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(bpe_model))
         except RuntimeError as error:
-            raise UserError(f"{bpe_model}: not a sentencepiece model; run prepare.sh stage 5 again") from error
+            raise UserError(f"{bpe_model}: not a sentencepiece model; delete it and run prepare.sh again") from error
         self.unk_id: int = self._model.unk_id()
 
     @property
@@ -128,6 +128,14 @@ class Utterance(NamedTuple):
     text: str
     features: Tensor
     audio: Optional[Tensor] = None
+
+
+def read_noise(manifest_dir: Path) -> List[Cut]:
+    """MUSAN's cuts.  Raises UserError where prepare.sh has not made them."""
+    path = manifest_dir / MUSAN_CUTS
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; run prepare.sh --musan true, or give --enable-musan 0")
+    return list(read_manifest(path))
 
 
 def make_batch(utterances: Sequence[Utterance]) -> Batch:
@@ -195,7 +203,7 @@ def _read_features(cut: Cut) -> Tensor:
         assert features is not None
         return torch.from_numpy(features)
     except READ_ERRORS as error:
-        fix = "run prepare.sh stage 3 again, or use --on-the-fly-feats 1"
+        fix = "delete its manifest and run prepare.sh again, or use --on-the-fly-feats 1"
         raise UserError(f"{path}: cannot read the features of cut {cut.id}; {fix}") from error
 
 
@@ -376,7 +384,7 @@ class AsrDataModule:
             seed=self.seed,
         )
         sampler.set_epoch(epoch)
-        noise = list(read_manifest(Path(config.manifest_dir) / MUSAN_CUTS)) if config.enable_musan else ()
+        noise = read_noise(Path(config.manifest_dir)) if config.enable_musan else ()
         augmentation = Augmentation(config, self.seed, epoch, noise)
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)

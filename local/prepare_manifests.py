@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Iterator, List, Tuple
@@ -26,10 +27,18 @@ from kdstream.config import UserError
 
 
 def read_transcripts(part_dir: Path) -> Iterator[Tuple[Path, str, str]]:
-    """Yields (folder, utterance id, text) of a part.  Raises UserError on an empty or repeated line."""
+    """Yields (folder, utterance id, text) of a part.  Raises UserError on what cannot be read."""
     seen = set()
-    for transcripts in sorted(part_dir.rglob("*.trans.txt")):
-        for number, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), start=1):
+    # not rglob, which passes by directories that are links
+    found = [Path(folder) / name for folder, _, names in os.walk(part_dir, followlinks=True) for name in names]
+    for transcripts in sorted(path for path in found if path.name.endswith(".trans.txt")):
+        if transcripts.parent == part_dir:
+            raise UserError(f"{transcripts}: lies beside the speakers' directories; move it into one, SPEAKER/CHAPTER")
+        try:
+            lines = transcripts.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{transcripts}: is not in UTF-8 ({error}); convert it, say with iconv") from error
+        for number, line in enumerate(lines, start=1):
             utterance, _, text = line.strip().partition(" ")
             if not utterance:
                 continue

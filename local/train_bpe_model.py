@@ -20,10 +20,11 @@ from typing import List
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sentencepiece
-from lhotse import CutSet, SupervisionSet
+from lhotse import SupervisionSet
 
 from kdstream import cli
 from kdstream.config import UserError
+from kdstream.cuts import read_manifest, text_of
 from kdstream.data import Tokenizer
 
 
@@ -39,13 +40,10 @@ def of_parts(manifest_dir: Path, parts: str) -> List[str]:
 
 
 def of_cuts(paths: str) -> List[str]:
-    """The transcripts of Lhotse cuts.  Raises UserError if a manifest is missing, is not of cuts, or has no text."""
+    """The transcripts of Lhotse cuts.  Raises UserError if a manifest is missing, is not of cuts, or has none."""
     texts: List[str] = []
     for path in paths.split(","):
-        try:
-            found = [s.text for cut in CutSet.from_file(path) for s in cut.supervisions if s.text]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise UserError(f"--cuts {path}: not a manifest of cuts ({type(error).__name__}: {error})") from error
+        found = [text for text in map(text_of, read_manifest(Path(path))) if text]
         if not found:
             raise UserError(f"--cuts {path}: none of its cuts has a transcript")
         texts += found

@@ -91,8 +91,11 @@ def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkey
         assert run_script(monkeypatch, "local/train_bpe_model.py", *flags, *same, tmp_path / name) == ""
     assert (tmp_path / "cuts" / "tokens.txt").read_text() == (tmp_path / "parts" / "tokens.txt").read_text()
     for path, message in (
-        (tmp_path / "none.jsonl.gz", "none.jsonl.gz: not a manifest of cuts"),
-        (corpus / "manifests" / "librispeech_supervisions_train.jsonl.gz", "not a manifest of cuts"),
+        (tmp_path / "none.jsonl.gz", "none.jsonl.gz: no such manifest"),
+        (
+            corpus / "manifests" / "librispeech_supervisions_train.jsonl.gz",
+            "damaged or not a manifest of cuts (SupervisionSegment instead of a cut); give one of cuts",
+        ),
     ):
         assert message in run_script(monkeypatch, "local/train_bpe_model.py", "--cuts", path, *same, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
@@ -355,6 +358,28 @@ def test_nan_in_audio_names_the_file(tmp_path):
     assert "NaN" in error_of(lambda: store(tmp_path, ("train",)))
 
 
+def test_speakers_behind_links_are_read_and_transcripts_may_begin_with_a_byte_order_mark(tmp_path):
+    make_part(tmp_path, "train", 1, 3, seed=1)
+    make_part(tmp_path / "elsewhere", "more", 2, 2, seed=2)
+    (tmp_path / "LibriSpeech" / "train" / "2").symlink_to(tmp_path / "elsewhere" / "LibriSpeech" / "more" / "2")
+    marked = tmp_path / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())
+    store(tmp_path, ("train",))
+    cuts = CutSet.from_file(tmp_path / "fbank" / "librispeech_cuts_train.jsonl.gz")
+    assert sorted(cut.id for cut in cuts) == ["1-1-0000", "1-1-0001", "1-1-0002", "2-1-0000", "2-1-0001"]
+
+
+def test_transcripts_in_a_wrong_place_or_encoding_are_named(small):
+    part = small / "LibriSpeech" / "train"
+    stray = part / "1-1.trans.txt"
+    stray.write_text("1-1-0000 ONE\n")
+    assert f"{stray}: lies beside the speakers' directories" in error_of(lambda: store(small, ("train",)))
+    stray.unlink()
+    path = part / "1" / "1" / "1-1.trans.txt"
+    path.write_bytes("1-1-0000 CAF\u00c9\n".encode("latin-1"))
+    assert f"{path}: is not in UTF-8" in error_of(lambda: store(small, ("train",)))
+
+
 @pytest.mark.parametrize("line", ["1-1-0002", "1-1-0002 ", "1-1-0002 \t "])
 def test_empty_transcript_names_the_line(small, line):
     path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
@@ -513,10 +538,10 @@ def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tm
     make_part(tmp_path / "mine", "train-b", 2, 8, seed=2)
     make_part(tmp_path / "mine", "dev-a", 3, 3, seed=3)
     arguments = ["--corpus-dir", "mine", "--train-parts", "train-a,train-b", "--dev-parts", "dev-a"]
-    arguments += ["--test-parts", "dev-a", "--vocab-size", "30", "--data-dir", "data", "--perturb-speed", "true"]
+    arguments += ["--test-parts", "dev-a", "--vocab-size", "30", "--data-dir", "my data", "--perturb-speed", "true"]
     result = run_prepare(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    data = tmp_path / "data"
+    data = tmp_path / "my data"
     tokens = (data / "lang_bpe_30" / "tokens.txt").read_text().splitlines()
     assert tokens[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
     assert [line.split()[1] for line in tokens] == [str(i) for i in range(30)]
@@ -541,6 +566,29 @@ def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tm
     again = run_prepare(*arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()} == before
+
+    lost = data / "fbank" / "librispeech_cuts_train-a.jsonl.gz"
+    lost.unlink()
+    assert run_prepare(*arguments, cwd=tmp_path).returncode == 0 and lost.is_file()
+    after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    assert [path for path in after if after[path] != before.get(path) and "train-a" not in str(path.relative_to(data))] == []
+
+    tokens_before = (data / "lang_bpe_30" / "bpe.model").read_bytes()
+    other = run_prepare(*arguments, "--train-parts", "train-a", cwd=tmp_path)
+    assert other.returncode == 1 and "lang_bpe_30: has the tokens of other text" in other.stderr
+    assert (data / "lang_bpe_30" / "bpe.model").read_bytes() == tokens_before
+    both = run_prepare(*arguments, "--test-parts", "train-a", cwd=tmp_path)
+    assert both.returncode == 1 and "part train-a: is to be trained on" in both.stderr
+
+
+def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
+    for index, part in enumerate(("train-clean-5", "dev-clean-2"), start=1):
+        make_part(tmp_path / "there", part, index, 4, seed=index)
+    kept = {path: path.read_bytes() for path in (tmp_path / "there").rglob("*.flac")}
+    flags = ("--corpus", "mini-librispeech", "--dl-dir", "there", "--data-dir", "data", "--stop-stage", "1")
+    assert run_prepare(*flags, cwd=tmp_path).returncode == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "there").rglob("*.flac")} == kept
+    assert (tmp_path / "data" / "manifests" / "librispeech_supervisions_dev-clean-2.jsonl.gz").is_file()
 
 
 @pytest.mark.parametrize(

@@ -83,19 +83,22 @@ done
 mkdir -p "$data_dir/manifests" "$data_dir/fbank"
 data_dir=$(cd "$data_dir" && pwd)
 
-# A marker says how its work was done: with other settings the work is done again.
-is_done() { [[ -f $1 && $(<"$1") == "$2" ]]; }
+# A marker says how its work was done: with other settings, or where its result is gone, the work is done again.
+is_done() { [[ -f $1 && $(<"$1") == "$2" && -e $3 ]]; } # MARKER SETTINGS RESULT
 in_stage() { ((stage <= $1 && stop_stage >= $1)); }
 each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas: one a line, once
-unfinished() { # DIR SETTINGS PART...: those parts without a marker in DIR, separated by commas
-  for part in "${@:3}"; do is_done "$1/.$part.done" "$2" || echo "$part"; done | paste -sd ,
-}
-finish() { # DIR SETTINGS PARTS
-  for part in $(each "$3"); do echo "$2" >"$1/.$part.done"; done
-}
-cuts_of() { for part in $(each "$1"); do echo "$data_dir/fbank/librispeech_cuts_$part.jsonl.gz"; done; }
-
 all_parts=$(each "$train_parts,$dev_parts,$test_parts")
+for part in $(each "$train_parts"); do
+  [[ ,$dev_parts,$test_parts, != *,$part,* ]] ||
+    fail "part $part: is to be trained on, in shuffled order, and decoded; link its directory under a second name"
+done
+
+lang_dir=$data_dir/lang_bpe_$vocab_size
+tokens_of="$corpus_dir $train_parts"
+if in_stage 5 && [[ -f $lang_dir/bpe.model && -f $lang_dir/.done ]] && ! is_done "$lang_dir/.done" "$tokens_of" "$lang_dir"; then
+  fail "$lang_dir: has the tokens of other text ($(<"$lang_dir/.done")), which models may have been trained with;" \
+    "give another --data-dir or --vocab-size, or delete it"
+fi
 
 if in_stage 0; then
   if [[ $corpus == mini ]]; then
@@ -104,6 +107,11 @@ if in_stage 0; then
   elif [[ $corpus != custom ]]; then
     log "Stage 0: download $corpus into $dl_dir"
     for part in $all_parts; do
+      # Lhotse would remove what it has not downloaded itself
+      if [[ -d $dl_dir/LibriSpeech/$part && ! -e $dl_dir/LibriSpeech/$part/.completed && ! -e $dl_dir/$part.tar.gz ]]; then
+        log "$part: is there"
+        continue
+      fi
       "$python" -c 'import sys; from lhotse.recipes import download_librispeech as d; d(sys.argv[1], [sys.argv[2]])' \
         "$dl_dir" "$part" || fail "$part: not downloaded; is openslr.org within reach? A second run goes on from here"
     done
@@ -117,18 +125,21 @@ fi
 
 if in_stage 1; then
   log "Stage 1: manifests"
-  todo=$(unfinished "$data_dir/manifests" "$corpus_dir" $all_parts)
-  if [[ -n $todo ]]; then
-    "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$todo" \
-      --output-dir "$data_dir/manifests"
-    finish "$data_dir/manifests" "$corpus_dir" "$todo"
-  fi
+  for part in $all_parts; do
+    marker=$data_dir/manifests/.$part.done
+    if ! is_done "$marker" "$corpus_dir" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz"; then
+      rm -f "$marker"
+      "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$part" \
+        --output-dir "$data_dir/manifests"
+      echo "$corpus_dir" >"$marker"
+    fi
+  done
 fi
 
 if in_stage 2 && [[ $musan == true ]]; then
   log "Stage 2: manifests of MUSAN"
   marker=$data_dir/manifests/.musan.done
-  if ! is_done "$marker" "$dl_dir"; then
+  if ! is_done "$marker" "$dl_dir" "$data_dir/manifests"; then
     "$python" -c 'import sys; from lhotse.recipes import prepare_musan as p; p(sys.argv[1], sys.argv[2])' \
       "$dl_dir/musan" "$data_dir/manifests"
     echo "$dl_dir" >"$marker"
@@ -137,22 +148,26 @@ fi
 
 if in_stage 3; then
   log "Stage 3: features"
-  train_settings="$corpus_dir perturb-speed $perturb_speed shuffled"
-  train_todo=$(unfinished "$data_dir/fbank" "$train_settings" $(each "$train_parts"))
-  other_todo=$(unfinished "$data_dir/fbank" "$corpus_dir" $(each "$dev_parts,$test_parts"))
-  if [[ -n $train_todo$other_todo ]]; then
-    "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-      --train-parts "$train_todo" --parts "$other_todo" --perturb-speed "$perturb_speed" --jobs "$nj"
-    "$python" "$root/local/validate_manifest.py" $(cuts_of "$train_todo,$other_todo")
-    finish "$data_dir/fbank" "$train_settings" "$train_todo"
-    finish "$data_dir/fbank" "$corpus_dir" "$other_todo"
-  fi
+  for part in $all_parts; do
+    marker=$data_dir/fbank/.$part.done cuts=$data_dir/fbank/librispeech_cuts_$part.jsonl.gz
+    kind=--parts settings=$corpus_dir
+    if [[ ,$train_parts, == *,$part,* ]]; then
+      kind=--train-parts settings="$corpus_dir perturb-speed $perturb_speed shuffled"
+    fi
+    if ! is_done "$marker" "$settings" "$cuts"; then
+      rm -f "$marker"
+      "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
+        $kind "$part" --perturb-speed "$perturb_speed" --jobs "$nj"
+      "$python" "$root/local/validate_manifest.py" "$cuts"
+      echo "$settings" >"$marker"
+    fi
+  done
 fi
 
 if in_stage 4 && [[ $musan == true ]]; then
   log "Stage 4: features of MUSAN"
   marker=$data_dir/fbank/.musan.done
-  if ! is_done "$marker" "$dl_dir"; then
+  if ! is_done "$marker" "$dl_dir" "$data_dir/fbank/musan_cuts.jsonl.gz"; then
     "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
       --musan true --jobs "$nj"
     echo "$dl_dir" >"$marker"
@@ -160,13 +175,11 @@ if in_stage 4 && [[ $musan == true ]]; then
 fi
 
 if in_stage 5; then
-  lang_dir=$data_dir/lang_bpe_$vocab_size
   log "Stage 5: BPE model in $lang_dir"
-  marker=$lang_dir/.done
-  if ! is_done "$marker" "$corpus_dir $train_parts"; then
+  if ! is_done "$lang_dir/.done" "$tokens_of" "$lang_dir/bpe.model"; then
     "$python" "$root/local/train_bpe_model.py" --manifest-dir "$data_dir/manifests" --parts "$train_parts" \
       --vocab-size "$vocab_size" --lang-dir "$lang_dir"
-    echo "$corpus_dir $train_parts" >"$marker"
+    echo "$tokens_of" >"$lang_dir/.done"
   fi
 fi
 
