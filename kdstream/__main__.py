@@ -14,6 +14,9 @@ from typing import Dict, List, Optional, Tuple
 
 NEEDED = (
     ("torch", "models and training"),
+    ("numpy", "models and training"),
+    ("safetensors", "checkpoints without pickle"),
+    ("tqdm", "progress bars"),
     ("lhotse", "data and features"),
     ("sentencepiece", "tokens"),
     ("soundfile", "reading audio"),

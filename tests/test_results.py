@@ -272,6 +272,15 @@ def test_reductions_are_against_the_same_setting_with_a_paired_interval(tmp_path
         assert row["reduction %"] == pytest.approx(100 * (1 - row["WER % after"] / row["WER % before"]))
 
 
+def test_systems_that_were_scored_on_different_utterances_are_named(tmp_path):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
+    path = tmp_path / "baseline" / "results.json"
+    runs[path] = [replace(r, utterance_words=(*r.utterance_words[:-1], 99)) for r in runs[path]]
+    with pytest.raises(UserError, match="test set test-.*baseline were scored on different utterances.*decode both again"):
+        compare(runs, "baseline")
+
+
 def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tmp_path):
     write_runs(tmp_path)
     runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}

@@ -108,9 +108,9 @@ def _load_list(path: Path) -> List[Dict[str, Any]]:
     try:
         items = json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a results JSON ({error}); give another --results-json") from error
+        raise UserError(f"{path}: not a results JSON ({error}); mend it, or delete it and decode again") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f"{path}: a results JSON is a list of objects; give another --results-json")
+        raise UserError(f"{path}: a results JSON is a list of objects; mend it, or delete it and decode again")
     return items
 
 
@@ -340,6 +340,8 @@ def compare(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction
 
     Args:
       runs: records by results JSON, beside which their recogs files lie.
+    Raises:
+      UserError: two records of a test set have other utterances.
     """
     reductions = []
     for (record, _), (base, _) in _pairs(runs, baseline):
@@ -360,7 +362,10 @@ def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Di
     for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
         if not all(FRAME in run.latency and path.is_file() for run, path in ((base, base_recogs), (record, recogs))):
             continue
-        before, after = in_common(read_delays(delays_file(base_recogs)), read_delays(delays_file(recogs)))
+        try:
+            before, after = in_common(read_delays(delays_file(base_recogs)), read_delays(delays_file(recogs)))
+        except ValueError as error:
+            raise _unpaired(base, record) from error
         had, has = summarise(before), summarise(after)
         if FRAME not in had:
             continue
@@ -380,7 +385,17 @@ def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Di
 
 def _paired_interval(baseline: Record, system: Record) -> Optional[scoring.Interval]:
     before, after = baseline.score, system.score
-    return scoring.bootstrap_reduction(before, after) if before and after else None
+    try:
+        return scoring.bootstrap_reduction(before, after) if before and after else None
+    except ValueError as error:
+        raise _unpaired(baseline, system) from error
+
+
+def _unpaired(baseline: Record, system: Record) -> UserError:
+    return UserError(
+        f"test set {system.test_set}: {system.system} and {baseline.system} were scored on different utterances or texts; "
+        "decode both again"
+    )
 
 
 def compare_seeds(

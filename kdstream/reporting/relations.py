@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdstream.config import ENCODER_FRAME_MS, DecodeConfig, ExperimentConfig, UserError
-from kdstream.data import AsrDataModule, Utterance, make_batch
+from kdstream.data import AsrDataModule, Utterance, make_batch, read_audio
 from kdstream.decoding.run import choose_chunk
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
@@ -69,7 +69,7 @@ def read_relations(exp_dir: Path) -> Relations:
       UserError: no teacher, no auxiliary branch, or a checkpoint or data that are not there.
     """
     config = ExperimentConfig.load(exp_dir)
-    if not config.distill.teacher_exp_dir:
+    if not config.distill.has_teacher:
         raise UserError(f"{exp_dir}: trained without a teacher")
     utterance = choose_utterance(config)
     student, distiller, weights = load_distilled(exp_dir, config)
@@ -114,12 +114,13 @@ def compare_maps(
 
 
 def choose_utterance(config: ExperimentConfig) -> Utterance:
-    """The first one of the first test set that lasts `SECONDS`."""
+    """The first one of the first test set that lasts `SECONDS`; with audio where the teacher listens to it."""
     test_set, utterances = next(iter(AsrDataModule(config.data, config.train.seed).test_sets().items()))
     low, high = SECONDS
     for index, cut in enumerate(utterances.cuts):
         if low <= cut.duration <= high:
-            return utterances[index]
+            utterance = utterances[index]
+            return utterance._replace(audio=read_audio(cut)) if config.distill.needs_audio else utterance
     raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s")
 
 

@@ -306,7 +306,8 @@ async def serve(
         shown = f"[{address}]" if ":" in address else address
         announce(f"{'https' if tls else 'http'}://{shown}:{port}/")
         await stop.wait()
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another") from error
+    except (OSError, OverflowError) as error:  # a port above 65535 is the latter
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: {reason}; choose another") from error
     finally:
         await runner.cleanup()
