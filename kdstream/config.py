@@ -49,24 +49,36 @@ class ModelConfig:
     left_context_frames: Tuple[int, ...] = flag(
         (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
     )
-    num_encoder_layers: Optional[Tuple[int, ...]] = flag(None, "Layers of each stack.")
-    downsampling_factor: Optional[Tuple[int, ...]] = flag(None, "Downsampling of each stack against 20 ms frames.")
-    encoder_dim: Optional[Tuple[int, ...]] = flag(None, "Model width of each stack.")
-    encoder_unmasked_dim: Optional[Tuple[int, ...]] = flag(None, "Width of each stack that feature masking spares.")
-    feedforward_dim: Optional[Tuple[int, ...]] = flag(None, "Hidden width of each stack's feed-forward modules.")
-    num_heads: Optional[Tuple[int, ...]] = flag(None, "Attention heads of each stack.")
-    query_head_dim: Optional[Tuple[int, ...]] = flag(None, "Query and key width per head (Conformer: value too).")
-    value_head_dim: Optional[Tuple[int, ...]] = flag(None, "Value width per head.")
-    pos_head_dim: Optional[Tuple[int, ...]] = flag(None, "Positional query width per head.")
-    pos_dim: Optional[int] = flag(None, "Width of the relative positional encoding.")
-    cnn_module_kernel: Optional[Tuple[int, ...]] = flag(None, "Kernel of each stack's convolution modules (odd).")
-    frontend_channels: Optional[Tuple[int, ...]] = flag(
-        None, "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx."
+    num_encoder_layers: Optional[Tuple[int, ...]] = flag(None, "Layers of each stack.", minimum=1)
+    downsampling_factor: Optional[Tuple[int, ...]] = flag(
+        None, "Downsampling of each stack against 20 ms frames.", minimum=1
     )
-    frontend_hidden_dim: Optional[int] = flag(None, "Hidden width of the front end's ConvNeXt.")
-    decoder_dim: Optional[int] = flag(None, "Width of the stateless predictor.")
-    joiner_dim: Optional[int] = flag(None, "Width of the joiner.")
-    context_size: int = flag(2, "Tokens that the stateless predictor sees.")
+    encoder_dim: Optional[Tuple[int, ...]] = flag(None, "Model width of each stack.", minimum=1)
+    encoder_unmasked_dim: Optional[Tuple[int, ...]] = flag(
+        None, "Width of each stack that feature masking spares.", minimum=1
+    )
+    feedforward_dim: Optional[Tuple[int, ...]] = flag(
+        None, "Hidden width of each stack's feed-forward modules.", minimum=1
+    )
+    num_heads: Optional[Tuple[int, ...]] = flag(None, "Attention heads of each stack.", minimum=1)
+    query_head_dim: Optional[Tuple[int, ...]] = flag(
+        None, "Query and key width per head (Conformer: value too).", minimum=1
+    )
+    value_head_dim: Optional[Tuple[int, ...]] = flag(None, "Value width per head.", minimum=1)
+    pos_head_dim: Optional[Tuple[int, ...]] = flag(None, "Positional query width per head.", minimum=1)
+    pos_dim: Optional[int] = flag(None, "Width of the relative positional encoding.", minimum=1)
+    cnn_module_kernel: Optional[Tuple[int, ...]] = flag(
+        None, "Kernel of each stack's convolution modules (odd).", minimum=1
+    )
+    frontend_channels: Optional[Tuple[int, ...]] = flag(
+        None,
+        "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx.",
+        minimum=1,
+    )
+    frontend_hidden_dim: Optional[int] = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
+    decoder_dim: Optional[int] = flag(None, "Width of the stateless predictor.", minimum=1)
+    joiner_dim: Optional[int] = flag(None, "Width of the joiner.", minimum=1)
+    context_size: int = flag(2, "Tokens that the stateless predictor sees.", minimum=1)
     use_ctc: bool = flag(False, "Add a CTC head, trained with --ctc-loss-scale.")
     feature_dim: int = field(default=80)
     vocab_size: int = field(default=0)

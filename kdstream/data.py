@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdstream.batch import Batch
 from kdstream.config import DataConfig, UserError
 from kdstream.cuts import PseudoCuts, Selection, read_manifest, text_of
-from kdstream.models.streaming import LOG_EPS, SUBSAMPLING_LOSS
+from kdstream.models.streaming import LOG_EPS, SHORTEST
 
 SAMPLE_RATE = 16000
 FBANK = Fbank(FbankConfig(num_filters=80, dither=0.0, snip_edges=False, low_freq=20.0, high_freq=-400.0))
@@ -191,7 +191,7 @@ def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utt
         features = _read_features(cut)
     if not torch.isfinite(features).all():
         raise UserError(f"cut {cut.id}: features hold NaN or infinity; mend its audio or take the cut out")
-    if len(features) < SUBSAMPLING_LOSS + 2:
+    if len(features) < SHORTEST:
         raise UserError(f"cut {cut.id}: only {len(features)} frames (10 ms each); take the cut out")
     return Utterance(cut.id, text_of(cut), features)
 

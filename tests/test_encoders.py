@@ -177,12 +177,26 @@ def test_taps_give_every_layer_at_its_own_rate(encoder, chunk):
         (lambda encoder: resolve(ModelConfig(encoder=encoder, preset="huge")), "--preset huge: unknown for --encoder"),
         (lambda encoder: resolve(ModelConfig(encoder=encoder, encoder_dim=(64, 64))), "--encoder-dim: 2 values for"),
         (lambda encoder: resolve(ModelConfig(encoder=encoder, cnn_module_kernel=(14,))), "kernels must be odd"),
+        (lambda encoder: resolve(ModelConfig(encoder=encoder, frontend_channels=(8, 32))), "has three convolutions"),
+        (lambda encoder: resolve(ModelConfig(encoder=encoder, decoder_dim=510)), "--decoder-dim 510: not a multiple"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(encoder, call, message):
     with pytest.raises(UserError, match=message) as error:
         call(encoder)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_a_chunk_holds_whole_frames_of_every_stack():
+    model = tiny_test_model(causal=True, downsampling_factor=(1, 2, 3))
+    with pytest.raises(UserError, match="chunk 8: not a multiple of 6"):
+        model.init_state(1, ChunkConfig(8, 8))
+    chunk = ChunkConfig(6, 12)
+    features, lens = pad_to_whole_chunks(torch.randn(1, 100, 80) * 3 - 6, torch.tensor([100]), chunk.chunk)
+    simulated, out_lens, _ = model.encode(features, lens, chunk)
+    chunkwise, _ = run_chunks(model, features, chunk)
+    assert difference(simulated[:, : int(out_lens)], chunkwise[:, : int(out_lens)]) < 1e-5
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -13,7 +13,7 @@ from helpers import CHEAP_FRONT_END, SETTINGS, random_batch
 from kdstream.config import UserError
 from kdstream.decoding.chunk_step import chunk_step, traced_step
 from kdstream.decoding.search import Result, Search
-from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole
+from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole, encode_whole
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
 
@@ -51,6 +51,18 @@ def whole(model: Transducer, utterances: Sequence[Tensor], chunk, search: Search
 def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> List[Result]:
     results = dict(decode_streams(decoder, enumerate(utterances)))
     return [results[n] for n in range(len(utterances))]
+
+
+@torch.no_grad()
+def test_a_streaming_model_in_full_context_gives_every_utterance_what_it_gets_alone(model, utterances):
+    lens = torch.tensor([len(x) for x in utterances])
+    padded = torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True, padding_value=7.0)
+    together, together_lens = encode_whole(model, padded, lens, None)
+    for n, features in enumerate(utterances):
+        alone, alone_lens = encode_whole(model, features.unsqueeze(0), lens[n : n + 1], None)
+        assert int(alone_lens) == int(together_lens[n])
+        frames = int(alone_lens)
+        assert (alone[0, :frames] - together[n, :frames]).abs().max() <= TOLERANCE
 
 
 def run_to_the_end(decoder: StreamingDecoder) -> None:

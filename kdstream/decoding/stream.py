@@ -14,13 +14,12 @@ from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Tup
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.config import UserError
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Result, Search, State
-from kdstream.models.streaming import SUBSAMPLING_LOSS, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
-
-SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame; what is shorter is padded to it
+from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
 
 
 @torch.no_grad()
@@ -47,9 +46,15 @@ def encode_whole(
     model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: Optional[ChunkConfig]
 ) -> Tuple[Tensor, Tensor]:
     """The encoder's output (N, T', D) and its lengths (N,) in output frames; arguments as in `decode_whole`."""
+    if chunk is None and model.config.causal and features.size(0) > 1:  # each up to its own end, not the batch's
+        alone = [
+            encode_whole(model, features[n : n + 1, :length], feature_lens[n : n + 1], None)
+            for n, length in enumerate(feature_lens.tolist())
+        ]
+        return pad_sequence([out[0] for out, _ in alone], batch_first=True), torch.cat([lens for _, lens in alone])
     device = next(model.parameters()).device
     whole = chunk.chunk if chunk is not None else model.max_downsampling
-    features, feature_lens = pad_to_whole_chunks(features, feature_lens.clamp(min=SHORTEST), whole)
+    features, feature_lens = pad_to_whole_chunks(features, feature_lens, whole)
     encoder_out, encoder_out_lens, _ = model.encode(features.to(device), feature_lens.to(device), chunk)
     return encoder_out, encoder_out_lens
 

@@ -118,6 +118,12 @@ def resolve(config: ModelConfig) -> ModelConfig:
     config = replace(config, **spread_over_stacks(config))
     if any(kernel % 2 == 0 for kernel in config.cnn_module_kernel):
         raise UserError("--cnn-module-kernel: kernels must be odd, so that a frame lies in the middle")
+    if len(config.frontend_channels) != 3:
+        raise UserError("--frontend-channels: the front end has three convolutions; name the channels of each")
+    if config.decoder_dim % 4:
+        raise UserError(f"--decoder-dim {config.decoder_dim}: not a multiple of 4, the channels of one of its groups")
+    if config.pos_dim is not None and config.pos_dim % 2:
+        raise UserError(f"--pos-dim {config.pos_dim}: must be even, as sines and cosines share it")
     (check_conformer if config.encoder == "conformer" else check_zipformer)(config)
     return config
 

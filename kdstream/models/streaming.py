@@ -20,6 +20,7 @@ LOG_EPS = math.log(1e-10)  # what batches are padded with, as in icefall
 SILENCE = math.log(torch.finfo(torch.float32).eps)  # log energy that the filter bank gives to digital silence
 SUBSAMPLING_LOSS = 7  # feature frames that the front end's three convolutions consume: T' = (T - 7) // 2
 LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
+SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame
 OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
 
 
@@ -103,16 +104,17 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> T
 
     The silence is what a runtime hears whose client sends zeros after the last sample.  After it an
     utterance gives the same output frames alone, in any batch, and chunk by chunk: no valid frame sees
-    where the batch ends.  For a full-context encoder pass its largest downsampling factor as `chunk`.
+    where the batch ends.  For a full-context encoder pass its max_downsampling as `chunk`.  (A causal Zipformer in full
+    context does see it: the borders of its one chunk are those of the batch.)
 
     Args:
       features: (N, T, F) log energies; frames at and after feature_lens are overwritten with SILENCE.
-      feature_lens: (N,) in feature frames; at least SUBSAMPLING_LOSS + 2.
+      feature_lens: (N,) in feature frames; utterances of fewer than SHORTEST are padded to it first.
       chunk: encoder frames.
     Returns:
       features (N, T', F) and the lengths (N,) to pass on with them.
     """
-    padded_lens = 2 * padded_encoder_lens(feature_lens, chunk) + SUBSAMPLING_LOSS
+    padded_lens = 2 * padded_encoder_lens(feature_lens.clamp(min=SHORTEST), chunk) + SUBSAMPLING_LOSS
     total = int(padded_lens.max()) + 2 * LOOKAHEAD
     padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
     frames = min(total, features.size(1))

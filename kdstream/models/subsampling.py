@@ -29,7 +29,7 @@ from kdstream.models.scaling import (
     Whiten,
     scale_init_,
 )
-from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS
+from kdstream.models.streaming import LOOKAHEAD, SHORTEST, SUBSAMPLING_LOSS
 
 
 class ChannelBalancer(Balancer):
@@ -133,7 +133,7 @@ class Conv2dSubsampling(nn.Module):
         Raises:
           UserError: an utterance of fewer than 9 frames.
         """
-        if x.size(1) < SUBSAMPLING_LOSS + 2:
+        if x.size(1) < SHORTEST:
             raise UserError(f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9")
         x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
         x, left = self.convnext(x, left)  # (N, T', F', C)

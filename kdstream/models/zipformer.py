@@ -9,6 +9,7 @@ Shapes: N batch, T encoder frames (20 ms), D model width of a stack, H heads.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import List, Optional, Tuple
 
@@ -202,7 +203,7 @@ class Zipformer(StreamingEncoder):
     streaming_parameters = staticmethod(streaming_parameters)
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, max(config.encoder_dim), max(OUTPUT_DOWNSAMPLING, *config.downsampling_factor))
+        super().__init__(config, max(config.encoder_dim), math.lcm(OUTPUT_DOWNSAMPLING, *config.downsampling_factor))
         dropout = ScheduledFloat((0, 0.3), (20000, 0.1))
         self.encoders = nn.ModuleList(
             (Stack if factor == 1 else DownsampledStack)(config, i, dropout)
