@@ -32,12 +32,11 @@ from kdstream.config import UserError
 from kdstream.cuts import text_of
 from kdstream.decoding.latency import frame_start_ms
 from kdstream.decoding.references import WORD
-from kdstream.decoding.run import DecodingRun, make_parser, read_experiment
+from kdstream.decoding.run import RECORD_FLAGS, SEARCH_FLAGS, DecodingRun, make_parser, read_experiment
 from kdstream.decoding.stream import encode_whole
 from kdstream.training.trained import load_trained
 
-SEARCH_FLAGS = ("decoding_method", "beam_size", "max_sym_per_frame", "num_decode_streams")
-RECORD_FLAGS = ("alignments", "system", "results_json")
+NOT_OF_ALIGN = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams")
 
 
 def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> Optional[List[Tuple[int, int]]]:
@@ -61,12 +60,17 @@ def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) ->
 
 def supervision_of(cut: Cut, spans: Sequence[Tuple[int, int]]) -> SupervisionSegment:
     """The cut's words and when they are said, under the cut's name, in seconds from its start."""
-    items = []
+    items, supervision = [], cut.supervisions[0]
     for word, span in zip(text_of(cut).split(), spans):
         start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
         items.append(AlignmentItem(word, start, round(end - start, 6)))
     return SupervisionSegment(
-        cut.id, cut.supervisions[0].recording_id, 0.0, cut.duration, text=text_of(cut), alignment={WORD: items}
+        cut.id,
+        supervision.recording_id,
+        supervision.start,
+        supervision.duration,
+        text=text_of(cut),
+        alignment={WORD: items},
     )
 
 
@@ -91,13 +95,16 @@ def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[Supe
 
 
 def main() -> None:
-    parser = make_parser(__doc__, leave_out=(*SEARCH_FLAGS, *RECORD_FLAGS))
+    parser = make_parser(__doc__, leave_out=NOT_OF_ALIGN)
     parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
     args = parser.parse_args()
     config, decode = read_experiment(args)
     if not config.model.use_ctc:
         raise UserError(f"{decode.exp_dir}: has no CTC head to align with; train a model with --use-ctc 1")
     output = args.output or Path(decode.exp_dir) / "alignments.jsonl.gz"
+    if not output.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"--output {output}: is a manifest of Lhotse; end it with .jsonl.gz")
+    output.parent.mkdir(parents=True, exist_ok=True)
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
     aligned = [
         supervision

@@ -10,6 +10,7 @@ import pytest
 import torch
 from align import word_spans
 from lhotse import CutSet, SupervisionSet
+from lhotse.utils import fastcopy
 from torch import Tensor
 
 from decoding_helpers import run_script, talkative_model
@@ -111,6 +112,26 @@ def test_a_cut_that_is_too_short_for_its_text_is_left_out(tmp_path, data, monkey
     flags = ("--test-cuts", tmp_path / "some.jsonl.gz", "--output", tmp_path / "words.jsonl.gz")
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags) == ""
     assert [s.id for s in SupervisionSet.from_jsonl(tmp_path / "words.jsonl.gz")] == [cuts[1].id]
+
+
+@pytest.mark.parametrize("name, ending", [("words.txt", "end it with .jsonl.gz"), ("new/words.jsonl.gz", "")])
+def test_what_cannot_be_written_is_refused_at_once_and_directories_are_made(tmp_path, data, monkeypatch, name, ending):
+    exp_dir = make_exp_dir(tmp_path / "exp", data, use_ctc=True)
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--output", tmp_path / name)
+    assert error.endswith(ending) and (tmp_path / name).is_file() == (not ending)
+
+
+def test_places_are_the_same_where_the_supervision_begins_after_the_cut(tmp_path, data, monkeypatch):
+    exp_dir = make_exp_dir(tmp_path / "exp", data, use_ctc=True)
+    ends = []
+    for name, delay in (("now", 0.0), ("later", 0.25)):
+        cuts = CutSet.from_jsonl(data.test_cuts[0]).to_eager()
+        cuts = [cut.map_supervisions(lambda s: fastcopy(s, start=delay, duration=s.duration - delay)) for cut in cuts]
+        CutSet.from_cuts(cuts).to_file(tmp_path / f"{name}.jsonl.gz")
+        flags = ("--test-cuts", tmp_path / f"{name}.jsonl.gz", "--output", tmp_path / "words.jsonl.gz")
+        assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags) == ""
+        ends.append(read_word_ends([tmp_path / "words.jsonl.gz"], cuts))
+    assert ends[0] == ends[1]
 
 
 def test_a_model_without_a_ctc_head_is_told_so(tmp_path, data, monkeypatch):

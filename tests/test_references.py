@@ -10,6 +10,7 @@ import pytest
 from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.supervision import AlignmentItem
 from lhotse.testing.dummies import dummy_recording
+from lhotse.utils import fastcopy
 
 from kdstream.config import UserError
 from kdstream.decoding.references import read_word_ends
@@ -63,6 +64,12 @@ def test_supervisions_count_from_their_own_start(tmp_path):
     other = SupervisionSegment("b", "rec", 13.0, 3.0, text="ONE")
     SupervisionSet.from_segments([supervision, other]).to_file(tmp_path / "supervisions.jsonl.gz")
     assert read_word_ends([tmp_path / "supervisions.jsonl.gz"], [make_cut("a", "ONE TWO")]) == {"a": [750.0, 1160.0]}
+
+
+def test_words_count_from_the_cut_where_its_supervision_begins_later(tmp_path):
+    path = write_librispeech(tmp_path)
+    later = fastcopy(HE_BEGAN, supervisions=[fastcopy(HE_BEGAN.supervisions[0], start=0.5)])
+    assert read_word_ends([path], [later]) == {"61-70968-0000": [1050.0, 1380.0, 1505.0, 2000.0]}
 
 
 def test_cuts_count_from_the_cuts_start_and_several_files_are_one(tmp_path):

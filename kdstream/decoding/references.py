@@ -42,7 +42,8 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> Dict[str, List
             cut = next((by_id[name] for name in names if name in by_id), None)
             words = [item for item in items if item.symbol]  # the others are silence
             if cut and [item.symbol.casefold() for item in words] == text_of(cut).casefold().split():
-                ends[cut.id] = [round(1000 * (item.end - start), 3) for item in words]
+                delay = cut.supervisions[0].start - start
+                ends[cut.id] = [round(1000 * (item.end + delay), 3) for item in words]
     shown = ",".join(map(str, paths))
     if not ends:
         raise UserError(f"--alignments {shown}: has none of this test set with the same words, e.g. not {cuts[0].id}")
@@ -53,7 +54,7 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> Dict[str, List
 
 
 def _alignments(path: Path) -> Iterator[Tuple[Tuple[str, ...], float, List[AlignmentItem]]]:
-    """Of every utterance in a file or below a directory: the names it goes by, when it starts, and its words.
+    """Of every utterance in a file or below a directory: its names, when its supervision starts, and its words.
 
     Lhotse counts the times of words from where the recording starts, also in cuts.
     """
@@ -67,7 +68,8 @@ def _alignments(path: Path) -> Iterator[Tuple[Tuple[str, ...], float, List[Align
             return
         for item in load_manifest_lazy(path) or ():
             for supervision in item.supervisions if isinstance(item, Cut) else [item]:
-                yield (item.id, supervision.id), item.start, (supervision.alignment or {}).get(WORD, [])
+                start = item.start + supervision.start if isinstance(item, Cut) else item.start
+                yield (item.id, supervision.id), start, (supervision.alignment or {}).get(WORD, [])
     except UNREADABLE as error:
         raise UserError(
             f"--alignments {path}: not a file of alignments ({error}); give LibriSpeech's *{LIBRISPEECH} or what "
