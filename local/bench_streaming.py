@@ -36,10 +36,10 @@ from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from kdstream import cli
-from kdstream.config import DecodeConfig, ExperimentConfig, UserError, add_arguments, from_args
+from kdstream.config import DecodeConfig, ExperimentConfig, UserError, add_arguments, from_args, in_range
 from kdstream.data import SAMPLE_RATE, compute_fbank
 from kdstream.decoding.results import rows_table, write_json
-from kdstream.decoding.run import choose_chunk, choose_search
+from kdstream.decoding.run import RECORD_FLAGS, choose_chunk, choose_search
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer
@@ -51,7 +51,7 @@ from kdstream.training.trained import load_trained
 
 WARM_UP = 5  # steps that are not counted
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-LEAVE_OUT = ("num_decode_streams", "device", "system", "results_json")
+LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "device")
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def read_audio(paths: Sequence[str]) -> np.ndarray:
                 f"--audio {path}: {rate} Hz in {samples.ndim} dimensions; give mono files at {SAMPLE_RATE} Hz"
             )
         pieces.append(samples)
+    if not sum(map(len, pieces)):
+        raise UserError(f"--audio {','.join(paths)}: holds no samples; give files with speech")
     return np.concatenate(pieces)
 
 
@@ -266,7 +268,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
     parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
     parser.add_argument("--audio", type=words, default=(), help="wav or flac files, mono at 16 kHz (default: noise).")
-    parser.add_argument("--seconds", type=float, default=30.0, help="Of audio for each stream (default: 30).")
+    parser.add_argument(
+        "--seconds", type=in_range(float, above=0), default=30.0, help="Of audio for each stream (default: 30)."
+    )
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="Wall clock, or processor time.")
     parser.add_argument("--json", default="", help="Also write the table to this file.")
     parser.add_argument("--plot", default="", help="Also draw it into this file.")

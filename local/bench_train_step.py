@@ -46,6 +46,7 @@ from kdstream.config import (
     UserError,
     add_arguments,
     from_args,
+    in_range,
     str2bool,
 )
 from kdstream.data import AsrDataModule
@@ -349,10 +350,11 @@ def main() -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5, help="Counted repetitions.")
-    parser.add_argument("--utterance-seconds", type=float, default=6.0, help="Longest utterance of a synthetic batch.")
+    parser.add_argument("--repetitions", type=in_range(int, minimum=1), default=5, help="Counted repetitions.")
+    seconds = in_range(float, above=0)
+    parser.add_argument("--utterance-seconds", type=seconds, default=6.0, help="Longest of a synthetic batch.")
     parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda.")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="Wall clock, or processor time.")
     parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")

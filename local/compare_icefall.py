@@ -29,10 +29,12 @@ HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search
 
 
 def rows_of_ours(records: Sequence[Record]) -> List[List[Any]]:
-    """One row per system and way of decoding, WERs in the order of `test_sets_of`."""
+    """One row per system, seed and way of decoding, WERs in the order of `test_sets_of`."""
     rows: Dict[tuple, Dict[str, float]] = {}
+    seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
-        key = (r.system, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
+        name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
+        key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
         rows.setdefault(key, {})[r.test_set] = r.wer
     names = test_sets_of(records)
     return [[*key, *(wers.get(name) for name in names)] for key, wers in rows.items()]

@@ -153,6 +153,7 @@ def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: Dict, 
         (dict(epoch=9, iter_=0, avg=1, use_averaged_model=False), "epoch-9.pt: no such checkpoint; .* holds epoch-4"),
         (dict(epoch=2, iter_=0, avg=5, use_averaged_model=True), "lower --avg"),
         (dict(epoch=0, iter_=8, avg=2, use_averaged_model=True), "needs 3 .* holds 2; lower --avg"),
+        (dict(epoch=0, iter_=4, avg=1, use_averaged_model=True), "holds 1; give --use-averaged-model 0"),
         (dict(epoch=2, iter_=0, avg=0, use_averaged_model=True), "--avg 0"),
     ],
 )

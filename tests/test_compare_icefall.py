@@ -35,6 +35,15 @@ def test_our_rows_stand_beside_all_of_a_baseline(monkeypatch, capsys, tmp_path, 
     assert PUBLISHED["source"] in out
 
 
+def test_seeds_of_a_system_have_rows_of_their_own(monkeypatch, capsys, tmp_path):
+    for seed, test_set, wer in ((1, "test-clean", 4.0), (1, "test-other", 9.0), (2, "test-clean", 5.0)):
+        add_record(tmp_path / "results.json", make_record(seed=seed, test_set=test_set, wer=wer))
+    assert run_script(monkeypatch, SCRIPT, tmp_path) == ""
+    one, two = [cells(line) for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    assert (one[0], one[-2:]) == ("baseline, seed 1", ["4.00", "9.00"])
+    assert (two[0], two[-2:]) == ("baseline, seed 2", ["5.00", "-"])
+
+
 def test_an_experiment_without_results_is_a_clear_error(monkeypatch, tmp_path):
     assert "results.json: no such file; run decode.py" in run_script(monkeypatch, SCRIPT, tmp_path)
 

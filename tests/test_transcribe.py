@@ -147,6 +147,7 @@ def test_audio_in_a_directory_is_found_in_order(audio, tmp_path):
         ((), "name audio files"),
         (("a.wav", "--microphone", 1), "name audio files"),
         (("a.wav", "--bpe-model", "none.model"), "none.model"),
+        (("a.wav", "--max-states", 0), "--max-states"),
     ],
 )
 def test_bad_input_gets_one_line(exp_dir, monkeypatch, args, named):

@@ -29,7 +29,14 @@ from kdstream import cli
 from kdstream.config import UserError
 from kdstream.data import Tokenizer, compute_fbank
 from kdstream.decoding.latency import LOOKAHEAD_MS, algorithmic_latency_ms
-from kdstream.decoding.run import check_vocabulary, choose_chunk, make_parser, read_experiment
+from kdstream.decoding.run import (
+    RECORD_FLAGS,
+    SEARCH_FLAGS,
+    check_vocabulary,
+    choose_chunk,
+    make_parser,
+    read_experiment,
+)
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, check, read_speech
@@ -39,15 +46,7 @@ from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import save_pretrained
 from kdstream.training.trained import load_trained
 
-NOT_OF_EXPORT = (
-    "decoding_method",
-    "beam_size",
-    "max_sym_per_frame",
-    "num_decode_streams",
-    "device",
-    "system",
-    "results_json",
-)
+NOT_OF_EXPORT = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams", "device")
 
 
 def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: List[str]) -> Runtime:

@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("encoder", type=Path, help="The exported encoder, float32 or int8.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1).")
     parser.add_argument("--port", type=int, default=6006, help="Port; 0 takes a free one (default: 6006).")
-    parser.add_argument("--names", help="Names in browsers' address bars, with commas (default: localhost's, and with another --host any).")
+    names = "Names in browsers' address bars, with commas (default: localhost's, and with another --host any)."
+    parser.add_argument("--names", help=names)
     parser.add_argument("--tls-cert", help="Certificate, to serve https.")
     parser.add_argument("--tls-key", help="Its key.")
     parser.add_argument("--num-threads", type=int, default=1, help="Threads of sherpa-onnx (default: 1).")

@@ -24,8 +24,15 @@ from kdstream import cli
 from kdstream.config import UserError, str2bool
 from kdstream.data import Tokenizer
 from kdstream.decoding.audio import find_audio, microphone
-from kdstream.decoding.run import check_vocabulary, choose_chunk, make_parser, read_experiment, to_device
-from kdstream.decoding.search import Search
+from kdstream.decoding.run import (
+    RECORD_FLAGS,
+    check_vocabulary,
+    choose_chunk,
+    choose_search,
+    make_parser,
+    read_experiment,
+    to_device,
+)
 from kdstream.decoding.transcribe import Transcriber, Transcription
 from kdstream.training.trained import load_trained
 
@@ -59,7 +66,7 @@ def show(transcription: Transcription, as_json: bool) -> None:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, leave_out=("system", "results_json"), data_flags=("bpe_model", "max_duration"))
+    parser = make_parser(__doc__, leave_out=RECORD_FLAGS, data_flags=("bpe_model", "max_duration"))
     parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
     parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
@@ -74,7 +81,7 @@ def main() -> None:
     transcriber = Transcriber(
         to_device(load_trained(config, decode).model, decode.device),
         tokenizer,
-        Search(decode.decoding_method, decode.beam_size, decode.max_sym_per_frame),
+        choose_search(decode),
         choose_chunk(config.model, decode),
         decode.num_decode_streams,
         config.data.max_duration,

@@ -24,7 +24,8 @@ from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS, ChunkConfig
 FEATURE_FRAME_MS = 10
 OUTPUT_FRAME_MS = 2 * ENCODER_FRAME_MS
 # The front end's convolutions read SUBSAMPLING_LOSS feature frames more than they cover, half of them ahead; its
-# ConvNeXt then looks LOOKAHEAD of its own frames further.
+# ConvNeXt then looks LOOKAHEAD of its own frames further.  A feature frame counts as the 10 ms in its middle: that its
+# window reaches 7.5 ms further is left out everywhere, and so is the frame more for which sherpa-onnx waits.
 CONVOLUTIONS_MS = SUBSAMPLING_LOSS * FEATURE_FRAME_MS // 2
 LOOKAHEAD_MS = CONVOLUTIONS_MS + LOOKAHEAD * ENCODER_FRAME_MS
 
@@ -98,7 +99,8 @@ MEASURES: Dict[str, Measure] = {
     SHOWN: Measure(
         "word shown",
         "from the end of a word until it can be read: until the audio has run so far that the chunk in which the "
-        "word's last token was emitted can be decoded. Words that were got right",
+        "word's last token was emitted can be decoded. Words that were got right. With a beam search too short "
+        "for words whose path overtakes the others only after that chunk",
         lambda delays: delays.shown,
     ),
     "shown_first": Measure("first word", "the same, first words of utterances", lambda delays: delays.shown[:1]),

@@ -393,8 +393,8 @@ def _paired_interval(baseline: Record, system: Record) -> Optional[scoring.Inter
 
 def _unpaired(baseline: Record, system: Record) -> UserError:
     return UserError(
-        f"test set {system.test_set}: {system.system} and {baseline.system} were scored on different utterances or texts; "
-        "decode both again"
+        f"test set {system.test_set}: {system.system} and {baseline.system} were scored on different utterances or "
+        "texts; decode both again"
     )
 
 

@@ -50,6 +50,10 @@ DATA_FLAGS = (
 )  # fmt: skip
 
 
+SEARCH_FLAGS = ("decoding_method", "beam_size", "beam", "max_contexts", "max_states", "max_sym_per_frame")
+RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and kept
+
+
 class TrainedModel(Protocol):
     """What decoding needs from training; training/trained.py makes it.
 

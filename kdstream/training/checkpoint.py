@@ -310,9 +310,10 @@ def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_avera
     if iter_ > 0:
         paths = find_checkpoints(exp_dir, until=iter_)[:wanted]
         if len(paths) < wanted:
+            fix = "lower --avg" if avg > 1 else "give --use-averaged-model 0 for the weights of that batch alone"
             raise UserError(
                 f"--iter {iter_} --avg {avg}: needs {wanted} checkpoint-N.pt files up to {iter_}, "
-                f"{exp_dir} holds {len(paths)}; lower --avg"
+                f"{exp_dir} holds {len(paths)}; {fix}"
             )
     else:
         if avg > epoch:
