@@ -18,7 +18,6 @@ from typing import Sequence, Set
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from tqdm import tqdm
 
 from kdstream import cli
@@ -31,6 +30,7 @@ from kdstream.config import (
     override,
 )
 from kdstream.data import FBANK, AsrDataModule
+from kdstream.decoding.run import find_device
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
 from kdstream.training.teachers import find_teacher
@@ -78,9 +78,10 @@ def main() -> None:
         raise UserError("--teacher-exp-dir, --teacher-checkpoint: whose features to store")
     if distill.teacher_type == "torchaudio":
         raise UserError("--teacher-type torchaudio: cannot be stored; train.py runs it beside the student")
+    device = find_device(args.device)
     config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
     config = replace(config, data=all_cuts(override(config.data, args)), distill=distill)
-    teacher = find_teacher(config, torch.device(args.device))
+    teacher = find_teacher(config, device)
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
     identity = fingerprint(teacher.model, FBANK.config.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
@@ -89,7 +90,7 @@ def main() -> None:
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
         check_names(batch.cut_ids, heard)
         if any(cut_id not in writer.done for cut_id in batch.cut_ids):
-            writer.add(batch.to(args.device))
+            writer.add(batch.to(device))
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: layers {', '.join(layers)} of {distill.teacher_name}, {size / 1e6:.0f} MB")
 

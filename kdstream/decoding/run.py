@@ -277,12 +277,19 @@ def check_vocabulary(tokenizer: Tokenizer, config: ExperimentConfig, decode: Dec
         )
 
 
-def to_device(model: Transducer, device: str) -> Transducer:
-    """Moves the model to --device; "" is a GPU if there is one.  Raises UserError if there is no such device."""
+def find_device(name: str) -> torch.device:
+    """--device; "" is a GPU if there is one.  Raises UserError if there is no such device."""
     try:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
+
+
+def to_device(model: Transducer, device: str) -> Transducer:
+    """Moves the model to --device; see `find_device`."""
+    model = model.to(find_device(device))
     torch.backends.cudnn.allow_tf32 = False  # its rounding depends on the shape: simulated and chunkwise would differ
     return model
 
