@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kdstream.config import DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
 from kdstream.decoding.results import Record, load_records
 from kdstream.decoding.run import read_flags
-from kdstream.training.checkpoint import find_epochs
+from kdstream.training.checkpoint import last_epoch
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "librispeech"
 RESULTS_JSON = "results.json"
@@ -86,7 +86,7 @@ class Cell:
         Named in the commands, so that one that has been trained further since is decoded again.
         """
         if self.train_flags is None:
-            return next((int(path.stem.split("-")[1]) for path in find_epochs(self.folder)), 0)
+            return last_epoch(self.folder)
         return self.train_config.num_epochs
 
     def cache_command(self) -> List[str]:

@@ -84,7 +84,12 @@ mkdir -p "$data_dir/manifests" "$data_dir/fbank"
 data_dir=$(cd "$data_dir" && pwd)
 
 # A marker says how its work was done: with other settings, or where its result is gone, the work is done again.
-is_done() { [[ -f $1 && $(<"$1") == "$2" && -e $3 ]]; } # MARKER SETTINGS RESULT
+once() { # MARKER SETTINGS RESULT COMMAND...
+  [[ ! -f $1 || $(<"$1") != "$2" || ! -e $3 ]] || return 0
+  rm -f "$1"
+  "${@:4}"
+  echo "$2" >"$1"
+}
 in_stage() { ((stage <= $1 && stop_stage >= $1)); }
 each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas: one a line, once
 all_parts=$(each "$train_parts,$dev_parts,$test_parts")
@@ -95,7 +100,7 @@ done
 
 lang_dir=$data_dir/lang_bpe_$vocab_size
 tokens_of="$corpus_dir $train_parts"
-if in_stage 5 && [[ -f $lang_dir/bpe.model && -f $lang_dir/.done ]] && ! is_done "$lang_dir/.done" "$tokens_of" "$lang_dir"; then
+if in_stage 5 && [[ -f $lang_dir/bpe.model && -f $lang_dir/.done && $(<"$lang_dir/.done") != "$tokens_of" ]]; then
   fail "$lang_dir: has the tokens of other text ($(<"$lang_dir/.done")), which models may have been trained with;" \
     "give another --data-dir or --vocab-size, or delete it"
 fi
@@ -126,61 +131,48 @@ fi
 if in_stage 1; then
   log "Stage 1: manifests"
   for part in $all_parts; do
-    marker=$data_dir/manifests/.$part.done
-    if ! is_done "$marker" "$corpus_dir" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz"; then
-      rm -f "$marker"
+    once "$data_dir/manifests/.$part.done" "$corpus_dir" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
       "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$part" \
-        --output-dir "$data_dir/manifests"
-      echo "$corpus_dir" >"$marker"
-    fi
+      --output-dir "$data_dir/manifests"
   done
 fi
 
 if in_stage 2 && [[ $musan == true ]]; then
   log "Stage 2: manifests of MUSAN"
-  marker=$data_dir/manifests/.musan.done
-  if ! is_done "$marker" "$dl_dir" "$data_dir/manifests"; then
+  once "$data_dir/manifests/.musan.done" "$dl_dir" "$data_dir/manifests" \
     "$python" -c 'import sys; from lhotse.recipes import prepare_musan as p; p(sys.argv[1], sys.argv[2])' \
-      "$dl_dir/musan" "$data_dir/manifests"
-    echo "$dl_dir" >"$marker"
-  fi
+    "$dl_dir/musan" "$data_dir/manifests"
 fi
+
+store_cuts() { # KIND PART MANIFEST: computes features, and looks through what has been written
+  "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
+    "$1" "$2" --perturb-speed "$perturb_speed" --jobs "$nj"
+  "$python" "$root/local/validate_manifest.py" "$3"
+}
 
 if in_stage 3; then
   log "Stage 3: features"
   for part in $all_parts; do
-    marker=$data_dir/fbank/.$part.done cuts=$data_dir/fbank/librispeech_cuts_$part.jsonl.gz
-    kind=--parts settings=$corpus_dir
+    cuts=$data_dir/fbank/librispeech_cuts_$part.jsonl.gz kind=--parts settings=$corpus_dir
     if [[ ,$train_parts, == *,$part,* ]]; then
       kind=--train-parts settings="$corpus_dir perturb-speed $perturb_speed shuffled"
     fi
-    if ! is_done "$marker" "$settings" "$cuts"; then
-      rm -f "$marker"
-      "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-        $kind "$part" --perturb-speed "$perturb_speed" --jobs "$nj"
-      "$python" "$root/local/validate_manifest.py" "$cuts"
-      echo "$settings" >"$marker"
-    fi
+    once "$data_dir/fbank/.$part.done" "$settings" "$cuts" store_cuts "$kind" "$part" "$cuts"
   done
 fi
 
 if in_stage 4 && [[ $musan == true ]]; then
   log "Stage 4: features of MUSAN"
-  marker=$data_dir/fbank/.musan.done
-  if ! is_done "$marker" "$dl_dir" "$data_dir/fbank/musan_cuts.jsonl.gz"; then
+  once "$data_dir/fbank/.musan.done" "$dl_dir" "$data_dir/fbank/musan_cuts.jsonl.gz" \
     "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-      --musan true --jobs "$nj"
-    echo "$dl_dir" >"$marker"
-  fi
+    --musan true --jobs "$nj"
 fi
 
 if in_stage 5; then
   log "Stage 5: BPE model in $lang_dir"
-  if ! is_done "$lang_dir/.done" "$tokens_of" "$lang_dir/bpe.model"; then
+  once "$lang_dir/.done" "$tokens_of" "$lang_dir/bpe.model" \
     "$python" "$root/local/train_bpe_model.py" --manifest-dir "$data_dir/manifests" --parts "$train_parts" \
-      --vocab-size "$vocab_size" --lang-dir "$lang_dir"
-    echo "$tokens_of" >"$lang_dir/.done"
-  fi
+    --vocab-size "$vocab_size" --lang-dir "$lang_dir"
 fi
 
 log "Done: $data_dir (train.py takes it as --manifest-dir $data_dir/fbank --train-parts $train_parts" \

@@ -95,13 +95,15 @@ if stages 1; then
     --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
 cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would answer with it
-gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
-if [[ -z $world_size ]]; then
-  world_size=$((gpus ? gpus : cores < 2 ? 1 : 2))  # two processes of one thread beat one of two
-fi
-if [[ -z $use_bf16 ]]; then
-  use_bf16=0
-  ((gpus)) || ! grep -qs avx512_bf16 /proc/cpuinfo || use_bf16=1
+if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
+  gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
+  if [[ -z $world_size ]]; then
+    world_size=$((gpus ? gpus : cores < 2 ? 1 : 2))  # two processes of one thread beat one of two
+  fi
+  if [[ -z $use_bf16 ]]; then
+    use_bf16=0
+    ((gpus)) || ! grep -qs avx512_bf16 /proc/cpuinfo || use_bf16=1
+  fi
 fi
 
 # train NAME FLAGS...: one experiment, EXP_ROOT/NAME, until epoch-NUM_EPOCHS.pt is there

@@ -235,6 +235,11 @@ def find_epochs(exp_dir: PathLike) -> List[Path]:
     return [path for _, path in sorted(_numbered(Path(exp_dir), "epoch"), reverse=True)]
 
 
+def last_epoch(exp_dir: PathLike) -> int:
+    """The highest N of epoch-N.pt, 0 if there is none."""
+    return max((number for number, _ in _numbered(Path(exp_dir), "epoch")), default=0)
+
+
 def find_checkpoints(exp_dir: PathLike, until: int = 0) -> List[Path]:
     """checkpoint-N.pt (with N <= `until`, unless that is 0), the last one first."""
     found = sorted(_numbered(Path(exp_dir), "checkpoint"), reverse=True)
@@ -300,12 +305,11 @@ def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_avera
     if avg < 1:
         raise UserError(f"--avg {avg}: must be at least 1")
     if epoch == 0 and iter_ == 0:
-        epochs = find_epochs(exp_dir)
-        if not epochs and (exp_dir / PRETRAINED).is_file():
+        epoch = last_epoch(exp_dir)
+        if not epoch and (exp_dir / PRETRAINED).is_file():
             return load_weights(exp_dir / PRETRAINED)
-        if not epochs:
+        if not epoch:
             raise UserError(f"{exp_dir}: no epoch-N.pt{_what_there_is(exp_dir)}; or name one with --iter")
-        epoch = int(epochs[0].stem.split("-")[1])
     wanted = avg + 1 if use_averaged_model else avg
     if iter_ > 0:
         paths = find_checkpoints(exp_dir, until=iter_)[:wanted]
