@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kdstream import cli
+from kdstream.config import UserError
 from kdstream.decoding.results import publish
 from kdstream.reporting.report import Report
 
@@ -27,11 +28,13 @@ from kdstream.reporting.report import Report
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exp-root", type=Path, required=True, help="Directory of the experiment directories.")
-    parser.add_argument("--systems", default="teacher,baseline,distilled", help="Their names (default: %(default)s)")
-    parser.add_argument("--baseline", default="baseline", help="What to compare with (default: %(default)s)")
+    parser.add_argument("--systems", default="teacher,baseline,distilled", help="Which of them (default: %(default)s)")
+    parser.add_argument("--baseline", default="baseline", help="A system to compare with, or its directory (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="Directory to write to (default: EXP_ROOT/report)")
     parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     args = parser.parse_args()
+    if args.output and args.output.suffix == ".html":
+        raise UserError(f"--output {args.output}: is the page's directory; leave out its name, report.html")
     systems = [system for system in args.systems.split(",") if system]
     report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")

@@ -25,6 +25,7 @@ from kdstream.decoding.results import Reduction, add_record, load_records
 from kdstream.models.transducer import build_model
 from kdstream.reporting import findings, plots, sources
 from kdstream.reporting.relations import BRANCH, STUDENT, TEACHER, compare_maps, read_relations
+from kdstream.reporting.report import Report
 from kdstream.reporting.sources import Member
 from kdstream.reporting.utterances import GAP, Comparison, align_systems, worth_reading
 from kdstream.training.checkpoint import save_checkpoint
@@ -251,6 +252,31 @@ def test_what_is_missing_is_named_in_one_line_each(tmp_path):
     assert page.html.count("<li>") == 5 and page.tags.count("img") == 2
 
 
+def test_directories_of_a_systems_seeds_are_that_system(tmp_path):
+    write_runs(tmp_path)
+    for system in ("baseline", "distilled"):
+        (tmp_path / system).rename(tmp_path / f"{system}-42")
+        write_curves(tmp_path / f"{system}-42", ["loss"])
+    flags = ("--systems", "distilled-42,baseline-42", "--baseline", "baseline-42", "--output", str(tmp_path / "page"))
+    assert write_report(tmp_path, *flags) == ""
+    assert "fewer word errors than baseline at 160 ms" in (tmp_path / "page" / "report.html").read_text()
+    report = Report(tmp_path, ["distilled-42", "baseline-42"], "baseline-42", tmp_path)
+    assert report.curve_colours == {f"{system}-42": report.colours[system] for system in ("distilled", "baseline")}
+    assert report.colours["distilled"] != report.colours["baseline"]
+
+
+def test_a_baseline_that_is_not_there_is_told(tmp_path):
+    write_runs(tmp_path)
+    assert write_report(tmp_path, "--systems", "baseline,distilled", "--baseline", "base") == ""
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert "Comparison: nothing was decoded as base was" in page.text and "any of baseline, distilled" in page.text
+
+
+def test_the_pages_name_is_not_its_directory(tmp_path):
+    error = write_report(tmp_path, "--output", str(tmp_path / "report.html"))
+    assert "--output" in error and "report.html" in error and not (tmp_path / "report.html").exists()
+
+
 def test_a_system_without_results_is_a_clear_error(tmp_path):
     error = write_report(tmp_path, "--systems", "teacher")
     assert "teacher/results.json" in error and "\n" not in error
@@ -447,6 +473,13 @@ def test_plots_show_seeds_as_one_and_no_simulation_of_what_was_decoded_chunk_by_
         replace(chunkwise, wer=12.0, interval=(10.0, 14.0)),
         only_simulated,
     ]
+
+
+def test_whiskers_are_called_what_they_are():
+    one, two, other = make_record(seed=1), make_record(seed=2), make_record(system="other", seed=3)
+    assert plots._whiskers_are([one, other]) == "95 % interval"
+    assert plots._whiskers_are([one, two]) == "range of seeds"
+    assert plots._whiskers_are([one, two, other]) == "range of seeds (of one: 95 % interval)"
 
 
 @pytest.mark.parametrize("cka", [[[1.0]], [], [["x", "y"]], [[1.0, 2.0], [1.0]]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import astuple, replace
 from itertools import cycle
 from pathlib import Path
@@ -217,7 +218,11 @@ def _whiskers(records: Sequence[Record]) -> List[List[float]]:
 
 
 def _whiskers_are(records: Sequence[Record]) -> str:
-    return "range of seeds" if len({record.seed for record in records}) > 1 else "95 % interval"
+    """Of one seed the 95 % interval, of several their range, as `merged` has it."""
+    seeds = Counter((record.system, record.setting) for record in records).values()
+    if max(seeds) == 1:
+        return "95 % interval"
+    return "range of seeds" if min(seeds) > 1 else "range of seeds (of one: 95 % interval)"
 
 
 def _legend(figure: plt.Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -40,23 +40,26 @@ class Report:
     Args:
       exp_root: directory of the experiment directories.
       systems: their names.
-      baseline: the system to compare the others with.
+      baseline: the system to compare the others with, or its directory.
       output: directory to write to; made if it is not there.
     Raises:
       UserError: a system without results, or none at all.
     """
 
     def __init__(self, exp_root: Path, systems: Sequence[str], baseline: str, output: Path) -> None:
-        self.exp_root, self.systems, self.baseline, self.output = exp_root, systems, baseline, output
+        self.exp_root, self.systems, self.output = exp_root, systems, output
         self.runs = sources.read_runs(exp_root, systems)
         records = [record for of_system in self.runs.values() for record in of_system]
         if not records:
             raise UserError(f"{exp_root}: no results yet; run decode.py and streaming_decode.py first")
-        names = list(dict.fromkeys([*(record.system for record in records), *systems]))
+        names = list(dict.fromkeys(record.system for record in records))
         self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
-        self.reductions = compare(self.runs, baseline)
+        called = {system: of[0].system for system, of in zip(systems, self.runs.values()) if of}  # its records' name
+        self.baseline = baseline if baseline in names else called.get(baseline, baseline)
+        self.reductions = compare(self.runs, self.baseline)
         self.headline = findings.headline(self.records, self.reductions)
-        self.colours = plots.colours_of(names)
+        self.colours = plots.colours_of(list(dict.fromkeys([*names, *systems])))
+        self.curve_colours = {system: self.colours[called.get(system, system)] for system in systems}
         self.later: List[Dict[str, Any]] = []  # how much later words come than the baseline's
         self.pictures: List[Path] = []  # in the order of the page
         self.bytes_left = MAX_PICTURES
@@ -66,6 +69,12 @@ class Report:
         self.output.mkdir(parents=True, exist_ok=True)
         sections: List[Section] = []
         missing: List[str] = []
+        if not self.reductions:
+            names = ", ".join(dict.fromkeys(record.system for record in self.records))
+            missing.append(
+                f"Comparison: nothing was decoded as {self.baseline} was, with its seed and settings; --baseline takes "
+                f"any of {names}"
+            )
         with phone_style():
             for title, build in self.parts().items():
                 try:
@@ -129,7 +138,7 @@ class Report:
         curves = {system: sources.read_curves(self.exp_root / system) for system in self.systems}
         if not any(curves.values()):
             raise UserError(f"no TensorBoard files under {self.exp_root}; train with --tensorboard 1")
-        plots.plot_losses(curves, self.colours, self.output / "loss.png")
+        plots.plot_losses(curves, self.curve_colours, self.output / "loss.png")
         caption = "Per 40 ms frame. The weighted sum holds the distillation losses in training and not in validation."
         return self.picture(self.output / "loss.png", "Small panels: each loss over batches, all systems.", caption)
 
