@@ -208,7 +208,10 @@ class DistillConfig:
     kd_share_branches: bool = flag(False, "One auxiliary layer and predictor for all tapped layers of equal width.")
     kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).", minimum=0)
     kd_relation_scale: float = flag(
-        0.1, "Weight of the query-query, key-key and value-value relation losses.", minimum=0
+        0.0,
+        "Weight of the query-query, key-key and value-value relation losses; 0.1 to use them.  Off, for they gained "
+        "nothing beside prediction.",
+        minimum=0,
     )
     kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.", minimum=0)
     kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.", minimum=0)
@@ -270,7 +273,7 @@ class DistillConfig:
 
     @property
     def method(self) -> str:
-        """What guides the student, for tables: feature+relation+apc, init+token-one-best and so on, or none."""
+        """What guides the student, for tables: feature+apc, init+token-one-best and so on, or none."""
         if not self.has_teacher:
             return "none"
         feature = "direct-feature" if self.kd_branch == "none" else "feature"

@@ -30,7 +30,7 @@ def run(bench, monkeypatch, path, flags=""):
 
 
 def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
-    rows = run(bench, monkeypatch, tmp_path / "bench.json")
+    rows = run(bench, monkeypatch, tmp_path / "bench.json", "--kd-relation-scale 0.1")
     parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
     assert [row["part"] for row in rows] == [*bench.STEPS, *parts]
     assert all(row["ms"] > 0 or row["part"].endswith("loss") for row in rows)

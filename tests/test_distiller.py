@@ -18,7 +18,7 @@ from kdstream.models.transducer import build_model
 from tests.helpers import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_config, tiny_test_model
 
 CHUNK = ChunkConfig(chunk=8, left=16)
-SMALL = DistillConfig(kd_branch_feedforward_dim=32, kd_apc_dim=16)
+SMALL = DistillConfig(kd_relation_scale=0.1, kd_branch_feedforward_dim=32, kd_apc_dim=16)
 
 
 def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **teacher_overrides):

@@ -201,7 +201,7 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
 def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = experiment(tmp_path, data, num_epochs=1, tensorboard=True)
-    loop.run(replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher))))
+    loop.run(replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1)))
     (log,) = (tmp_path / "log").glob("log-train-*")
     text = log.read_text()
     number = r"[\d.e+-]+"
@@ -373,7 +373,8 @@ def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path,
 
 def test_memory_is_tried_with_losses_that_set_in_later_too(tmp_path: Path, data, teacher, monkeypatch):
     config = experiment(tmp_path, data)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_hidden_batches=5, kd_token_scale=1.0, kd_token_start=5)
+    two_stages = dict(kd_hidden_batches=5, kd_token_scale=1.0, kd_token_start=5)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, **two_stages)
     trainer = make_trainer(replace(config, distill=distill))
     tried = set()
     original = loop.compute_loss

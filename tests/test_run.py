@@ -134,7 +134,7 @@ def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
     assert (record.system, record.encoder, record.method, record.seed) == (
         "distilled",
         "zipformer small",
-        "feature+relation+apc",
+        "feature+apc",
         7,
     )
     assert (record.checkpoint, record.test_set, record.search) == ("epoch-2_avg-1", "noise", "greedy_search")
@@ -229,4 +229,4 @@ def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
 
 def test_the_method_names_the_losses_that_distilled():
     assert DistillConfig().method == "none"
-    assert DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.0).method == "feature+apc"
+    assert DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.1).method == "feature+relation+apc"
