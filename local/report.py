@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exp-root", type=Path, required=True, help="Directory of the experiment directories.")
     parser.add_argument("--systems", default="teacher,baseline,distilled", help="Which of them (default: %(default)s)")
-    parser.add_argument("--baseline", default="baseline", help="A system to compare with, or its directory (default: %(default)s)")
+    parser.add_argument(
+        "--baseline", default="baseline", help="System to compare with, or its directory (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="Directory to write to (default: EXP_ROOT/report)")
     parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     args = parser.parse_args()
