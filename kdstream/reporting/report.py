@@ -52,14 +52,15 @@ class Report:
         records = [record for of_system in self.runs.values() for record in of_system]
         if not records:
             raise UserError(f"{exp_root}: no results yet; run decode.py and streaming_decode.py first")
-        names = list(dict.fromkeys(record.system for record in records))
+        folders = zip(dict.fromkeys(systems), self.runs.values())
+        called = {folder: of[0].system if of else folder for folder, of in folders}
+        names = list(dict.fromkeys([*(record.system for record in records), *called.values()]))
         self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
-        called = {system: of[0].system for system, of in zip(systems, self.runs.values()) if of}  # its records' name
         self.baseline = baseline if baseline in names else called.get(baseline, baseline)
         self.reductions = compare(self.runs, self.baseline)
         self.headline = findings.headline(self.records, self.reductions)
-        self.colours = plots.colours_of(list(dict.fromkeys([*names, *systems])))
-        self.curve_colours = {system: self.colours[called.get(system, system)] for system in systems}
+        self.colours = plots.colours_of(names)
+        self.curve_colours = {folder: self.colours[system] for folder, system in called.items()}
         self.later: List[Dict[str, Any]] = []  # how much later words come than the baseline's
         self.pictures: List[Path] = []  # in the order of the page
         self.bytes_left = MAX_PICTURES
@@ -70,10 +71,9 @@ class Report:
         sections: List[Section] = []
         missing: List[str] = []
         if not self.reductions:
-            names = ", ".join(dict.fromkeys(record.system for record in self.records))
             missing.append(
                 f"Comparison: nothing was decoded as {self.baseline} was, with its seed and settings; --baseline takes "
-                f"any of {names}"
+                f"any of {', '.join(self.colours)}"
             )
         with phone_style():
             for title, build in self.parts().items():
