@@ -224,10 +224,8 @@ class DistillConfig:
     kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.", minimum=1)
     kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.", minimum=1)
     kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.", minimum=1)
-    kd_apc_shift: Tuple[int, ...] = flag(
-        (2,),
-        "Frames ahead that APC predicts, at the slower rate of the tapped layer and its guide; several as 1,2,4.",
-        minimum=1,
+    kd_apc_shift: int = flag(
+        2, "Frames ahead that APC predicts, at the slower rate of the tapped layer and its guide.", minimum=1
     )
     kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).", minimum=0)
     kd_token_scale: float = flag(0.0, "Weight of token distillation over the student's pruned lattice.", minimum=0)

@@ -181,8 +181,7 @@ class Bench:
 
         def branches() -> List[Tensor]:
             made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students)]
-            tensors = [x for out in made for x in (*out[:4], *(out.r or ())) if x is not None]
-            return [x.float().sum() for x in tensors]
+            return [x.float().sum() for out in made for x in out if x is not None]
 
         def features() -> List[Tensor]:
             return [
@@ -203,9 +202,8 @@ class Bench:
 
         def apc() -> List[Tensor]:
             return [
-                apc_loss(t.features, leaf(r), t.lens, frames, shift, config.kd_distance)
+                apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
                 for t, out in zip(teachers, outputs)
-                for shift, r in zip(config.kd_apc_shift, out.r)
             ]
 
         on_lattice = [name for name in TOKENS if name in distiller.scales]

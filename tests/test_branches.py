@@ -18,7 +18,7 @@ LENS = torch.tensor([9, 5])
 def build_branch(heads: int = HEADS, apc_dim: int = 5) -> AuxiliaryBranch:
     torch.manual_seed(0)
     layer = AuxiliaryLayer(TEACHER_DIM, heads, feedforward_dim=12) if heads else None
-    predictor = FuturePredictor(TEACHER_DIM, apc_dim, shifts=2) if apc_dim else None
+    predictor = FuturePredictor(TEACHER_DIM, apc_dim) if apc_dim else None
     return AuxiliaryBranch(STUDENT_DIM, TEACHER_DIM, layer, predictor).double()
 
 
@@ -27,8 +27,7 @@ def tap_of(s: torch.Tensor, lens: torch.Tensor = LENS) -> Tap:
 
 
 def tensors_of(out) -> dict:
-    named = {name: getattr(out, name) for name in ("z", "query", "key", "value")}
-    return {**named, **{f"r{i}": r for i, r in enumerate(out.r or ())}}
+    return {name: getattr(out, name) for name in ("z", "query", "key", "value", "r")}
 
 
 def streaming_features() -> torch.Tensor:
@@ -66,10 +65,9 @@ def test_z_hears_the_whole_utterance_and_r_hears_no_later_frame():
     out = build_branch()(tap_of(s))
     for t in range(9):
         assert gradient_by_frame(out.z[0, t], s).min() > 0
-        for r in out.r:
-            heard = gradient_by_frame(r[0, t], s)
-            assert heard[: t + 1].min() > 0
-            assert t == 8 or heard[t + 1 :].max() == 0
+        heard = gradient_by_frame(out.r[0, t], s)
+        assert heard[: t + 1].min() > 0
+        assert t == 8 or heard[t + 1 :].max() == 0
 
 
 def test_padding_changes_no_valid_frame_and_gets_no_gradient():

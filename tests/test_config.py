@@ -42,7 +42,7 @@ def test_every_default_is_a_value_that_its_flag_takes(config_class):
         (TrainConfig, "--num-epochs", "many", "invalid int value: 'many'"),
         (DataConfig, "--max-duration", "0", "0: must be more than 0"),
         (DistillConfig, "--kd-feature-scale", "-1", "-1: must be at least 0"),
-        (DistillConfig, "--kd-apc-shift", "2,0", "0: must be at least 1"),
+        (DistillConfig, "--kd-apc-shift", "0", "0: must be at least 1"),
         (DistillConfig, "--kd-token-temperature", "0", "0: must be more than 0"),
         (DistillConfig, "--kd-token-form", "half", "invalid choice: 'half'"),
     ],

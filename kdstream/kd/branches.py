@@ -30,14 +30,14 @@ class BranchOutput(NamedTuple):
     """What a branch makes of a student's layer; None where the branch lacks the part.
 
     z: (N, T, D_T), full-context; query, key, value: (N, T, a width), the auxiliary layer's own.
-    r: for each number of frames ahead (N, T, D_T), where r_t is made of the streaming features of frames <= t.
+    r: (N, T, D_T), where r_t is made of the streaming features of frames <= t.
     """
 
     z: Optional[Tensor] = None
     query: Optional[Tensor] = None
     key: Optional[Tensor] = None
     value: Optional[Tensor] = None
-    r: Optional[Tuple[Tensor, ...]] = None
+    r: Optional[Tensor] = None
 
 
 class AuxiliaryBranch(nn.Module):
@@ -141,15 +141,15 @@ class AuxiliaryLayer(nn.Module):
 
 
 class FuturePredictor(nn.Module):
-    """Autoregressive predictive coding: a unidirectional LSTM, and a Linear for each number of frames ahead."""
+    """Autoregressive predictive coding: a unidirectional LSTM and a Linear."""
 
-    def __init__(self, dim: int, hidden_dim: int, shifts: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, hidden_dim, batch_first=True)
-        self.outputs = nn.ModuleList(nn.Linear(hidden_dim, dim) for _ in range(shifts))
+        self.output = nn.Linear(hidden_dim, dim)
 
-    def forward(self, p: Tensor) -> Tuple[Tensor, ...]:
-        """p: (N, T, D); returns for each number of frames ahead r (N, T, D), r_t depending on p_0 .. p_t alone."""
+    def forward(self, p: Tensor) -> Tensor:
+        """p: (N, T, D); returns r (N, T, D), r_t depending on p_0 .. p_t alone."""
         with float32(p):  # LSTMs in bfloat16 are missing on many CPUs
             hidden, _ = self.lstm(at_least_float32(p))
-        return tuple(output(hidden) for output in self.outputs)
+        return self.output(hidden)

@@ -95,7 +95,7 @@ class Distiller(nn.Module):
     def build_predictor(self, dim: int) -> Optional[FuturePredictor]:
         if "apc_loss" not in self.scales:
             return None
-        return FuturePredictor(dim, self.config.kd_apc_dim or dim, len(self.config.kd_apc_shift))
+        return FuturePredictor(dim, self.config.kd_apc_dim or dim)
 
     @property
     def student(self) -> Transducer:
@@ -181,11 +181,9 @@ class Distiller(nn.Module):
                 config.kd_relation_heads,
             )
         if "apc_loss" in self.scales:
-            ahead = [
-                apc_loss(teacher.features, r, lens, output_frames, shift, config.kd_distance)
-                for shift, r in zip(config.kd_apc_shift, out.r)
-            ]
-            losses["apc_loss"] = torch.stack(ahead).mean()
+            losses["apc_loss"] = apc_loss(
+                teacher.features, out.r, lens, output_frames, config.kd_apc_shift, config.kd_distance
+            )
         return losses
 
     def lattice_losses(self, heard: Heard, lattice: Lattice, names: Sequence[str]) -> Dict[str, Tensor]:
@@ -224,14 +222,12 @@ def loss_scales(config: DistillConfig) -> Dict[str, float]:
 
 
 def wanted_losses(config: DistillConfig) -> Dict[str, float]:
-    """The scales of the losses that are computed, by name.  UserError if there are none, or no --kd-apc-shift."""
+    """The scales of the losses that are computed, by name.  UserError if there are none."""
     scales = loss_scales(config)
     wanted = {name for name, scale in scales.items() if scale > 0}
     if not wanted:
         flags = ", ".join("--" + field.replace("_", "-") for field in SCALES.values())
         raise UserError(f"{flags}: all 0 with a teacher; raise one, or drop --teacher-exp-dir")
-    if "apc_loss" in wanted and not config.kd_apc_shift:
-        raise UserError("--kd-apc-shift: is empty; name the frames ahead, or give --kd-apc-scale 0")
     if config.kd_branch == "transformer" and "relation_loss" in wanted:
         wanted.add("feature_loss")
     return {name: scale for name, scale in scales.items() if name in wanted}
