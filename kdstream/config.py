@@ -243,12 +243,6 @@ class DistillConfig:
         minimum=0,
     )
     kd_token_start: int = flag(0, "Batches before token distillation sets in.", minimum=0)
-    kd_top_scale: float = flag(
-        0.0, "Weight of a transducer loss at an auxiliary branch on the encoder's output.", minimum=0
-    )
-    kd_top_token_scale: float = flag(
-        0.0, "Weight of token distillation at that branch, which needs no shift.", minimum=0
-    )
 
     @property
     def has_teacher(self) -> bool:
@@ -267,7 +261,7 @@ class DistillConfig:
     @property
     def needs_tokens(self) -> bool:
         """Whether teacher and student must write the same tokens."""
-        return bool(self.init_from_teacher or self.kd_token_scale or self.kd_top_token_scale)
+        return bool(self.init_from_teacher or self.kd_token_scale)
 
     @property
     def method(self) -> str:
@@ -281,8 +275,6 @@ class DistillConfig:
             "relation": self.kd_relation_scale,
             "apc": self.kd_apc_scale,
             f"token-{self.kd_token_form}": self.kd_token_scale,
-            "top": self.kd_top_scale,
-            f"top-token-{self.kd_token_form}": self.kd_top_token_scale,
         }
         return "+".join(name for name, value in parts.items() if value) or "none"
 

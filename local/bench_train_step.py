@@ -53,7 +53,7 @@ from kdstream.data import AsrDataModule
 from kdstream.decoding.results import rows_table, write_json
 from kdstream.decoding.run import find_device
 from kdstream.kd.branches import BranchOutput
-from kdstream.kd.distiller import TOKENS, Distiller, output_frames_of
+from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Lattice, Tap
@@ -173,7 +173,7 @@ class Bench:
         teachers: List[Tap],
         outputs: List[BranchOutput],
     ) -> None:
-        """Rows for the branches, for each loss summed over the tapped layers, and for the losses on the lattice.
+        """Rows for the branches, for each loss summed over the tapped layers, and for the loss on the lattice.
 
         Each is forward and backward; what the distiller does without has no row.
         """
@@ -206,18 +206,15 @@ class Bench:
                 for t, out in zip(teachers, outputs)
             ]
 
-        on_lattice = [name for name in TOKENS if name in distiller.scales]
-
         def tokens() -> List[Tensor]:
-            learning = replace(lattice, encoder_out=leaf(lattice.encoder_out), logits=leaf(lattice.logits))
-            return list(distiller.lattice_losses(heard, learning, on_lattice).values())
+            return [distiller.token_loss(heard, replace(lattice, logits=leaf(lattice.logits)))]
 
         parts = {
             "branches": (branches, self.pairs),
             "feature loss": (features, "feature_loss" in distiller.scales),
             "relation loss": (relations, "relation_loss" in distiller.scales),
             "apc loss": (apc, "apc_loss" in distiller.scales),
-            "token losses": (tokens, on_lattice),
+            "token loss": (tokens, "token_loss" in distiller.scales),
         }
         for name, (part, wanted) in parts.items():
             if wanted:

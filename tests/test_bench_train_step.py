@@ -42,7 +42,7 @@ def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
 def test_token_distillation_alone_is_timed_too(bench, tmp_path, monkeypatch):
     alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
     rows = run(bench, monkeypatch, tmp_path / "bench.json", alone)
-    assert [row["part"] for row in rows] == [*bench.STEPS, "teacher forward", "token losses"]
+    assert [row["part"] for row in rows] == [*bench.STEPS, "teacher forward", "token loss"]
     assert rows[-1]["ms"] > 0
 
 

@@ -165,8 +165,6 @@ METHODS = {
     "full token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_temperature=2.0),
     "collapsed token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="collapsed"),
     "one-best token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="one-best", kd_token_shift=1),
-    "top_loss": replace(NOTHING, kd_top_scale=1.0),
-    "top_token_loss": replace(NOTHING, kd_top_token_scale=1.0),
 }
 
 
@@ -185,25 +183,17 @@ def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(metho
     assert history[-1] < 0.7 * history[0]
 
 
-# top_loss is apart: it asks for the transcript, which a random teacher does not give
-TOGETHER = [
-    replace(SMALL, kd_token_scale=1.0, kd_top_token_scale=1.0),
-    replace(NOTHING, kd_top_scale=1.0),
-]
-
-
-@pytest.mark.parametrize("config", TOGETHER, ids=["from the teacher", "top_loss"])
 @pytest.mark.parametrize("theirs", SETTINGS)
 @pytest.mark.parametrize("ours", SETTINGS)
-def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs, config):
+def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs):
     student = tiny_test_model(causal=True, encoder=ours, **CHEAP_FRONT_END)
     teacher = tiny_test_model(causal=False, seed=1, encoder=theirs, **CHEAP_FRONT_END)
     torch.manual_seed(2)
-    distiller = Distiller(config, student, TransducerTeacher(teacher))
+    distiller = Distiller(replace(SMALL, kd_token_scale=1.0), student, TransducerTeacher(teacher))
     features, lens, tokens = random_batch((60, 45))
-    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.01)
+    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.003)
     history = []
-    for _ in range(12):
+    for _ in range(20):
         losses = distil(student, distiller, features, lens, tokens)
         optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -211,11 +201,11 @@ def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs,
         history.append({name: loss.item() for name, loss in losses.items()})
     assert history[0].keys() == distiller.scales.keys()
     for name, first in history[0].items():
-        assert history[-1][name] < 0.95 * first, name
+        assert history[-1][name] < 0.9 * first, name
 
 
 def test_all_methods_together_give_every_loss_and_every_branch_a_gradient():
-    config = replace(SMALL, kd_token_scale=1.0, kd_top_scale=1.0, kd_top_token_scale=1.0, kd_layer_map="learned")
+    config = replace(SMALL, kd_token_scale=1.0, kd_layer_map="learned")
     student, _, distiller = build(config)
     features, lens, tokens = random_batch()
     losses = distil(student, distiller, features, lens, tokens)

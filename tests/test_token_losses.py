@@ -26,15 +26,12 @@ def make_lattice(rows=(0, 1)) -> Lattice:
     T, S = max(frames), max(symbols)
     starts = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0]])[list(rows), :T]
     tokens = torch.tensor([[3, 1, 4, 1], [5, 2, 0, 0]])[list(rows), :S]
-    empty = torch.zeros(len(rows), T, 0)
     return Lattice(
-        encoder_out=empty,
         encoder_lens=torch.tensor(frames),
-        decoder_out=empty,
         tokens=tokens,
         token_lens=torch.tensor(symbols),
         ranges=starts.unsqueeze(2) + torch.arange(R),
-        logits=empty,
+        logits=torch.zeros(len(rows), T, R, V),
     )
 
 

@@ -11,9 +11,8 @@ The student knows nothing of all this: drop the distiller and what remains is th
 
     losses between layers       feature_loss, relation_loss, apc_loss        (losses.py)
     on the student's lattice    token_loss                                   (token_losses.py)
-    on a branch at its top      top_loss (transducer), top_token_loss
 
-Shapes: N batch, T frames, D width, R symbols kept at a frame, V vocabulary.
+Shapes: N batch.
 """
 
 from __future__ import annotations
@@ -27,17 +26,15 @@ from kdstream.batch import Batch
 from kdstream.config import DistillConfig, UserError
 from kdstream.kd.branches import AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
 from kdstream.kd.layer_map import LayerPair, pair_layers
-from kdstream.kd.losses import apc_loss, at_least_float32, feature_loss, frame_weights, relation_loss
+from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Lattice, Tap, Taps, tap_shapes
 from kdstream.kd.teacher import Heard, Teacher, TransducerTeacher
 from kdstream.kd.token_losses import delayed, token_loss
-from kdstream.models.rnnt_loss import lattice_boundary, rnnt_loss_pruned
 from kdstream.models.transducer import Transducer
 
 FEATURE_FRAMES_PER_OUTPUT_FRAME = 4
 HIDDEN = {"feature_loss": "kd_feature_scale", "relation_loss": "kd_relation_scale", "apc_loss": "kd_apc_scale"}
-TOKENS = {"token_loss": "kd_token_scale", "top_loss": "kd_top_scale", "top_token_loss": "kd_top_token_scale"}
-SCALES = {**HIDDEN, **TOKENS}  # the flag of each loss
+SCALES = {**HIDDEN, "token_loss": "kd_token_scale"}  # the flag of each loss
 
 
 class Distiller(nn.Module):
@@ -57,9 +54,7 @@ class Distiller(nn.Module):
         self._student = (student,)  # in a tuple, where nn.Module does not look
         self.scales = wanted_losses(config)
         if config.needs_tokens and not isinstance(teacher, TransducerTeacher):
-            raise UserError(
-                "--kd-token-scale, --kd-top-token-scale: this teacher writes no tokens; distil from its layers alone"
-            )
+            raise UserError("--kd-token-scale: this teacher writes no tokens; distil from its layers alone")
         self.pairs: List[LayerPair] = []
         if any(name in self.scales for name in HIDDEN):
             self.pairs = pair_layers(config, tap_shapes(student), teacher.shapes)
@@ -70,8 +65,6 @@ class Distiller(nn.Module):
         if config.kd_layer_map == "learned" and self.pairs:
             # equal to begin with; not zero, from where an optimiser that steps in proportion would not move
             self.pair_logits = nn.Parameter(torch.ones(len(self.pairs)))
-        at_top = "top_loss" in self.scales or "top_token_loss" in self.scales
-        self.top = self.build_layer(student.encoder.output_dim) if at_top else None
 
     def build_branches(self) -> List[nn.Module]:
         """One for each pair; with --kd-share-branches those of one width share their layer and predictor."""
@@ -112,7 +105,7 @@ class Distiller(nn.Module):
         """
         config, weights = self.config, {}
         for name, scale in self.scales.items():
-            since = batch_idx - (config.kd_token_start if name in TOKENS else 0)
+            since = batch_idx - (config.kd_token_start if name == "token_loss" else 0)
             ended = name in HIDDEN and 0 < config.kd_hidden_batches <= batch_idx
             if since >= 0 and not ended:
                 ramp = min(1.0, since / config.kd_warmup_batches) if config.kd_warmup_batches > 0 else 1.0
@@ -129,16 +122,16 @@ class Distiller(nn.Module):
         Returns:
           scalars by name.  Where none is wanted, the teacher does not listen.
         """
-        hidden, tokens = ([name for name in group if name in names] for group in (HIDDEN, TOKENS))
-        if not hidden and not tokens:
+        if not names:
             return {}
+        hidden = [name for name in HIDDEN if name in names]
         layers = {pair.teacher for pair in self.pairs} if hidden else set()
         heard = self.teacher.listen(batch, layers)
         losses: Dict[str, Tensor] = {}
         if hidden:
             losses.update(self.hidden_losses(heard, student_taps, output_frames_of(batch.feature_lens), hidden))
-        if tokens:
-            losses.update(self.lattice_losses(heard, student_taps.lattice, tokens))
+        if "token_loss" in names:
+            losses["token_loss"] = self.token_loss(heard, student_taps.lattice)
         return losses
 
     def hidden_losses(
@@ -186,34 +179,13 @@ class Distiller(nn.Module):
             )
         return losses
 
-    def lattice_losses(self, heard: Heard, lattice: Lattice, names: Sequence[str]) -> Dict[str, Tensor]:
-        """The losses on the student's lattice and on that of the branch at the encoder's output."""
-        losses = {}
-        encoder_out = heard.encoder_out[:, : lattice.encoder_out.size(1)]
-        if "token_loss" in names:
-            losses["token_loss"] = self.token_loss(encoder_out, lattice.logits, lattice, self.config.kd_token_shift)
-        if self.top is not None:
-            z, *_ = self.top(lattice.encoder_out, lattice.encoder_lens)
-            logits = self.student.lattice_logits(z, lattice.decoder_out, lattice.ranges)
-            if "top_loss" in names:
-                losses["top_loss"] = rnnt_loss_pruned(
-                    at_least_float32(logits),
-                    lattice.tokens,
-                    lattice.ranges,
-                    self.student.config.blank_id,
-                    lattice_boundary(lattice.encoder_lens, lattice.token_lens),
-                    reduction="sum",
-                )
-            if "top_token_loss" in names:
-                losses["top_token_loss"] = self.token_loss(encoder_out, logits, lattice, 0)
-        return losses
-
-    def token_loss(self, encoder_out: Tensor, logits: Tensor, lattice: Lattice, shift: int) -> Tensor:
-        """Token distillation of logits (N, T, R, V) by the teacher's encoder_out (N, T, D) of `shift` frames before."""
-        config = self.config
-        teacher = self.teacher.lattice_logits(delayed(encoder_out, shift), lattice.tokens, lattice.ranges)
-        form, temperature = config.kd_token_form, config.kd_token_temperature
-        return token_loss(teacher, logits, lattice, self.student.config.blank_id, form, temperature, shift)
+    def token_loss(self, heard: Heard, lattice: Lattice) -> Tensor:
+        """Token distillation on the student's lattice, by what the teacher heard --kd-token-shift frames before."""
+        config, blank = self.config, self.student.config.blank_id
+        form, temperature, shift = config.kd_token_form, config.kd_token_temperature, config.kd_token_shift
+        encoder_out = delayed(heard.encoder_out[:, : lattice.ranges.size(1)], shift)
+        teacher = self.teacher.lattice_logits(encoder_out, lattice.tokens, lattice.ranges)
+        return token_loss(teacher, lattice.logits, lattice, blank, form, temperature, shift)
 
 
 def loss_scales(config: DistillConfig) -> Dict[str, float]:

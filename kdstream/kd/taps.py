@@ -82,17 +82,13 @@ class TapShape:
 class Lattice:
     """What the transducer made of a batch: the part of its lattice that the pruned loss keeps.
 
-    encoder_out: (N, T, D), T output frames (40 ms).
-    encoder_lens, token_lens: (N,) int64, valid frames and symbols.
-    decoder_out: (N, S + 1, D'), the predictor's.
+    encoder_lens, token_lens: (N,) int64, valid output frames (40 ms) and symbols.
     tokens: (N, S) int64, padded with blank.
-    ranges: (N, T, R) int64, the symbols kept at each frame.
+    ranges: (N, T, R) int64, the symbols kept at each of T output frames.
     logits: (N, T, R, V), the joiner's.
     """
 
-    encoder_out: Tensor
     encoder_lens: Tensor
-    decoder_out: Tensor
     tokens: Tensor
     token_lens: Tensor
     ranges: Tensor

@@ -184,9 +184,7 @@ class Transducer(nn.Module):
         )
         if taps is not None:
             taps.record_lattice(
-                encoder_out=encoder_out,
                 encoder_lens=encoder_lens,
-                decoder_out=decoder_out,
                 tokens=padded,
                 token_lens=token_lens,
                 ranges=rnnt.ranges,

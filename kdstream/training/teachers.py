@@ -18,7 +18,7 @@ from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged, load_checkpoint, load_weights
 
 # What asks for a teacher; the losses between layers, which are on by default, do not.
-NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale", "kd_top_scale", "kd_top_token_scale")
+NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale")
 
 
 def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
@@ -79,10 +79,10 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
     for flag in () if distill.has_teacher else NEED_A_TEACHER:
         if getattr(distill, flag):
             raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
-    on_one_path = distill.kd_token_form == "one-best" and (distill.kd_token_scale or distill.kd_top_token_scale)
-    if rnnt_type != "regular" and (distill.kd_top_scale or on_one_path):
-        flag = "--kd-top-scale" if distill.kd_top_scale else "--kd-token-form one-best"
-        raise UserError(f"--rnnt-type {rnnt_type}: {flag} knows the regular lattice alone; drop one of the two")
+    if rnnt_type != "regular" and distill.kd_token_form == "one-best" and distill.kd_token_scale:
+        raise UserError(
+            f"--rnnt-type {rnnt_type}: --kd-token-form one-best knows the regular lattice alone; drop one of the two"
+        )
 
 
 def check_time_warp(data: DataConfig, flag: str) -> None:
