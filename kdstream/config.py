@@ -215,11 +215,6 @@ class DistillConfig:
     )
     kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.", minimum=0)
     kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.", minimum=0)
-    kd_hidden_batches: int = flag(
-        0,
-        "Batches after which the feature, relation and prediction losses end (0: never); for two stages.",
-        minimum=0,
-    )
     kd_distance: str = flag("l1_cosine", "Feature distance.", choices=("l1_cosine", "l2", "cosine"))
     kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.", minimum=1)
     kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.", minimum=1)
@@ -242,7 +237,6 @@ class DistillConfig:
         "timing on it.",
         minimum=0,
     )
-    kd_token_start: int = flag(0, "Batches before token distillation sets in.", minimum=0)
 
     @property
     def has_teacher(self) -> bool:

@@ -371,10 +371,9 @@ def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path,
     assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
 
 
-def test_memory_is_tried_with_losses_that_set_in_later_too(tmp_path: Path, data, teacher, monkeypatch):
+def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
     config = experiment(tmp_path, data)
-    two_stages = dict(kd_hidden_batches=5, kd_token_scale=1.0, kd_token_start=5)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, **two_stages)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)
     trainer = make_trainer(replace(config, distill=distill))
     tried = set()
     original = loop.compute_loss

@@ -4,8 +4,8 @@ One training step:
 
     taps = distiller.student_taps()
     losses = student(batch.features, ..., taps=taps)                # the student, streaming
-    weights = distiller.weights(batch_idx)
-    losses.update(distiller(batch, taps, weights.keys()))           # the teacher, full context
+    losses.update(distiller(batch, taps))                           # the teacher, full context
+    weights = distiller.weights(batch_idx)                          # of the distiller's losses
 
 The student knows nothing of all this: drop the distiller and what remains is the model to be deployed.
 
@@ -17,7 +17,7 @@ Shapes: N batch.
 
 from __future__ import annotations
 
-from typing import AbstractSet, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -99,44 +99,29 @@ class Distiller(nn.Module):
         return Taps(pair.student for pair in self.pairs)
 
     def weights(self, batch_idx: float) -> Dict[str, float]:
-        """Each loss's scale, risen linearly from 0 over --kd-warmup-batches since it set in; without those that ended.
+        """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
+        warmup = self.config.kd_warmup_batches
+        ramp = min(1.0, batch_idx / warmup) if warmup > 0 else 1.0
+        return {name: ramp * scale for name, scale in self.scales.items()}
 
-        Losses between layers begin at once and end at --kd-hidden-batches; those on tokens begin at --kd-token-start.
-        """
-        config, weights = self.config, {}
-        for name, scale in self.scales.items():
-            since = batch_idx - (config.kd_token_start if name == "token_loss" else 0)
-            ended = name in HIDDEN and 0 < config.kd_hidden_batches <= batch_idx
-            if since >= 0 and not ended:
-                ramp = min(1.0, since / config.kd_warmup_batches) if config.kd_warmup_batches > 0 else 1.0
-                weights[name] = ramp * scale
-        return weights
-
-    def forward(self, batch: Batch, student_taps: Taps, names: AbstractSet[str]) -> Dict[str, Tensor]:
+    def forward(self, batch: Batch, student_taps: Taps) -> Dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
 
         Args:
           batch: what the student was given, or a clean version of it on the same time axis.
           student_taps: filled by the student's forward pass on this batch.
-          names: the losses that are wanted, of those whose scale is not 0.
         Returns:
-          scalars by name.  Where none is wanted, the teacher does not listen.
+          scalars by name.
         """
-        if not names:
-            return {}
-        hidden = [name for name in HIDDEN if name in names]
-        layers = {pair.teacher for pair in self.pairs} if hidden else set()
-        heard = self.teacher.listen(batch, layers)
+        heard = self.teacher.listen(batch, {pair.teacher for pair in self.pairs})
         losses: Dict[str, Tensor] = {}
-        if hidden:
-            losses.update(self.hidden_losses(heard, student_taps, output_frames_of(batch.feature_lens), hidden))
-        if "token_loss" in names:
+        if self.pairs:
+            losses.update(self.hidden_losses(heard, student_taps, output_frames_of(batch.feature_lens)))
+        if "token_loss" in self.scales:
             losses["token_loss"] = self.token_loss(heard, student_taps.lattice)
         return losses
 
-    def hidden_losses(
-        self, heard: Heard, student_taps: Taps, output_frames: Tensor, names: Sequence[str]
-    ) -> Dict[str, Tensor]:
+    def hidden_losses(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> Dict[str, Tensor]:
         """The losses between layers, summed over the pairs; output_frames (N,) are the utterances' weights."""
         layers = [
             self.layer_losses(
@@ -145,7 +130,7 @@ class Distiller(nn.Module):
             for branch, pair in zip(self.branches, self.pairs)
         ]
         weights = self.pair_weights()
-        return {name: (weights * torch.stack([layer[name] for layer in layers])).sum() for name in names}
+        return {name: (weights * torch.stack([layer[name] for layer in layers])).sum() for name in layers[0]}
 
     def pair_weights(self) -> Tensor:
         """(pairs,): 1 each; with learned weights, for each layer of the student 1 in sum."""

@@ -403,12 +403,10 @@ class Trainer:
             if isinstance(batch, UserError):
                 raise batch
             try:
-                for step in {0, self.config.distill.kd_token_start}:  # losses between layers may have ended by then
-                    with self.precision.autocast():
-                        chunk = self.choices[0][0]
-                        loss, _ = compute_loss(self.module, batch, self.data.tokenizer, chunk, step, self.device)
-                    self.precision.backward(loss)
-                    self.optimizer.zero_grad(set_to_none=True)
+                with self.precision.autocast():
+                    loss, _ = compute_loss(self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device)
+                self.precision.backward(loss)
+                self.optimizer.zero_grad(set_to_none=True)
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise

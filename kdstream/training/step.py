@@ -63,9 +63,8 @@ class StudentWithBranches(nn.Module):
         losses = self.model(batch.features, batch.feature_lens, tokens, chunk, config, taps=taps)
         weights = transducer_weights(config, step)
         if guided:
-            kd_weights = self.distiller.weights(batch_idx)
-            losses.update(self.distiller(batch, taps, kd_weights.keys()))
-            weights.update(kd_weights)
+            losses.update(self.distiller(batch, taps))
+            weights.update(self.distiller.weights(batch_idx))
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
