@@ -74,7 +74,7 @@ class TransducerTeacher(Teacher):
     @torch.no_grad()
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
-        return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
+        return self.model.lattice_logits(encoder_out, tokens, ranges)
 
 
 def load_teacher(

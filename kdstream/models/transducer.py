@@ -202,9 +202,10 @@ class Transducer(nn.Module):
         """The predictor's output before each of the tokens (N, U) and after the last: (N, U + 1, D)."""
         return self.decoder(F.pad(tokens, (1, 0), value=self.config.blank_id))
 
-    def lattice_logits(self, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:
-        """The joiner's logits (N, T, R, V) at the symbols `ranges` (N, T, R) that a pruned loss kept."""
-        pair = do_rnnt_pruning(self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out), ranges)
+    def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
+        """The joiner's logits (N, T, R, V) at the symbols `ranges` (N, T, R) that a pruned loss kept of `tokens`."""
+        decoder_proj = self.joiner.decoder_proj(self.predict(tokens))
+        pair = do_rnnt_pruning(self.joiner.encoder_proj(encoder_out), decoder_proj, ranges)
         return self.joiner(*pair, project_input=False)
 
 
