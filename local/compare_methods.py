@@ -53,7 +53,8 @@ METHODS = {
     "branch-feature-relation": FEATURE_RELATION,
     "branch-feature-apc": FEATURE_APC,
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
-    "best": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
+    "init-feature-relation-apc": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
+    "best": f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5",
 }
 TEACHER = "teacher"
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
