@@ -40,7 +40,7 @@ world_size=               # processes; by default one per GPU, or two where ther
 use_bf16=                 # bfloat16 autocast; by default 1 without a GPU, where the processor has instructions for it
 max_duration=15           # seconds of speech in a batch, per process
 train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit one hour
-distill_flags=            # more flags for the distilled student's train.py
+distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
 
 usage() {
   sed -n '2,/^set /p' "$self" | sed '/^set /d; s/^# \{0,1\}//'
