@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from torch import Tensor
 
@@ -233,6 +234,13 @@ def test_int8_files_are_smaller_and_say_nearly_the_same(chunk, encoder, files):
     exact, rounded = (run(load(path), x, *caches)[0] for path in (files.encoder, small.encoder))
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     assert 0 < error < 0.3  # random weights round badly; nothing in common would be 1.4
+
+
+def test_int8_weights_have_7_bits_so_that_sums_of_two_products_stay_within_16(files):
+    for path in quantize(files):
+        weights = [numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer if w.name.endswith("_quantized")]
+        assert weights
+        assert all(np.abs(w.astype(int)).max() <= 64 for w in weights)
 
 
 @pytest.mark.parametrize("left", [8, 32, 64, 128])
