@@ -9,10 +9,12 @@ from typing import Dict
 import pytest
 import torch
 
-from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
-from kdstream.kd.distiller import SCALES, Distiller
+from kdstream.config import TOKEN_FORMS, DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
+from kdstream.kd.distiller import FEATURE_FRAMES_PER_OUTPUT_FRAME, SCALES, Distiller
+from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import TransducerTeacher, load_teacher, start_from_teacher
+from kdstream.kd.token_losses import delayed, token_loss
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import build_model
 from tests.helpers import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_config, tiny_test_model
@@ -181,6 +183,45 @@ def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(metho
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.7 * history[0]
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_losses_between_layers_are_those_that_the_flags_name(distance, shift, heads):
+    flags = dict(kd_distance=distance, kd_apc_shift=shift, kd_relation_heads=heads)
+    student, _, distiller = build(replace(SMALL, kd_layers=("1.0",), **flags))
+    features, lens, _ = random_batch((100, 80))
+    taps = distiller.student_taps()
+    student.encode(features, lens, CHUNK, taps=taps)
+    batch, ours = batch_of(features, lens), taps["1.0"]
+    frames, output_frames = ours.features.size(1), lens // FEATURE_FRAMES_PER_OUTPUT_FRAME
+    theirs = distiller.teacher.listen(batch, {"1.0"}).layers["1.0"].first(frames)
+    out = distiller.branches[0](ours)
+    weights = frame_weights(ours.lens, frames, output_frames)
+    relations = (theirs.query, theirs.key, theirs.value), (out.query, out.key, out.value)
+    expected = {
+        "feature_loss": feature_loss(theirs.features, out.z, weights, distance),
+        "relation_loss": relation_loss(*relations, weights, heads),
+        "apc_loss": apc_loss(theirs.features, out.r, ours.lens, output_frames, shift, distance),
+    }
+    torch.testing.assert_close(distiller(batch, taps), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("form", TOKEN_FORMS)
+def test_the_token_loss_is_the_one_that_the_flags_name(form, temperature, shift):
+    flags = dict(kd_token_form=form, kd_token_temperature=temperature, kd_token_shift=shift)
+    student, _, distiller = build(replace(NOTHING, kd_token_scale=1.0, **flags))
+    features, lens, tokens = random_batch((100, 80))
+    taps = distiller.student_taps()
+    student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    batch, lattice, teacher = batch_of(features, lens), taps.lattice, distiller.teacher
+    heard = teacher.listen(batch, ()).encoder_out[:, : lattice.ranges.size(1)]
+    logits = teacher.lattice_logits(delayed(heard, shift), lattice.tokens, lattice.ranges)
+    expected = token_loss(logits, lattice.logits, lattice, student.config.blank_id, form, temperature, shift)
+    torch.testing.assert_close(distiller(batch, taps), {"token_loss": expected}, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("theirs", SETTINGS)

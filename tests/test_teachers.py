@@ -58,6 +58,30 @@ def test_icefalls_pretrained_model_with_its_flags_is_a_teacher(tmp_path, causal)
     torch.testing.assert_close(teacher.model.encode(features, lens), model.encode(features, lens), rtol=0, atol=0)
 
 
+def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
+    config = student_config(tmp_path, teacher_epoch=2, teacher_avg=2, teacher_use_averaged_model=False)
+    config = replace(config, distill=replace(config.distill, teacher_exp_dir=str(tmp_path)))
+    replace(config, model=tiny_test_config(False), distill=DistillConfig()).save(tmp_path)
+    epochs = [tiny_test_model(False, seed=epoch).state_dict() for epoch in (1, 2, 3)]
+    for epoch, weights in enumerate(epochs, start=1):
+        torch.save({"model": weights}, tmp_path / f"epoch-{epoch}.pt")
+    heard = find_teacher(config, CPU).model.state_dict()
+    for name in ("joiner.output_linear.weight", "encoder.encoders.0.layers.0.norm.bias"):
+        torch.testing.assert_close(heard[name], (epochs[0][name] + epochs[1][name]) / 2, msg=name)
+
+
+def test_icefalls_tokens_are_those_beside_the_teachers_own_bpe_model(tmp_path):
+    torch.save({"model": tiny_test_model(False).state_dict()}, tmp_path / "pretrained.pt")
+    path = str(tmp_path / "pretrained.pt")
+    flags = dict(teacher_type="icefall", teacher_checkpoint=path, teacher_model=FLAGS, kd_token_scale=0.5)
+    config = student_config(tmp_path, **flags)
+    find_teacher(config, CPU)
+    theirs = write_tokens(tmp_path / "theirs", ["<blk>", "<unk>", *map(str, range(27, -1, -1))])
+    other = replace(config, distill=replace(config.distill, teacher_bpe_model=theirs.bpe_model))
+    with pytest.raises(UserError, match="another vocabulary"):
+        find_teacher(other, CPU)
+
+
 def test_icefalls_epoch_says_itself_what_model_it_is_of(tmp_path):
     model = tiny_test_model(False)
     checkpoint = {"model": model.state_dict(), **ICEFALL, "exp_dir": Path("zipformer/exp"), "batch_idx_train": 7}
