@@ -71,6 +71,11 @@ def files(model, chunk, tmp_path_factory) -> OnnxFiles:
 
 
 @pytest.fixture(scope="module")
+def small(files) -> OnnxFiles:
+    return quantize(files)
+
+
+@pytest.fixture(scope="module")
 def session(files) -> InferenceSession:
     return load(files.encoder)
 
@@ -224,8 +229,7 @@ def test_inputs_and_outputs_have_the_order_and_shapes_that_sherpa_onnx_counts_on
     assert outputs == ["encoder_out", *(f"new_{name}" for name, _ in kept)]
 
 
-def test_int8_files_are_smaller_and_say_nearly_the_same(chunk, encoder, files):
-    small = quantize(files)
+def test_int8_files_are_smaller_and_say_nearly_the_same(chunk, encoder, files, small):
     assert [path.name for path in small] == [path.name.replace(".onnx", ".int8.onnx") for path in files]
     assert all(metadata(a).items() <= metadata(b).items() for a, b in zip(files, small))
     assert all(b.stat().st_size < a.stat().st_size for a, b in zip(files, small))
@@ -236,8 +240,8 @@ def test_int8_files_are_smaller_and_say_nearly_the_same(chunk, encoder, files):
     assert 0 < error < 0.3  # random weights round badly; nothing in common would be 1.4
 
 
-def test_int8_weights_have_7_bits_so_that_sums_of_two_products_stay_within_16(files):
-    for path in quantize(files):
+def test_int8_weights_have_7_bits_so_that_sums_of_two_products_stay_within_16(small):
+    for path in small:
         weights = [numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer if w.name.endswith("_quantized")]
         assert weights
         assert all(np.abs(w.astype(int)).max() <= 64 for w in weights)
