@@ -15,11 +15,13 @@ import pytest
 
 from decoding_helpers import run_script
 from experiment_helpers import events, make_recipe
+from kdstream.config import UserError
 from kdstream.decoding.results import add_record, compare_seeds, load_records, render
 from kdstream.decoding.scoring import read_recogs
 from test_results import make_record
 
 RUN_SH = Path(__file__).resolve().parents[1] / "egs" / "librispeech" / "run.sh"
+LIKE_THE_STUBS = {"utterance_errors": (1,) * 30, "utterance_words": (10,) * 30}
 FEW = "baseline,token-full,token-collapsed,branch-feature"
 
 
@@ -215,11 +217,13 @@ def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(mon
     [
         ({}, "baseline, seed 9, clean: its record lacks utterance_errors"),
         ({"utterance_errors": (1, 2), "utterance_words": (5, 5)}, "scored on other utterances"),
+        ({**LIKE_THE_STUBS, "chunk_ms": 320}, "seed 9, clean: was decoded as simulated, 320, 640, greedy_search, but "),
+        ({**LIKE_THE_STUBS, "chunk_ms": 320, "seed": 1}, "baseline, seed 1, clean: was decoded as simulated, "),
     ],
 )
-def test_seeds_of_other_utterances_are_not_pooled(monkeypatch, recipe, changes, named):
+def test_seeds_of_other_utterances_or_settings_are_not_pooled(monkeypatch, recipe, changes, named):
     few = ("--methods", "baseline", "--seeds", "1")
-    add_record(recipe / "odd.json", make_record(system="baseline", seed=9, test_set="clean", **changes))
+    add_record(recipe / "odd.json", make_record(**{"system": "baseline", "seed": 9, "test_set": "clean", **changes}))
     assert named in compare(monkeypatch, recipe, *few, "--add-results", recipe / "odd.json")
 
 
@@ -233,6 +237,12 @@ def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
 
 def test_an_empty_comparison_is_empty():
     assert compare_seeds([], "baseline", []) == []
+
+
+def test_a_seed_counts_once():
+    record = make_record(seed=3, **LIKE_THE_STUBS)
+    with pytest.raises(UserError, match="baseline, seed 3, test-clean: is there twice"):
+        compare_seeds([record, record], "baseline", [])
 
 
 def test_the_default_budget_is_that_of_run_sh():

@@ -412,7 +412,8 @@ def compare_seeds(
     Returns:
       Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
     Raises:
-      UserError: a record lacks its utterances' errors, or is of other utterances than those before it.
+      UserError: a record lacks its utterances' errors, is of other utterances than those before it, or of another
+        mode, chunk, context or search than its system's other seeds; two records are of one seed.
     """
     found: Dict[str, Dict[str, List[Record]]] = {}  # by test set and system
     heard: Dict[str, Tuple[int, ...]] = {}
@@ -422,7 +423,14 @@ def compare_seeds(
             raise UserError(f"{which}: its record lacks utterance_errors; decode again")
         if record.utterance_words != heard.setdefault(record.test_set, record.utterance_words):
             raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
-        found.setdefault(record.test_set, {}).setdefault(record.system, []).append(record)
+        seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
+        for other in seeds:
+            if record.setting != other.setting:
+                ours, theirs = (", ".join(map(str, r.setting[1:])) for r in (record, other))
+                raise UserError(f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}")
+            if record.seed == other.seed:
+                raise UserError(f"{which}: is there twice, and a seed counts once")
+        seeds.append(record)
     rows: Dict[str, Dict[str, Any]] = {}
     for test_set, systems in found.items():
         pooled = {system: scoring.pool([record.score for record in seeds]) for system, seeds in systems.items()}
