@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, report_failures, run_cells, seen_from
 
 from kdstream import cli
-from kdstream.config import CONFIG_FILE, UserError, str2bool
+from kdstream.config import CONFIG_FILE, DistillConfig, UserError, add_arguments, from_args, str2bool
 from kdstream.decoding.results import Record, compare_seeds, load_records, publish, rows_table, write_json
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
@@ -75,7 +75,8 @@ def all_cells(args: argparse.Namespace) -> List[Cell]:
     guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
     if args.cache_teacher:
         cache = seen_from(args.recipe, args.exp_root / "teacher-cache")
-        teacher = replace(teacher, cache=cache, cache_flags=("--teacher-avg", str(args.avg)))
+        layers = ("--layers", args.cache_layers) if args.cache_layers else ()
+        teacher = replace(teacher, cache=cache, cache_flags=("--teacher-avg", str(args.avg), *layers))
         guided += ["--teacher-cache", cache]
     cells = [teacher] if any(METHODS[method] for method in args.methods) else []
     for method in args.methods:
@@ -109,6 +110,21 @@ def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Seque
 
 def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
     return ("decode.py", "--avg", str(args.avg), *args.decode_flags, "--system", system)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError where what --cache-teacher stores is not what --train-flags tap, or nothing is stored."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_arguments(parser, DistillConfig)
+    distill = from_args(DistillConfig, parser.parse_known_args(args.train_flags)[0])
+    other_layers = distill.kd_layers or distill.kd_layer_map != DistillConfig.kd_layer_map
+    if args.cache_teacher and other_layers and not args.cache_layers:
+        raise UserError(
+            "--cache-teacher 1: stores the last layer of each stack that downsamples, and --train-flags ask for "
+            "others; name those of the teacher with --cache-layers, e.g. 1.0,2.1"
+        )
+    if args.cache_layers and not args.cache_teacher:
+        raise UserError("--cache-layers: of what cache? give --cache-teacher 1 too")
 
 
 def others_records(paths: Sequence[Path]) -> List[Record]:
@@ -162,6 +178,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
     add("--cache-teacher", type=str2bool, default=False, help="Store what the teacher hears (default: %(default)s)")
+    add("--cache-layers", default="", help="Its layers to store (default: the last of each stack that downsamples)")
     add("--methods", type=methods, default=",".join(METHODS), help="Methods (default: %(default)s)")
     add("--baseline", choices=list(METHODS), default="baseline", help="What to compare with (default: %(default)s)")
     add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
@@ -174,12 +191,19 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_parser().parse_args()
+    check_flags(args)
     args.exp_root.mkdir(parents=True, exist_ok=True)
     cells = all_cells(args)
     others = others_records(args.add_results)
     failures = run_cells(cells, args.jobs)
     records = all_records(cells, others)
     if records:
+        if args.baseline not in {record.system for record in records}:
+            print(
+                f"no record of {args.baseline}, so nothing is compared with it; add it to --methods, bring its records "
+                "with --add-results, or name another --baseline",
+                file=sys.stderr,
+            )
         rows = compare_seeds(records, args.baseline, TOKEN_FORMS)
         write_json(args.exp_root / "comparison.json", rows)
         (args.exp_root / "comparison.md").write_text(page(rows, cells, args.add_results), encoding="utf8")

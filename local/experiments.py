@@ -94,11 +94,12 @@ class Cell:
 
     @property
     def cache_mark(self) -> Path:
-        """Is there when the cache is complete."""
+        """Is there when the cache is complete; holds the command that wrote it."""
         return self.recipe / self.cache / COMPLETE_FILE
 
     def is_cached(self) -> bool:
-        return not self.cache or self.cache_mark.is_file()
+        mark = self.cache_mark
+        return not self.cache or mark.is_file() and mark.read_text() == as_typed(self.cache_command())
 
     def is_trained(self) -> bool:
         return self.train_flags is None or (self.folder / f"epoch-{self.train_config.num_epochs}.pt").is_file()
@@ -224,7 +225,7 @@ async def _run_cell(cell: Cell, master_port: int, env: Dict[str, str]) -> None:
         await _run_step(cell, [*cell.train_command(), *port], env)
     if not cell.is_cached():
         await _run_step(cell, cell.cache_command(), env)
-        cell.cache_mark.touch()
+        cell.cache_mark.write_text(as_typed(cell.cache_command()))
     for command in cell.decode_commands():
         if not cell.records(command):
             await _run_step(cell, command, env)

@@ -89,6 +89,20 @@ def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkey
         assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
 
 
+def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags", "--kd-layers 1.0")
+    assert "--cache-teacher 1: stores the last layer of each stack" in compare(monkeypatch, recipe, *few)
+    alone = compare(monkeypatch, recipe, *few, "--cache-teacher", 0, "--cache-layers", "1.0")
+    assert "--cache-layers: of what cache?" in alone
+    assert events(recipe) == []
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
+    assert "--layers 1.0" in (recipe / "exp" / "teacher-cache" / "complete").read_text()
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
+    assert len(events(recipe, "cache")) == 1
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1") == ""
+    assert len(events(recipe, "cache")) == 2
+
+
 def test_flags_for_training_are_added_to_those_of_the_embedded_corpus(monkeypatch, recipe):
     more = ("--train-flags", "--warm-step 7 --use-bf16 1")
     assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1", *more) == ""
@@ -233,6 +247,13 @@ def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
     rows = rows_of(recipe)
     assert rows["branch-feature"]["clean vs branch-feature %"] is None
     assert rows["baseline"]["clean vs branch-feature %"] is not None and "clean vs baseline %" not in rows["baseline"]
+
+
+def test_a_comparison_without_what_to_compare_with_says_so(monkeypatch, recipe, capsys):
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
+    assert "no record of baseline, so nothing is compared with it" in capsys.readouterr().err
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1") == ""
+    assert "no record of" not in capsys.readouterr().err
 
 
 def test_an_empty_comparison_is_empty():

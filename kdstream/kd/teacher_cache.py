@@ -77,7 +77,9 @@ class CacheWriter:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / HEADER
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(header)):
-            raise UserError(f"{directory}: holds the cache of another teacher, layers or format; give another --output")
+            raise UserError(
+                f"{directory}: holds the cache of another teacher, layers or format; delete it or give another --output"
+            )
         path.write_text(json.dumps(header, indent=2) + "\n")
         index = directory / INDEX
         written = index.read_text() if index.exists() else ""
