@@ -33,15 +33,11 @@ from kdstream.data import FBANK, AsrDataModule
 from kdstream.decoding.run import find_device
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
-from kdstream.training.teachers import find_teacher
+from kdstream.training.teachers import TEACHER_FLAGS, find_teacher
 
 DATA_FLAGS = (
     "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
     "min_utterance_seconds", "max_utterance_seconds",
-)  # fmt: skip
-TEACHER_FLAGS = (
-    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_use_averaged_model", "teacher_type",
-    "teacher_checkpoint", "teacher_model", "teacher_bpe_model",
 )  # fmt: skip
 
 

@@ -41,13 +41,10 @@ from kdstream.kd.taps import Taps
 from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
 from kdstream.reporting.style import phone_style
-from kdstream.training.teachers import find_teacher, without_cache
+from kdstream.training.teachers import TEACHER_FLAGS, find_teacher, without_cache
 from kdstream.training.trained import load_trained
 
 DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
-TEACHER_FLAGS = (
-    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_type", "teacher_checkpoint", "teacher_model",
-)  # fmt: skip
 
 
 @torch.no_grad()
@@ -87,7 +84,8 @@ def main() -> None:
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args()
     config = ExperimentConfig.load(args.exp_dir)
-    config = replace(config, data=override(config.data, args), distill=override(config.distill, args))
+    data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
+    config = replace(config, data=data, distill=override(config.distill, args))
     decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
     similarity = measure(config, decode, args.num_batches)
     output = args.output or Path(args.exp_dir) / "layer_similarity.json"

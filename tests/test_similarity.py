@@ -1,12 +1,22 @@
-"""Linear CKA: what it is blind to, what it is not, and that batches and padding do not matter."""
+"""Linear CKA: what it is blind to, what it is not, that batches and padding do not matter; its script."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from decoding_helpers import NOISE_CUTS, make_experiment, noise_test_set, run_script
+from kdstream.config import DistillConfig, ExperimentConfig
+from kdstream.kd.layer_map import pair_layers
 from kdstream.kd.similarity import LayerSimilarity
-from kdstream.kd.taps import Tap
+from kdstream.kd.taps import Tap, tap_shapes
+from kdstream.models.presets import resolve
+from kdstream.models.transducer import build_model
+from test_teachers import KINDS, speech_encoder
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -56,3 +66,49 @@ def test_layers_of_different_rate_are_compared_at_the_slower_one():
     expected = cka(x[0].unflatten(0, (4, 2)).mean(dim=1), y[0])
     value = similarity({"0.0": tap(x, [8], stride=1)}, {"1.0": tap(y, [4], stride=2)})
     assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def experiment(folder: Path, causal: bool) -> Path:
+    """An experiment whose training augments its features, with noise to validate on."""
+    folder.mkdir()
+    exp_dir = make_experiment(folder, causal)
+    config = ExperimentConfig.load(exp_dir)
+    noise_test_set(folder)
+    data = replace(config.data, valid_cuts=(str(folder / NOISE_CUTS),), num_workers=0, on_the_fly_feats=True)
+    assert data.enable_spec_aug and data.spec_aug_time_warp_factor > 1
+    replace(config, data=data).save(exp_dir)
+    return exp_dir
+
+
+def measure(monkeypatch, exp_dir: Path, *flags) -> dict:
+    """What the script writes."""
+    assert run_script(monkeypatch, "local/layer_similarity.py", "--exp-dir", exp_dir, *flags) == ""
+    assert (exp_dir / "layer_similarity.png").stat().st_size > 10_000
+    return json.loads((exp_dir / "layer_similarity.json").read_text())
+
+
+def test_a_teachers_own_layers_are_the_most_similar_to_themselves(monkeypatch, tmp_path):
+    exp_dir = experiment(tmp_path / "teacher", causal=False)
+    table = measure(monkeypatch, exp_dir, "--teacher-exp-dir", exp_dir)
+    cka = torch.tensor(table["cka"])
+    assert cka.diag().min() > 0.99  # not 1: a teacher also hears the silence with which it fills its last frame
+    assert cka.argmax(dim=1).tolist() == [0, 1, 2]
+    assert table["student_layers"] == table["teacher_layers"] == ["0.0", "1.0", "2.0"]
+    shapes = tap_shapes(build_model(resolve(ExperimentConfig.load(exp_dir).model)))
+    similar = DistillConfig(kd_layer_map="similar", kd_similarity_file=str(exp_dir / "layer_similarity.json"))
+    assert [(pair.student, pair.teacher) for pair in pair_layers(similar, shapes, shapes)] == [
+        ("1.0", "1.0"), ("2.0", "2.0"),
+    ]  # fmt: skip
+
+
+def test_a_streaming_student_is_measured_against_full_context_and_a_speech_encoder(monkeypatch, tmp_path):
+    student, teacher = (experiment(tmp_path / name, causal=name == "student") for name in ("student", "teacher"))
+    under_ours = measure(monkeypatch, student, "--teacher-exp-dir", teacher, "--teacher-use-averaged-model", 0)
+    torch.save(speech_encoder("wav2vec2_model").state_dict(), tmp_path / "weights.pt")
+    theirs = ("--teacher-type", "torchaudio", "--teacher-checkpoint", tmp_path / "weights.pt", "--teacher-model")
+    model = f"wav2vec2_model {json.dumps(KINDS['wav2vec2_model'])}"
+    under_theirs = measure(monkeypatch, student, *theirs, model)
+    assert under_theirs["teacher_layers"] == ["0.0", "0.1", "0.2"] != under_ours["teacher_layers"]
+    for table in (under_ours, under_theirs):
+        cka = torch.tensor(table["cka"])
+        assert cka.shape == (3, 3) and bool(((cka > 0) & (cka < 0.999)).all())

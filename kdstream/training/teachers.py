@@ -17,6 +17,11 @@ from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 from kdstream.models.transducer import Transducer
 from kdstream.training.checkpoint import load_averaged, load_checkpoint, load_weights
 
+# Which teacher it is, and which of its weights.
+TEACHER_FLAGS = (
+    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_use_averaged_model", "teacher_type",
+    "teacher_checkpoint", "teacher_model", "teacher_bpe_model",
+)  # fmt: skip
 # What asks for a teacher; the losses between layers, which are on by default, do not.
 NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale")
 
