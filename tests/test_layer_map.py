@@ -67,6 +67,11 @@ def test_similar_map_takes_the_most_similar_layer_of_the_file(tmp_path):
         pairs(kd_layer_map="similar", kd_similarity_file=str(path), kd_layers=("2.0",))
     with pytest.raises(UserError, match="--kd-similarity-file .*FileNotFoundError"):
         pairs(kd_layer_map="similar", kd_similarity_file=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match="--kd-layer-map similar: give --kd-similarity-file"):
+        pairs(kd_layer_map="similar")
+    path.write_text(json.dumps({"student_layers": tapped, "teacher_layers": ["0.0", "9.9"], "cka": [[0.1, 0.9]] * 3}))
+    with pytest.raises(UserError, match="--kd-similarity-file .*the teacher has layers 0.0, .* it has 0.0, 9.9"):
+        pairs(kd_layer_map="similar", kd_similarity_file=str(path))
 
 
 def test_learned_map_pairs_every_tapped_layer_with_every_layer_of_the_teacher():

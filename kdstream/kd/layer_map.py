@@ -79,7 +79,7 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
     if config.kd_layer_map == "learned":
         return {name: theirs for name in tapped}
     if config.kd_layer_map == "similar":
-        return {name: [guide] for name, guide in most_similar(Path(config.kd_similarity_file), tapped, teacher).items()}
+        return {name: [guide] for name, guide in most_similar(config.kd_similarity_file, tapped, theirs).items()}
     if config.kd_layer_map == "last":
         if len(tapped) > len(theirs):
             raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
@@ -93,12 +93,16 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
     return {name: [last[stack_of(name)]] for name in tapped}
 
 
-def most_similar(path: Path, tapped: Sequence[str], teacher: Shapes) -> Dict[str, str]:
-    """For each tapped layer the teacher's layer of highest similarity in the file at `path`."""
+def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> Dict[str, str]:
+    """For each tapped layer the teacher's of highest similarity in a file.  UserError if it is of other layers."""
+    if not path:
+        raise UserError("--kd-layer-map similar: give --kd-similarity-file, which local/layer_similarity.py writes")
     try:
-        similarity = json.loads(path.read_text())
-        theirs, rows = similarity["teacher_layers"], dict(zip(similarity["student_layers"], similarity["cka"]))
-        return {name: max(zip(rows[name], theirs))[1] for name in tapped}
+        similarity = json.loads(Path(path).read_text())
+        columns, rows = similarity["teacher_layers"], dict(zip(similarity["student_layers"], similarity["cka"]))
+        if columns != list(theirs):
+            raise ValueError(f"the teacher has layers {', '.join(theirs)}, it has {', '.join(columns)}")
+        return {name: max(zip(rows[name], columns))[1] for name in tapped}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--kd-similarity-file {path}: not a similarity of these layers ({type(error).__name__}: {error}); "
