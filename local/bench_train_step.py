@@ -134,12 +134,9 @@ class Bench:
         with torch.no_grad(), self.precision.autocast():
             features, lens = self.batch.features, self.batch.feature_lens
             self.student(features, lens, self.tokens, self.chunk, self.train_config, taps=student_taps)
-            students = [student_taps[pair.student].at_stride(pair.stride) for pair in self.pairs]
-            teachers = [
-                heard.layers[pair.teacher].at_stride(pair.stride).first(tap.features.size(1))
-                for pair, tap in zip(self.pairs, students)
-            ]
-            outputs = [branch(tap) for branch, tap in zip(distiller.branches, students)]
+            taps = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
+            outputs = [branch(tap) for branch, (tap, _) in zip(distiller.branches, taps)]
+        students, teachers = [ours for ours, _ in taps], [theirs for _, theirs in taps]
         self.add_parts(distiller, heard, student_taps.lattice, students, teachers, outputs)
 
     def cached(self, teacher: TransducerTeacher, pairs: List[LayerPair]) -> CachedTeacher:

@@ -123,12 +123,8 @@ class Distiller(nn.Module):
 
     def hidden_losses(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> Dict[str, Tensor]:
         """The losses between layers, summed over the pairs; output_frames (N,) are the utterances' weights."""
-        layers = [
-            self.layer_losses(
-                branch, pair.stride, student_taps[pair.student], heard.layers[pair.teacher], output_frames
-            )
-            for branch, pair in zip(self.branches, self.pairs)
-        ]
+        aligned = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
+        layers = [self.layer_losses(branch, *taps, output_frames) for branch, taps in zip(self.branches, aligned)]
         weights = self.pair_weights()
         return {name: (weights * torch.stack([layer[name] for layer in layers])).sum() for name in layers[0]}
 
@@ -138,16 +134,11 @@ class Distiller(nn.Module):
             return self.pair_logits.view(-1, len(self.teacher.shapes)).softmax(dim=1).flatten()
         return torch.ones(len(self.pairs), device=next(self.student.parameters()).device)
 
-    def layer_losses(
-        self, branch: nn.Module, stride: int, student: Tap, teacher: Tap, output_frames: Tensor
-    ) -> Dict[str, Tensor]:
-        """The losses of one pair, compared at frames of `stride` encoder frames."""
-        config = self.config
-        student, teacher = student.at_stride(stride), teacher.at_stride(stride)
-        frames, lens = student.features.size(1), student.lens
-        teacher = teacher.first(frames)
+    def layer_losses(self, branch: nn.Module, student: Tap, teacher: Tap, output_frames: Tensor) -> Dict[str, Tensor]:
+        """The losses of one pair, aligned."""
+        config, lens = self.config, student.lens
         out = branch(student)
-        weights = frame_weights(lens, frames, output_frames)
+        weights = frame_weights(lens, student.features.size(1), output_frames)
         losses = {}
         if "feature_loss" in self.scales:
             losses["feature_loss"] = feature_loss(teacher.features, out.z, weights, config.kd_distance)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 from kdstream.config import ENCODER_FRAME_MS, DistillConfig, UserError
-from kdstream.kd.taps import TapShape
+from kdstream.kd.taps import Tap, TapShape
 
 MIN_STRIDE = 2  # encoder frames; relation maps grow with T^2, so layers at the full rate are tapped on request only
 
@@ -36,6 +36,11 @@ class LayerPair:
     def stride(self) -> int:
         """Encoder frames per frame at which the two are compared: the slower one's."""
         return max(self.student_shape.stride, self.teacher_shape.stride)
+
+    def align(self, student: Tap, teacher: Tap) -> Tuple[Tap, Tap]:
+        """Both taps at `stride`, and as many frames of the teacher as the student has."""
+        student, teacher = student.at_stride(self.stride), teacher.at_stride(self.stride)
+        return student, teacher.first(student.features.size(1))
 
 
 def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> List[LayerPair]:

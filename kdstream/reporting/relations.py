@@ -76,12 +76,11 @@ def read_relations(exp_dir: Path) -> Relations:
     batch = make_batch([utterance])
     taps = distiller.student_taps()
     student.encode(batch.features, batch.feature_lens, choose_chunk(config.model, DecodeConfig()), taps=taps)
-    if not distiller.pairs or config.distill.kd_branch == "none":
+    if config.distill.kd_branch == "none":
         raise UserError(f"{exp_dir}: no layer has an auxiliary branch")
     index, pair = finest_pair(distiller)
     heard = distiller.teacher.listen(batch, [pair.teacher])
-    student_tap = taps[pair.student].at_stride(pair.stride)
-    teacher_tap = heard.layers[pair.teacher].at_stride(pair.stride).first(student_tap.features.size(1))
+    student_tap, teacher_tap = pair.align(taps[pair.student], heard.layers[pair.teacher])
     branch = distiller.branches[index](student_tap)
     if branch.query is None:
         raise UserError(f"{exp_dir}: its branches have no auxiliary layer")
