@@ -174,7 +174,7 @@ class DistillConfig:
         "speech encoders (--teacher-checkpoint).",
         choices=("kdstream", "icefall", "torchaudio"),
     )
-    teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, or a state dict.")
+    teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, state dict or .safetensors.")
     teacher_model: str = flag(
         "",
         "What those weights are of.  icefall: the model flags that it was trained with, e.g. '--preset medium'; empty: "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdstream.batch import Batch
 from kdstream.config import DistillConfig, ExperimentConfig, ModelConfig, UserError
@@ -45,12 +46,19 @@ def student_config(tmp_path: Path, **distill) -> ExperimentConfig:
     return ExperimentConfig(model=tiny_test_config(True), data=data, distill=DistillConfig(**distill))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_icefalls_pretrained_model_with_its_flags_is_a_teacher(tmp_path, causal):
+SAVE = {
+    "pretrained.pt": lambda weights, path: torch.save({"model": weights}, path),
+    "state_dict.pt": torch.save,
+    "weights.safetensors": save_file,
+}
+
+
+@pytest.mark.parametrize("causal, name", [(False, "pretrained.pt"), *((True, name) for name in SAVE)])
+def test_icefalls_pretrained_model_with_its_flags_is_a_teacher(tmp_path, causal, name):
     model = tiny_test_model(causal)
     extra = {"attention_decoder.decoder.weight": torch.zeros(3)}
-    torch.save({"model": {**model.state_dict(), **extra}}, tmp_path / "pretrained.pt")
-    path = str(tmp_path / "pretrained.pt")
+    path = str(tmp_path / name)
+    SAVE[name]({key: value.contiguous() for key, value in {**model.state_dict(), **extra}.items()}, path)
     config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=path, teacher_model=FLAGS)
     teacher = find_teacher(config, CPU)
     assert replace(teacher.model.config, preset="small") == model.config

@@ -121,7 +121,7 @@ def _as_float32(state: StateDict) -> StateDict:
 
 
 def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
-    """Reads a checkpoint to the CPU; with `bare`, a state dict alone is taken for its "model".
+    """Reads a checkpoint to the CPU; with `bare`, a state dict alone, .safetensors too, is taken for its "model".
 
     Raises:
       UserError: no such file, a file cut short, or one that is not a checkpoint.
@@ -129,6 +129,11 @@ def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint{_what_there_is(path.parent)}")
+    if bare and path.suffix == ".safetensors":
+        try:
+            return {"model": load_file(path)}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     try:
         with PATHS_ALLOWED([pathlib.PosixPath]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -159,13 +164,7 @@ def load_weights(path: PathLike) -> StateDict:
     Raises:
       UserError: as `load_checkpoint`.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return _as_float32(load_checkpoint(path, bare=True)["model"])
-    try:
-        return _as_float32(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+    return _as_float32(load_checkpoint(path, bare=True)["model"])
 
 
 def _damaged(path: Path) -> str:

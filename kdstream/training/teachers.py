@@ -66,7 +66,7 @@ def icefalls(config: ExperimentConfig, device: torch.device) -> Transducer:
     """The model in icefall's --teacher-checkpoint."""
     distill = config.distill
     path = distill.teacher_checkpoint
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, bare=True)
     weights = weights_of(checkpoint)
     data = DataConfig(bpe_model=distill.teacher_bpe_model or config.data.bpe_model)
     teacher = ExperimentConfig(model=model_of(path, checkpoint, weights, distill.teacher_model), data=data)
