@@ -371,6 +371,16 @@ def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path,
     assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
 
 
+def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):
+    with caplog.at_level(logging.WARNING):
+        loop.run(experiment(tmp_path / "plain", data, num_epochs=1))
+    assert "no effect" not in caplog.text
+    config = experiment(tmp_path / "flagged", data, num_epochs=1)
+    with caplog.at_level(logging.WARNING):
+        loop.run(replace(config, distill=DistillConfig(kd_apc_scale=1.0, kd_layers=("1.1",))))
+    assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
+
+
 def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
     config = experiment(tmp_path, data)
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)

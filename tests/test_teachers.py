@@ -17,7 +17,7 @@ from kdstream.kd.icefall_checkpoint import model_of
 from kdstream.kd.speech_encoder import FRAMES_AHEAD, SpeechEncoderTeacher, load_speech_encoder
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import build_model
-from kdstream.training.teachers import find_teacher
+from kdstream.training.teachers import find_teacher, flags_without_effect
 from tests.helpers import batch_of, random_batch, tiny_test_config, tiny_test_model
 from tests.test_distiller import CHUNK, SMALL, write_tokens
 
@@ -144,6 +144,36 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
 def test_flags_that_contradict_each_other_are_clear_errors(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         find_teacher(student_config(tmp_path, **flags), CPU)
+
+
+OURS = DistillConfig(teacher_exp_dir="exp")
+THEIRS = DistillConfig(teacher_type="icefall", teacher_checkpoint="x.pt")
+TOKENS_ALONE = replace(OURS, kd_feature_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)
+ALL_READ = dict(
+    kd_relation_scale=0.1, kd_token_scale=0.5, kd_layer_map="similar", kd_similarity_file="cka.json",
+    kd_layers=("1.0",), kd_share_branches=True, kd_branch_heads=2, kd_branch_feedforward_dim=64, kd_distance="l2",
+    kd_relation_heads=2, kd_apc_shift=1, kd_apc_dim=64, kd_token_form="collapsed", kd_token_temperature=2.0,
+    kd_token_shift=0, kd_warmup_batches=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "distill, in_vain",
+    [
+        (DistillConfig(), []),
+        (DistillConfig(kd_apc_scale=1.0, teacher_avg=3), ["teacher_avg", "kd_apc_scale"]),
+        (replace(OURS, teacher_epoch=3, teacher_avg=2, teacher_use_averaged_model=False, **ALL_READ), []),
+        (replace(THEIRS, teacher_model="--preset tiny", teacher_bpe_model="x.model", **ALL_READ), []),
+        (replace(THEIRS, teacher_epoch=3, teacher_avg=2), ["teacher_epoch", "teacher_avg"]),
+        (replace(OURS, teacher_model="--preset tiny"), ["teacher_model"]),
+        (replace(OURS, kd_similarity_file="cka.json"), ["kd_similarity_file"]),
+        (replace(OURS, kd_relation_heads=2, kd_token_shift=0), ["kd_relation_heads", "kd_token_shift"]),
+        (replace(OURS, kd_branch="none", kd_branch_heads=2, kd_apc_shift=1), ["kd_branch_heads"]),
+        (replace(TOKENS_ALONE, kd_layers=("1.0",), kd_distance="l2"), ["kd_layers", "kd_distance"]),
+    ],
+)
+def test_flags_that_nothing_reads_are_named(distill, in_vain):
+    assert flags_without_effect(distill) == in_vain
 
 
 def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from kdstream.batch import Batch
-from kdstream.config import CONFIG_FILE, ExperimentConfig, ModelConfig, UserError
+from kdstream.config import CONFIG_FILE, DistillConfig, ExperimentConfig, ModelConfig, UserError
 from kdstream.models.presets import resolve
 from kdstream.training.checkpoint import find_checkpoints, find_epochs, latest_checkpoint
+from kdstream.training.teachers import flags_without_effect
 
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
 RESUMING_FIELDS = ("resume", "start_epoch", "start_batch", "master_port")  # of this start alone
@@ -87,6 +88,14 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
     ]
     if changed:
         logging.warning(f"{exp_dir / CONFIG_FILE}: this start has other settings: {'; '.join(changed)}")
+
+
+def warn_of_flags_without_effect(distill: DistillConfig) -> None:
+    """Logs which distillation flags were given in vain."""
+    names = ", ".join("--" + name.replace("_", "-") for name in flags_without_effect(distill))
+    if names:
+        why = "beside the others" if distill.has_teacher else "without a teacher (--teacher-exp-dir)"
+        logging.warning(f"Flags that have no effect {why}: {names}")
 
 
 def _shown(value: Any) -> str:

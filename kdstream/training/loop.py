@@ -43,6 +43,7 @@ from kdstream.training.experiment import (
     note_batch,
     tensorboard_writer,
     warn_of_changed_settings,
+    warn_of_flags_without_effect,
     with_preset,
     with_vocabulary,
 )
@@ -93,6 +94,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
             trainer.restore(resume_from)
         if rank == 0 and not config.train.print_diagnostics:
             warn_of_changed_settings(config)
+            warn_of_flags_without_effect(config.distill)
             config.save(exp_dir)
             ckpt.remove_leftovers(exp_dir)
         trainer.train()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 import torch
 
@@ -22,7 +22,7 @@ TEACHER_FLAGS = (
     "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_use_averaged_model", "teacher_type",
     "teacher_checkpoint", "teacher_model", "teacher_bpe_model",
 )  # fmt: skip
-# What asks for a teacher; the losses between layers, which are on by default, do not.
+# What asks for a teacher; losses between layers do not, for features and prediction are on by default.
 NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale")
 
 
@@ -88,6 +88,31 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
         raise UserError(
             f"--rnnt-type {rnnt_type}: --kd-token-form one-best knows the regular lattice alone; drop one of the two"
         )
+
+
+def flags_without_effect(distill: DistillConfig) -> List[str]:
+    """Names of the fields that are not at their defaults and that no other setting here makes anything read."""
+    given = [f.name for f in fields(distill) if getattr(distill, f.name) != f.default]
+    if not distill.has_teacher:
+        return given
+    kind = distill.teacher_type
+    scales = (distill.kd_feature_scale, distill.kd_relation_scale, distill.kd_apc_scale, distill.kd_token_scale)
+    features, relations, apc, tokens = (scale > 0 for scale in scales)
+    layers = features or relations or apc
+    read = {
+        ("teacher_epoch", "teacher_avg", "teacher_use_averaged_model"): kind == "kdstream",
+        ("teacher_model",): kind != "kdstream",
+        ("teacher_bpe_model",): kind == "icefall",
+        ("kd_layers", "kd_layer_map", "kd_branch", "kd_share_branches"): layers,
+        ("kd_similarity_file",): layers and distill.kd_layer_map == "similar",
+        ("kd_branch_heads", "kd_branch_feedforward_dim"): layers and distill.kd_branch == "transformer",
+        ("kd_distance",): features or apc,
+        ("kd_relation_heads",): relations,
+        ("kd_apc_shift", "kd_apc_dim"): apc,
+        ("kd_token_form", "kd_token_temperature", "kd_token_shift"): tokens,
+    }
+    unread = {name for names, is_read in read.items() if not is_read for name in names}
+    return [name for name in given if name in unread]
 
 
 def check_time_warp(data: DataConfig, flag: str) -> None:
