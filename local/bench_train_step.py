@@ -5,12 +5,12 @@
 
 measures on a synthetic batch (or, with --train-cuts and --bpe-model, on the first batch of real
 speech) and prints a Markdown table.  Model, data and distillation flags are those of train.py; the
-teacher has the student's architecture with --causal 0, or that of --teacher-preset.
+teacher has random weights and the student's architecture with --causal 0, or that of --teacher-preset.
 
 Time: all rows run one after the other in every repetition, after one that is not counted, with the
 same random numbers; the table holds medians.  Where other programs run too, take --clock cpu.
 Memory: each row runs in a process of its own that returns freed memory to the system at once.  For
-the two steps it is the peak above a process without models (parameters, gradients and optimiser
+the steps it is the peak above a process without models (parameters, gradients and optimiser
 state included), for a part the peak above what was there before it began.  On the CPU that is
 resident memory (Linux only), on a GPU allocated memory.
 Parts: losses and branches forward and backward; the optimiser's work on the branches is in no part.
@@ -67,12 +67,14 @@ from kdstream.training.dist import keep_freed_memory
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.step import StudentWithBranches, seed_step
+from kdstream.training.teachers import TEACHER_FLAGS
 
 SYNTHETIC_VOCABULARY = 500
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
 LEARNING_RATE = 1e-4  # small, so that a random model stays in range
 STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
+NOT_OF_RANDOM_TEACHERS = (*TEACHER_FLAGS, "teacher_cache", "init_from_teacher")
 KILOBYTE, MEGABYTE = 1024, 1024**2
 
 Tokens = List[List[int]]
@@ -101,7 +103,9 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> None:
         model = replace(from_args(ModelConfig, args), vocab_size=vocab_size)
-        teacher = replace(model, causal=False, preset=args.teacher_preset or model.preset)
+        teacher = replace(model, causal=False)
+        if args.teacher_preset:  # and none of the student's sizes
+            teacher = ModelConfig(encoder=model.encoder, preset=args.teacher_preset, vocab_size=vocab_size)
         train = from_args(TrainConfig, args)
         device = find_device(args.device)
         torch.manual_seed(0)
@@ -357,7 +361,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
     add_arguments(parser, ModelConfig, causal=True)
     add_arguments(parser, DataConfig, max_duration=120.0)
-    add_arguments(parser, DistillConfig)
+    add_arguments(parser, DistillConfig, leave_out=NOT_OF_RANDOM_TEACHERS)
     return parser
 
 

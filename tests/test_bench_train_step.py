@@ -46,6 +46,22 @@ def test_token_distillation_alone_is_timed_too(bench, tmp_path, monkeypatch):
     assert rows[-1]["ms"] > 0
 
 
+def test_another_teachers_sizes_are_its_presets_whatever_the_students(bench):
+    flags = "--preset tiny --feedforward-dim 64,64,64,64 --teacher-preset small --max-duration 4 --utterance-seconds 2"
+    args = bench.get_parser().parse_args(flags.split())
+    batch, tokens = bench.synthetic_batch(bench.from_args(bench.DataConfig, args), args.utterance_seconds)
+    teacher = bench.Bench(args, batch, tokens, bench.SYNTHETIC_VOCABULARY).teacher_config
+    expected = bench.ModelConfig(preset="small", vocab_size=bench.SYNTHETIC_VOCABULARY)
+    assert teacher == bench.resolve(expected)
+
+
+@pytest.mark.parametrize("flag", ["--teacher-exp-dir exp", "--teacher-cache cache", "--init-from-teacher 1"])
+def test_flags_of_a_trained_teacher_are_refused(bench, flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.get_parser().parse_args(flag.split())
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
 def test_peak_memory_sees_memory_that_was_freed_before_it_looked():
     program = f"""
