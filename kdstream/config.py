@@ -262,15 +262,13 @@ class DistillConfig:
         """What guides the student, for tables: feature+apc, init+token-one-best and so on, or none."""
         if not self.has_teacher:
             return "none"
-        feature = "direct-feature" if self.kd_branch == "none" else "feature"
-        parts = {
-            "init": self.init_from_teacher,
-            feature: self.kd_feature_scale,
-            "relation": self.kd_relation_scale,
-            "apc": self.kd_apc_scale,
-            f"token-{self.kd_token_form}": self.kd_token_scale,
-        }
-        return "+".join(name for name, value in parts.items() if value) or "none"
+        scales = {"feature": self.kd_feature_scale, "relation": self.kd_relation_scale, "apc": self.kd_apc_scale}
+        hidden = "+".join(name for name, scale in scales.items() if scale)
+        if hidden and self.kd_branch == "none":
+            hidden = f"direct-{hidden}"
+        init = "init" if self.init_from_teacher else ""
+        tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
+        return "+".join(filter(None, (init, hidden, tokens))) or "none"
 
 
 @dataclass(frozen=True)

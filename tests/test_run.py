@@ -227,6 +227,19 @@ def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
     assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
 
 
-def test_the_method_names_the_losses_that_distilled():
-    assert DistillConfig().method == "none"
-    assert DistillConfig(teacher_exp_dir="t", kd_relation_scale=0.1).method == "feature+relation+apc"
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ({"kd_relation_scale": 0.1}, "feature+relation+apc"),
+        ({"init_from_teacher": True, "kd_token_scale": 0.5}, "init+feature+apc+token-full"),
+        ({"kd_branch": "none"}, "direct-feature+apc"),
+        ({"kd_branch": "none", "kd_feature_scale": 0, "kd_relation_scale": 0.1, "kd_apc_scale": 0}, "direct-relation"),
+        (
+            {"kd_feature_scale": 0, "kd_apc_scale": 0, "kd_token_scale": 0.5, "kd_branch": "none"},
+            "token-full",
+        ),
+    ],
+)
+def test_the_method_names_the_losses_that_distilled(flags, named):
+    assert DistillConfig(**flags).method == "none"
+    assert DistillConfig(teacher_exp_dir="t", **flags).method == named
