@@ -26,9 +26,6 @@ from typing import List, NamedTuple, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from compute_fbank import write_cuts
 from lhotse import SupervisionSegment
@@ -53,6 +50,7 @@ from kdstream.decoding import scoring
 from kdstream.decoding.run import DecodingRun
 from kdstream.decoding.scoring import Transcript
 from kdstream.decoding.stream import decode_whole
+from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 from kdstream.training.trained import load_trained
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
@@ -134,14 +132,13 @@ def log_kept(kept: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis], min_c
 
 def plot_confidences(confidences: Sequence[float], min_confidence: float, path: Path) -> None:
     """A histogram, with the threshold in it."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    axes.hist(confidences, bins=BINS, range=(0.0, 1.0), color="#1b6ca8")
-    axes.axvline(min_confidence, color="#d1495b", linewidth=2, label=f"--min-confidence {min_confidence:g}")
-    axes.set(xlabel="confidence", ylabel="cuts", xlim=(0.0, 1.0))
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    with phone_style():
+        figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+        axes.hist(confidences, bins=BINS, range=(0.0, 1.0), color=COLOURS[0])
+        axes.axvline(min_confidence, color=COLOURS[1], linewidth=2, label=f"--min-confidence {min_confidence:g}")
+        axes.set(xlabel="confidence", ylabel="cuts", xlim=(0.0, 1.0))
+        axes.legend()
+        save(figure, path)
 
 
 def read_flags() -> argparse.Namespace:

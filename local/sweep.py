@@ -63,7 +63,9 @@ def parse_axis(text: str) -> Axis:
     name, _, values = text.partition("=")
     axis = Axis(name.lstrip("-"), tuple(value.strip() for value in values.split("|" if "|" in values else ",")))
     if not axis.name or "" in axis.values or len(set(axis.values)) < max(2, len(axis.values)):
-        raise UserError(f"--grid {text}: wants a flag and two or more different values, as in kd-apc-shift=1,2,4")
+        raise argparse.ArgumentTypeError(
+            f"{text}: wants a flag and two or more different values, as in kd-apc-shift=1,2,4"
+        )
     return axis
 
 
@@ -93,7 +95,7 @@ class Sweep:
     """The cells of a grid, and which point of it each training and each decoding belongs to."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        train_axes, self.decode_axes = ([parse_axis(text) for text in grid] for grid in (args.grid, args.decode_grid))
+        train_axes, self.decode_axes = args.grid, args.decode_grid
         if args.exp_dirs and train_axes:
             raise UserError("--exp-dirs and --grid: experiments that are there already are not trained; leave one out")
         existing = tuple(seen_from(args.recipe, Path(exp_dir)) for exp_dir in args.exp_dirs)
@@ -103,7 +105,7 @@ class Sweep:
             raise UserError("nothing to sweep; give --grid or --decode-grid")
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names):
-            raise UserError("--grid: a flag is given twice; put all of its values into one --grid")
+            raise UserError("--grid, --decode-grid: a flag is given twice; put all of its values into one")
         if "seed" in names:
             raise UserError("--grid seed: every point is trained with each seed of --seeds")
         self.args = args
@@ -272,8 +274,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runner_flags(parser, seeds="1")
     add = parser.add_argument
-    add("--grid", action="append", default=[], metavar="FLAG=A,B", help="A flag of train.py and its values")
-    add("--decode-grid", action="append", default=[], metavar="FLAG=A,B", help="The same for decoding")
+    for name, what in (("--grid", "A flag of train.py and its values"), ("--decode-grid", "The same for decoding")):
+        add(name, type=parse_axis, action="append", default=[], metavar="FLAG=A,B", help=what)
     add("--one-at-a-time", type=str2bool, default=False, help="No combinations, see above (default: 0)")
     add("--exp-dirs", type=lambda text: text.split(","), default=[], help="Decode these, train nothing")
     add("--mode", choices=SCRIPTS, default="simulated", help="How to decode (default: %(default)s)")
