@@ -103,16 +103,16 @@ marker=.done
 case "${1:-}" in
   "")
     venv=.venv versions='3\.1[0-4]' install=install_main files="requirements.txt constraints.txt"
-    imports="torch, lhotse, sentencepiece, soundfile"
+    imports="torch, lhotse, sentencepiece, soundfile" gigabytes=6
     ;;
   --k2)
     venv=.venv-k2 versions='3\.1[01]' install=install_k2 files=requirements-k2.txt
-    imports="torch, k2, lhotse, soundfile"
+    imports="torch, k2, lhotse, soundfile" gigabytes=4
     ;;
   --kaldifeat)
     bash local/setup_env.sh
     venv=.venv versions='3\.1[0-4]' install=install_kaldifeat files="requirements.txt constraints.txt"
-    imports="torch, kaldifeat" marker=.done-kaldifeat
+    imports="torch, kaldifeat" marker=.done-kaldifeat gigabytes=1
     ;;
   *) die "$1: unknown; usage: bash local/setup_env.sh [--k2 | --kaldifeat]" ;;
 esac
@@ -120,6 +120,8 @@ esac
 wanted=$(cat $files local/setup_env.sh | sha256sum | cut -d' ' -f1)
 [ "$(cat "$venv/$marker" 2>/dev/null)" != "$wanted" ] || exit 0
 
+free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
+[ -d "$venv" ] || [ "$free" -ge "$gigabytes" ] || die "$venv takes about $gigabytes GB; $PWD has $free GB free"
 base=$(find_python "$versions")
 python=$venv/bin/python
 "$python" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$venv"
