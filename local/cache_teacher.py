@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
     parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
     parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="", help="cpu or cuda (default: a GPU if there is one)")
     add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args()

@@ -7,7 +7,7 @@ By default on the embedded corpus, which `prepare.sh --corpus mini` makes, with 
 --train-flags adds or of which it changes any.  The teacher is trained first if --teacher-exp-dir is not there, and
 longer than the students: they have one budget, and a teacher that they overtake has nothing to say.  What is
 finished is not done again, what was killed goes on.  With --cache-teacher 1 what the teacher hears is stored once,
-in EXP_ROOT/teacher-cache, and no student runs it.
+below EXP_ROOT, and no student runs it.
 
 Writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
 --baseline and against the best form of token distillation, with intervals (95 %, bootstrap over utterances), and the
@@ -23,11 +23,21 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, report_failures, run_cells, seen_from
+from cache_teacher import DATA_FLAGS
+from experiments import (
+    FLAGS_FILE,
+    Cell,
+    add_runner_flags,
+    as_typed,
+    report_failures,
+    run_cells,
+    seen_from,
+    split_flags,
+)
 
 from kdstream import cli
 from kdstream.config import CONFIG_FILE, DistillConfig, UserError, add_arguments, from_args, str2bool
@@ -74,10 +84,8 @@ def all_cells(args: argparse.Namespace) -> List[Cell]:
     teacher = teacher_cell(args)
     guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
     if args.cache_teacher:
-        cache = seen_from(args.recipe, args.exp_root / "teacher-cache")
-        layers = ("--layers", args.cache_layers) if args.cache_layers else ()
-        teacher = replace(teacher, cache=cache, cache_flags=("--teacher-avg", str(args.avg), *layers))
-        guided += ["--teacher-cache", cache]
+        teacher = replace(teacher, **cache_of(args))
+        guided += ["--teacher-cache", teacher.cache]
     cells = [teacher] if any(METHODS[method] for method in args.methods) else []
     for method in args.methods:
         flags = METHODS[method].split()
@@ -102,14 +110,30 @@ def teacher_cell(args: argparse.Namespace) -> Cell:
     return Cell(args.recipe, ours.exp_dir, None, (decoding(args, TEACHER) + elsewhere,))
 
 
+def cache_of(args: argparse.Namespace) -> Dict[str, Any]:
+    """Where the teacher's cell stores what it hears, and how: of the students' cuts, whatever it was trained on."""
+    folder = "-".join(["teacher-cache", *args.cache_layers.split(",")]) if args.cache_layers else "teacher-cache"
+    layers = ("--layers", args.cache_layers) if args.cache_layers else ()
+    data, _ = split_flags(budget(args), *(name.replace("_", "-") for name in DATA_FLAGS))
+    flags = ("--teacher-avg", str(args.avg), *layers, *data)
+    return {"cache": seen_from(args.recipe, args.exp_root / folder), "cache_flags": flags}
+
+
+def budget(args: argparse.Namespace) -> Tuple[str, ...]:
+    """The flags of train.py that all share."""
+    return ("--num-epochs", str(args.num_epochs), *shlex.split(EMBEDDED_CORPUS), *args.train_flags)
+
+
 def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Sequence[str], seed: int) -> Cell:
-    budget = ("--num-epochs", str(args.num_epochs), *shlex.split(EMBEDDED_CORPUS), *args.train_flags)
-    train_flags = (*budget, *flags, "--seed", str(seed))
+    train_flags = (*budget(args), *flags, "--seed", str(seed))
     return Cell(args.recipe, seen_from(args.recipe, exp_dir), train_flags, (decoding(args, system),))
 
 
 def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
-    return ("decode.py", "--avg", str(args.avg), *args.decode_flags, "--system", system)
+    flags = tuple(args.decode_flags)
+    if system == TEACHER:
+        _, flags = split_flags(flags, "chunk-size", "left-context-frames")  # it hears everything
+    return ("decode.py", "--avg", str(args.avg), *flags, "--system", system)
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+import torch
 from tqdm import tqdm
 
 from kdstream.config import DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
@@ -126,8 +127,10 @@ class Cell:
         return self.is_trained() and self.is_cached() and all(map(self.records, self.decode_commands()))
 
     def check_flags(self) -> None:
-        """Raises UserError if the training was begun with other flags."""
+        """Raises UserError if the training was begun with other flags, or if its flags end it before its last epoch."""
         path = self.folder / FLAGS_FILE
+        if self.train_config.max_train_batches:
+            raise UserError("--max-train-batches: experiments are trained to the end of an epoch; give --num-epochs")
         if self.train_flags is not None and path.is_file() and path.read_text() != self.flags_text():
             raise UserError(f"{path}: this training was begun with other flags; use another --exp-root")
 
@@ -139,6 +142,16 @@ class Cell:
         return shlex.join(self.train_flags or ()) + "\n"
 
 
+def split_flags(flags: Sequence[str], *names: str) -> Tuple[Flags, Flags]:
+    """Those of `flags` that are called `names` (without dashes), each with its value, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", dest=name)
+    found, rest = parser.parse_known_args(flags)
+    taken = [word for name, value in vars(found).items() if value is not None for word in (f"--{name}", value)]
+    return tuple(taken), tuple(rest)
+
+
 def as_typed(command: Sequence[str]) -> str:
     """A command as a user types it in the recipe's directory, and as result records keep it."""
     return shlex.join(["python", *command])
@@ -147,13 +160,14 @@ def as_typed(command: Sequence[str]) -> str:
 def run_cells(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
     """Trains and decodes what is not finished, `jobs` cells at a time.
 
-    Each has its share of the cores as OMP_NUM_THREADS, unless that is set already.  A process that is told to end
-    (Ctrl-C, SIGTERM) ends its scripts too.
+    Each has its share of the cores as OMP_NUM_THREADS, unless that is set already, and one of several GPUs as
+    CUDA_VISIBLE_DEVICES, unless it trains with several processes.  A process that is told to end (Ctrl-C, SIGTERM) ends
+    its scripts too.
 
     Returns:
       The cells that failed, and why.
     Raises:
-      UserError: a training was begun with other flags; nothing has been run then.
+      UserError: as `Cell.check_flags`; nothing has been run then.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
@@ -188,7 +202,9 @@ async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     missing = [cell for cell in cells if not cell.is_finished()]
-    places = asyncio.Semaphore(jobs)
+    places: asyncio.Queue[Dict[str, str]] = asyncio.Queue()
+    for place in range(jobs):
+        places.put_nowait(gpu_of(place))
     env = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs)), **os.environ}
     failures: Dict[Cell, str] = {}
     tasks: Dict[Cell, asyncio.Task] = {}
@@ -200,8 +216,11 @@ async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
         try:
             if cell.after in failures:
                 raise _StepFailed(f"needs {cell.after.exp_dir}, which failed")
-            async with places:
-                await _run_cell(cell, master_port, env)
+            gpu = await places.get()
+            try:
+                await _run_cell(cell, master_port, {**env, **(gpu if cell.train_config.world_size == 1 else {})})
+            finally:
+                places.put_nowait(gpu)
         except (_StepFailed, UserError) as error:
             failures[cell] = str(error)
         bar.write(outcome(cell, cell in failures), file=sys.stderr)
@@ -212,6 +231,15 @@ async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
             tasks[cell] = asyncio.create_task(run(cell, TrainConfig.master_port + place))
         await asyncio.gather(*tasks.values())
     return failures
+
+
+def gpu_of(place: int) -> Dict[str, str]:
+    """What tells a script to use one of several GPUs, by turns; empty where there is one or none."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[place % count]}
 
 
 class _StepFailed(Exception):

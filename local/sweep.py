@@ -98,6 +98,8 @@ class Sweep:
         train_axes, self.decode_axes = args.grid, args.decode_grid
         if args.exp_dirs and train_axes:
             raise UserError("--exp-dirs and --grid: experiments that are there already are not trained; leave one out")
+        if args.exp_dirs and args.train_flags:
+            raise UserError("--exp-dirs and --train-flags: experiments that are there already are not trained")
         existing = tuple(seen_from(args.recipe, Path(exp_dir)) for exp_dir in args.exp_dirs)
         self.train_axes = [Axis(EXP_DIR_AXIS, existing)] if existing else train_axes
         self.axes = self.train_axes + [Axis(DECODE + axis.name, axis.values) for axis in self.decode_axes]
@@ -189,7 +191,7 @@ def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> List[Panel]
     return [
         Panel(
             ", ".join(f"{axis.name} {value}" for axis, value in zip(rest, setting)),
-            shown,
+            [in_order(axis) for axis in shown],
             {point: wers.get((*point, *setting), []) for point in points(shown, False)},
         )
         for setting in points(rest, False)

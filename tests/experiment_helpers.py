@@ -29,6 +29,7 @@ note("train", exp_dir.name, os.environ["OMP_NUM_THREADS"], flags.get("--master-p
 if flags.get("--base-lr") == "666":
     print("first line")
     sys.exit("error: --base-lr 666: the devil's")
+(exp_dir / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
 (exp_dir / "flags.json").write_text(json.dumps(flags))
 (exp_dir / "config.json").write_text(Path("config.json").read_text())
 for epoch in range(1, int(flags.get("--num-epochs", 30)) + 1):
@@ -46,6 +47,8 @@ DECODE = """
 note("decode", exp_dir.name, flags.get("--chunk-size", "-"))
 record = json.loads(Path("record.json").read_text())
 trained = json.loads((exp_dir / "flags.json").read_text())
+if trained.get("--causal") == "0" and "--chunk-size" in flags:
+    sys.exit("error: trained with --causal 0: it cannot run in chunks")
 results = Path(flags.get("--results-json", exp_dir / "results.json"))
 for test_set in ("clean", "other"):
     seed, scale = int(trained.get("--seed", 42)), float(trained.get("--kd-feature-scale", 0))

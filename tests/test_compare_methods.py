@@ -96,11 +96,28 @@ def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch,
     assert "--cache-layers: of what cache?" in alone
     assert events(recipe) == []
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
-    assert "--layers 1.0" in (recipe / "exp" / "teacher-cache" / "complete").read_text()
+    cache = "exp/teacher-cache-1.0"
+    assert "--layers 1.0 " in (recipe / cache / "complete").read_text()
+    assert flags_of(recipe, "branch-feature-1")["--teacher-cache"] == cache
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
     assert len(events(recipe, "cache")) == 1
-    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1") == ""
-    assert len(events(recipe, "cache")) == 2
+    error = compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1")
+    assert "branch-feature-1/train-flags.txt: this training was begun with other flags" in error
+
+
+def test_the_students_cuts_are_stored_whatever_the_teacher_was_trained_on(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags")
+    assert compare(monkeypatch, recipe, *few, "--train-parts mine --manifest-dir data/mine --warm-step 3") == ""
+    command = (recipe / "exp" / "teacher-cache" / "complete").read_text()
+    assert "--train-parts mine" in command and "--manifest-dir data/mine" in command and "--warm-step" not in command
+
+
+def test_flags_that_make_chunks_are_not_of_the_teacher(monkeypatch, recipe):
+    chunks = ("--decode-flags", "--chunk-size 16 --left-context-frames 64 --beam-size 2")
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", *chunks) == ""
+    page = (recipe / "exp" / "comparison.md").read_text()
+    assert "--avg 1 --beam-size 2 --system teacher" in page
+    assert "--avg 1 --chunk-size 16 --left-context-frames 64 --beam-size 2 --system branch-feature" in page
 
 
 def test_flags_for_training_are_added_to_those_of_the_embedded_corpus(monkeypatch, recipe):

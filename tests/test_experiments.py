@@ -210,3 +210,16 @@ def test_the_scripts_of_the_recipe_make_a_finished_cell(tmp_path):
     first, second = (cell.records(command)[0] for command in cell.decode_commands())
     assert (first.system, first.seed, first.checkpoint, first.test_set) == ("a b", 5, "epoch-1_avg-1", "cuts")
     assert (first.chunk_ms, second.chunk_ms, second.system) == (160, 320, "exp")
+
+
+def test_cells_at_a_time_have_a_gpu_each_where_there_are_several(recipe, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    run([make_cell(recipe, name, "--warm-step", 300) for name in "ab"], jobs=2)
+    run([make_cell(recipe, "both", "--world-size", 2)])
+    assert {(recipe / "exp" / name / "gpu").read_text() for name in "ab"} == {"4", "7"}
+    assert (recipe / "exp" / "both" / "gpu").read_text() == "4,7"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    run([make_cell(recipe, "only")])
+    assert (recipe / "exp" / "only" / "gpu").read_text() == "-"

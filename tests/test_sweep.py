@@ -61,7 +61,9 @@ def test_points_are_all_combinations_or_a_star():
     [
         ([], "nothing to sweep"),
         (["--grid", "a=1,2", "--exp-dirs", "exp/a"], "leave one out"),
+        (["--decode-grid", "a=1,2", "--exp-dirs", "exp/a", "--train-flags", "--seed 1"], "are not trained"),
         (["--grid", "a=1,2", "--grid", "a=3,4"], "given twice"),
+        (["--grid", "a=1,2", "--train-flags", "--max-train-batches 5"], "trained to the end of an epoch"),
     ],
 )
 def test_flags_that_make_no_sweep_are_refused(monkeypatch, recipe, flags, named):
@@ -112,7 +114,7 @@ def test_experiments_that_are_there_are_decoded_and_their_own_results_left_alone
     exp_dirs = [recipe / "sweep" / f"kd-feature-scale-{n}_seed-1" for n in "01"]
     kept = [(exp_dir / "results.json").read_text() for exp_dir in exp_dirs]
     flags = ("--exp-dirs", ",".join(map(str, exp_dirs)), "--decode-grid", "chunk-size=8,16", "--mode", "chunkwise")
-    assert run_sweep(monkeypatch, recipe, *flags) == ""
+    assert run_sweep(monkeypatch, recipe, *flags, "--train-flags", "") == ""
     assert [(exp_dir / "results.json").read_text() for exp_dir in exp_dirs] == kept
     rows = rows_of(recipe)
     assert {(row["exp-dir"], row["decode chunk-size"]) for row in rows} == {
@@ -159,6 +161,13 @@ def test_a_line_holds_the_mean_and_deviation_of_the_seeds():
     bars = [segment for bar in place.containers for segment in bar.lines[2][0].get_segments()]
     np.testing.assert_allclose(bars[0], [[0, 11 - 2**0.5], [0, 11 + 2**0.5]])
     sweep.plt.close(figure)
+
+
+def test_numbers_are_drawn_from_the_lowest_to_the_highest():
+    mixed = Axis("scale", ("1", "0.3", "3"))
+    for axes in ([mixed], [mixed, SHIFTS]):
+        (panel,) = panels(axes, {}, one_at_a_time=False)
+        assert panel.axes[0].values == ("0.3", "1", "3")
 
 
 def test_a_star_is_drawn_as_one_line_per_flag():
