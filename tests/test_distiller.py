@@ -15,7 +15,7 @@ from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights,
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import TransducerTeacher, load_teacher, start_from_teacher
 from kdstream.kd.token_losses import delayed, token_loss
-from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
 from tests.helpers import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_config, tiny_test_model
 
@@ -297,6 +297,32 @@ def test_a_streaming_conformer_that_starts_from_its_teacher_gives_its_output_whe
 def test_a_student_of_another_shape_cannot_start_from_its_teacher(teacher):
     with pytest.raises(UserError, match="--init-from-teacher 1: teacher and student differ in shape"):
         start_from_teacher(tiny_test_model(causal=True), tiny_test_model(causal=False, **teacher))
+
+
+def test_a_full_context_student_cannot_start_from_a_streaming_teacher():
+    teacher, student = (tiny_test_model(causal, encoder="conformer") for causal in (True, False))
+    with pytest.raises(UserError, match="a --causal 0 student cannot begin with a streaming teacher's weights"):
+        start_from_teacher(student, teacher)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("encoder", ["zipformer", "conformer"])
+def test_a_teacher_hears_each_utterance_as_if_alone(encoder, causal):
+    teacher = TransducerTeacher(tiny_test_model(causal, encoder=encoder))
+    features, lens, _ = random_batch()
+    names = list(teacher.shapes)
+    both = teacher.listen(batch_of(features, lens), iter(names))
+    assert list(both.layers) == names
+    for n, end in enumerate(lens.tolist()):
+        alone = teacher.listen(batch_of(features[n : n + 1, :end], lens[n : n + 1]), names)
+        frames = int(padded_encoder_lens(lens[n : n + 1], teacher.model.max_downsampling)) // OUTPUT_DOWNSAMPLING
+        torch.testing.assert_close(both.encoder_out[n, :frames], alone.encoder_out[0, :frames], rtol=0, atol=2e-5)
+        for name, tap in alone.layers.items():
+            valid = int(tap.lens)
+            assert int(both.layers[name].lens[n]) == valid and both.layers[name].stride == tap.stride
+            for field in ("features", "query", "key", "value"):
+                ours, theirs = (getattr(t, field) for t in (both.layers[name], tap))
+                torch.testing.assert_close(ours[n, :valid], theirs[0, :valid], rtol=0, atol=2e-5)
 
 
 def exported(student, path):

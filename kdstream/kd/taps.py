@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from kdstream.models.streaming import LOG_EPS, pad_to_whole_chunks
 
+TENSORS = ("features", "query", "key", "value")  # of a tap
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -39,8 +41,7 @@ class Tap:
 
     def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Tap:
         """The same tap with `function` applied to its four tensors."""
-        names = ("features", "query", "key", "value")
-        return replace(self, **{name: function(getattr(self, name)) for name in names}, **changes)
+        return replace(self, **{name: function(getattr(self, name)) for name in TENSORS}, **changes)
 
     def first(self, frames: int) -> Tap:
         """Its first frames."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, TypeVar
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.batch import Batch
 from kdstream.config import DataConfig, ExperimentConfig, UserError
-from kdstream.kd.taps import Tap, Taps, TapShape, tap_shapes
+from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import pad_to_whole_chunks
 from kdstream.models.transducer import Transducer, build_model
@@ -64,10 +65,19 @@ class TransducerTeacher(Teacher):
         self.model = freeze(model)
         self.shapes = tap_shapes(model)
 
-    @torch.no_grad()
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
+        features, lens, layers = batch.features, batch.feature_lens, list(layers)
+        if not self.model.config.causal:
+            return self.hear(features, lens, layers)
+        # A streaming one in full context would hear where the batch ends: each up to its own end.
+        alone = [self.hear(features[n : n + 1, :end], lens[n : n + 1], layers) for n, end in enumerate(lens.tolist())]
+        return together(alone)
+
+    @torch.no_grad()
+    def hear(self, features: Tensor, feature_lens: Tensor, layers: Sequence[str]) -> Heard:
+        """What it makes of features (N, T, F) of lengths (N,)."""
         taps = Taps(layers)
-        padded = pad_to_whole_chunks(batch.features, batch.feature_lens, self.model.max_downsampling)
+        padded = pad_to_whole_chunks(features, feature_lens, self.model.max_downsampling)
         encoder_out, _, _ = self.model.encode(*padded, taps=taps)
         return Heard({name: taps[name] for name in taps.names()}, encoder_out)
 
@@ -75,6 +85,21 @@ class TransducerTeacher(Teacher):
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
         return self.model.lattice_logits(encoder_out, tokens, ranges)
+
+
+def together(alone: Sequence[Heard]) -> Heard:
+    """As a batch what a transducer made of utterances one by one."""
+    layers = {}
+    for name, first in alone[0].layers.items():
+        taps = [heard.layers[name] for heard in alone]
+        tensors = {field: padded([getattr(tap, field) for tap in taps]) for field in TENSORS}
+        layers[name] = Tap(**tensors, lens=torch.cat([tap.lens for tap in taps]), stride=first.stride)
+    return Heard(layers, padded([heard.encoder_out for heard in alone]))
+
+
+def padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (1, T, D) as one (N, T, D)."""
+    return pad_sequence([tensor[0] for tensor in tensors], batch_first=True)
 
 
 def load_teacher(
@@ -108,8 +133,10 @@ def start_from_teacher(student: Transducer, teacher: Transducer) -> None:
     """Gives the student the teacher's weights; a streaming one takes those of a full-context one as its own.
 
     Raises:
-      UserError: the two are of different shape.
+      UserError: the two are of different shape, or the teacher streams and the student does not.
     """
+    if teacher.config.causal and not student.config.causal:
+        raise UserError("--init-from-teacher 1: a --causal 0 student cannot begin with a streaming teacher's weights")
     weights = teacher.state_dict()
     if student.config.causal and not teacher.config.causal:
         weights = teacher.encoder.streaming_parameters(weights)

@@ -26,14 +26,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.batch import Batch
 from kdstream.config import REPEATED, UserError
-from kdstream.kd.taps import Tap
+from kdstream.kd.taps import TENSORS, Tap
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, padded_encoder_lens
 from kdstream.models.transducer import Transducer
 
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
-TENSORS = ("features", "query", "key", "value")
 ENCODER_OUT = "encoder_out"
 
 
