@@ -23,7 +23,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -82,9 +82,12 @@ EMBEDDED_CORPUS = (
 def all_cells(args: argparse.Namespace) -> List[Cell]:
     """The teacher, if a method needs it, and every method with every seed."""
     teacher = teacher_cell(args)
-    guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
+    which = ["--teacher-avg", str(args.avg)]
+    if teacher.train_flags is None and teacher.last_epoch:  # another's, who may train it further
+        which += ["--teacher-epoch", str(teacher.last_epoch)]
+    guided = ["--teacher-exp-dir", teacher.exp_dir, *which]
     if args.cache_teacher:
-        teacher = replace(teacher, **cache_of(args))
+        teacher = replace(teacher, cache=cache_dir(args), cache_flags=(*which, *cache_flags(args)))
         guided += ["--teacher-cache", teacher.cache]
     cells = [teacher] if any(METHODS[method] for method in args.methods) else []
     for method in args.methods:
@@ -110,13 +113,17 @@ def teacher_cell(args: argparse.Namespace) -> Cell:
     return Cell(args.recipe, ours.exp_dir, None, (decoding(args, TEACHER) + elsewhere,))
 
 
-def cache_of(args: argparse.Namespace) -> Dict[str, Any]:
-    """Where the teacher's cell stores what it hears, and how: of the students' cuts, whatever it was trained on."""
-    folder = "-".join(["teacher-cache", *args.cache_layers.split(",")]) if args.cache_layers else "teacher-cache"
+def cache_dir(args: argparse.Namespace) -> str:
+    """Where what the teacher hears is stored, another place for other layers."""
+    layers = args.cache_layers.split(",") if args.cache_layers else []
+    return seen_from(args.recipe, args.exp_root / "-".join(["teacher-cache", *layers]))
+
+
+def cache_flags(args: argparse.Namespace) -> Tuple[str, ...]:
+    """Of cache_teacher.py: the layers, and the students' cuts, whatever the teacher was trained on."""
     layers = ("--layers", args.cache_layers) if args.cache_layers else ()
     data, _ = split_flags(budget(args), *(name.replace("_", "-") for name in DATA_FLAGS))
-    flags = ("--teacher-avg", str(args.avg), *layers, *data)
-    return {"cache": seen_from(args.recipe, args.exp_root / folder), "cache_flags": flags}
+    return (*layers, *data)
 
 
 def budget(args: argparse.Namespace) -> Tuple[str, ...]:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -369,6 +370,18 @@ def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path,
         record(experiment(tmp_path, data, num_epochs=2, base_lr=0.01, resume=True))
     assert "config.json: this start has other settings: --num-epochs 1 there, 2 now; --base-lr" in caplog.text
     assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
+
+
+def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_further(tmp_path: Path, data, teacher):
+    exp_dir = tmp_path / "teacher"
+    shutil.copytree(teacher, exp_dir)
+    distill = DistillConfig(teacher_exp_dir=str(exp_dir), teacher_use_averaged_model=False)
+    loop.run(replace(experiment(tmp_path / "student", data, num_epochs=1), distill=distill))
+    shutil.copy(exp_dir / "epoch-1.pt", exp_dir / "epoch-2.pt")
+    loop.run(replace(experiment(tmp_path / "student", data, num_epochs=2, resume=True), distill=distill))
+    assert ExperimentConfig.load(tmp_path / "student").distill.teacher_epoch == 1
+    loop.run(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
+    assert ExperimentConfig.load(tmp_path / "later").distill.teacher_epoch == 2
 
 
 def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):

@@ -16,7 +16,7 @@ from torch import nn
 from kdstream.batch import Batch
 from kdstream.config import CONFIG_FILE, DistillConfig, ExperimentConfig, ModelConfig, UserError
 from kdstream.models.presets import resolve
-from kdstream.training.checkpoint import find_checkpoints, find_epochs, latest_checkpoint
+from kdstream.training.checkpoint import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
 from kdstream.training.teachers import flags_without_effect
 
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
@@ -60,6 +60,17 @@ def with_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
 def with_preset(config: ExperimentConfig) -> ExperimentConfig:
     """The config with its preset filled in: what config.json keeps, so that a preset may change later."""
     return replace(config, model=resolve(config.model))
+
+
+def with_teacher_epoch(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with a number for --teacher-epoch 0: the one that this training began with, else the last one."""
+    distill, path = config.distill, Path(config.train.exp_dir) / CONFIG_FILE
+    if distill.teacher_epoch or not distill.teacher_exp_dir:
+        return config
+    begun = ExperimentConfig.load(path.parent).distill if path.is_file() else DistillConfig()
+    same_teacher = begun.teacher_exp_dir == distill.teacher_exp_dir
+    epoch = begun.teacher_epoch if same_teacher else last_epoch(distill.teacher_exp_dir)
+    return replace(config, distill=replace(distill, teacher_epoch=epoch))
 
 
 def check_same_model(config: ExperimentConfig) -> None:

@@ -45,6 +45,7 @@ from kdstream.training.experiment import (
     warn_of_changed_settings,
     warn_of_flags_without_effect,
     with_preset,
+    with_teacher_epoch,
     with_vocabulary,
 )
 from kdstream.training.metrics import MetricsTracker
@@ -77,7 +78,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
       UserError: whatever the user can mend, in one line.
     """
     exp_dir = Path(config.train.exp_dir)
-    config = with_preset(config)
+    config = with_teacher_epoch(with_preset(config))
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
