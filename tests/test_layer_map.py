@@ -49,6 +49,7 @@ def test_uniform_map_pairs_equal_shares_of_the_depth():
 
 def test_last_map_pairs_the_last_layers():
     assert pairs(kd_layer_map="last") == [("1.0", "3.0"), ("2.1", "3.1"), ("3.0", "3.2")]
+    assert pairs(kd_layer_map="last", kd_layers=("3.0", "1.0")) == [("3.0", "3.2"), ("1.0", "3.1")]
     one_stack = shapes(s0l0=2, s0l1=2, s0l2=2, s0l3=2, s0l4=2)
     guides = [pair.teacher for pair in pair_layers(DistillConfig(kd_layer_map="last"), STUDENT, one_stack)]
     assert guides == ["0.2", "0.3", "0.4"]
@@ -69,6 +70,10 @@ def test_similar_map_takes_the_most_similar_layer_of_the_file(tmp_path):
         pairs(kd_layer_map="similar", kd_similarity_file=str(tmp_path / "none.json"))
     with pytest.raises(UserError, match="--kd-layer-map similar: give --kd-similarity-file"):
         pairs(kd_layer_map="similar")
+    rows[1, 0] = float("nan")
+    path.write_text(json.dumps({"student_layers": tapped, "teacher_layers": list(TEACHER), "cka": rows.tolist()}))
+    with pytest.raises(UserError, match="--kd-similarity-file .*not finite"):
+        pairs(kd_layer_map="similar", kd_similarity_file=str(path))
     path.write_text(json.dumps({"student_layers": tapped, "teacher_layers": ["0.0", "9.9"], "cka": [[0.1, 0.9]] * 3}))
     with pytest.raises(UserError, match="--kd-similarity-file .*the teacher has layers 0.0, .* it has 0.0, 9.9"):
         pairs(kd_layer_map="similar", kd_similarity_file=str(path))

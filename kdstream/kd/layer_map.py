@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
@@ -88,7 +90,8 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
     if config.kd_layer_map == "last":
         if len(tapped) > len(theirs):
             raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
-        return {name: [guide] for name, guide in zip(tapped, theirs[len(theirs) - len(tapped) :])}
+        in_order = sorted(tapped, key=ours.index)
+        return {name: [guide] for name, guide in zip(in_order, theirs[len(theirs) - len(tapped) :])}
     same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
     if config.kd_layer_map == "uniform" or not same_places:
         return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
@@ -107,6 +110,8 @@ def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> Dic
         columns, rows = similarity["teacher_layers"], dict(zip(similarity["student_layers"], similarity["cka"]))
         if columns != list(theirs):
             raise ValueError(f"the teacher has layers {', '.join(theirs)}, it has {', '.join(columns)}")
+        if not all(map(math.isfinite, chain.from_iterable(rows.values()))):
+            raise ValueError("some of its numbers are not finite")
         return {name: max(zip(rows[name], columns))[1] for name in tapped}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
