@@ -85,10 +85,12 @@ def main() -> None:
     args = parser.parse_args()
     config = ExperimentConfig.load(args.exp_dir)
     data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
-    config = replace(config, data=data, distill=override(config.distill, args))
+    teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill
+    config = replace(config, data=data, distill=override(teacher, args))
     decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
     similarity = measure(config, decode, args.num_batches)
     output = args.output or Path(args.exp_dir) / "layer_similarity.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(similarity) + "\n")
     with phone_style():
         measured = Similarity(**{**similarity, "cka": np.array(similarity["cka"])})

@@ -78,6 +78,27 @@ def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
         torch.testing.assert_close(heard[name], (epochs[0][name] + epochs[1][name]) / 2, msg=name)
 
 
+def test_what_is_wrong_with_our_teacher_is_said_in_the_flags_of_training(tmp_path):
+    config = student_config(tmp_path, teacher_exp_dir=str(tmp_path / "exp"))
+    with pytest.raises(UserError, match="config.json: no such file; --teacher-exp-dir must name"):
+        find_teacher(config, CPU)
+    (tmp_path / "exp").mkdir()
+    replace(config, distill=DistillConfig()).save(tmp_path / "exp")
+    flags = replace(config.distill, teacher_epoch=1, teacher_avg=5)
+    with pytest.raises(UserError, match="--teacher-epoch 1 --teacher-avg 5: .*; lower --teacher-avg"):
+        find_teacher(replace(config, distill=flags), CPU)
+
+
+@pytest.mark.parametrize("chunk_size, warned", [((8,), True), ((8, -1), False)])
+def test_a_streaming_teacher_that_never_heard_everything_is_pointed_out(tmp_path, caplog, chunk_size, warned):
+    config = student_config(tmp_path, teacher_exp_dir=str(tmp_path), teacher_use_averaged_model=False)
+    teacher = replace(config, model=tiny_test_config(True, chunk_size=chunk_size), distill=DistillConfig())
+    teacher.save(tmp_path)
+    torch.save({"model": tiny_test_model(True).state_dict()}, tmp_path / "epoch-1.pt")
+    find_teacher(config, CPU)
+    assert ("never trained in full context" in caplog.text) == warned
+
+
 def test_icefalls_tokens_are_those_beside_the_teachers_own_bpe_model(tmp_path):
     torch.save({"model": tiny_test_model(False).state_dict()}, tmp_path / "pretrained.pt")
     path = str(tmp_path / "pretrained.pt")
@@ -149,6 +170,7 @@ def test_flags_that_contradict_each_other_are_clear_errors(tmp_path, flags, mess
 OURS = DistillConfig(teacher_exp_dir="exp")
 THEIRS = DistillConfig(teacher_type="icefall", teacher_checkpoint="x.pt")
 TOKENS_ALONE = replace(OURS, kd_feature_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)
+WEIGHTS_ALONE = replace(TOKENS_ALONE, kd_token_scale=0.0, init_from_teacher=True)
 ALL_READ = dict(
     kd_relation_scale=0.1, kd_token_scale=0.5, kd_layer_map="similar", kd_similarity_file="cka.json",
     kd_layers=("1.0",), kd_share_branches=True, kd_branch_heads=2, kd_branch_feedforward_dim=64, kd_distance="l2",
@@ -169,6 +191,9 @@ ALL_READ = dict(
         (replace(OURS, kd_similarity_file="cka.json"), ["kd_similarity_file"]),
         (replace(OURS, kd_relation_heads=2, kd_token_shift=0), ["kd_relation_heads", "kd_token_shift"]),
         (replace(OURS, kd_branch="none", kd_branch_heads=2, kd_apc_shift=1), ["kd_branch_heads"]),
+        (replace(OURS, kd_feature_scale=0.0, kd_branch_heads=2, kd_distance="l2"), ["kd_branch_heads"]),
+        (replace(OURS, kd_branch="none", kd_apc_scale=0.0, kd_share_branches=True), ["kd_share_branches"]),
+        (replace(WEIGHTS_ALONE, teacher_cache="cache", kd_warmup_batches=3), ["teacher_cache", "kd_warmup_batches"]),
         (replace(TOKENS_ALONE, kd_layers=("1.0",), kd_distance="l2"), ["kd_layers", "kd_distance"]),
     ],
 )

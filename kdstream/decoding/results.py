@@ -148,6 +148,7 @@ def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
     """Writes a list of objects, one per line, atomically."""
     lines = ",\n".join(json.dumps(item) for item in items)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf8")
         os.replace(temporary, path)

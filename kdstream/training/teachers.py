@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import List, Optional
@@ -57,8 +59,17 @@ def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
     """The averaged model of --teacher-exp-dir."""
     distill = config.distill
     exp_dir = distill.teacher_exp_dir
-    teacher = ExperimentConfig.load(exp_dir)
-    weights = load_averaged(exp_dir, distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
+    try:
+        teacher = ExperimentConfig.load(exp_dir)
+        flags = (distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
+        weights = load_averaged(exp_dir, *flags)
+    except UserError as error:  # which speaks of decode.py's flags
+        raise UserError(re.sub("--(exp-dir|epoch|avg|use-averaged-model)", r"--teacher-\1", str(error))) from error
+    if teacher.model.causal and -1 not in teacher.model.chunk_size:
+        logging.warning(
+            f"--teacher-exp-dir {exp_dir}: a streaming model that was never trained in full context (--chunk-size "
+            "without -1), in which it now teaches"
+        )
     return load_teacher(f"--teacher-exp-dir {exp_dir}", teacher, weights, config, device)
 
 
@@ -99,13 +110,16 @@ def flags_without_effect(distill: DistillConfig) -> List[str]:
     scales = (distill.kd_feature_scale, distill.kd_relation_scale, distill.kd_apc_scale, distill.kd_token_scale)
     features, relations, apc, tokens = (scale > 0 for scale in scales)
     layers = features or relations or apc
+    has_auxiliary_layers = distill.kd_branch == "transformer" and (features or relations)
     read = {
         ("teacher_epoch", "teacher_avg", "teacher_use_averaged_model"): kind == "kdstream",
         ("teacher_model",): kind != "kdstream",
         ("teacher_bpe_model",): kind == "icefall",
-        ("kd_layers", "kd_layer_map", "kd_branch", "kd_share_branches"): layers,
+        ("teacher_cache", "kd_warmup_batches"): layers or tokens,
+        ("kd_layers", "kd_layer_map", "kd_branch"): layers,
+        ("kd_share_branches",): has_auxiliary_layers or apc,
         ("kd_similarity_file",): layers and distill.kd_layer_map == "similar",
-        ("kd_branch_heads", "kd_branch_feedforward_dim"): layers and distill.kd_branch == "transformer",
+        ("kd_branch_heads", "kd_branch_feedforward_dim"): has_auxiliary_layers,
         ("kd_distance",): features or apc,
         ("kd_relation_heads",): relations,
         ("kd_apc_shift", "kd_apc_dim"): apc,
