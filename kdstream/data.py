@@ -390,6 +390,13 @@ class AsrDataModule:
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         return BatchLoader(dataset, _Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
 
+    def training_cut_ids(self) -> Iterator[str]:
+        """Of all cuts that an epoch may take."""
+        if self._train is None:
+            self._train = self._select_training_cuts()
+        for cuts in (self._train.labelled, self._train.pseudo.cuts if self._train.pseudo else ()):
+            yield from (cut.id for cut in cuts)
+
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
         usable = Selection(self.tokenizer, 0.0, math.inf)

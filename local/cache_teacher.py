@@ -85,8 +85,7 @@ def main() -> None:
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
         check_names(batch.cut_ids, heard)
-        if any(cut_id not in writer.done for cut_id in batch.cut_ids):
-            writer.add(batch.to(device))
+        writer.add(batch.to(device))
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: layers {', '.join(layers)} of {distill.teacher_name}, {size / 1e6:.0f} MB")
 

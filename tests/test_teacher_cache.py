@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
 def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
-    with pytest.raises(UserError, match="has no cut c; run local/cache_teacher.py on all training cuts"):
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(c\); run local/cache_teacher.py on all of"):
         teacher.listen(batch_of(features, lens, ["a/1", "c"]), LAYERS)
     with pytest.raises(UserError, match="cut b has 22 frames there and 18 here; its features have changed"):
         teacher.listen(batch_of(features, torch.tensor([120, 80]), ["a/1", "b"]), LAYERS)
@@ -138,11 +139,68 @@ def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, caps
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
 
 
-def test_two_cuts_of_one_name_are_refused():
-    heard = {"a"}
-    load_script().check_names(["b", "c"], heard)
-    with pytest.raises(UserError, match="two cuts have the name c, by which the cache finds them"):
-        load_script().check_names(["d", "c"], heard)
+def make_teacher(tmp_path: Path, data, monkeypatch) -> None:
+    """Trains it, and stores what it hears."""
+    loop.run(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
+    load_script().main()
+
+
+def distilled(tmp_path: Path, name: str, data):
+    directories = {"teacher_exp_dir": str(tmp_path / "teacher"), "teacher_cache": str(tmp_path / "cache")}
+    return replace(experiment(tmp_path / name, data, num_epochs=1), distill=DistillConfig(**directories))
+
+
+def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 12)
+    make_teacher(tmp_path, data, monkeypatch)
+    index = tmp_path / "cache" / INDEX
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(lines[1:]))
+    missing = json.loads(lines[0])["cut"]
+    with pytest.raises(UserError, match=rf"lacks 1 of the training cuts \({missing}\); run local/cache_teacher.py"):
+        loop.run(distilled(tmp_path, "student", data))
+    assert not (tmp_path / "student" / "config.json").exists()
+    load_script().main()  # goes on
+    loop.run(distilled(tmp_path, "student", data))
+
+
+def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 12)
+    make_teacher(tmp_path, data, monkeypatch)
+    index = tmp_path / "cache" / INDEX
+    entries = [json.loads(line) for line in index.read_text().splitlines()]
+    for entry in entries:
+        entry["mean"] += 0.1
+    index.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its features"):
+        loop.run(distilled(tmp_path, "student", data))
+    with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
+        load_script().main()
+    masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)  # no telling then
+    loop.run(distilled(tmp_path, "masked", masked))
+
+
+def test_a_damaged_cache_is_a_clear_error(tmp_path):
+    write(tmp_path)
+    header = tmp_path / "cache.json"
+    text = header.read_text()
+    header.write_text(text[:50])
+    with pytest.raises(UserError, match="holds the cache of another teacher, layers or format; delete it"):
+        write(tmp_path)
+    with pytest.raises(UserError, match="--teacher-cache .*; write it with local/cache_teacher.py"):
+        CachedTeacher(teacher_model(), tmp_path, "")
+    header.write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(UserError, match="--teacher-cache .*of version 1, not 2; write it with"):
+        CachedTeacher(teacher_model(), tmp_path, "")
+
+
+def test_two_cuts_of_one_name_are_refused(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 4)
+    twice = replace(data, train_cuts=2 * data.train_cuts)
+    with pytest.raises(UserError, match="two cuts have the name utterance-.*, by which the cache finds them"):
+        make_teacher(tmp_path, twice, monkeypatch)
 
 
 def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):

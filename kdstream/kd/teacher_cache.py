@@ -3,7 +3,7 @@
 A cache is a directory that local/cache_teacher.py writes:
 
     cache.json      which teacher and features it is of, and what the columns of its arrays are
-    index.jsonl     for each cut, the Lhotse arrays that hold it, one for each frame rate
+    index.jsonl     for each cut, the Lhotse arrays that hold it, one for each frame rate, and the mean of its features
     arrays/         the arrays, (frames, columns), in float16 or compressed to about 8 bits by lilcom
 
 Shapes: N batch, T frames, D width.
@@ -31,9 +31,11 @@ from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, padded_encoder_lens
 from kdstream.models.transducer import Transducer
 
+VERSION = 2
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
 ENCODER_OUT = "encoder_out"
+MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
 class Columns(NamedTuple):
@@ -72,18 +74,20 @@ class CacheWriter:
         missing = [name for name in layers if name not in teacher.shapes]
         if missing:
             raise UserError(f"--layers {','.join(missing)}: the teacher has {', '.join(teacher.shapes)}")
-        header = {"fingerprint": identity, "storage": storage, "columns": self.columns()}
+        header = {"version": VERSION, "fingerprint": identity, "storage": storage, "columns": self.columns()}
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / HEADER
-        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(header)):
+        if not path.exists():
+            path.with_suffix(".tmp").write_text(json.dumps(header, indent=2) + "\n")
+            path.with_suffix(".tmp").replace(path)  # whole, or not at all
+        elif not holds(path, header):
             raise UserError(
                 f"{directory}: holds the cache of another teacher, layers or format; delete it or give another --output"
             )
-        path.write_text(json.dumps(header, indent=2) + "\n")
         index = directory / INDEX
         written = index.read_text() if index.exists() else ""
         index.write_text(written[: written.rfind("\n") + 1])  # not the line at which it was killed
-        self.done = set(read_index(directory))
+        self.index = read_index(directory)
         self._writer = FORMATS[storage](str(directory / ARRAYS))
         self._dtype = np.float16 if storage == "float16" else np.float32
 
@@ -97,7 +101,12 @@ class CacheWriter:
         return columns
 
     def add(self, batch: Batch) -> None:
-        """Stores what the teacher makes of a batch."""
+        """Stores what the teacher makes of a batch, unless it is there.  UserError if that is of other speech."""
+        for cut_id, mean in zip(batch.cut_ids, means_of(batch)):
+            if cut_id in self.index:
+                check_mean(f"--output {self.directory}", cut_id, self.index[cut_id], mean)
+        if all(cut_id in self.index for cut_id in batch.cut_ids):
+            return
         heard = self.teacher.listen(batch, self.layers)
         lens = padded_encoder_lens(batch.feature_lens, self.teacher.model.max_downsampling)
         arrays: Dict[int, np.ndarray] = {}
@@ -109,9 +118,9 @@ class CacheWriter:
             limit = np.finfo(self._dtype).max
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
-            for n, cut_id in enumerate(batch.cut_ids):
-                entry = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
-                index.write(json.dumps({"cut": cut_id, "arrays": entry}) + "\n")
+            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means_of(batch))):
+                stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
+                index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
 
     def store(self, key: str, array: np.ndarray) -> Dict[str, Any]:
         """Lhotse's description of the stored array (frames, columns)."""
@@ -124,15 +133,20 @@ class CachedTeacher(TransducerTeacher):
 
     It heard the cuts clean: noise or masks on the student's features do not reach it.
 
+    Args:
+      clean: whether the student's features have neither noise nor masks, so that they can be held against those that
+        the teacher heard.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.
     """
 
-    def __init__(self, model: Transducer, directory: Path, identity: str) -> None:
+    def __init__(self, model: Transducer, directory: Path, identity: str, clean: bool = False) -> None:
         super().__init__(model)
-        self.directory = directory
+        self.directory, self.clean = directory, clean
         try:
             header = json.loads((directory / HEADER).read_text())
+            if header["version"] != VERSION:
+                raise ValueError(f"of version {header['version']}, not {VERSION}")
             self.columns = {int(s): [Columns(*c) for c in columns] for s, columns in header["columns"].items()}
             self.index = read_index(directory)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,6 +157,16 @@ class CachedTeacher(TransducerTeacher):
                 "and --teacher-avg that it was written with, or write a new one with local/cache_teacher.py"
             )
 
+    def check_cuts(self, cut_ids: Iterable[str]) -> None:
+        """Raises UserError unless every one of them is in the cache."""
+        missing = [cut_id for cut_id in cut_ids if cut_id not in self.index]
+        if missing:
+            raise UserError(
+                f"--teacher-cache {self.directory}: lacks {len(missing)} of the training cuts "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); run local/cache_teacher.py on all "
+                "of them, speed-perturbed ones included"
+            )
+
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         stored = {c.layer for columns in self.columns.values() for c in columns}
         missing = sorted(set(layers) - stored)
@@ -151,6 +175,9 @@ class CachedTeacher(TransducerTeacher):
                 f"--teacher-cache {self.directory}: lacks layers {','.join(missing)}; write it with --layers "
                 f"{','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}"
             )
+        if self.clean:
+            for cut_id, mean in zip(batch.cut_ids, means_of(batch)):
+                check_mean(f"--teacher-cache {self.directory}", cut_id, self.entry(cut_id), mean)
         encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
         taps: Dict[str, Dict[str, Any]] = {}
         for stride, columns in self.columns.items():
@@ -162,15 +189,16 @@ class CachedTeacher(TransducerTeacher):
         encoder_out = taps.pop(ENCODER_OUT)["features"]
         return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
 
+    def entry(self, cut_id: str) -> Dict[str, Any]:
+        """What the index has of a cut, under its own name or that of a repetition.  UserError if it has nothing."""
+        if cut_id not in self.index:
+            cut_id = cut_id.rpartition(REPEATED)[0] or cut_id
+            self.check_cuts([cut_id])
+        return self.index[cut_id]
+
     def load(self, cut_id: str, stride: int, frames: int) -> Tensor:
         """The array of a cut, (frames, columns).  Raises UserError if it is missing, damaged or of another length."""
-        stored = self.index.get(cut_id) or self.index.get(cut_id.rpartition(REPEATED)[0])
-        if stored is None:
-            raise UserError(
-                f"--teacher-cache {self.directory}: has no cut {cut_id}; run local/cache_teacher.py on all training "
-                "cuts, speed-perturbed ones included"
-            )
-        array = Array.from_dict(stored[str(stride)]).with_path_prefix(self.directory)
+        array = Array.from_dict(self.entry(cut_id)["arrays"][str(stride)]).with_path_prefix(self.directory)
         try:
             values = array.load()
         except (OSError, ValueError, RuntimeError) as error:
@@ -185,7 +213,28 @@ class CachedTeacher(TransducerTeacher):
         return torch.from_numpy(values)
 
 
+def holds(path: Path, header: Mapping[str, Any]) -> bool:
+    """Whether the JSON file at `path` is this header."""
+    try:
+        return json.loads(path.read_text()) == json.loads(json.dumps(header))
+    except ValueError:
+        return False
+
+
 def read_index(directory: Path) -> Dict[str, Dict[str, Any]]:
-    """By cut id and frame rate, the descriptions of the stored arrays."""
+    """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays."""
     entries = [json.loads(line) for line in (directory / INDEX).read_text().splitlines()]
-    return {entry["cut"]: entry["arrays"] for entry in entries}
+    return {entry["cut"]: entry for entry in entries}
+
+
+def means_of(batch: Batch) -> List[float]:
+    """Of each utterance the mean of its features: what tells other speech of the same length."""
+    lens = batch.feature_lens.tolist()
+    return [features[:length].double().mean().item() for features, length in zip(batch.features, lens)]
+
+
+def check_mean(whose: str, cut_id: str, entry: Mapping[str, Any], mean: float) -> None:
+    """Raises UserError if an utterance is not the one that an entry of the index is of."""
+    if abs(entry["mean"] - mean) > MEAN_TOLERANCE:
+        raise UserError(f"{whose}: cut {cut_id} is of other speech there; its features have changed, write a new cache")
+

@@ -27,6 +27,7 @@ from kdstream.batch import Batch
 from kdstream.config import ExperimentConfig, UserError
 from kdstream.data import AsrDataModule
 from kdstream.kd.teacher import start_from_teacher
+from kdstream.kd.teacher_cache import CachedTeacher
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
@@ -110,7 +111,7 @@ class Trainer:
 
     Args:
       config: with its preset and vocabulary filled in.
-      data: its train_dataloader, valid_dataloader and tokenizer are used.
+      data: of this config.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class Trainer:
         self.model = build_model(config.model).to(device)
         self.choices = chunk_choices(config.model, self.model)
         teacher = find_teacher(config, device)
+        if isinstance(teacher, CachedTeacher):
+            teacher.check_cuts(data.training_cut_ids())
         if config.distill.init_from_teacher:
             start_from_teacher(self.model, teacher.model)
         self.distiller = build_distiller(config.distill, self.model, teacher)

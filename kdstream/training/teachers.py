@@ -46,7 +46,8 @@ def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Tea
         return SpeechEncoderTeacher(load_speech_encoder(distill.teacher_model, load_weights(path), path), device)
     model = ours(config, device) if distill.teacher_type == "kdstream" else icefalls(config, device)
     if distill.teacher_cache:
-        return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()))
+        clean = not (config.data.enable_spec_aug or config.data.enable_musan)
+        return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()), clean)
     return TransducerTeacher(model)
 
 
