@@ -104,6 +104,15 @@ def test_bfloat16_autocast_stays_near_float32():
         rough = tensors_of(branch(tap_of(s)))
     for name, tensor in exact.items():
         assert (rough[name].float() - tensor).norm() <= 0.03 * tensor.norm(), name
+    assert rough["z"].dtype == torch.float32  # the residual path is not rounded
+
+
+def test_the_lstm_runs_in_float32_under_autocast():
+    branch, seen = build_branch().float(), []
+    branch.predictor.lstm.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output[0]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        branch(tap_of(streaming_features().detach().float()))
+    assert [x.dtype for x in seen] == [torch.float32, torch.float32]
 
 
 def test_without_a_branch_the_students_own_tensors_are_compared():

@@ -59,6 +59,7 @@ def test_named_layers_are_paired_at_the_same_position():
     [
         (replace(SMALL, kd_layers=("7.0",)), {}, "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
         (SMALL, {"downsampling_factor": (1, 3, 4)}, "1.1 has frames of 40 ms, teacher layer 1.1 of 60 ms"),
+        (replace(SMALL, kd_relation_heads=8), {"encoder_dim": (32, 60, 48)}, "heads 8: .* widths 32, 32, 24, 60 of"),
         (replace(SMALL, kd_relation_heads=5), {}, "--kd-relation-heads 5: does not divide"),
         (replace(SMALL, kd_branch_heads=7), {}, "--kd-branch-heads 7: does not divide"),
         (replace(SMALL, kd_feature_scale=0, kd_relation_scale=0, kd_apc_scale=0), {}, "all 0 with a teacher"),

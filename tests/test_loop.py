@@ -289,6 +289,13 @@ def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, 
     ckpt.load_checkpoint(tmp_path / "bad-model-0.pt")
 
 
+def test_batches_without_finite_loss_that_are_not_in_a_row_end_nothing(tmp_path: Path, data, monkeypatch):
+    poison(monkeypatch, ["utterance-05"])
+    monkeypatch.setattr(loop, "MAX_BAD_BATCHES", 3)
+    losses = record(experiment(tmp_path, data, num_epochs=4))
+    assert sum(loss == float("inf") for loss in losses.values()) == 4  # one in each epoch
+
+
 def test_batch_that_raises_is_noted_with_its_cuts(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, ["utterance-05"], RuntimeError("boom"))
     with pytest.raises(RuntimeError, match="boom"):

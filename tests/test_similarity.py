@@ -103,10 +103,12 @@ def test_a_teachers_own_layers_are_the_most_similar_to_themselves(monkeypatch, t
 
 def test_a_streaming_student_is_measured_against_full_context_and_a_speech_encoder(monkeypatch, tmp_path):
     student, teacher = (experiment(tmp_path / name, causal=name == "student") for name in ("student", "teacher"))
-    others = DistillConfig("none", teacher_epoch=7, teacher_cache="none")
-    cached = replace(ExperimentConfig.load(student), distill=others)
-    cached.save(student)  # of another teacher than those that are measured
+    config = ExperimentConfig.load(student)
+    others = DistillConfig("none", teacher_epoch=7, teacher_cache="none")  # than those that are measured
+    replace(config, distill=others).save(student)
     under_ours = measure(monkeypatch, student, "--teacher-exp-dir", teacher, "--teacher-use-averaged-model", 0)
+    replace(config, distill=DistillConfig(str(teacher), teacher_cache="of the training cuts")).save(student)
+    assert measure(monkeypatch, student) == under_ours
     torch.save(speech_encoder("wav2vec2_model").state_dict(), tmp_path / "weights.pt")
     theirs = ("--teacher-type", "torchaudio", "--teacher-checkpoint", tmp_path / "weights.pt", "--teacher-model")
     model = f"wav2vec2_model {json.dumps(KINDS['wav2vec2_model'])}"

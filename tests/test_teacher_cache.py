@@ -78,6 +78,15 @@ def test_a_cache_of_8_bits_is_smaller(tmp_path):
     assert 0.3 * sizes[0] < sizes[1] < 0.7 * sizes[0]
 
 
+def test_what_float16_cannot_hold_is_stored_as_its_largest_number(tmp_path, monkeypatch):
+    hear = TransducerTeacher.hear
+    louder = lambda *args: hear(*args)._replace(encoder_out=1e6 * hear(*args).encoder_out)  # noqa: E731
+    monkeypatch.setattr(TransducerTeacher, "hear", louder)
+    features, lens, _ = random_batch()
+    stored = write(tmp_path).listen(batch_of(features, lens, ["a/1", "b"]), LAYERS).encoder_out
+    assert stored.abs().max().item() == 65504.0
+
+
 def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
     write(tmp_path)
     index = tmp_path / INDEX

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ ENCODER = {
     "encoder_dropout": 0.0, "encoder_layer_norm_first": False, "encoder_layer_drop": 0.0, "aux_num_out": None,
 }  # fmt: skip
 WAVLM = {**ENCODER, "encoder_num_buckets": 32, "encoder_max_distance": 80}
+LARGE = {**ENCODER, "extractor_mode": "layer_norm", "encoder_layer_norm_first": True}  # of normalised samples
 KINDS = {"wav2vec2_model": ENCODER, "wavlm_model": WAVLM}
 
 
@@ -207,10 +209,10 @@ def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):
         find_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
 
 
-def speech_encoder(kind: str, seed: int = 0):
+def speech_encoder(kind: str, settings: Optional[dict] = None):
     torchaudio = pytest.importorskip("torchaudio", reason="the teacher is torchaudio's own code")
-    torch.manual_seed(seed)
-    return getattr(torchaudio.models, kind)(**KINDS[kind]).eval()
+    torch.manual_seed(0)
+    return getattr(torchaudio.models, kind)(**(settings or KINDS[kind])).eval()
 
 
 def spoken(lens=(120, 90)) -> Batch:
@@ -220,6 +222,21 @@ def spoken(lens=(120, 90)) -> Batch:
     batch.audio_lens = feature_lens * 160
     batch.audio = 0.1 * torch.randn(len(lens), int(batch.audio_lens.max()), generator=torch.Generator().manual_seed(1))
     return batch
+
+
+def test_a_large_speech_encoder_hears_normalised_samples():
+    encoder = speech_encoder("wav2vec2_model", LARGE)
+    batch = spoken()
+    heard = SpeechEncoderTeacher(encoder, CPU).listen(batch, ["0.2"]).layers["0.2"]
+    for n, samples in enumerate(batch.audio_lens.tolist()):
+        audio = batch.audio[n : n + 1, :samples]
+        audio = (audio - audio.mean()) / (audio.var(unbiased=False) + 1e-5).sqrt()
+        with torch.no_grad():
+            layers, _ = encoder.extract_features(audio)
+        frames = int(heard.lens[n])
+        torch.testing.assert_close(
+            heard.features[n, :frames], layers[2][0, FRAMES_AHEAD : frames + FRAMES_AHEAD], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

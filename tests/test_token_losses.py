@@ -139,6 +139,18 @@ def test_an_utterance_without_symbols_is_compared_on_its_blanks():
         assert student.grad[:, :, 0].abs().amax(dim=2).min() > 0 and student.grad[:, :, 1:].abs().max() == 0
 
 
+@pytest.mark.parametrize("form", TOKEN_FORMS)
+def test_logits_in_bfloat16_are_compared_in_float32(form):
+    lattice = make_lattice()
+    teacher, student = (10 * logits(seed).float() for seed in (0, 1))
+    rough = [x.bfloat16() for x in (teacher, student)]
+    exact = token_loss(*(x.float() for x in rough), lattice, BLANK, form, 2.0, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = token_loss(*rough, lattice, BLANK, form, 2.0, 1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
+
+
 def test_delayed_frames_come_later_and_the_first_are_repeated():
     x = torch.arange(5.0).view(1, 5, 1)
     assert delayed(x, 2).flatten().tolist() == [0, 0, 0, 1, 2]
