@@ -335,8 +335,9 @@ def main() -> None:
     names = tqdm(times, desc="memory", disable=None) if args.memory else ()
     rows = table(times, {name: memory_in_own_process(name) for name in names})
     device = torch.cuda.get_device_name() if bench.batch.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    sound = "speech" if args.train_cuts else "noise"
     print(
-        f"{batch.duration:.0f} s of speech in {len(batch.texts)} utterances, {device}, torch "
+        f"{batch.duration:.0f} s of {sound} in {len(batch.texts)} utterances, {device}, torch "
         f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
         f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs) or 'none'}\n"
     )
