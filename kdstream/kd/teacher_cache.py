@@ -230,7 +230,7 @@ def read_index(directory: Path) -> Dict[str, Dict[str, Any]]:
 def means_of(batch: Batch) -> List[float]:
     """Of each utterance the mean of its features: what tells other speech of the same length."""
     lens = batch.feature_lens.tolist()
-    return [features[:length].double().mean().item() for features, length in zip(batch.features, lens)]
+    return torch.stack([features[:length].double().mean() for features, length in zip(batch.features, lens)]).tolist()
 
 
 def check_mean(whose: str, cut_id: str, entry: Mapping[str, Any], mean: float) -> None:
