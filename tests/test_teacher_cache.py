@@ -63,6 +63,7 @@ def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, 
 def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_path):
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
+    teacher.check_cuts(["b", f"b{REPEATED}3"])
     alone = teacher.listen(batch_of(features[1:, :90], lens[1:], [f"b{REPEATED}3"]), LAYERS)
     together = teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
     frames = alone.layers["2.0"].features.size(1)

@@ -92,12 +92,12 @@ def together(alone: Sequence[Heard]) -> Heard:
     layers = {}
     for name, first in alone[0].layers.items():
         taps = [heard.layers[name] for heard in alone]
-        tensors = {field: padded([getattr(tap, field) for tap in taps]) for field in TENSORS}
+        tensors = {field: batched([getattr(tap, field) for tap in taps]) for field in TENSORS}
         layers[name] = Tap(**tensors, lens=torch.cat([tap.lens for tap in taps]), stride=first.stride)
-    return Heard(layers, padded([heard.encoder_out for heard in alone]))
+    return Heard(layers, batched([heard.encoder_out for heard in alone]))
 
 
-def padded(tensors: Sequence[Tensor]) -> Tensor:
+def batched(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors (1, T, D) as one (N, T, D)."""
     return pad_sequence([tensor[0] for tensor in tensors], batch_first=True)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 from urllib.parse import quote
 
 import numpy as np
@@ -35,6 +35,7 @@ VERSION = 2
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
 ENCODER_OUT = "encoder_out"
+Entry = Dict[str, Any]  # a line of the index
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
@@ -102,10 +103,11 @@ class CacheWriter:
 
     def add(self, batch: Batch) -> None:
         """Stores what the teacher makes of a batch, unless it is there.  UserError if that is of other speech."""
-        for cut_id, mean in zip(batch.cut_ids, means_of(batch)):
-            if cut_id in self.index:
-                check_mean(f"--output {self.directory}", cut_id, self.index[cut_id], mean)
-        if all(cut_id in self.index for cut_id in batch.cut_ids):
+        means = means_of(batch)
+        there = [(self.index[cut_id], mean) for cut_id, mean in zip(batch.cut_ids, means) if cut_id in self.index]
+        for entry, mean in there:
+            check_mean(f"--output {self.directory}", entry, mean)
+        if len(there) == len(means):
             return
         heard = self.teacher.listen(batch, self.layers)
         lens = padded_encoder_lens(batch.feature_lens, self.teacher.model.max_downsampling)
@@ -118,7 +120,7 @@ class CacheWriter:
             limit = np.finfo(self._dtype).max
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
-            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means_of(batch))):
+            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means)):
                 stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
                 index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
 
@@ -159,7 +161,7 @@ class CachedTeacher(TransducerTeacher):
 
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError unless every one of them is in the cache."""
-        missing = [cut_id for cut_id in cut_ids if cut_id not in self.index]
+        missing = [cut_id for cut_id in cut_ids if self.find(cut_id) is None]
         if missing:
             raise UserError(
                 f"--teacher-cache {self.directory}: lacks {len(missing)} of the training cuts "
@@ -175,30 +177,30 @@ class CachedTeacher(TransducerTeacher):
                 f"--teacher-cache {self.directory}: lacks layers {','.join(missing)}; write it with --layers "
                 f"{','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}"
             )
+        self.check_cuts(batch.cut_ids)
+        entries = list(map(self.find, batch.cut_ids))
         if self.clean:
-            for cut_id, mean in zip(batch.cut_ids, means_of(batch)):
-                check_mean(f"--teacher-cache {self.directory}", cut_id, self.entry(cut_id), mean)
+            for entry, mean in zip(entries, means_of(batch)):
+                check_mean(f"--teacher-cache {self.directory}", entry, mean)
         encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
         taps: Dict[str, Dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
-            arrays = [self.load(cut_id, stride, frames) for cut_id, frames in zip(batch.cut_ids, lens.tolist())]
+            arrays = [self.load(entry, stride, frames) for entry, frames in zip(entries, lens.tolist())]
             block = pad_sequence(arrays, batch_first=True).to(batch.features)  # (N, T, columns)
             for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2)):
                 taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor
         encoder_out = taps.pop(ENCODER_OUT)["features"]
         return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
 
-    def entry(self, cut_id: str) -> Dict[str, Any]:
-        """What the index has of a cut, under its own name or that of a repetition.  UserError if it has nothing."""
-        if cut_id not in self.index:
-            cut_id = cut_id.rpartition(REPEATED)[0] or cut_id
-            self.check_cuts([cut_id])
-        return self.index[cut_id]
+    def find(self, cut_id: str) -> Optional[Entry]:
+        """What the index has of a cut, under its own name or, for a repetition, under that of the cut."""
+        return self.index.get(cut_id) or self.index.get(cut_id.rpartition(REPEATED)[0])
 
-    def load(self, cut_id: str, stride: int, frames: int) -> Tensor:
-        """The array of a cut, (frames, columns).  Raises UserError if it is missing, damaged or of another length."""
-        array = Array.from_dict(self.entry(cut_id)["arrays"][str(stride)]).with_path_prefix(self.directory)
+    def load(self, entry: Entry, stride: int, frames: int) -> Tensor:
+        """The array of a cut, (frames, columns).  Raises UserError if it is damaged or of another length."""
+        cut_id = entry["cut"]
+        array = Array.from_dict(entry["arrays"][str(stride)]).with_path_prefix(self.directory)
         try:
             values = array.load()
         except (OSError, ValueError, RuntimeError) as error:
@@ -221,7 +223,7 @@ def holds(path: Path, header: Mapping[str, Any]) -> bool:
         return False
 
 
-def read_index(directory: Path) -> Dict[str, Dict[str, Any]]:
+def read_index(directory: Path) -> Dict[str, Entry]:
     """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays."""
     entries = [json.loads(line) for line in (directory / INDEX).read_text().splitlines()]
     return {entry["cut"]: entry for entry in entries}
@@ -233,8 +235,9 @@ def means_of(batch: Batch) -> List[float]:
     return torch.stack([features[:length].double().mean() for features, length in zip(batch.features, lens)]).tolist()
 
 
-def check_mean(whose: str, cut_id: str, entry: Mapping[str, Any], mean: float) -> None:
+def check_mean(whose: str, entry: Entry, mean: float) -> None:
     """Raises UserError if an utterance is not the one that an entry of the index is of."""
     if abs(entry["mean"] - mean) > MEAN_TOLERANCE:
-        raise UserError(f"{whose}: cut {cut_id} is of other speech there; its features have changed, write a new cache")
-
+        raise UserError(
+            f"{whose}: cut {entry['cut']} is of other speech there; its features have changed, write a new cache"
+        )
