@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from kdstream import cli
-from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, UserError
+from kdstream.config import DataConfig, DistillConfig, ExperimentConfig, TrainConfig, UserError
 from kdstream.data import AsrDataModule
 from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.streaming import ChunkConfig
 from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist, loop
-from kdstream.training.experiment import with_vocabulary
+from kdstream.training.experiment import with_teacher_epoch, with_vocabulary
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights, validation_loss
 from training_helpers import experiment, make_corpus
@@ -389,6 +389,28 @@ def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_furth
     assert ExperimentConfig.load(tmp_path / "student").distill.teacher_epoch == 1
     loop.run(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
     assert ExperimentConfig.load(tmp_path / "later").distill.teacher_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "begun, resumes, expected",
+    [
+        ({"teacher_epoch": 1}, True, 1),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "teacher/"}, True, 1),
+        ({"teacher_epoch": 1}, False, 2),  # it reached no checkpoint
+        ({"teacher_epoch": 0}, True, 2),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "other"}, True, 2),
+    ],
+)
+def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeypatch, begun, resumes, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher/epoch-1.pt", "teacher/epoch-2.pt", "student/config.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    config = ExperimentConfig(train=TrainConfig(exp_dir="student"), distill=DistillConfig(teacher_exp_dir="teacher"))
+    replace(config, distill=replace(config.distill, **begun)).save("student")
+    assert with_teacher_epoch(config, resumes).distill.teacher_epoch == expected
+    named = replace(config, distill=replace(config.distill, teacher_epoch=7))
+    assert with_teacher_epoch(named, resumes) == named
 
 
 def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):

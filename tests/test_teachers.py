@@ -81,7 +81,10 @@ def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
 
 
 def test_what_is_wrong_with_our_teacher_is_said_in_the_flags_of_training(tmp_path):
-    config = student_config(tmp_path, teacher_exp_dir=str(tmp_path / "exp"))
+    config = student_config(tmp_path, teacher_exp_dir=str(tmp_path / "exp--avg-3"))
+    with pytest.raises(UserError, match="exp--avg-3/config.json: no such file"):
+        find_teacher(config, CPU)
+    config = replace(config, distill=replace(config.distill, teacher_exp_dir=str(tmp_path / "exp")))
     with pytest.raises(UserError, match="config.json: no such file; --teacher-exp-dir must name"):
         find_teacher(config, CPU)
     (tmp_path / "exp").mkdir()

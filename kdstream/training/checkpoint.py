@@ -170,7 +170,7 @@ def load_weights(path: PathLike) -> StateDict:
 def _damaged(path: Path) -> str:
     return (
         f"{path}: cut short or damaged; delete it and go on from an earlier one "
-        "(train.py --resume 1 takes the last that is left; decode.py --epoch or --iter names one)"
+        "(train.py --resume 1 takes the last that is left; --epoch or, in decoding, --iter names one)"
     )
 
 

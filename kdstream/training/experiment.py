@@ -62,15 +62,17 @@ def with_preset(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, model=resolve(config.model))
 
 
-def with_teacher_epoch(config: ExperimentConfig) -> ExperimentConfig:
-    """The config with a number for --teacher-epoch 0: the one that this training began with, else the last one."""
-    distill, path = config.distill, Path(config.train.exp_dir) / CONFIG_FILE
+def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentConfig:
+    """The config with a number for --teacher-epoch 0: what a training that resumes began with, else the last one."""
+    distill, exp_dir = config.distill, Path(config.train.exp_dir)
     if distill.teacher_epoch or not distill.teacher_exp_dir:
         return config
-    begun = ExperimentConfig.load(path.parent).distill if path.is_file() else DistillConfig()
-    same_teacher = begun.teacher_exp_dir == distill.teacher_exp_dir
-    epoch = begun.teacher_epoch if same_teacher else last_epoch(distill.teacher_exp_dir)
-    return replace(config, distill=replace(distill, teacher_epoch=epoch))
+    epoch = 0
+    if resumes and (exp_dir / CONFIG_FILE).is_file():
+        begun = ExperimentConfig.load(exp_dir).distill
+        if Path(begun.teacher_exp_dir) == Path(distill.teacher_exp_dir):
+            epoch = begun.teacher_epoch
+    return replace(config, distill=replace(distill, teacher_epoch=epoch or last_epoch(distill.teacher_exp_dir)))
 
 
 def check_same_model(config: ExperimentConfig) -> None:

@@ -79,7 +79,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
       UserError: whatever the user can mend, in one line.
     """
     exp_dir = Path(config.train.exp_dir)
-    config = with_teacher_epoch(with_preset(config))
+    config = with_preset(config)
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
@@ -87,6 +87,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_model(config)
         resume_from = checkpoint_to_resume(config)
+        config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
         dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
         logging.info(f"Training started: {' '.join(sys.argv)}")

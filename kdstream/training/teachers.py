@@ -62,10 +62,11 @@ def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
     exp_dir = distill.teacher_exp_dir
     try:
         teacher = ExperimentConfig.load(exp_dir)
-        flags = (distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
-        weights = load_averaged(exp_dir, *flags)
+        averaged = (distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
+        weights = load_averaged(exp_dir, *averaged)
     except UserError as error:  # which speaks of decode.py's flags
-        raise UserError(re.sub("--(exp-dir|epoch|avg|use-averaged-model)", r"--teacher-\1", str(error))) from error
+        flags = r"(?<!\S)--(exp-dir|epoch|avg|use-averaged-model)(?![\w-])"  # words, not parts of a path
+        raise UserError(re.sub(flags, r"--teacher-\1", str(error))) from error
     if teacher.model.causal and -1 not in teacher.model.chunk_size:
         logging.warning(
             f"--teacher-exp-dir {exp_dir}: a streaming model that was never trained in full context (--chunk-size "
