@@ -397,9 +397,14 @@ def str2bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or 1")
 
 
+def flag_value(value: Any) -> str:
+    """A field as it is typed after its flag."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
 def _shown(default: Any, unset: str) -> str:
     if isinstance(default, tuple):
-        return ",".join(map(str, default)) or "none"
+        return flag_value(default) or "none"
     return unset if default is None else str(default) or "empty"
 
 

@@ -28,19 +28,10 @@ from typing import Dict, List, Sequence, Tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cache_teacher import DATA_FLAGS
-from experiments import (
-    FLAGS_FILE,
-    Cell,
-    add_runner_flags,
-    as_typed,
-    report_failures,
-    run_cells,
-    seen_from,
-    split_flags,
-)
+from experiments import FLAGS_FILE, Cell, add_runner_flags, as_typed, read_config, report_failures, run_cells, seen_from
 
 from kdstream import cli
-from kdstream.config import CONFIG_FILE, DistillConfig, UserError, add_arguments, from_args, str2bool
+from kdstream.config import CONFIG_FILE, DataConfig, DistillConfig, UserError, flag_value, str2bool
 from kdstream.decoding.results import Record, compare_seeds, load_records, publish, rows_table, write_json
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
@@ -82,12 +73,9 @@ EMBEDDED_CORPUS = (
 def all_cells(args: argparse.Namespace) -> List[Cell]:
     """The teacher, if a method needs it, and every method with every seed."""
     teacher = teacher_cell(args)
-    which = ["--teacher-avg", str(args.avg)]
-    if teacher.train_flags is None and teacher.last_epoch:  # another's, who may train it further
-        which += ["--teacher-epoch", str(teacher.last_epoch)]
-    guided = ["--teacher-exp-dir", teacher.exp_dir, *which]
+    guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
     if args.cache_teacher:
-        teacher = replace(teacher, cache=cache_dir(args), cache_flags=(*which, *cache_flags(args)))
+        teacher = replace(teacher, cache=cache_dir(args), cache_flags=cache_flags(args))
         guided += ["--teacher-cache", teacher.cache]
     cells = [teacher] if any(METHODS[method] for method in args.methods) else []
     for method in args.methods:
@@ -120,10 +108,11 @@ def cache_dir(args: argparse.Namespace) -> str:
 
 
 def cache_flags(args: argparse.Namespace) -> Tuple[str, ...]:
-    """Of cache_teacher.py: the layers, and the students' cuts, whatever the teacher was trained on."""
-    layers = ("--layers", args.cache_layers) if args.cache_layers else ()
-    data, _ = split_flags(budget(args), *(name.replace("_", "-") for name in DATA_FLAGS))
-    return (*layers, *data)
+    """Of cache_teacher.py: the students' teacher and cuts, whatever that was trained on, and the layers."""
+    epoch, data = read_config(DistillConfig, args.train_flags).teacher_epoch, read_config(DataConfig, budget(args))
+    flags = {"teacher_avg": args.avg, "teacher_epoch": epoch, "layers": args.cache_layers}
+    flags.update({name: getattr(data, name) for name in DATA_FLAGS})
+    return tuple(word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), flag_value(value)))
 
 
 def budget(args: argparse.Namespace) -> Tuple[str, ...]:
@@ -137,17 +126,21 @@ def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Seque
 
 
 def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
-    flags = tuple(args.decode_flags)
-    if system == TEACHER:
-        _, flags = split_flags(flags, "chunk-size", "left-context-frames")  # it hears everything
+    flags = without_chunks(args.decode_flags) if system == TEACHER else args.decode_flags
     return ("decode.py", "--avg", str(args.avg), *flags, "--system", system)
+
+
+def without_chunks(flags: Sequence[str]) -> List[str]:
+    """Flags of decode.py for a model that hears everything."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--chunk-size")
+    parser.add_argument("--left-context-frames")
+    return parser.parse_known_args(flags)[1]
 
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError where what --cache-teacher stores is not what --train-flags tap, or nothing is stored."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_arguments(parser, DistillConfig)
-    distill = from_args(DistillConfig, parser.parse_known_args(args.train_flags)[0])
+    distill = read_config(DistillConfig, args.train_flags)
     other_layers = distill.kd_layers or distill.kd_layer_map != DistillConfig.kd_layer_map
     if args.cache_teacher and other_layers and not args.cache_layers:
         raise UserError(

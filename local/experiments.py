@@ -16,12 +16,12 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 from tqdm import tqdm
 
-from kdstream.config import DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
+from kdstream.config import Config, DecodeConfig, ExperimentConfig, TrainConfig, UserError, add_arguments, from_args
 from kdstream.decoding.results import Record, load_records
 from kdstream.decoding.run import read_flags
 from kdstream.training.checkpoint import last_epoch
@@ -68,9 +68,7 @@ class Cell:
 
     @property
     def train_config(self) -> TrainConfig:
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        add_arguments(parser, TrainConfig)
-        return from_args(TrainConfig, parser.parse_known_args(self.train_flags or ())[0])
+        return read_config(TrainConfig, self.train_flags or ())
 
     def train_command(self) -> List[str]:
         return ["train.py", "--exp-dir", self.exp_dir, "--resume", "1", *(self.train_flags or ())]
@@ -142,14 +140,11 @@ class Cell:
         return shlex.join(self.train_flags or ()) + "\n"
 
 
-def split_flags(flags: Sequence[str], *names: str) -> Tuple[Flags, Flags]:
-    """Those of `flags` that are called `names` (without dashes), each with its value, and the rest."""
+def read_config(config_class: Type[Config], flags: Sequence[str]) -> Config:
+    """A part of the settings that `flags`, of train.py, make."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(f"--{name}", dest=name)
-    found, rest = parser.parse_known_args(flags)
-    taken = [word for name, value in vars(found).items() if value is not None for word in (f"--{name}", value)]
-    return tuple(taken), tuple(rest)
+    add_arguments(parser, config_class)
+    return from_args(config_class, parser.parse_known_args(flags)[0])
 
 
 def as_typed(command: Sequence[str]) -> str:

@@ -107,9 +107,13 @@ def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch,
 
 def test_the_students_cuts_are_stored_whatever_the_teacher_was_trained_on(monkeypatch, recipe):
     few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags")
-    assert compare(monkeypatch, recipe, *few, "--train-parts mine --manifest-dir data/mine --warm-step 3") == ""
+    flags = "--train-parts mine,more --manifest-dir data/mine --warm-step 3 --teacher-epoch 2"
+    assert compare(monkeypatch, recipe, *few, flags) == ""
     command = (recipe / "exp" / "teacher-cache" / "complete").read_text()
-    assert "--train-parts mine" in command and "--manifest-dir data/mine" in command and "--warm-step" not in command
+    assert "--train-parts mine,more" in command and "--manifest-dir data/mine" in command
+    assert "--warm-step" not in command
+    assert "--train-cuts '' --pseudo-cuts ''" in command and "--max-utterance-seconds 20.0" in command
+    assert "--teacher-epoch 2" in command and flags_of(recipe, "branch-feature-1")["--teacher-epoch"] == "2"
 
 
 def test_flags_that_make_chunks_are_not_of_the_teacher(monkeypatch, recipe):

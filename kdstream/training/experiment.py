@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kdstream.batch import Batch
-from kdstream.config import CONFIG_FILE, DistillConfig, ExperimentConfig, ModelConfig, UserError
+from kdstream.config import CONFIG_FILE, DistillConfig, ExperimentConfig, ModelConfig, UserError, flag_value
 from kdstream.models.presets import resolve
 from kdstream.training.checkpoint import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
 from kdstream.training.teachers import flags_without_effect
@@ -83,7 +83,8 @@ def check_same_model(config: ExperimentConfig) -> None:
     old, new = asdict(ExperimentConfig.load(exp_dir).model), asdict(config.model)
     differing = [name for name in new if name not in FREE_MODEL_FIELDS and old.get(name) != new[name]]
     if differing:
-        shown = "; ".join(f"{name} {_shown(old.get(name))} there, {_shown(new[name])} now" for name in differing[:4])
+        values = ((name, flag_value(old.get(name)), flag_value(new[name])) for name in differing[:4])
+        shown = "; ".join(f"{name} {there} there, {now} now" for name, there, now in values)
         raise UserError(f"--exp-dir {exp_dir}: its config.json is of another model ({shown}); use another --exp-dir")
 
 
@@ -94,7 +95,7 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
         return
     old, new = asdict(ExperimentConfig.load(exp_dir)), asdict(config)
     changed = [
-        f"--{name.replace('_', '-')} {_shown(old[section].get(name))} there, {_shown(value)} now"
+        f"--{name.replace('_', '-')} {flag_value(old[section].get(name))} there, {flag_value(value)} now"
         for section, values in new.items()
         for name, value in values.items()
         if name not in RESUMING_FIELDS and old[section].get(name) != value
@@ -109,10 +110,6 @@ def warn_of_flags_without_effect(distill: DistillConfig) -> None:
     if names:
         why = "beside the others" if distill.has_teacher else "without a teacher (--teacher-exp-dir)"
         logging.warning(f"Flags that have no effect {why}: {names}")
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def checkpoint_to_resume(config: ExperimentConfig) -> Optional[Path]:
