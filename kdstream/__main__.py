@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from typing import Dict, List, Optional, Tuple
 
 NEEDED = (
     ("torch", "models and training"),
@@ -39,9 +38,9 @@ OPTIONAL = (
 )
 
 
-def installed_versions(names: List[str]) -> Dict[str, Optional[str]]:
+def installed_versions(names: list[str]) -> dict[str, str | None]:
     """Package name -> version, None where it is missing."""
-    versions: Dict[str, Optional[str]] = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -50,9 +49,9 @@ def installed_versions(names: List[str]) -> Dict[str, Optional[str]]:
     return versions
 
 
-def package_table(versions: Dict[str, Optional[str]]) -> List[str]:
+def package_table(versions: dict[str, str | None]) -> list[str]:
     """One line per package: name, version or missing, what it is for."""
-    rows: List[Tuple[str, str, str]] = [("package", "version", "for")]
+    rows: list[tuple[str, str, str]] = [("package", "version", "for")]
     for group, absent in ((NEEDED, "MISSING"), (OPTIONAL, "missing")):
         rows += [(name, versions[name] or absent, purpose) for name, purpose in group]
     return [f"{name:16s} {version:10s} {purpose}" for name, version, purpose in rows]
@@ -77,7 +76,7 @@ def device_line() -> str:
     return f"device: CUDA {torch.version.cuda}, {torch.cuda.device_count()} x {names}"
 
 
-def advice(versions: Dict[str, Optional[str]]) -> List[str]:
+def advice(versions: dict[str, str | None]) -> list[str]:
     """What to do about packages that are not there."""
     lines = []
     torch_version = versions["torch"]

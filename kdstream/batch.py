@@ -6,7 +6,6 @@ Shapes: N batch, T feature frames of 10 ms, 80 mel bins, S samples at 16 kHz.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import List, Optional, Union
 
 import torch
 from torch import Tensor
@@ -25,12 +24,12 @@ class Batch:
 
     features: Tensor
     feature_lens: Tensor
-    texts: List[str]
-    cut_ids: List[str]
-    audio: Optional[Tensor] = None
-    audio_lens: Optional[Tensor] = None
+    texts: list[str]
+    cut_ids: list[str]
+    audio: Tensor | None = None
+    audio_lens: Tensor | None = None
 
-    def to(self, device: Union[str, torch.device]) -> Batch:
+    def to(self, device: str | torch.device) -> Batch:
         moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)
 

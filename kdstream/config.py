@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 CONFIG_FILE = "config.json"
 ENCODER_FRAME_MS = 20  # after the convolutional front end; chunk and left context are counted in these
@@ -43,41 +45,41 @@ class ModelConfig:
     encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer", "conformer"))
     preset: str = flag("tiny", "Named architecture: tiny, small, medium, large; the flags below override it.")
     causal: bool = flag(False, "Build a streaming encoder (chunk-wise causal convolution).")
-    chunk_size: Tuple[int, ...] = flag(
+    chunk_size: tuple[int, ...] = flag(
         (8,), "Chunk sizes to train with, in 20 ms encoder frames, e.g. 8,16,32,-1 (-1: full context)."
     )
-    left_context_frames: Tuple[int, ...] = flag(
+    left_context_frames: tuple[int, ...] = flag(
         (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
     )
-    num_encoder_layers: Optional[Tuple[int, ...]] = flag(None, "Layers of each stack.", minimum=1)
-    downsampling_factor: Optional[Tuple[int, ...]] = flag(
+    num_encoder_layers: tuple[int, ...] | None = flag(None, "Layers of each stack.", minimum=1)
+    downsampling_factor: tuple[int, ...] | None = flag(
         None, "Downsampling of each stack against 20 ms frames.", minimum=1
     )
-    encoder_dim: Optional[Tuple[int, ...]] = flag(None, "Model width of each stack.", minimum=1)
-    encoder_unmasked_dim: Optional[Tuple[int, ...]] = flag(
+    encoder_dim: tuple[int, ...] | None = flag(None, "Model width of each stack.", minimum=1)
+    encoder_unmasked_dim: tuple[int, ...] | None = flag(
         None, "Width of each stack that feature masking spares.", minimum=1
     )
-    feedforward_dim: Optional[Tuple[int, ...]] = flag(
+    feedforward_dim: tuple[int, ...] | None = flag(
         None, "Hidden width of each stack's feed-forward modules.", minimum=1
     )
-    num_heads: Optional[Tuple[int, ...]] = flag(None, "Attention heads of each stack.", minimum=1)
-    query_head_dim: Optional[Tuple[int, ...]] = flag(
+    num_heads: tuple[int, ...] | None = flag(None, "Attention heads of each stack.", minimum=1)
+    query_head_dim: tuple[int, ...] | None = flag(
         None, "Query and key width per head (Conformer: value too).", minimum=1
     )
-    value_head_dim: Optional[Tuple[int, ...]] = flag(None, "Value width per head.", minimum=1)
-    pos_head_dim: Optional[Tuple[int, ...]] = flag(None, "Positional query width per head.", minimum=1)
-    pos_dim: Optional[int] = flag(None, "Width of the relative positional encoding.", minimum=1)
-    cnn_module_kernel: Optional[Tuple[int, ...]] = flag(
+    value_head_dim: tuple[int, ...] | None = flag(None, "Value width per head.", minimum=1)
+    pos_head_dim: tuple[int, ...] | None = flag(None, "Positional query width per head.", minimum=1)
+    pos_dim: int | None = flag(None, "Width of the relative positional encoding.", minimum=1)
+    cnn_module_kernel: tuple[int, ...] | None = flag(
         None, "Kernel of each stack's convolution modules (odd).", minimum=1
     )
-    frontend_channels: Optional[Tuple[int, ...]] = flag(
+    frontend_channels: tuple[int, ...] | None = flag(
         None,
         "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx.",
         minimum=1,
     )
-    frontend_hidden_dim: Optional[int] = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
-    decoder_dim: Optional[int] = flag(None, "Width of the stateless predictor.", minimum=1)
-    joiner_dim: Optional[int] = flag(None, "Width of the joiner.", minimum=1)
+    frontend_hidden_dim: int | None = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
+    decoder_dim: int | None = flag(None, "Width of the stateless predictor.", minimum=1)
+    joiner_dim: int | None = flag(None, "Width of the joiner.", minimum=1)
     context_size: int = flag(2, "Tokens that the stateless predictor sees.", minimum=1)
     use_ctc: bool = flag(False, "Add a CTC head, trained with --ctc-loss-scale.")
     feature_dim: int = field(default=80)
@@ -90,13 +92,13 @@ class DataConfig:
     """Where the cuts come from and how they become batches."""
 
     manifest_dir: str = flag("data/fbank", "Directory of librispeech_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
-    train_parts: Tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
-    dev_parts: Tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
-    test_parts: Tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
-    train_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
-    valid_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
-    test_cuts: Tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
-    pseudo_cuts: Tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
+    train_parts: tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
+    dev_parts: tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
+    test_parts: tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
+    train_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
+    valid_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
+    test_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
+    pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
     max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).", above=0)
@@ -188,7 +190,7 @@ class DistillConfig:
         "Start the student from the teacher's weights; they must have one shape.  Schedules that training begins with "
         "(--warm-step, rates of dropout and of skipped layers) have run out for it, as in icefall's finetune.py.",
     )
-    kd_layers: Tuple[str, ...] = flag(
+    kd_layers: tuple[str, ...] = flag(
         (),
         "Tapped layers as stack.layer, e.g. 2.0,3.1, or with the teacher's, 2.0:3.1; "
         "empty: the last one of every stack that downsamples by 2 or more.",
@@ -291,15 +293,15 @@ class DecodeConfig:
     max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
     max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
-    chunk_size: Optional[int] = flag(
+    chunk_size: int | None = flag(
         None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
     )
-    left_context_frames: Optional[int] = flag(
+    left_context_frames: int | None = flag(
         None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
     )
     num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
     device: str = flag("", "Device, e.g. cpu or cuda:0 (empty: a GPU if there is one).")
-    alignments: Tuple[str, ...] = flag(
+    alignments: tuple[str, ...] = flag(
         (),
         "Reference alignments to measure the delay of words against: what local/align.py wrote, other Lhotse "
         "manifests with word alignments, LibriSpeech's *.alignment.txt, or directories of these last.",
@@ -317,12 +319,12 @@ class ExperimentConfig:
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
 
-    def save(self, exp_dir: Union[str, Path]) -> None:
+    def save(self, exp_dir: str | Path) -> None:
         """Writes `exp_dir`/config.json."""
         (Path(exp_dir) / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
-    def load(exp_dir: Union[str, Path]) -> "ExperimentConfig":
+    def load(exp_dir: str | Path) -> ExperimentConfig:
         """Reads `exp_dir`/config.json.  Raises UserError if there is none or it does not parse."""
         path = Path(exp_dir) / CONFIG_FILE
         if not path.is_file():
@@ -339,7 +341,7 @@ class ExperimentConfig:
             raise UserError(f"{path}: not a config.json of this project ({error}); train again or mend it") from error
 
 
-def from_dict(config_class: Type[Config], values: Dict[str, Any]) -> Config:
+def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A dataclass from JSON values; lists become tuples.  Raises TypeError on unknown names."""
     return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
@@ -382,7 +384,7 @@ def _add_flag(group: Any, item: Any, annotation: Any, default: Any, shown: str) 
     )
 
 
-def from_args(config_class: Type[Config], args: argparse.Namespace) -> Config:
+def from_args(config_class: type[Config], args: argparse.Namespace) -> Config:
     """Reads the flags of `config_class` back out of parsed arguments."""
     return config_class(**{f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)})
 
@@ -408,14 +410,14 @@ def _shown(default: Any, unset: str) -> str:
     return unset if default is None else str(default) or "empty"
 
 
-def _parser_of(annotation: Any, minimum: Optional[float] = None, above: Optional[float] = None) -> Any:
-    """The argparse type for a field annotation: scalar, bool, Optional[X] or Tuple[X, ...]."""
-    if get_origin(annotation) is Union:  # Optional[X]
+def _parser_of(annotation: Any, minimum: float | None = None, above: float | None = None) -> Any:
+    """The argparse type for a field annotation: scalar, bool, X | None or tuple[X, ...]."""
+    if get_origin(annotation) is UnionType:  # X | None
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is tuple:
         element = in_range(get_args(annotation)[0], minimum, above)
 
-        def parse_tuple(text: str) -> Tuple[Any, ...]:
+        def parse_tuple(text: str) -> tuple[Any, ...]:
             return tuple(element(part.strip()) for part in text.split(",") if part.strip())
 
         parse_tuple.__name__ = f"comma-separated {element.__name__}"
@@ -423,7 +425,7 @@ def _parser_of(annotation: Any, minimum: Optional[float] = None, above: Optional
     return str2bool if annotation is bool else in_range(annotation, minimum, above)
 
 
-def in_range(number: Any, minimum: Optional[float] = None, above: Optional[float] = None) -> Any:
+def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:
     """The argparse type `number`, for values from `minimum` on or more than `above`; itself where neither is given."""
     if minimum is None and above is None:
         return number

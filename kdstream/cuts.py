@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Protocol
 
 import numpy as np
 from lhotse import CutSet
@@ -61,7 +62,7 @@ class Encodes(Protocol):
 
     unk_id: int
 
-    def encode(self, texts: Sequence[str]) -> List[List[int]]: ...
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 class Selection:
@@ -76,7 +77,7 @@ class Selection:
         self.kept = 0
         self.seconds = 0.0
         self.with_unknown = 0
-        self.left_out: Dict[str, List[str]] = {}
+        self.left_out: dict[str, list[str]] = {}
         self._left_out: set = set()
 
     def __call__(self, cut: Cut) -> bool:
@@ -94,10 +95,10 @@ class Selection:
     def was_kept(self, cut: Cut) -> bool:
         return self._identity(cut) not in self._left_out
 
-    def _identity(self, cut: Cut) -> Tuple[str, float, str]:
+    def _identity(self, cut: Cut) -> tuple[str, float, str]:
         return cut.id, cut.duration, text_of(cut)  # different cuts of two manifests may share an id
 
-    def _reason_against(self, cut: Cut, num_tokens: int) -> Optional[str]:
+    def _reason_against(self, cut: Cut, num_tokens: int) -> str | None:
         if not num_tokens:
             return "with an empty transcript"
         if cut.duration < self.min_seconds:

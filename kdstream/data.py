@@ -17,11 +17,12 @@ import functools
 import math
 import random
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -47,7 +48,7 @@ WORD_START = "\u2581"  # how sentencepiece marks a piece that begins a word
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, AssertionError, AudioLoadingError, DurationMismatchError)
 
 
-def compute_fbank(samples: Union[np.ndarray, Tensor], extractor: str = "lhotse") -> Tensor:
+def compute_fbank(samples: np.ndarray | Tensor, extractor: str = "lhotse") -> Tensor:
     """Log mel energies of 16 kHz audio.
 
     Args:
@@ -62,7 +63,7 @@ def compute_fbank(samples: Union[np.ndarray, Tensor], extractor: str = "lhotse")
     return torch.as_tensor(fbank.extract(torch.as_tensor(samples, dtype=torch.float32), SAMPLE_RATE))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def kaldifeat_fbank() -> KaldifeatFbank:
     """FBANK's settings, computed by kaldifeat."""
     try:
@@ -81,7 +82,7 @@ def kaldifeat_fbank() -> KaldifeatFbank:
 class Tokenizer:
     """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2."""
 
-    def __init__(self, bpe_model: Union[str, Path]) -> None:
+    def __init__(self, bpe_model: str | Path) -> None:
         if not Path(bpe_model).is_file():
             raise UserError(f"{bpe_model}: no such file; run prepare.sh stage 5 or give --bpe-model")
         try:
@@ -95,7 +96,7 @@ class Tokenizer:
         return self._model.get_piece_size()
 
     @property
-    def tokens(self) -> List[str]:
+    def tokens(self) -> list[str]:
         """All pieces, in the order of their ids."""
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
@@ -104,16 +105,16 @@ class Tokenizer:
         lines = [f"{piece} {index}\n" for index, piece in enumerate(self.tokens)]
         path.write_text("".join(lines), encoding="utf-8")
 
-    def encode(self, texts: Sequence[str]) -> List[List[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode(list(texts), out_type=int)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
 
-    def word_ends(self, ids: Sequence[int]) -> List[int]:
+    def word_ends(self, ids: Sequence[int]) -> list[int]:
         """Of each word that `ids` decode to, the place among them of the token that completes it."""
         words = self.decode(ids).split()
-        ends: List[int] = []
+        ends: list[int] = []
         for place in range(len(ids)):
             said = self.decode(ids[: place + 1]).split()
             while len(ends) < len(said) and said[len(ends)] == words[len(ends)]:
@@ -127,10 +128,10 @@ class Utterance(NamedTuple):
     cut_id: str
     text: str
     features: Tensor
-    audio: Optional[Tensor] = None
+    audio: Tensor | None = None
 
 
-def read_noise(manifest_dir: Path) -> List[Cut]:
+def read_noise(manifest_dir: Path) -> list[Cut]:
     """MUSAN's cuts.  Raises UserError where prepare.sh has not made them."""
     path = manifest_dir / MUSAN_CUTS
     if not path.is_file():
@@ -166,7 +167,7 @@ def read_audio(cut: Cut) -> Tensor:
     return torch.from_numpy(samples[0])
 
 
-def load_samples(load: Callable[[], np.ndarray], path: Union[str, Path], fix: str) -> np.ndarray:
+def load_samples(load: Callable[[], np.ndarray], path: str | Path, fix: str) -> np.ndarray:
     """Samples (channels, S) as `load` gives them.  Raises UserError, with `path` and `fix`, where they are no good."""
     try:
         samples = load()
@@ -231,7 +232,7 @@ class Augmentation:
 
     def __init__(self, config: DataConfig, seed: int, epoch: int, noise: Sequence[Cut] = ()) -> None:
         self.seed, self.epoch, self.noise = seed, epoch, noise
-        self.spec_augment: Optional[SpecAugment] = None
+        self.spec_augment: SpecAugment | None = None
         if config.enable_spec_aug:
             self.spec_augment = SpecAugment(
                 time_warp_factor=config.spec_aug_time_warp_factor,
@@ -271,7 +272,7 @@ class AsrDataset(Dataset):
         self,
         from_audio: bool,
         extractor: str,
-        augmentation: Optional[Augmentation] = None,
+        augmentation: Augmentation | None = None,
         with_audio: bool = False,
     ) -> None:
         self.from_audio = from_audio
@@ -279,7 +280,7 @@ class AsrDataset(Dataset):
         self.augmentation = augmentation
         self.with_audio = with_audio
 
-    def __getitem__(self, cuts: Iterable[Cut]) -> Union[Batch, UserError]:
+    def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
         try:
             return make_batch([self._read(cut) for cut in cuts])
         except UserError as error:
@@ -362,7 +363,7 @@ class AsrDataModule:
     def __init__(self, config: DataConfig, seed: int, with_audio: bool = False) -> None:
         self.config, self.seed, self.with_audio = config, seed, with_audio
         self.tokenizer = Tokenizer(config.bpe_model)
-        self._train: Optional[_TrainingCuts] = None
+        self._train: _TrainingCuts | None = None
 
     def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, start_batch: int = 0) -> BatchLoader:
         """Batches of one epoch for process `rank` of `world_size`, which takes every world_size-th of them.
@@ -406,7 +407,7 @@ class AsrDataModule:
             raise UserError("no validation cut is left; look at --dev-parts or --valid-cuts and their texts")
         return self.in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
 
-    def test_dataloaders(self) -> Dict[str, BatchLoader]:
+    def test_dataloaders(self) -> dict[str, BatchLoader]:
         """By test set: batches in a fixed order, from audio where there is any.
 
         Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
@@ -414,7 +415,7 @@ class AsrDataModule:
         """
         return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
 
-    def test_sets(self) -> Dict[str, Utterances]:
+    def test_sets(self) -> dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them."""
         paths = self.paths("test")
         sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
@@ -436,7 +437,7 @@ class AsrDataModule:
         dataset = AsrDataset(from_audio, self.config.feature_extractor, with_audio=self.with_audio)
         return BatchLoader(dataset, batches, len(batches), self.config.num_workers)
 
-    def paths(self, kind: str) -> List[Path]:
+    def paths(self, kind: str) -> list[Path]:
         """Manifests of kind "train", "dev" or "test": those given by file, else the parts under --manifest-dir."""
         given = {"train": self.config.train_cuts, "dev": self.config.valid_cuts, "test": self.config.test_cuts}[kind]
         parts = {"train": self.config.train_parts, "dev": self.config.dev_parts, "test": self.config.test_parts}[kind]
@@ -444,7 +445,7 @@ class AsrDataModule:
             return [Path(path) for path in given]
         return [Path(self.config.manifest_dir) / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
 
-    def _select_training_cuts(self) -> "_TrainingCuts":
+    def _select_training_cuts(self) -> _TrainingCuts:
         """Looks once at every training cut; reads no audio and no features."""
         config = self.config
         cuts, usable = self._select("training", [read_manifest(path) for path in self.paths("train")])
@@ -456,7 +457,7 @@ class AsrDataModule:
         buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
         return _TrainingCuts(cuts, pseudo, seconds, buckets)
 
-    def _select_pseudo_cuts(self, num_labelled: int) -> Tuple[PseudoCuts, float]:
+    def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
         """The pseudo-labelled cuts, and their mean duration in seconds."""
         ratio = self.config.pseudo_ratio
         if not 0 < ratio < 1:
@@ -465,7 +466,7 @@ class AsrDataModule:
         cuts, usable = self._select("pseudo-labelled", manifests)
         return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
 
-    def _select(self, what: str, manifests: Sequence[CutSet]) -> Tuple[CutSet, Selection]:
+    def _select(self, what: str, manifests: Sequence[CutSet]) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
         usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
         seconds = [sum(cut.duration for cut in manifest if usable(cut)) for manifest in manifests]
@@ -505,7 +506,7 @@ class _TrainingCuts:
     """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it."""
 
     labelled: CutSet
-    pseudo: Optional[PseudoCuts]
+    pseudo: PseudoCuts | None
     seconds: float
     num_buckets: int
 

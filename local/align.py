@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +39,7 @@ from kdstream.training.trained import load_trained
 NOT_OF_ALIGN = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams")
 
 
-def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> Optional[List[Tuple[int, int]]]:
+def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> list[tuple[int, int]] | None:
     """First frame of each word, and the frame after its last, in the best CTC path.
 
     Args:
@@ -58,7 +58,7 @@ def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) ->
     return [(of_word[0].start, of_word[-1].end) for of_word in of_words]
 
 
-def supervision_of(cut: Cut, spans: Sequence[Tuple[int, int]]) -> SupervisionSegment:
+def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
     """The cut's words and when they are said, under the cut's name, in seconds from its start."""
     items, supervision = [], cut.supervisions[0]
     for word, span in zip(text_of(cut).split(), spans):

@@ -21,10 +21,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -60,7 +61,7 @@ class Exported:
 
     exact: OnnxFiles
     int8: OnnxFiles
-    pieces: List[str]
+    pieces: list[str]
     tokens: Path
 
 
@@ -82,13 +83,13 @@ class Setup:
     search: Search
     threads: int
     clock: Callable[[], float]
-    exported: Optional[Exported] = None
+    exported: Exported | None = None
 
 
 class Runtime(Protocol):
     """Something that decodes streams; made from a Setup."""
 
-    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+    def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         """Decodes one stream for each of `waves` (samples in [-1, 1] at 16 kHz), all together, one chunk a step.
 
         Returns:
@@ -103,12 +104,12 @@ class TorchRuntime:
         self.setup = setup
         self.decoder = StreamingDecoder(setup.model, setup.chunk, setup.search, max_streams=sys.maxsize, traced=True)
 
-    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+    def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         torch.set_num_threads(self.setup.threads)
         streams = [self.decoder.open() for _ in waves]
         for stream, wave in zip(streams, waves):
             stream.accept_features(compute_fbank(wave))
-        seconds: List[float] = []
+        seconds: list[float] = []
         while True:
             started = self.setup.clock()
             if not self.decoder.step():
@@ -126,10 +127,10 @@ class OnnxRuntime:
         files, pieces = getattr(setup.exported, precision), setup.exported.pieces
         self.setup, self.recognizer = setup, OnnxRecognizer(files, pieces, setup.threads)
 
-    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+    def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         features = np.stack([compute_fbank(wave).numpy() for wave in waves])  # (N, T, F)
         streams, chunk = self.recognizer.open(len(waves)), self.setup.chunk
-        seconds: List[float] = []
+        seconds: list[float] = []
         for start in range(0, features.shape[1] - chunk.input_frames + 1, chunk.shift):
             started = self.setup.clock()
             self.recognizer.step(features[:, start : start + chunk.input_frames], streams)
@@ -144,12 +145,12 @@ class SherpaRuntime:
         files, tokens = getattr(setup.exported, precision), setup.exported.tokens
         self.setup, self.recognizer = setup, SherpaRecognizer(files, tokens, setup.threads).recognizer
 
-    def decode(self, waves: Sequence[np.ndarray]) -> List[float]:
+    def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         streams = [self.recognizer.create_stream() for _ in waves]
         for stream, wave in zip(streams, waves):
             stream.accept_waveform(SAMPLE_RATE, wave)  # which computes the features
             stream.input_finished()
-        seconds: List[float] = []
+        seconds: list[float] = []
         while all(map(self.recognizer.is_ready, streams)):
             started = self.setup.clock()
             self.recognizer.decode_streams(streams)
@@ -157,7 +158,7 @@ class SherpaRuntime:
         return seconds
 
 
-RUNTIMES: Dict[str, Callable[[Setup], Runtime]] = {
+RUNTIMES: dict[str, Callable[[Setup], Runtime]] = {
     "torch": TorchRuntime,
     "onnxruntime": lambda setup: OnnxRuntime(setup, "exact"),
     "onnxruntime-int8": lambda setup: OnnxRuntime(setup, "int8"),
@@ -188,14 +189,14 @@ def read_audio(paths: Sequence[str]) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def waves_of(audio: np.ndarray, streams: int, seconds: float) -> List[np.ndarray]:
+def waves_of(audio: np.ndarray, streams: int, seconds: float) -> list[np.ndarray]:
     """`seconds` of the audio for each stream, from evenly spread beginnings on and around its end."""
     length = int(seconds * SAMPLE_RATE)
     starts = [len(audio) * n // streams for n in range(streams)]
     return [np.take(audio, range(start, start + length), mode="wrap") for start in starts]
 
 
-def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> Dict[str, float]:
+def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> dict[str, float]:
     """The figures of one row from the seconds of all steps.  Raises UserError if they are too few."""
     counted = 1000 * np.array(steps[WARM_UP:])
     if not len(counted):
@@ -205,8 +206,8 @@ def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> Dict[str,
 
 
 def measure(
-    setups: Dict[int, Setup], names: Sequence[str], counts: Sequence[int], waves: Callable[[int], List[np.ndarray]]
-) -> List[Dict[str, Any]]:
+    setups: dict[int, Setup], names: Sequence[str], counts: Sequence[int], waves: Callable[[int], list[np.ndarray]]
+) -> list[dict[str, Any]]:
     """One row for each runtime, number of threads (the keys of `setups`) and of streams, whose audio `waves` gives."""
     runs = [(threads, count) for threads in setups for count in counts]
     runtimes = {(name, threads): RUNTIMES[name](setup) for threads, setup in setups.items() for name in names}
@@ -224,7 +225,7 @@ def measure(
     return rows
 
 
-def plot(rows: Sequence[Dict[str, Any]], chunk_ms: int, path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], chunk_ms: int, path: Path) -> None:
     """Latency of a step, with p99 above p50, and the cost of a stream, over the number of streams."""
     with phone_style():
         figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 8.6), layout="constrained", sharex=True)
@@ -253,13 +254,13 @@ def plot(rows: Sequence[Dict[str, Any]], chunk_ms: int, path: Path) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    def numbers(text: str) -> Tuple[int, ...]:
+    def numbers(text: str) -> tuple[int, ...]:
         values = tuple(int(part) for part in text.split(","))
         if min(values) < 1:
             raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
         return values
 
-    def words(text: str) -> Tuple[str, ...]:
+    def words(text: str) -> tuple[str, ...]:
         return tuple(part for part in text.split(",") if part)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

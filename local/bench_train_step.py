@@ -25,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -77,10 +77,10 @@ STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 NOT_OF_RANDOM_TEACHERS = (*TEACHER_FLAGS, "teacher_cache", "init_from_teacher")
 KILOBYTE, MEGABYTE = 1024, 1024**2
 
-Tokens = List[List[int]]
+Tokens = list[list[int]]
 
 
-def synthetic_batch(data: DataConfig, seconds: float) -> Tuple[Batch, Tokens]:
+def synthetic_batch(data: DataConfig, seconds: float) -> tuple[Batch, Tokens]:
     """--max-duration seconds of noise in utterances of `seconds`, the shortest a fifth shorter."""
     count = max(1, int(data.max_duration / seconds))
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +91,7 @@ def synthetic_batch(data: DataConfig, seconds: float) -> Tuple[Batch, Tokens]:
     return Batch(features, lens, [""] * count, [str(index) for index in range(count)]), tokens
 
 
-def real_batch(data: DataConfig) -> Tuple[Batch, Tokens, int]:
+def real_batch(data: DataConfig) -> tuple[Batch, Tokens, int]:
     """The first training batch of --train-cuts, its tokens, and the size of the vocabulary."""
     module = AsrDataModule(replace(data, num_workers=0), seed=0)
     batch = next(iter(module.train_dataloader(1)))
@@ -116,7 +116,7 @@ class Bench:
         self.precision = Precision(train, device)
         self.train_config, self.distill_config = train, from_args(DistillConfig, args)
         self.teacher_config = resolve(teacher)
-        self.rows: Dict[str, Callable[[], object]] = {STEPS[0]: self.step(None)}
+        self.rows: dict[str, Callable[[], object]] = {STEPS[0]: self.step(None)}
 
     def add_distillation(self) -> None:
         """Builds teacher and branches, and the inputs of the parts: taps and branch outputs without a graph."""
@@ -143,7 +143,7 @@ class Bench:
         students, teachers = [ours for ours, _ in taps], [theirs for _, theirs in taps]
         self.add_parts(distiller, heard, student_taps.lattice, students, teachers, outputs)
 
-    def cached(self, teacher: TransducerTeacher, pairs: List[LayerPair]) -> CachedTeacher:
+    def cached(self, teacher: TransducerTeacher, pairs: list[LayerPair]) -> CachedTeacher:
         """The same teacher with the batch in a cache on disk."""
         self.folder = tempfile.TemporaryDirectory()
         directory, identity = Path(self.folder.name), fingerprint(teacher.model, {})
@@ -151,7 +151,7 @@ class Bench:
         CacheWriter(directory, teacher, layers, "float16", identity).add(self.batch)
         return CachedTeacher(teacher.model, directory, identity)
 
-    def step(self, distiller: Optional[Distiller]) -> Callable[[], None]:
+    def step(self, distiller: Distiller | None) -> Callable[[], None]:
         """A whole training step: forward, backward, optimiser."""
         module = StudentWithBranches(self.student, distiller, self.train_config).train()
         optimizer = ScaledAdam(list(module.named_parameters()), lr=LEARNING_RATE, clipping_scale=2.0)
@@ -170,9 +170,9 @@ class Bench:
         distiller: Distiller,
         heard: Heard,
         lattice: Lattice,
-        students: List[Tap],
-        teachers: List[Tap],
-        outputs: List[BranchOutput],
+        students: list[Tap],
+        teachers: list[Tap],
+        outputs: list[BranchOutput],
     ) -> None:
         """Rows for the branches, for each loss summed over the tapped layers, and for the loss on the lattice.
 
@@ -180,17 +180,17 @@ class Bench:
         """
         config, frames = self.distill_config, output_frames_of(self.batch.feature_lens)
 
-        def branches() -> List[Tensor]:
+        def branches() -> list[Tensor]:
             made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students)]
             return [x.float().sum() for out in made for x in out if x is not None]
 
-        def features() -> List[Tensor]:
+        def features() -> list[Tensor]:
             return [
                 feature_loss(t.features, leaf(out.z), self.frame_weights(t), config.kd_distance)
                 for t, out in zip(teachers, outputs)
             ]
 
-        def relations() -> List[Tensor]:
+        def relations() -> list[Tensor]:
             return [
                 relation_loss(
                     (t.query, t.key, t.value),
@@ -201,13 +201,13 @@ class Bench:
                 for t, out in zip(teachers, outputs)
             ]
 
-        def apc() -> List[Tensor]:
+        def apc() -> list[Tensor]:
             return [
                 apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
                 for t, out in zip(teachers, outputs)
             ]
 
-        def tokens() -> List[Tensor]:
+        def tokens() -> list[Tensor]:
             return [distiller.token_loss(heard, replace(lattice, logits=leaf(lattice.logits)))]
 
         parts = {
@@ -221,7 +221,7 @@ class Bench:
             if wanted:
                 self.rows[name] = self.forward_backward(part, distiller)
 
-    def forward_backward(self, part: Callable[[], List[Tensor]], distiller: Distiller) -> Callable[[], None]:
+    def forward_backward(self, part: Callable[[], list[Tensor]], distiller: Distiller) -> Callable[[], None]:
         def run() -> None:
             with self.precision.autocast():
                 losses = part()
@@ -244,9 +244,9 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def measure_times(bench: Bench, repetitions: int, clock: Callable[[], float]) -> Dict[str, float]:
+def measure_times(bench: Bench, repetitions: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median milliseconds of each row."""
-    times: Dict[str, List[float]] = {name: [] for name in bench.rows}
+    times: dict[str, list[float]] = {name: [] for name in bench.rows}
     for repetition in tqdm(range(repetitions + 1), desc="repetitions", disable=None):
         for name in bench.rows:
             started = clock()
@@ -304,9 +304,9 @@ def memory_in_own_process(name: str) -> float:
     return int(done.stdout.splitlines()[-1]) / MEGABYTE
 
 
-def table(times: Dict[str, float], memory: Dict[str, float]) -> List[Dict[str, object]]:
+def table(times: dict[str, float], memory: dict[str, float]) -> list[dict[str, object]]:
     """Rows of the table, with everything over the baseline step."""
-    rows: List[Dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     for name, ms in times.items():
         row = {"part": name, "ms": round(ms), "of the baseline step": ms / times[STEPS[0]]}
         if memory:

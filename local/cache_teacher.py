@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Sequence, Set
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,7 +49,7 @@ def all_cuts(data: DataConfig) -> DataConfig:
     return replace(data, enable_spec_aug=False, enable_musan=False, shuffle=False)
 
 
-def check_names(cut_ids: Sequence[str], heard: Set[str]) -> None:
+def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:
     """Adds the cuts of a batch to those that were heard.  Raises UserError on a name that two cuts have."""
     for cut_id in cut_ids:
         if cut_id in heard:
@@ -81,7 +81,7 @@ def main() -> None:
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
     identity = fingerprint(teacher.model, FBANK.config.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
-    heard: Set[str] = set()
+    heard: set[str] = set()
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
         check_names(batch.cut_ids, heard)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,9 +29,9 @@ TEST_SETS = ("test-clean", "test-other")
 HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search")
 
 
-def rows_of_ours(records: Sequence[Record]) -> List[List[Any]]:
+def rows_of_ours(records: Sequence[Record]) -> list[list[Any]]:
     """One row per system, seed and way of decoding, WERs in the order of `test_sets_of`."""
-    rows: Dict[tuple, Dict[str, float]] = {}
+    rows: dict[tuple, dict[str, float]] = {}
     seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
         name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
@@ -40,7 +41,7 @@ def rows_of_ours(records: Sequence[Record]) -> List[List[Any]]:
     return [[*key, *(wers.get(name) for name in names)] for key, wers in rows.items()]
 
 
-def rows_of_icefall(rows: Sequence[Dict[str, Any]], names: Sequence[str]) -> List[List[Any]]:
+def rows_of_icefall(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Any]]:
     return [
         [
             f"icefall, {row['model']} ({row['comment']})",
@@ -52,7 +53,7 @@ def rows_of_icefall(rows: Sequence[Dict[str, Any]], names: Sequence[str]) -> Lis
     ]
 
 
-def test_sets_of(records: Sequence[Record]) -> List[str]:
+def test_sets_of(records: Sequence[Record]) -> list[str]:
     """icefall's two, and what else there is."""
     return list(dict.fromkeys([*TEST_SETS, *(r.test_set for r in records)]))
 

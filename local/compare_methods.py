@@ -21,9 +21,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -70,7 +70,7 @@ EMBEDDED_CORPUS = (
 )
 
 
-def all_cells(args: argparse.Namespace) -> List[Cell]:
+def all_cells(args: argparse.Namespace) -> list[Cell]:
     """The teacher, if a method needs it, and every method with every seed."""
     teacher = teacher_cell(args)
     guided = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(args.avg)]
@@ -107,7 +107,7 @@ def cache_dir(args: argparse.Namespace) -> str:
     return seen_from(args.recipe, args.exp_root / "-".join(["teacher-cache", *layers]))
 
 
-def cache_flags(args: argparse.Namespace) -> Tuple[str, ...]:
+def cache_flags(args: argparse.Namespace) -> tuple[str, ...]:
     """Of cache_teacher.py: the students' teacher and cuts, whatever that was trained on, and the layers."""
     epoch, data = read_config(DistillConfig, args.train_flags).teacher_epoch, read_config(DataConfig, budget(args))
     flags = {"teacher_avg": args.avg, "teacher_epoch": epoch, "layers": args.cache_layers}
@@ -115,7 +115,7 @@ def cache_flags(args: argparse.Namespace) -> Tuple[str, ...]:
     return tuple(word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), flag_value(value)))
 
 
-def budget(args: argparse.Namespace) -> Tuple[str, ...]:
+def budget(args: argparse.Namespace) -> tuple[str, ...]:
     """The flags of train.py that all share."""
     return ("--num-epochs", str(args.num_epochs), *shlex.split(EMBEDDED_CORPUS), *args.train_flags)
 
@@ -125,12 +125,12 @@ def make_cell(args: argparse.Namespace, exp_dir: Path, system: str, flags: Seque
     return Cell(args.recipe, seen_from(args.recipe, exp_dir), train_flags, (decoding(args, system),))
 
 
-def decoding(args: argparse.Namespace, system: str) -> Tuple[str, ...]:
+def decoding(args: argparse.Namespace, system: str) -> tuple[str, ...]:
     flags = without_chunks(args.decode_flags) if system == TEACHER else args.decode_flags
     return ("decode.py", "--avg", str(args.avg), *flags, "--system", system)
 
 
-def without_chunks(flags: Sequence[str]) -> List[str]:
+def without_chunks(flags: Sequence[str]) -> list[str]:
     """Flags of decode.py for a model that hears everything."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--chunk-size")
@@ -151,7 +151,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--cache-layers: of what cache? give --cache-teacher 1 too")
 
 
-def others_records(paths: Sequence[Path]) -> List[Record]:
+def others_records(paths: Sequence[Path]) -> list[Record]:
     """Of results JSONs that --add-results names.  Raises UserError if one has a system that is no method."""
     found = []
     for path in paths:
@@ -163,7 +163,7 @@ def others_records(paths: Sequence[Path]) -> List[Record]:
     return found
 
 
-def all_records(cells: Sequence[Cell], others: Sequence[Record]) -> List[Record]:
+def all_records(cells: Sequence[Cell], others: Sequence[Record]) -> list[Record]:
     """What the cells' decodings have left so far, and of `others` what they have not; in the order of METHODS."""
     ours = [record for cell in cells for record in cell.all_records()]
     by_key = {record.key: record for record in [*others, *ours]}
@@ -171,7 +171,7 @@ def all_records(cells: Sequence[Cell], others: Sequence[Record]) -> List[Record]
     return sorted(by_key.values(), key=lambda record: (order.index(record.system), record.seed))
 
 
-def page(rows: Sequence[Dict[str, object]], cells: Sequence[Cell], others: Sequence[Path]) -> str:
+def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], others: Sequence[Path]) -> str:
     """comparison.md."""
     trainings = [cell.train_command() for cell in cells if cell.train_flags is not None]
     commands = trainings + [command for cell in cells for command in cell.decode_commands()]
@@ -184,7 +184,7 @@ def page(rows: Sequence[Dict[str, object]], cells: Sequence[Cell], others: Seque
     )
 
 
-def methods(text: str) -> List[str]:
+def methods(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in METHODS]
     if unknown:
@@ -192,7 +192,7 @@ def methods(text: str) -> List[str]:
     return names
 
 
-def paths(text: str) -> List[Path]:
+def paths(text: str) -> list[Path]:
     return [Path(path) for path in text.split(",")]
 
 

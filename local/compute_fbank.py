@@ -19,10 +19,10 @@ import multiprocessing
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,7 +40,7 @@ CUTS_PER_FILE = 200
 SPEEDS = (0.9, 1.1)  # beside 1.0, as in icefall
 
 
-def store_features(cuts: Sequence[Cut], feats_dir: Path, pool: Pool) -> List[Cut]:
+def store_features(cuts: Sequence[Cut], feats_dir: Path, pool: Pool) -> list[Cut]:
     """Computes features of `cuts` in the processes of `pool` and stores them under `feats_dir`.
 
     Returns the cuts with features, in the same order.  Raises UserError, leaving no `feats_dir`,
@@ -49,7 +49,7 @@ def store_features(cuts: Sequence[Cut], feats_dir: Path, pool: Pool) -> List[Cut
     shutil.rmtree(feats_dir, ignore_errors=True)
     feats_dir.mkdir(parents=True)
     shards = [(k, cuts[k : k + CUTS_PER_FILE]) for k in range(0, len(cuts), CUTS_PER_FILE)]
-    done: List[Cut] = []
+    done: list[Cut] = []
     try:
         with tqdm(total=len(cuts), desc=feats_dir.name, unit=" cuts", disable=None) as progress:
             for result in pool.imap(partial(_store_shard, feats_dir), shards):
@@ -63,7 +63,7 @@ def store_features(cuts: Sequence[Cut], feats_dir: Path, pool: Pool) -> List[Cut
     return done
 
 
-def _store_shard(feats_dir: Path, shard: Tuple[int, Sequence[Cut]]) -> Union[List[Cut], UserError]:
+def _store_shard(feats_dir: Path, shard: tuple[int, Sequence[Cut]]) -> list[Cut] | UserError:
     first, cuts = shard
     try:
         with LilcomChunkyWriter(feats_dir / f"feats-{first}") as writer:

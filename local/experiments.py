@@ -13,10 +13,10 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 from tqdm import tqdm
@@ -33,7 +33,7 @@ CACHE_SCRIPT = "../../local/cache_teacher.py"  # as seen from the recipe
 COMPLETE_FILE = "complete"
 TAIL_LINES = 15
 
-Flags = Tuple[str, ...]
+Flags = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Cell:
 
     recipe: Path
     exp_dir: str
-    train_flags: Optional[Flags]
-    decodings: Tuple[Flags, ...]
-    after: Optional["Cell"] = None
+    train_flags: Flags | None
+    decodings: tuple[Flags, ...]
+    after: Cell | None = None
     cache: str = ""
     cache_flags: Flags = ()
 
@@ -70,10 +70,10 @@ class Cell:
     def train_config(self) -> TrainConfig:
         return read_config(TrainConfig, self.train_flags or ())
 
-    def train_command(self) -> List[str]:
+    def train_command(self) -> list[str]:
         return ["train.py", "--exp-dir", self.exp_dir, "--resume", "1", *(self.train_flags or ())]
 
-    def decode_commands(self) -> List[List[str]]:
+    def decode_commands(self) -> list[list[str]]:
         """One per decoding.  A flag --epoch of the decoding goes before the last epoch."""
         epoch = ("--epoch", str(self.last_epoch)) if self.last_epoch else ()
         return [[script, "--exp-dir", self.exp_dir, *epoch, *flags] for script, *flags in self.decodings]
@@ -88,7 +88,7 @@ class Cell:
             return last_epoch(self.folder)
         return self.train_config.num_epochs
 
-    def cache_command(self) -> List[str]:
+    def cache_command(self) -> list[str]:
         return [CACHE_SCRIPT, "--teacher-exp-dir", self.exp_dir, "--output", self.cache, *self.cache_flags]
 
     @property
@@ -106,7 +106,7 @@ class Cell:
     def results_json(self, command: Sequence[str]) -> Path:
         return Path(os.path.normpath(self.recipe / (self._read(command)[1].results_json or self.folder / RESULTS_JSON)))
 
-    def records(self, command: Sequence[str]) -> List[Record]:
+    def records(self, command: Sequence[str]) -> list[Record]:
         """What `command`, one of `decode_commands`, left; nothing before it has scored every test set."""
         if not self.is_trained():
             return []
@@ -114,11 +114,11 @@ class Cell:
         left = [r for r in load_records(path) if r.command == as_typed(command)] if path.is_file() else []
         return left if len(left) == len(data.test_cuts or data.test_parts) else []
 
-    def all_records(self) -> List[Record]:
+    def all_records(self) -> list[Record]:
         """What its decodings left so far."""
         return [record for command in self.decode_commands() for record in self.records(command)]
 
-    def _read(self, command: Sequence[str]) -> Tuple[ExperimentConfig, DecodeConfig]:
+    def _read(self, command: Sequence[str]) -> tuple[ExperimentConfig, DecodeConfig]:
         return read_flags("", [*command[1:], "--exp-dir", str(self.folder)])
 
     def is_finished(self) -> bool:
@@ -140,7 +140,7 @@ class Cell:
         return shlex.join(self.train_flags or ()) + "\n"
 
 
-def read_config(config_class: Type[Config], flags: Sequence[str]) -> Config:
+def read_config(config_class: type[Config], flags: Sequence[str]) -> Config:
     """A part of the settings that `flags`, of train.py, make."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_arguments(parser, config_class)
@@ -152,7 +152,7 @@ def as_typed(command: Sequence[str]) -> str:
     return shlex.join(["python", *command])
 
 
-def run_cells(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
+def run_cells(cells: Sequence[Cell], jobs: int) -> dict[Cell, str]:
     """Trains and decodes what is not finished, `jobs` cells at a time.
 
     Each has its share of the cores as OMP_NUM_THREADS, unless that is set already, and one of several GPUs as
@@ -182,7 +182,7 @@ def outcome(cell: Cell, failed: bool) -> str:
     return f"{cell.folder.name}: " + ", ".join(wers)
 
 
-def report_failures(failures: Dict[Cell, str]) -> None:
+def report_failures(failures: dict[Cell, str]) -> None:
     """Shows why cells failed.  Raises UserError if any did."""
     for cell, reason in failures.items():
         print(f"\n--- {os.path.relpath(cell.log)}\n{reason}", file=sys.stderr)
@@ -191,18 +191,18 @@ def report_failures(failures: Dict[Cell, str]) -> None:
         raise UserError(f"failed: {names}; mend what the logs above say, the same command does what is missing")
 
 
-async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
+async def _run_all(cells: Sequence[Cell], jobs: int) -> dict[Cell, str]:
     this = asyncio.current_task()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     missing = [cell for cell in cells if not cell.is_finished()]
-    places: asyncio.Queue[Dict[str, str]] = asyncio.Queue()
+    places: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     for place in range(jobs):
         places.put_nowait(gpu_of(place))
     env = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs)), **os.environ}
-    failures: Dict[Cell, str] = {}
-    tasks: Dict[Cell, asyncio.Task] = {}
+    failures: dict[Cell, str] = {}
+    tasks: dict[Cell, asyncio.Task] = {}
     bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc="cells", unit="cell", disable=None)
 
     async def run(cell: Cell, master_port: int) -> None:
@@ -228,7 +228,7 @@ async def _run_all(cells: Sequence[Cell], jobs: int) -> Dict[Cell, str]:
     return failures
 
 
-def gpu_of(place: int) -> Dict[str, str]:
+def gpu_of(place: int) -> dict[str, str]:
     """What tells a script to use one of several GPUs, by turns; empty where there is one or none."""
     count = torch.cuda.device_count()
     if count < 2:
@@ -241,7 +241,7 @@ class _StepFailed(Exception):
     """A script that did not do its work; the message is what its log ends with."""
 
 
-async def _run_cell(cell: Cell, master_port: int, env: Dict[str, str]) -> None:
+async def _run_cell(cell: Cell, master_port: int, env: dict[str, str]) -> None:
     if not cell.is_trained():
         cell.note_flags()
         port = ["--master-port", str(master_port)] if cell.train_config.world_size > 1 else []
@@ -256,7 +256,7 @@ async def _run_cell(cell: Cell, master_port: int, env: Dict[str, str]) -> None:
                 raise _StepFailed(f"{as_typed(command)}: left no record of it in {cell.results_json(command)}")
 
 
-async def _run_step(cell: Cell, command: Sequence[str], env: Dict[str, str]) -> None:
+async def _run_step(cell: Cell, command: Sequence[str], env: dict[str, str]) -> None:
     """Runs a script to its end.  Its processes are a group of their own, which does not outlive this call."""
     with open(cell.log, "a", encoding="utf8") as log:
         print(f"$ {as_typed(command)}", file=log, flush=True)
@@ -295,7 +295,7 @@ def resolved(path: str) -> Path:
     return Path(path).resolve()
 
 
-def integers(text: str) -> Tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
     """1,2,3; each counts once."""
     return tuple(dict.fromkeys(map(int, text.split(","))))
 

@@ -26,7 +26,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -56,7 +56,7 @@ class Speaker:
     share: int  # of the part's utterances
 
 
-SPEAKERS: Dict[int, Speaker] = {
+SPEAKERS: dict[int, Speaker] = {
     101: Speaker("train", "hibari", 0.85, 3),
     102: Speaker("train", "hibari", 0.95, 3),
     103: Speaker("train", "hibari", 1.0, 3),
@@ -97,7 +97,7 @@ class Line(NamedTuple):
         return root / SPEAKERS[self.speaker].part / str(self.speaker) / "1" / f"{self.id}.flac"
 
 
-def assign(parts: Dict[str, List[str]]) -> List[Line]:
+def assign(parts: dict[str, list[str]]) -> list[Line]:
     """Deals the sentences of each part to its speakers, by their shares."""
     lines = []
     for part, sentences in parts.items():
@@ -135,7 +135,7 @@ def _as_prose(text: str) -> str:
     return text.capitalize().replace(" i ", " I ") + "."
 
 
-def write(work: Tuple[Line, Path, int]) -> Optional[UserError]:
+def write(work: tuple[Line, Path, int]) -> UserError | None:
     """Speaks one line into its file, which is there in full or not at all."""
     line, root, seed = work
     path = line.path(root)
@@ -149,9 +149,9 @@ def write(work: Tuple[Line, Path, int]) -> Optional[UserError]:
     return None
 
 
-def write_lists(lines: List[Line], root: Path) -> None:
+def write_lists(lines: list[Line], root: Path) -> None:
     """.trans.txt beside the audio, and SPEAKERS.TXT."""
-    transcripts: Dict[Path, List[str]] = {}
+    transcripts: dict[Path, list[str]] = {}
     for line in lines:
         folder = line.path(root).parent
         transcripts.setdefault(folder / f"{line.speaker}-1.trans.txt", []).append(f"{line.id} {line.text}\n")
@@ -161,7 +161,7 @@ def write_lists(lines: List[Line], root: Path) -> None:
     (root / "SPEAKERS.TXT").write_text(";ID | SUBSET | VOICE\n" + "".join(rows))
 
 
-def claim(output_dir: Path, settings: Dict[str, object]) -> bool:
+def claim(output_dir: Path, settings: dict[str, object]) -> bool:
     """Notes what is being made in `output_dir`.  Returns whether just this is there already, finished."""
     path = output_dir / SETTINGS_FILE
     if path.is_file():
@@ -178,7 +178,7 @@ def claim(output_dir: Path, settings: Dict[str, object]) -> bool:
     return False
 
 
-def make_corpus(output_dir: Path, seed: int, sizes: Dict[str, int], jobs: int) -> None:
+def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -> None:
     """Makes the corpus with `sizes` utterances in its parts.  Raises UserError if a synthesiser is missing."""
     for module, requirement in REQUIREMENTS.items():
         if importlib.util.find_spec(module) is None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Dict, List, Tuple
 
 # What follows each of the two spellings of one sound, and settles which of them it is.
-HOMOPHONES: Tuple[Tuple[str, List[str], str, List[str]], ...] = (
+HOMOPHONES: tuple[tuple[str, list[str], str, list[str]], ...] = (
     ("sun", ["rose", "set", "shone", "warmed {them}"], "son", ["laughed", "helped {them}", "slept", "cried"]),
     ("flower", ["bloomed", "opened", "smelled sweet", "needed water"], "flour", ["spilled", "went into the bread"]),
     ("knight", ["rode away", "drew his sword", "fought"], "night", ["was dark", "was cold", "was long", "fell"]),
@@ -27,7 +26,7 @@ HOMOPHONES: Tuple[Tuple[str, List[str], str, List[str]], ...] = (
     ("cellar", ["flooded", "was damp", "was locked"], "seller", ["smiled", "asked for money", "counted"]),
 )
 
-RULES: Dict[str, List[str]] = {
+RULES: dict[str, list[str]] = {
     "sentence": [
         "{when} the {homophone} {tail}",
         "{when} the {homophone} {tail}",
@@ -134,17 +133,17 @@ def _choose(symbol: str, rng: random.Random) -> str:
     return f"{word} {rng.choice(continuations)}"
 
 
-def make_parts(seed: int, sizes: Dict[str, int]) -> Dict[str, List[str]]:
+def make_parts(seed: int, sizes: dict[str, int]) -> dict[str, list[str]]:
     """Different sentences for every part.
 
     A part depends on the sizes of the parts before it, not after: with training last, the test set
     stays the same however much training speech is asked for.
     """
     used = set()
-    parts: Dict[str, List[str]] = {}
+    parts: dict[str, list[str]] = {}
     for name, size in sizes.items():
         rng = random.Random(f"{seed} {name}")
-        sentences: List[str] = []
+        sentences: list[str] = []
         while len(sentences) < size:
             sentence = make_sentence(rng)
             if sentence not in used and 5 <= len(sentence.split()) <= 13:

@@ -14,8 +14,8 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,7 +26,7 @@ from kdstream import cli
 from kdstream.config import UserError
 
 
-def read_transcripts(part_dir: Path) -> Iterator[Tuple[Path, str, str]]:
+def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:
     """Yields (folder, utterance id, text) of a part.  Raises UserError on what cannot be read."""
     seen = set()
     # not rglob, which passes by directories that are links
@@ -74,8 +74,8 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
     part_dir = corpus_dir / part
     if not part_dir.is_dir():
         raise UserError(f"{part_dir}: no such directory; see --corpus-dir and the names of the parts")
-    recordings: List[Recording] = []
-    supervisions: List[SupervisionSegment] = []
+    recordings: list[Recording] = []
+    supervisions: list[SupervisionSegment] = []
     for folder, utterance, text in tqdm(read_transcripts(part_dir), desc=part, unit=" utterances", disable=None):
         recording = open_recording(find_audio(folder, utterance), utterance)
         recordings.append(recording)

@@ -20,9 +20,10 @@ import argparse
 import logging
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,13 +63,13 @@ class Hypothesis(NamedTuple):
 
     cut: Cut
     transcript: Transcript
-    confidence: Optional[float]
+    confidence: float | None
 
     def reaches(self, min_confidence: float) -> bool:
         return self.confidence is not None and self.confidence >= min_confidence
 
 
-def read_cuts(path: Path) -> List[Cut]:
+def read_cuts(path: Path) -> list[Cut]:
     """The cuts to transcribe.  Raises UserError if there are none, or some that cannot be given a text of their own."""
     cuts = list(read_manifest(path))
     if not cuts:
@@ -81,7 +82,7 @@ def read_cuts(path: Path) -> List[Cut]:
     return cuts
 
 
-def transcribe(run: DecodingRun, cuts: Sequence[Cut]) -> List[Hypothesis]:
+def transcribe(run: DecodingRun, cuts: Sequence[Cut]) -> list[Hypothesis]:
     """What the teacher of `run` hears, from stored features where there are any."""
     by_id = {cut.id: cut for cut in cuts}
     tokenizer = run.data.tokenizer

@@ -12,7 +12,7 @@ import _ctypes
 import ctypes
 import json
 from functools import lru_cache
-from typing import Any, List, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ ESPEAK_WORDS_PER_MINUTE = 160  # at tempo 1
 ESPEAK_SYNCHRONOUS, ESPEAK_RATE, ESPEAK_UTF8 = 2, 1, 1  # as espeak-ng/speak_lib.h numbers them
 
 
-def synthesise(voice: str, text: str, tempo: float, seed: int) -> Tuple[np.ndarray, int]:
+def synthesise(voice: str, text: str, tempo: float, seed: int) -> tuple[np.ndarray, int]:
     """Speaks `text`.
 
     Args:
@@ -79,7 +79,7 @@ def _joe_says(text: str, tempo: float) -> np.ndarray:
 def _espeak_says(name: str, text: str, tempo: float) -> np.ndarray:
     import espeakng_loader
 
-    pieces: List[np.ndarray] = []
+    pieces: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
     def keep(samples: Any, count: int, events: Any) -> int:

@@ -24,10 +24,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,15 +48,15 @@ EXP_DIR_AXIS = "exp-dir"
 FIRST = "first"  # the name of a point at which no flag is varied
 DECODE = "decode "  # what tells a decoding flag's axis from that of a training flag
 
-Point = Tuple[str, ...]  # one value of each axis
-Wers = Dict[Point, List[float]]  # of the seeds
+Point = tuple[str, ...]  # one value of each axis
+Wers = dict[Point, list[float]]  # of the seeds
 
 
 class Axis(NamedTuple):
     """A flag, without its dashes, and the values it takes."""
 
     name: str
-    values: Tuple[str, ...]
+    values: tuple[str, ...]
 
 
 def parse_axis(text: str) -> Axis:
@@ -81,7 +82,7 @@ def first_of(axes: Sequence[Axis]) -> Point:
     return tuple(axis.values[0] for axis in axes)
 
 
-def flags_of(axes: Sequence[Axis], point: Point) -> List[str]:
+def flags_of(axes: Sequence[Axis], point: Point) -> list[str]:
     return [word for axis, value in zip(axes, point) for word in (f"--{axis.name}", value)]
 
 
@@ -111,8 +112,8 @@ class Sweep:
         if "seed" in names:
             raise UserError("--grid seed: every point is trained with each seed of --seeds")
         self.args = args
-        self.cells: Dict[Cell, List[Point]] = {}  # the points of its decodings
-        by_training: Dict[Point, List[Point]] = {}
+        self.cells: dict[Cell, list[Point]] = {}  # the points of its decodings
+        by_training: dict[Point, list[Point]] = {}
         for point in points(self.axes, args.one_at_a_time):
             by_training.setdefault(point[: len(self.train_axes)], []).append(point)
         for trained, decoded in by_training.items():
@@ -122,7 +123,7 @@ class Sweep:
     def name(self, point: Point) -> str:
         return name_of(self.axes, point, self.args.one_at_a_time)
 
-    def _decoding(self, point: Point) -> Tuple[str, ...]:
+    def _decoding(self, point: Point) -> tuple[str, ...]:
         args = self.args
         flags = [*args.decode_flags, *flags_of(self.decode_axes, point[len(self.train_axes) :])]
         flags += ["--system", self.name(point)]  # keeps records apart that differ in --avg, say
@@ -130,7 +131,7 @@ class Sweep:
             flags += ["--results-json", seen_from(args.recipe, args.exp_root / "decoded.json")]
         return SCRIPTS[args.mode], *flags
 
-    def _cells(self, trained: Point, decodings: Tuple[Tuple[str, ...], ...]) -> List[Cell]:
+    def _cells(self, trained: Point, decodings: tuple[tuple[str, ...], ...]) -> list[Cell]:
         args = self.args
         if args.exp_dirs:
             return [Cell(args.recipe, trained[0], None, decodings)]
@@ -141,27 +142,27 @@ class Sweep:
             cells.append(Cell(args.recipe, seen_from(args.recipe, args.exp_root / name), flags, decodings))
         return cells
 
-    def rows(self) -> List[Dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """A flat record per point, seed and test set that has been scored."""
         rows = []
         for cell, decoded in self.cells.items():
             training = [] if cell.train_flags is None else [as_typed(cell.train_command())]
             for point, command in zip(decoded, cell.decode_commands()):
                 for record in cell.records(command):
-                    row: Dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point)}
+                    row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point)}
                     row.update({"seed": record.seed, "test set": record.test_set, "WER %": record.wer})
                     row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
                     rows.append({**row, "command": " && ".join([*training, as_typed(command)])})
         return rows
 
-    def comparison(self) -> List[Dict[str, Any]]:
+    def comparison(self) -> list[dict[str, Any]]:
         """A flat record per point, against the first one."""
         records = [record for cell in self.cells for record in cell.all_records()]
         return compare_seeds(records, self.name(first_of(self.axes)), (), column="point")
 
-    def draw(self, rows: Sequence[Dict[str, Any]]) -> List[Path]:
+    def draw(self, rows: Sequence[dict[str, Any]]) -> list[Path]:
         """A PNG for each test set."""
-        by_set: Dict[str, Wers] = {}
+        by_set: dict[str, Wers] = {}
         for row in rows:
             point = tuple(row[axis.name] for axis in self.axes)
             by_set.setdefault(row["test set"], {}).setdefault(point, []).append(row["WER %"])
@@ -179,7 +180,7 @@ class Panel(NamedTuple):
     wers: Wers  # by values of these axes
 
 
-def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> List[Panel]:
+def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> list[Panel]:
     """One per axis, or one per setting of all but the first two axes."""
     if one_at_a_time:
         first = first_of(axes)
@@ -263,7 +264,7 @@ def name_columns(place: Axes, axis: Axis) -> None:
         plt.setp(place.get_xticklabels(), rotation=30, ha="right")
 
 
-def page(rows: Sequence[Dict[str, Any]], comparison: Sequence[Dict[str, Any]], plots: Sequence[Path]) -> str:
+def page(rows: Sequence[dict[str, Any]], comparison: Sequence[dict[str, Any]], plots: Sequence[Path]) -> str:
     """sweep.md."""
     table = rows_table([{name: cell for name, cell in row.items() if name != "command"} for row in rows])
     commands = "\n".join(dict.fromkeys(row["command"] for row in rows))

@@ -15,7 +15,6 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +27,7 @@ from kdstream.cuts import read_manifest, text_of
 from kdstream.data import Tokenizer
 
 
-def of_parts(manifest_dir: Path, parts: str) -> List[str]:
+def of_parts(manifest_dir: Path, parts: str) -> list[str]:
     """The transcripts of prepare.sh's supervisions."""
     texts = []
     for part in parts.split(","):
@@ -39,9 +38,9 @@ def of_parts(manifest_dir: Path, parts: str) -> List[str]:
     return texts
 
 
-def of_cuts(paths: str) -> List[str]:
+def of_cuts(paths: str) -> list[str]:
     """The transcripts of Lhotse cuts.  Raises UserError if a manifest is missing, is not of cuts, or has none."""
-    texts: List[str] = []
+    texts: list[str] = []
     for path in paths.split(","):
         found = [text for text in map(text_of, read_manifest(Path(path))) if text]
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any
 
 import lhotse
 import numpy as np
@@ -40,7 +40,7 @@ def talkative_model(causal: bool = True, seed: int = 5, blank: float = 3.0, **ov
 
 
 @torch.no_grad()
-def log_probs(model: Transducer, frame: Tensor, tokens: Tuple[int, ...]) -> Tensor:
+def log_probs(model: Transducer, frame: Tensor, tokens: tuple[int, ...]) -> Tensor:
     """(V,) after `tokens`, computed from scratch."""
     size = model.config.context_size
     context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import List
 
 from experiments import CACHE_SCRIPT
 
@@ -95,7 +94,7 @@ def make_recipe(folder: Path) -> Path:
     return folder
 
 
-def events(recipe: Path, *kinds: str) -> List[List[str]]:
+def events(recipe: Path, *kinds: str) -> list[list[str]]:
     """What the scripts noted, in the order of time."""
     path = recipe / "events.txt"
     lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.transducer import Transducer, build_model
 
-CHEAP_FRONT_END: Dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64)  # as in tiny presets
-SETTINGS: Dict[str, Dict[str, Any]] = {
+CHEAP_FRONT_END: dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64)  # as in tiny presets
+SETTINGS: dict[str, dict[str, Any]] = {
     "zipformer": dict(  # stacks at 20, 40 and 80 ms; the shape of the golden vectors
         num_encoder_layers=(1, 2, 1),
         downsampling_factor=(1, 2, 4),
@@ -61,7 +62,7 @@ def tiny_test_model(causal: bool, seed: int = 0, **overrides) -> Transducer:
     return model
 
 
-def run_chunks(model: Transducer, features: Tensor, chunk: ChunkConfig) -> Tuple[Tensor, EncoderState]:
+def run_chunks(model: Transducer, features: Tensor, chunk: ChunkConfig) -> tuple[Tensor, EncoderState]:
     """Output (N, T', D) of all complete steps over features (N, T, F), and the last state."""
     state = model.init_state(features.size(0), chunk)
     lens = torch.full((features.size(0),), chunk.input_frames)
@@ -79,8 +80,8 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def random_batch(
-    lens: Tuple[int, ...] = (120, 90), vocab_size: int = 30, symbols: int = 5, seed: int = 0
-) -> Tuple[Tensor, Tensor, List[List[int]]]:
+    lens: tuple[int, ...] = (120, 90), vocab_size: int = 30, symbols: int = 5, seed: int = 0
+) -> tuple[Tensor, Tensor, list[list[int]]]:
     """Features (N, T, 80), lengths (N,) and tokens of random utterances."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(lens), max(lens), 80, generator=generator) * 3 - 6

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -44,7 +45,7 @@ class Served(NamedTuple):
     tokenizer: Tokenizer
     files: ExportedModel
 
-    def offline(self, audio: Dict[str, np.ndarray]) -> Dict[str, str]:
+    def offline(self, audio: dict[str, np.ndarray]) -> dict[str, str]:
         """What torch hears in samples (S,) at 16 kHz, chunk by chunk."""
         utterances = [(name, compute_fbank(torch.from_numpy(samples))) for name, samples in audio.items()]
         heard = decode_streams(StreamingDecoder(self.model, CHUNK, Search()), utterances)
@@ -86,20 +87,20 @@ def noise(seconds: float, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
 class Heard:
     """What a client was sent; lag: seconds from its last message to the final text."""
 
-    partials: List[str] = field(default_factory=list)
-    final: Optional[str] = None
-    error: Optional[str] = None
-    close_code: Optional[int] = None
+    partials: list[str] = field(default_factory=list)
+    final: str | None = None
+    error: str | None = None
+    close_code: int | None = None
     lag: float = 0.0
 
 
 async def speak(
     url: str,
     samples: np.ndarray,
-    start: Dict[str, object] = START,
-    speed: Optional[float] = 1.0,
+    start: dict[str, object] = START,
+    speed: float | None = 1.0,
     delay: float = 0.0,
-    session: Optional[aiohttp.ClientSession] = None,
+    session: aiohttp.ClientSession | None = None,
 ) -> Heard:
     """A client that behaves: sends `samples` in messages of 100 ms, `speed` times as fast as they last, and reads.
 
@@ -146,7 +147,7 @@ class RawClient:
     Blocking: run it in a thread beside the server's loop.
     """
 
-    def __init__(self, url: str, receive_buffer: Optional[int] = None) -> None:
+    def __init__(self, url: str, receive_buffer: int | None = None) -> None:
         address = urlsplit(url)
         self.socket = socket.socket()
         if receive_buffer is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import groupby, product
 from pathlib import Path
-from typing import List, Optional, Tuple
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from training_helpers import make_corpus
 SCRIPT = "local/align.py"
 
 
-def certain(path: List[int], vocabulary: int = 5) -> Tensor:
+def certain(path: list[int], vocabulary: int = 5) -> Tensor:
     """Log probabilities of a toy CTC model that is sure of a path."""
     return torch.nn.functional.one_hot(torch.tensor(path), vocabulary).float().mul(20).log_softmax(dim=1)
 
@@ -43,7 +42,7 @@ def test_words_of_a_toy_model_are_where_it_says(path, words, spans):
     assert word_spans(certain(path), words, blank=0) == spans
 
 
-def slow_spans(log_probs: Tensor, words: List[List[int]]) -> Optional[List[Tuple[int, int]]]:
+def slow_spans(log_probs: Tensor, words: list[list[int]]) -> list[tuple[int, int]] | None:
     """Tries every path that says the words."""
     tokens = [token for word in words for token in word]
     best, spans = -torch.inf, None

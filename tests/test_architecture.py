@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List, Set, Tuple
 
 import pytest
 
@@ -15,7 +15,7 @@ SOURCES = LIBRARY + sorted(path for room in ("egs", "local", "tests") for path i
 MAX_LINES = 600
 
 # What each room of the library may import besides itself.  A new room needs a row.
-MAY_IMPORT: Dict[str, Set[str]] = {
+MAY_IMPORT: dict[str, set[str]] = {
     "batch": set(),
     "config": set(),
     "cli": {"config"},
@@ -44,19 +44,19 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES: Dict[str, Path] = {module_name(path): path for path in LIBRARY}
+MODULES: dict[str, Path] = {module_name(path): path for path in LIBRARY}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-@functools.lru_cache(maxsize=None)
-def imported_modules(path: Path) -> Set[str]:
+@functools.cache
+def imported_modules(path: Path) -> set[str]:
     """Every module of kdstream that a file imports, inside functions too, with the packages on the way to it."""
     package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
-    names: Set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -71,7 +71,7 @@ def imported_modules(path: Path) -> Set[str]:
     return found | {".".join(name.split(".")[:i]) for name in found for i in range(1, name.count(".") + 1)}
 
 
-def reachable_modules(path: Path) -> Dict[str, str]:
+def reachable_modules(path: Path) -> dict[str, str]:
     """Module -> the chain of imports by which `path` reaches it."""
     chains = {name: name for name in imported_modules(path)}
     queue = list(chains)
@@ -88,7 +88,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def forbidden(chains: Dict[str, str]) -> List[str]:
+def forbidden(chains: dict[str, str]) -> list[str]:
     return [
         chain
         for module, chain in chains.items()
@@ -96,7 +96,7 @@ def forbidden(chains: Dict[str, str]) -> List[str]:
     ]
 
 
-def calls(tree: ast.Module) -> Iterator[Tuple[str, ast.Call]]:
+def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import List
 
 import bench_streaming
 import numpy as np
@@ -71,7 +70,7 @@ def test_streams_together_in_onnxruntime_say_what_each_says_alone(setup):
     recognizer = OnnxRecognizer(setup.exported.exact, setup.exported.pieces)
     features = np.random.default_rng(0).normal(-6, 3, (3, 200, 80)).astype(np.float32)
 
-    def tokens(rows: np.ndarray) -> List[List[int]]:
+    def tokens(rows: np.ndarray) -> list[list[int]]:
         streams = recognizer.open(len(rows))
         for start in range(0, 200 - recognizer.window + 1, recognizer.shift):
             recognizer.step(rows[:, start : start + recognizer.window], streams)

@@ -50,11 +50,13 @@ def test_auxiliary_layer_equals_attention_written_with_loops():
     for head in range(2):
         channels = slice(2 * head, 2 * head + 2)
         for i in range(frames):
-            scores = torch.stack([
-                (query[0, i, channels] * key[0, j, channels]).sum() / math.sqrt(2)
-                + layer.distance_bias[head, max(-MAX_DISTANCE, min(MAX_DISTANCE, j - i)) + MAX_DISTANCE]
-                for j in range(frames)
-            ])
+            scores = torch.stack(
+                [
+                    (query[0, i, channels] * key[0, j, channels]).sum() / math.sqrt(2)
+                    + layer.distance_bias[head, max(-MAX_DISTANCE, min(MAX_DISTANCE, j - i)) + MAX_DISTANCE]
+                    for j in range(frames)
+                ]
+            )
             attended[i, channels] = scores.softmax(dim=0) @ value[0, :, channels]
     x = p[0] + layer.out_proj(attended)
     torch.testing.assert_close(z[0], x + layer.feedforward(x), rtol=1e-10, atol=1e-10)

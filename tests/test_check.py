@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Dict, List
 
 import onnx
 import pytest
@@ -36,13 +35,13 @@ SECONDS = (1.5, 2.3, 0.4, 1.05, 3.15)
 
 
 @pytest.fixture(scope="module")
-def audio(tmp_path_factory) -> List[Path]:
+def audio(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("audio")
     return [write_noise(folder / f"noise{i}.wav", seconds, seed=i) for i, seconds in enumerate(SECONDS)]
 
 
 @pytest.fixture(scope="module")
-def exp_dirs(tmp_path_factory) -> Dict[str, Path]:
+def exp_dirs(tmp_path_factory) -> dict[str, Path]:
     """Experiments with random models, exported, by encoder."""
     folders = {}
     for encoder in ENCODERS:
@@ -66,7 +65,7 @@ def files_in(exp_dir: Path) -> OnnxFiles:
     return OnnxFiles(*(exp_dir / f"{part}-pretrained-chunk-8-left-32.onnx" for part in OnnxFiles._fields))
 
 
-def heard_by_streaming_decode(exp_dir: Path, samples: Dict[str, Tensor], chunk: ChunkConfig) -> Dict[str, List[str]]:
+def heard_by_streaming_decode(exp_dir: Path, samples: dict[str, Tensor], chunk: ChunkConfig) -> dict[str, list[str]]:
     """Pieces, on bare audio, padded in features."""
     config = ExperimentConfig.load(exp_dir)
     pieces = Tokenizer(config.data.bpe_model).tokens
@@ -221,7 +220,7 @@ def test_the_check_of_cuts_ends_with_word_error_rates_beside_the_first_runtimes(
     assert [text for _, text in speech.values()] == [*TEXTS, ""]
     said = {len(with_tail(samples, CHUNK)): text for samples, text in speech.values()}
 
-    def hear(samples: Tensor, wrong: str) -> List[str]:
+    def hear(samples: Tensor, wrong: str) -> list[str]:
         words = said.get(len(samples), "").replace("DAY", wrong).split()
         return [piece for word in words for piece in (WORD_START + word[:1], word[1:]) if piece]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ def make_model(seed: int = 0) -> nn.Module:
     return model
 
 
-def train_steps(model: nn.Module, optimizer: ScaledAdam, count: int) -> List[Dict[str, torch.Tensor]]:
+def train_steps(model: nn.Module, optimizer: ScaledAdam, count: int) -> list[dict[str, torch.Tensor]]:
     """The parameters after each step."""
     history = []
     for _ in range(count):
@@ -123,7 +122,7 @@ def trained(tmp_path: Path):
     return tmp_path, history
 
 
-def mean_of(history: List[Dict[str, torch.Tensor]], steps: range, name: str = "0.weight") -> torch.Tensor:
+def mean_of(history: list[dict[str, torch.Tensor]], steps: range, name: str = "0.weight") -> torch.Tensor:
     return torch.stack([history[step - 1][name].double() for step in steps]).mean(dim=0).float()
 
 
@@ -140,7 +139,7 @@ def mean_of(history: List[Dict[str, torch.Tensor]], steps: range, name: str = "0
         (dict(epoch=0, iter_=14, avg=3, use_averaged_model=False), range(4, 13, 4)),
     ],
 )
-def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: Dict, steps: range):
+def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: dict, steps: range):
     exp_dir, history = trained
     averaged = ckpt.load_averaged(exp_dir, **choice)
     torch.testing.assert_close(averaged["0.weight"], mean_of(history, steps), atol=1e-6, rtol=1e-5)
@@ -157,7 +156,7 @@ def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: Dict, 
         (dict(epoch=2, iter_=0, avg=0, use_averaged_model=True), "--avg 0"),
     ],
 )
-def test_impossible_averages_are_refused(trained, choice: Dict, message: str):
+def test_impossible_averages_are_refused(trained, choice: dict, message: str):
     with pytest.raises(UserError, match=message):
         ckpt.load_averaged(trained[0], **choice)
 
@@ -239,7 +238,7 @@ def test_failed_save_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypat
     save_model(path, make_model())
     before = path.read_bytes()
 
-    def half_written(checkpoint: Dict, target: Path) -> None:
+    def half_written(checkpoint: dict, target: Path) -> None:
         Path(target).write_bytes(before[:100])
         raise OSError("no space left on device")
 

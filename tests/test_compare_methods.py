@@ -7,7 +7,7 @@ import random
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import compare_methods
 import numpy as np
@@ -36,11 +36,11 @@ def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
     return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
 
 
-def flags_of(recipe: Path, name: str) -> Dict[str, str]:
+def flags_of(recipe: Path, name: str) -> dict[str, str]:
     return json.loads((recipe / "exp" / name / "flags.json").read_text())
 
 
-def rows_of(recipe: Path) -> Dict[str, Dict[str, Any]]:
+def rows_of(recipe: Path) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in json.loads((recipe / "exp" / "comparison.json").read_text())}
 
 
@@ -293,7 +293,7 @@ def test_the_default_budget_is_that_of_run_sh():
     train = text[text.index("\ntrain() {") : text.index("\nif stages 5")] + re.search(r"train_flags=.*", text)[0]
     numbers = re.findall(r"(--[a-z-]+) ([\d.]+)(?![\w.])", train)
     settings = {name: value for name, value in numbers if name not in ("--resume", "--causal")}
-    words: List[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
+    words: list[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
     ours = dict(zip(words[::2], words[1::2]))
     assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
     assert ours["--max-duration"] == re.search(r"^max_duration=(\d+)", text, re.MULTILINE)[1]

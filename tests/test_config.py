@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import List
 
 import pytest
 
@@ -13,7 +12,7 @@ from kdstream.config import DataConfig, DecodeConfig, DistillConfig, ModelConfig
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
 
 
-def parse(config_class: type, flags: List[str]):
+def parse(config_class: type, flags: list[str]):
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser, config_class)
     return from_args(config_class, parser.parse_args(flags))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterable, List
 
 import numpy as np
 import pytest
@@ -36,19 +36,19 @@ def data(tmp_path_factory) -> DataConfig:
     return replace(make_corpus(folder, LABELLED), pseudo_cuts=(pseudo,), enable_spec_aug=True)
 
 
-def batches_of(data: DataConfig, epoch: int = 1, **arguments) -> List[Batch]:
+def batches_of(data: DataConfig, epoch: int = 1, **arguments) -> list[Batch]:
     return list(AsrDataModule(data, seed=3).train_dataloader(epoch, **arguments))
 
 
-def ids_of(batches: Iterable[Batch]) -> List[str]:
+def ids_of(batches: Iterable[Batch]) -> list[str]:
     return [cut_id for batch in batches for cut_id in batch.cut_ids]
 
 
-def pseudo_ids(data: DataConfig, epoch: int = 1) -> List[str]:
+def pseudo_ids(data: DataConfig, epoch: int = 1) -> list[str]:
     return [cut_id for cut_id in ids_of(batches_of(data, epoch)) if cut_id.startswith("pseudo-")]
 
 
-def assert_same(ours: List[Batch], theirs: List[Batch]) -> None:
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [(b.cut_ids, b.texts) for b in ours] == [(b.cut_ids, b.texts) for b in theirs]
     assert all(torch.equal(a.features, b.features) for a, b in zip(ours, theirs))
 

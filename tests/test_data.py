@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import List, Tuple
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ from training_helpers import make_cut  # noqa: E402
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE".split()
 
 
-def make_part(root: Path, part: str, speaker: int, count: int, seed: int) -> List[str]:
+def make_part(root: Path, part: str, speaker: int, count: int, seed: int) -> list[str]:
     """Noise and tones in LibriSpeech's layout; returns the paths of the audio."""
     rng = np.random.default_rng(seed)
     folder = root / "LibriSpeech" / part / str(speaker) / "1"
@@ -51,7 +50,7 @@ def make_part(root: Path, part: str, speaker: int, count: int, seed: int) -> Lis
     return paths
 
 
-def store(root: Path, parts: Tuple[str, ...], perturb_speed: bool = False) -> None:
+def store(root: Path, parts: tuple[str, ...], perturb_speed: bool = False) -> None:
     """Stages 1 and 3 of prepare.sh, in this process."""
     (root / "manifests").mkdir(exist_ok=True)
     (root / "fbank").mkdir(exist_ok=True)
@@ -111,11 +110,11 @@ def config_of(root: Path, **changes) -> DataConfig:
     return replace(config, **changes)
 
 
-def batches_of(config: DataConfig, epoch: int = 1, seed: int = 7, **arguments) -> List[Batch]:
+def batches_of(config: DataConfig, epoch: int = 1, seed: int = 7, **arguments) -> list[Batch]:
     return list(AsrDataModule(config, seed).train_dataloader(epoch, **arguments))
 
 
-def assert_same(ours: List[Batch], theirs: List[Batch]) -> None:
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [b.cut_ids for b in ours] == [b.cut_ids for b in theirs]
     assert [b.texts for b in ours] == [b.texts for b in theirs]
     for a, b in zip(ours, theirs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Dict
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **t
     return student, teacher, Distiller(config, student, TransducerTeacher(teacher)).eval()
 
 
-def distil(student, distiller, features, lens, tokens=None) -> Dict[str, torch.Tensor]:
+def distil(student, distiller, features, lens, tokens=None) -> dict[str, torch.Tensor]:
     """The losses of a batch; those on the lattice too where there are tokens."""
     taps = distiller.student_taps()
     if tokens is None:

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any
 
 import pytest
 from experiments import RECIPE, Cell, as_typed, report_failures, run_cells, seen_from
@@ -41,7 +42,7 @@ def make_cell(recipe: Path, name: str, *flags: Any, **changes: Any) -> Cell:
     return Cell(recipe, f"exp/{name}", **{"train_flags": train_flags, "decodings": (("decode.py",),), **changes})
 
 
-def run(cells: List[Cell], jobs: int = 1) -> None:
+def run(cells: list[Cell], jobs: int = 1) -> None:
     assert run_cells(cells, jobs) == {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def encoder_frames(model: Transducer, seed: int = 0) -> Tensor:
     return 2.0 * torch.randn(len(LENS), 24, model.encoder.output_dim, generator=generator)
 
 
-def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> List[Result]:
+def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> list[Result]:
     return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
 
 
@@ -56,8 +55,8 @@ def assert_same(ours: Result, theirs: Result) -> None:
 @torch.no_grad()
 def most_probable(model: Transducer, frames: Tensor) -> Result:
     """Of all token sequences the one with the highest log probability per symbol, by summing over all alignments."""
-    totals: Dict[Tuple[int, ...], float] = {(): 0.0}
-    alignments: Dict[Tuple[int, ...], Result] = {(): Result([], [], 0.0)}  # the best of each sequence
+    totals: dict[tuple[int, ...], float] = {(): 0.0}
+    alignments: dict[tuple[int, ...], Result] = {(): Result([], [], 0.0)}  # the best of each sequence
     for t, frame in enumerate(frames):
         before, totals, best, alignments = totals, {}, alignments, {}
         for tokens, total in before.items():

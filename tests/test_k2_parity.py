@@ -5,7 +5,7 @@ k2 runs in float64 here: its float32 recursion is itself up to 1.4e-5 from that 
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 import torch
@@ -43,10 +43,10 @@ class Problem:
         self.boundary[:, 2] = torch.tensor([14, 9, 1, 12, 5, 13])
         self.boundary[:, 3] = torch.tensor([60, 41, 33, 14, 20, 52])
 
-    def leaves(self) -> List[Tensor]:
+    def leaves(self) -> list[Tensor]:
         return [self.am, self.lm, self.encoder, self.decoder, self.weight]
 
-    def common(self, rnnt_type: str, delay_penalty: float) -> Dict[str, Any]:
+    def common(self, rnnt_type: str, delay_penalty: float) -> dict[str, Any]:
         return dict(
             symbols=self.symbols,
             termination_symbol=0,
@@ -57,7 +57,7 @@ class Problem:
         )
 
 
-def smoothed(module: Any, problem: Problem, rnnt_type: str, penalty: float) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:
+def smoothed(module: Any, problem: Problem, rnnt_type: str, penalty: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return module.rnnt_loss_smoothed(
         lm=problem.lm,
         am=problem.am,
@@ -84,7 +84,7 @@ def assert_losses_close(ours: Tensor, theirs: Tensor) -> None:
     assert float(error) <= TOLERANCE, f"loss: relative difference {float(error):.1e}"
 
 
-def gradients(losses: Tensor, leaves: List[Tensor]) -> List[Tensor]:
+def gradients(losses: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     weights = torch.linspace(0.5, 1.5, N, dtype=losses.dtype)  # each utterance's gradient has its own scale
     return list(torch.autograd.grad((losses * weights).sum(), leaves))
 
@@ -160,7 +160,7 @@ def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str, mon
     config = TrainConfig(rnnt_type=rnnt_type, delay_penalty=0.1, prune_range=4)  # few enough for windows to differ
     chunk = ChunkConfig(8, 32)
 
-    def step(backend: str) -> Tuple[Tensor, Dict[str, Tensor], float]:
+    def step(backend: str) -> tuple[Tensor, dict[str, Tensor], float]:
         """The loss, the gradients, and the loss of the same batch after one optimiser step."""
         monkeypatch.setattr(rnnt_loss, "backend", lambda: backend)
         model = tiny_test_model(causal=True)  # in eval mode: no dropout, the same on both sides

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import List, Optional
 
 import pytest
 import torch
@@ -35,7 +34,7 @@ CHUNK = ChunkConfig(8, 32)  # four output frames; the first chunk is there at 29
 
 
 def delays_of(
-    ref: str, hyp: str, frames: List[int], ends: List[float], chunk: Optional[ChunkConfig] = CHUNK, cut_id: str = "a"
+    ref: str, hyp: str, frames: list[int], ends: list[float], chunk: ChunkConfig | None = CHUNK, cut_id: str = "a"
 ) -> Delays:
     (alignment,) = scoring.align([Transcript(cut_id, ref.split(), hyp.split())])
     return measure_delays(cut_id, alignment, frames, ends, chunk)
@@ -172,7 +171,7 @@ def test_common_words_are_those_that_both_got_right():
 def test_the_interval_of_a_difference_holds_it_and_narrows_with_more_utterances():
     rng = random.Random(2)
 
-    def system(count: int, shift: float) -> List[Delays]:
+    def system(count: int, shift: float) -> list[Delays]:
         rows = [[rng.gauss(200 + shift, 60) for _ in range(rng.randint(1, 9))] for _ in range(count)]
         return [Delays(str(n), row, row, row[-1]) for n, row in enumerate(rows)]
 

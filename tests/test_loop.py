@@ -10,7 +10,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import pytest
 import torch
@@ -37,8 +36,8 @@ class Killed(BaseException):
 class RecordingTrainer(loop.Trainer):
     """A Trainer that remembers its losses by step, and can be killed before a step."""
 
-    losses: Dict[int, float] = {}
-    kill_before: Optional[int] = None
+    losses: dict[int, float] = {}
+    kill_before: int | None = None
 
     def train_step(self, batches) -> MetricsTracker:
         if self.progress.batch_idx_train + 1 == self.kill_before:
@@ -69,7 +68,7 @@ def teacher(tmp_path_factory, data: DataConfig) -> Path:
     return exp_dir
 
 
-def record(config: ExperimentConfig, kill_before: Optional[int] = None) -> Dict[int, float]:
+def record(config: ExperimentConfig, kill_before: int | None = None) -> dict[int, float]:
     """Trains (until killed) and returns the losses by step."""
     recorder = type("Recorder", (RecordingTrainer,), {"losses": {}, "kill_before": kill_before})
     original, loop.Trainer = loop.Trainer, recorder
@@ -89,7 +88,7 @@ def make_trainer(config: ExperimentConfig) -> loop.Trainer:
     return loop.Trainer(config, data, torch.device("cpu"))
 
 
-BRANCHES: Dict[str, float] = {}  # the default
+BRANCHES: dict[str, float] = {}  # the default
 TOKENS_ALONE = dict(kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)  # no branch
 
 
@@ -136,7 +135,7 @@ def test_start_batch_and_start_epoch_name_the_checkpoint(tmp_path: Path, data):
 def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None:
     """What each process of the test below runs."""
     torch.set_num_threads(1)
-    losses: Dict[int, float] = {}
+    losses: dict[int, float] = {}
 
     class Recorder(loop.Trainer):
         def train_step(self, batches) -> MetricsTracker:
@@ -167,7 +166,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
     assert saved[0]["speech_seconds_trained"] == pytest.approx(saved[1]["speech_seconds_trained"])
 
 
-def gradients(config: ExperimentConfig, group_sizes: List[int]) -> Dict[str, torch.Tensor]:
+def gradients(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, torch.Tensor]:
     """The gradient that one step hands to the optimiser, from all utterances in batches of the given sizes."""
     trainer = make_trainer(config)
     trainer.student.eval()  # without dropout, the batches' randomness would differ
@@ -256,7 +255,7 @@ def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
         loop.run(replace(other, model=replace(other.model, decoder_dim=32)))
 
 
-def poison(monkeypatch, bad_ids, error: Optional[Exception] = None) -> None:
+def poison(monkeypatch, bad_ids, error: Exception | None = None) -> None:
     """Makes the loss of every batch with one of the cuts infinite, or raises `error` for it."""
     original = loop.compute_loss
 

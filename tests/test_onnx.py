@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,10 +25,10 @@ from kdstream.models.transducer import Transducer, build_model
 class Case(NamedTuple):
     encoder: str
     chunk: ChunkConfig
-    settings: Dict[str, Any]
+    settings: dict[str, Any]
 
 
-THREE_STACKS: Dict[str, Any] = dict(num_encoder_layers=(1, 1, 1))
+THREE_STACKS: dict[str, Any] = dict(num_encoder_layers=(1, 1, 1))
 CASES = (
     Case("zipformer", ChunkConfig(8, 32), THREE_STACKS),
     Case("zipformer", ChunkConfig(4, 4), THREE_STACKS),  # the slowest stack sees one frame at a time
@@ -84,16 +84,16 @@ def load(path: Path) -> InferenceSession:
     return InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def run(session: InferenceSession, *inputs: Tensor) -> List[np.ndarray]:
+def run(session: InferenceSession, *inputs: Tensor) -> list[np.ndarray]:
     """Outputs for inputs that are given by position, as sherpa-onnx gives them."""
     return session.run(None, {item.name: value.numpy() for item, value in zip(session.get_inputs(), inputs)})
 
 
-def metadata(path: Path) -> Dict[str, str]:
+def metadata(path: Path) -> dict[str, str]:
     return {item.key: item.value for item in onnx.load(str(path)).metadata_props}
 
 
-def windows(num_streams: int, chunk: ChunkConfig, steps: int, seed: int = 0) -> List[Tensor]:
+def windows(num_streams: int, chunk: ChunkConfig, steps: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     frames = chunk.shift * (steps - 1) + chunk.input_frames
     features = torch.randn(num_streams, frames, 80, generator=generator) * 3 - 6
@@ -101,7 +101,7 @@ def windows(num_streams: int, chunk: ChunkConfig, steps: int, seed: int = 0) -> 
 
 
 @torch.no_grad()
-def torch_step(model: Transducer, chunk: ChunkConfig, x: Tensor, state: EncoderState) -> Tuple[Tensor, EncoderState]:
+def torch_step(model: Transducer, chunk: ChunkConfig, x: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
     out, _, state = model.encode(x, torch.full((x.size(0),), chunk.input_frames), chunk, state)
     return model.joiner.encoder_proj(out), state
 
@@ -111,7 +111,7 @@ def difference(a: Tensor, b: np.ndarray) -> float:
     return float((a - torch.from_numpy(b)).abs().max())
 
 
-def next_caches(taken: List[Tensor], returned: List[np.ndarray], chunk: ChunkConfig) -> List[Tensor]:
+def next_caches(taken: list[Tensor], returned: list[np.ndarray], chunk: ChunkConfig) -> list[Tensor]:
     """What sherpa-onnx gives the next step: what it got, and where that is not all, feature frames that it counts."""
     return [*map(torch.from_numpy, returned), *(taken[len(returned) :] and [taken[-1] + chunk.shift])]
 
@@ -163,7 +163,7 @@ def test_files_are_named_as_in_icefall(files, chunk):
     assert [path.name for path in files] == [f"encoder-{suffix}", f"decoder-{suffix}", f"joiner-{suffix}"]
 
 
-def metadata_of(case: Case) -> Dict[str, str]:
+def metadata_of(case: Case) -> dict[str, str]:
     """What sherpa-onnx reads of this architecture."""
     left = case.chunk.left
     if case.encoder == "conformer":
@@ -188,7 +188,7 @@ def metadata_of(case: Case) -> Dict[str, str]:
     }
 
 
-def caches_of(case: Case) -> List[Tuple[str, List[Any]]]:
+def caches_of(case: Case) -> list[tuple[str, list[Any]]]:
     """Names and shapes of what sherpa-onnx puts in after the features."""
     if case.encoder == "conformer":
         told = metadata_of(case)

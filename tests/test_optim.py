@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from kdstream.training.checkpoint import load_checkpoint, restore, save_checkpoi
 from kdstream.training.optim import Eden, ScaledAdam
 
 
-def make_params(seed: int = 0) -> List[nn.Parameter]:
+def make_params(seed: int = 0) -> list[nn.Parameter]:
     """Tensors of different and of equal shapes, a scalar, and one in channels_last order."""
     torch.manual_seed(seed)
     shapes = [(4, 6), (4, 6), (6,), (), (3, 4, 2, 2), (6, 4)]
@@ -24,19 +23,19 @@ def make_params(seed: int = 0) -> List[nn.Parameter]:
     return params
 
 
-def set_grads(params: List[nn.Parameter], seed: int, scale: float = 1.0) -> None:
+def set_grads(params: list[nn.Parameter], seed: int, scale: float = 1.0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for p in params:
         p.grad = torch.randn(p.shape, generator=generator) * scale
 
 
-def take_steps(optimizer: ScaledAdam, params: List[nn.Parameter], steps: range, scale: float = 1.0) -> None:
+def take_steps(optimizer: ScaledAdam, params: list[nn.Parameter], steps: range, scale: float = 1.0) -> None:
     for step in steps:
         set_grads(params, step, scale)
         optimizer.step()
 
 
-def reference_step(p: torch.Tensor, grad: torch.Tensor, state: Dict, step: int, lr: float) -> torch.Tensor:
+def reference_step(p: torch.Tensor, grad: torch.Tensor, state: dict, step: int, lr: float) -> torch.Tensor:
     """One tensor's update without clipping, written out plainly from the definition."""
     beta1, beta2, period, eps = 0.9, 0.98, 4, 1e-8
 
@@ -68,7 +67,7 @@ def reference_step(p: torch.Tensor, grad: torch.Tensor, state: Dict, step: int, 
 def test_update_equals_the_definition_written_out():
     params = make_params()
     references = [p.detach().clone().contiguous() for p in params]
-    states: List[Dict] = [{} for _ in params]
+    states: list[dict] = [{} for _ in params]
     optimizer = ScaledAdam(params, lr=0.03)
     for step in range(230):  # past the bias correction's end
         set_grads(params, step)

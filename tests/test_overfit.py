@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -33,7 +33,7 @@ CONFORMER = dict(num_encoder_layers=(2,), encoder_dim=(64,), feedforward_dim=(96
 
 @pytest.mark.parametrize("encoder, settings, epochs", [("zipformer", ZIPFORMER, 48), ("conformer", CONFORMER, 30)])
 def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
-    tmp_path: Path, encoder: str, settings: Dict[str, Any], epochs: int
+    tmp_path: Path, encoder: str, settings: dict[str, Any], epochs: int
 ):
     data = replace(make_corpus(tmp_path, num_utterances=32), max_duration=10.0)
     config = experiment(

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,12 +110,12 @@ def text(page: Any, selector: str) -> str:
     return page.execute_script("return (document.querySelector(arguments[0]) || {}).textContent || ''", selector)
 
 
-def heard(page: Any) -> List[str]:
+def heard(page: Any) -> list[str]:
     """The finished texts on the page, without their names."""
     return page.execute_script("return [...document.querySelectorAll('#heard p')].map((p) => p.lastChild.textContent)")
 
 
-def recorded(page: Any) -> Tuple[int, np.ndarray]:
+def recorded(page: Any) -> tuple[int, np.ndarray]:
     """The rate and the samples of the one utterance that the page has sent."""
     (start, end), data = page.execute_async_script(RECORDED)
     assert json.loads(end) == {"type": "end"}

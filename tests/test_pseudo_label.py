@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def model_of(exp_dir: Path) -> Transducer:
     return model
 
 
-def label(monkeypatch, exp_dir: Path, cuts: Any, output: Path, min_confidence: float, *flags: Any) -> List[MonoCut]:
+def label(monkeypatch, exp_dir: Path, cuts: Any, output: Path, min_confidence: float, *flags: Any) -> list[MonoCut]:
     """Runs the script, which succeeds, and reads what it wrote."""
     arguments = ("--exp-dir", exp_dir, "--cuts", cuts, "--output", output, "--min-confidence", min_confidence)
     assert run_script(monkeypatch, "local/pseudo_label.py", *arguments, *flags) == ""
@@ -79,8 +79,8 @@ def label(monkeypatch, exp_dir: Path, cuts: Any, output: Path, min_confidence: f
 
 @torch.no_grad()
 def slow_labels(
-    model: Transducer, data: DataConfig, chunk: Optional[ChunkConfig], search: Search
-) -> Dict[str, Tuple[str, Optional[float]]]:
+    model: Transducer, data: DataConfig, chunk: ChunkConfig | None, search: Search
+) -> dict[str, tuple[str, float | None]]:
     """By cut: text and confidence, from the log-softmax at each symbol that was emitted, one utterance at a time."""
     tokenizer, labels = Tokenizer(data.bpe_model), {}
     for cut in CutSet.from_file(data.test_cuts[0]):

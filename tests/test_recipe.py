@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import List
 
 import pytest
 
@@ -48,12 +47,12 @@ def recipe(tmp_path: Path) -> Path:
     return recipe
 
 
-def run(recipe: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+def run(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(recipe / "run.sh"), "--stage", "2", "--stop-stage", "5", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def calls(recipe: Path) -> List[str]:
+def calls(recipe: Path) -> list[str]:
     """The commands since the last question."""
     path = recipe / "calls"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -110,7 +109,7 @@ def test_a_run_that_is_told_to_end_takes_its_decodings_along(recipe):
     (recipe / "slow").touch()
     command = ["bash", str(recipe / "run.sh"), "--stage", "5", "--stop-stage", "5"]
     runner = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    pids: List[int] = []
+    pids: list[int] = []
     end = time.monotonic() + 30
     while len(pids) < 2 and time.monotonic() < end:
         time.sleep(0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import List, Optional
 
 import pytest
 from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSegment, SupervisionSet
@@ -20,7 +19,7 @@ LIBRISPEECH = """61-70968-0000 ",HE,BEGAN,,A,CONFUSED," "0.410,0.550,0.880,0.910
 """
 
 
-def make_cut(cut_id: str, text: str, supervision_id: str = "", words: Optional[List[AlignmentItem]] = None) -> MonoCut:
+def make_cut(cut_id: str, text: str, supervision_id: str = "", words: list[AlignmentItem] | None = None) -> MonoCut:
     alignment = None if words is None else {"word": words}
     supervision = SupervisionSegment(supervision_id or cut_id, "rec", 0.0, 3.0, text=text, alignment=alignment)
     return MonoCut(cut_id, 0.0, 3.0, 0, [supervision])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -46,13 +45,13 @@ class Page(HTMLParser):
     """What a browser sees of a page; fails on tags that do not match."""
 
     html: str
-    open: List[str] = field(default_factory=list)
-    tags: List[str] = field(default_factory=list)
-    addresses: List[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
     text: str = ""
-    words: Dict[Tuple[str, str], Dict[str, List[str]]] = field(default_factory=dict)  # by utterance and row
+    words: dict[tuple[str, str], dict[str, list[str]]] = field(default_factory=dict)  # by utterance and row
     marked: Counter = field(default_factory=Counter)  # words shown as wrong, by utterance
-    utterance: Tuple[str, str] = ("", "")  # the headings above it: what was chosen, cut id
+    utterance: tuple[str, str] = ("", "")  # the headings above it: what was chosen, cut id
     row: str = ""
 
     def __post_init__(self) -> None:
@@ -116,7 +115,7 @@ def write_experiment(exp_root: Path) -> None:
         config.save(exp_root / name)
 
 
-def write_curves(exp_dir: Path, losses: List[str]) -> None:
+def write_curves(exp_dir: Path, losses: list[str]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(exp_dir / "tensorboard")) as writer:

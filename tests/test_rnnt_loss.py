@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ FRAME_LENS, SYMBOL_LENS = [12, 10, 7, 9], [5, 3, 0, 4]
 BOUNDARY = torch.tensor([[0, 0, s, t] for s, t in zip(SYMBOL_LENS, FRAME_LENS)])
 
 
-def random_problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def random_problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """am (N, T, V), lm (N, S+1, V), logits (N, T, S+1, V), symbols (N, S)."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((N, T, V), (N, S + 1, V), (N, T, S + 1, V))
@@ -59,7 +57,7 @@ def reference_losses(log_probs: Tensor, symbols: Tensor, rnnt_type: str, delay_p
     )
 
 
-def assert_equal_with_gradients(ours: Tensor, theirs: Tensor, inputs: List[Tensor], tolerance: float = 1e-10) -> None:
+def assert_equal_with_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     weights = torch.arange(1.0, ours.numel() + 1, dtype=ours.dtype)
     for one, other in zip(
@@ -109,7 +107,7 @@ def test_regular_loss_over_every_symbol_equals_torchaudio() -> None:
 
 @pytest.mark.parametrize("scales", ((0.0, 0.0), (0.25, 0.0), (0.25, 0.1)))
 @pytest.mark.parametrize("rnnt_type", TYPES)
-def test_smoothed_loss_equals_the_interpolated_reference(rnnt_type: str, scales: Tuple[float, float]) -> None:
+def test_smoothed_loss_equals_the_interpolated_reference(rnnt_type: str, scales: tuple[float, float]) -> None:
     am, lm, _, symbols = random_problem(3)
     lm_only, am_only = scales
     ours = rnnt_loss.rnnt_loss_smoothed(lm, am, symbols, 0, lm_only, am_only, BOUNDARY, rnnt_type, 0.2, "none")
@@ -153,7 +151,7 @@ def test_loss_of_an_utterance_does_not_depend_on_padding(rnnt_type: str) -> None
     am, lm, _, symbols = random_problem(6)
     joiner_weight = torch.randn(V, V, dtype=torch.float64)
 
-    def losses(rows: List[int], frames: int, symbol_count: int) -> rnnt_loss.RnntLosses:
+    def losses(rows: list[int], frames: int, symbol_count: int) -> rnnt_loss.RnntLosses:
         return rnnt_loss.transducer_losses(
             am[rows, :frames], lm[rows, : symbol_count + 1], am[rows, :frames], lm[rows, : symbol_count + 1],
             lambda encoder, decoder, project_input: torch.tanh(encoder + decoder) @ joiner_weight,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import lhotse
 import pytest
@@ -94,7 +94,7 @@ def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
     assert list(simulated.utterance_words) == [len(t.ref) for t in first]
 
 
-def names_under(folder: Path) -> List[str]:
+def names_under(folder: Path) -> list[str]:
     return sorted(re.sub(r"\d{4}(-\d\d){5}$", "DATE", p.name) for p in folder.iterdir())
 
 

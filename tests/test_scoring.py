@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import List
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ FIRST_DAY = [
 ]
 
 
-def random_transcripts(count: int, seed: int = 0, vocabulary: str = "ABCDEFG", noise: float = 0.3) -> List[Transcript]:
+def random_transcripts(count: int, seed: int = 0, vocabulary: str = "ABCDEFG", noise: float = 0.3) -> list[Transcript]:
     rng = random.Random(seed)
     transcripts = []
     for n in range(count):
@@ -29,11 +28,11 @@ def random_transcripts(count: int, seed: int = 0, vocabulary: str = "ABCDEFG", n
     return transcripts
 
 
-def score(transcripts: List[Transcript]) -> Score:
+def score(transcripts: list[Transcript]) -> Score:
     return scoring.score(scoring.align(transcripts))
 
 
-def slow_edit_distance(ref: List[str], hyp: List[str]) -> int:
+def slow_edit_distance(ref: list[str], hyp: list[str]) -> int:
     row = list(range(len(hyp) + 1))
     for i, word in enumerate(ref, 1):
         diagonal, row[0] = row[0], i
@@ -125,7 +124,7 @@ def test_paired_interval_refuses_other_utterances():
         scoring.bootstrap_reduction(one, other)
 
 
-def runs_of(count: int, seed: int, noise: float = 0.3) -> List[Score]:
+def runs_of(count: int, seed: int, noise: float = 0.3) -> list[Score]:
     """Scores of several runs over the same 40 utterances, which err differently."""
     references = random_transcripts(40)
     rng = random.Random(seed)

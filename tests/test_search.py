@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def encoder_frames(model: Transducer, count: int = len(LENS), frames: int = 24, 
     return 2.0 * torch.randn(count, frames, model.encoder.output_dim, generator=generator)
 
 
-def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> List[Result]:
+def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> list[Result]:
     return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
 
 
@@ -64,7 +64,7 @@ def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Re
 
 def slow_beam(model: Transducer, frames: Tensor, beam: int) -> Result:
     """Paths in a dict from tokens to (log probability, timestamps, the tokens' own), as the definition reads."""
-    paths: Dict[Tuple[int, ...], Tuple[float, List[int], List[float]]] = {(): (0.0, [], [])}
+    paths: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
     for t, frame in enumerate(frames):
         candidates = []
         for tokens, (total, times, own) in paths.items():
@@ -205,7 +205,7 @@ def test_timestamps_never_fall_and_stay_within_the_stream(model):
 
 def test_one_predictor_and_one_joiner_call_per_frame(model):
     """For all streams and paths together, and the predictor once to begin with: that is what makes a batch fast."""
-    calls: List[int] = []
+    calls: list[int] = []
     hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in (model.decoder, model.joiner)]
     decode(model, Search("modified_beam_search"), encoder_frames(model), LENS)
     for hook in hooks:

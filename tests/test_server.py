@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Tuple
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -46,7 +47,7 @@ def recognizer(served) -> sherpa_onnx.OnlineRecognizer:
 
 
 @pytest.fixture(scope="module")
-def said(served) -> Dict[int, Tuple[np.ndarray, str]]:
+def said(served) -> dict[int, tuple[np.ndarray, str]]:
     """Audio and what chunk-wise decoding hears in it."""
     audio = {str(seed): noise(SECONDS, seed) for seed in range(3)}
     return {int(seed): (audio[seed], text) for seed, text in served.offline(audio).items()}
@@ -171,7 +172,7 @@ GARBAGE = {  # messages, and the close code that they earn
 
 
 def test_a_client_that_sends_garbage_is_told_and_disturbs_nobody(undisturbed):
-    async def one(session: aiohttp.ClientSession, url: str, messages: Any) -> Tuple[str, int]:
+    async def one(session: aiohttp.ClientSession, url: str, messages: Any) -> tuple[str, int]:
         async with session.ws_connect(url + "stream") as ws:
             for message in messages:
                 await (ws.send_bytes if isinstance(message, bytes) else ws.send_str)(
@@ -186,7 +187,7 @@ def test_a_client_that_sends_garbage_is_told_and_disturbs_nobody(undisturbed):
         with socket.create_connection(url.split("/")[2].split(":")) as plain:
             plain.sendall(bytes(range(256)) * 40 + b"\r\n\r\n")
 
-    async def nuisance(running: Running) -> Dict[str, Tuple[str, int]]:
+    async def nuisance(running: Running) -> dict[str, tuple[str, int]]:
         await asyncio.to_thread(raw, running.url)
         async with aiohttp.ClientSession() as session:
             answers = [await one(session, running.url, messages) for messages, _ in GARBAGE.values()]
@@ -219,7 +220,7 @@ def test_a_client_that_sends_100_megabytes_is_stopped_and_disturbs_nobody(undist
         client.socket.close()
         return sent
 
-    async def nuisance(running: Running) -> List[int]:
+    async def nuisance(running: Running) -> list[int]:
         ways = (in_one_message, in_fragments, in_messages)
         return [await asyncio.to_thread(flood, running.url, way) for way in ways]
 
@@ -266,7 +267,7 @@ def test_a_client_that_never_reads_is_let_go_and_disturbs_nobody(undisturbed, ca
 def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, said):
     audio, expected = said[0]
 
-    async def late() -> Tuple[str, bool]:
+    async def late() -> tuple[str, bool]:
         engine = Engine(recognizer, served.files.tail)
         running = asyncio.create_task(engine.run())
         utterance = engine.open(16000)

@@ -42,9 +42,7 @@ def similarity(ours, theirs) -> torch.Tensor:
 def test_cka_of_identical_rotated_and_scaled_features_is_1():
     x = random(2, 9, 4, seed=0) + 3.0
     rotation = torch.linalg.qr(random(4, 4, seed=1)).Q
-    values = similarity(
-        {"0.0": tap(x, [9, 7])}, {"0.0": tap(x, [9, 7]), "0.1": tap(-2.5 * x @ rotation + 7.0, [9, 7])}
-    )
+    values = similarity({"0.0": tap(x, [9, 7])}, {"0.0": tap(x, [9, 7]), "0.1": tap(-2.5 * x @ rotation + 7.0, [9, 7])})
     torch.testing.assert_close(values, torch.ones(1, 2, dtype=torch.float64), rtol=0, atol=1e-6)
 
 

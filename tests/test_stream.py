@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def model(request) -> Transducer:
 
 
 @pytest.fixture(scope="module")
-def utterances() -> List[Tensor]:
+def utterances() -> list[Tensor]:
     features, lens, _ = random_batch(LENS)
     return [x[:n] for x, n in zip(features, lens)]
 
@@ -42,13 +42,13 @@ def assert_same(ours: Sequence[Result], theirs: Sequence[Result]) -> None:
     assert len(ours) == len(theirs)
 
 
-def whole(model: Transducer, utterances: Sequence[Tensor], chunk, search: Search) -> List[Result]:
+def whole(model: Transducer, utterances: Sequence[Tensor], chunk, search: Search) -> list[Result]:
     lens = torch.tensor([len(x) for x in utterances])
     padded = torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True, padding_value=7.0)  # read by nobody
     return decode_whole(model, padded, lens, chunk, search)
 
 
-def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> List[Result]:
+def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> list[Result]:
     results = dict(decode_streams(decoder, enumerate(utterances)))
     return [results[n] for n in range(len(utterances))]
 
@@ -74,7 +74,7 @@ def run_to_the_end(decoder: StreamingDecoder) -> None:
 @torch.no_grad()
 def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk, monkeypatch):
     """Ragged streams of different ages against one padded batch, the tails included."""
-    heard: List[Tensor] = []
+    heard: list[Tensor] = []
     advance = Search.advance
 
     def listen(self, model, encoder_out, lens, state):
@@ -87,7 +87,7 @@ def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk
     for stream, features in zip(streams, utterances):
         stream.accept_features(features)
         stream.finish()
-    frames: Dict[Stream, List[Tensor]] = {stream: [] for stream in streams}
+    frames: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
     with monkeypatch.context() as patch:
         patch.setattr(Search, "advance", listen)
         for stepped in iter(decoder.step, []):
@@ -128,7 +128,7 @@ def test_live_streams_that_join_stall_and_leave_equal_whole_utterances(model, ut
     chunk = CHUNKS[0]
     decoder = StreamingDecoder(model, chunk, search, max_streams=4)
     generator = torch.Generator().manual_seed(0)
-    streams: Dict[int, Stream] = {}
+    streams: dict[int, Stream] = {}
     sent = [0] * len(utterances)
     leaver = decoder.open()
     leaver.accept_features(utterances[0] + 1.0)
@@ -195,7 +195,7 @@ def test_features_after_the_end_are_refused(model):
 
 
 def test_utterances_are_read_only_as_places_become_free(model, utterances):
-    read: List[int] = []
+    read: list[int] = []
 
     def reading():
         for n, features in enumerate(utterances):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def run_sweep(monkeypatch, recipe: Path, *flags: Any) -> str:
     return run_script(monkeypatch, "local/sweep.py", *shared, *flags)
 
 
-def rows_of(recipe: Path) -> List[Dict[str, Any]]:
+def rows_of(recipe: Path) -> list[dict[str, Any]]:
     return json.loads((recipe / "sweep" / "sweep.json").read_text())
 
 
@@ -125,7 +125,7 @@ def test_experiments_that_are_there_are_decoded_and_their_own_results_left_alone
     assert len(events(recipe, "train")) == 2
 
 
-def wers_over(axes: List[Axis], seeds: int) -> Dict[Tuple[str, ...], List[float]]:
+def wers_over(axes: list[Axis], seeds: int) -> dict[tuple[str, ...], list[float]]:
     rng = np.random.default_rng(0)
     return {point: list(rng.uniform(5, 40, seeds)) for point in points(axes, False)}
 

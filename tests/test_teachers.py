@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
 
 import pytest
 import torch
@@ -212,7 +211,7 @@ def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):
         find_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
 
 
-def speech_encoder(kind: str, settings: Optional[dict] = None):
+def speech_encoder(kind: str, settings: dict | None = None):
     torchaudio = pytest.importorskip("torchaudio", reason="the teacher is torchaudio's own code")
     torch.manual_seed(0)
     return getattr(torchaudio.models, kind)(**(settings or KINDS[kind])).eval()

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +45,13 @@ def audio(tmp_path_factory) -> Path:
     return folder
 
 
-def transcribe(monkeypatch, capsys, exp_dir: Path, *args: Any) -> Dict[str, Dict[str, Any]]:
+def transcribe(monkeypatch, capsys, exp_dir: Path, *args: Any) -> dict[str, dict[str, Any]]:
     """What the script prints as JSON, by file name; it must succeed."""
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--json", 1, *args) == ""
     return by_name(capsys.readouterr().out)
 
 
-def by_name(printed: str) -> Dict[str, Dict[str, Any]]:
+def by_name(printed: str) -> dict[str, dict[str, Any]]:
     answers = [json.loads(line) for line in printed.splitlines()]
     return {Path(answer["audio"]).name: answer for answer in answers}
 
@@ -172,7 +172,7 @@ def test_partial_text_grows_into_the_final_one(exp_dir, audio):
 
 def test_live_sound_gives_the_words_of_a_file(exp_dir, audio):
     samples = read_audio_file(audio / "mono.wav").numpy()
-    partial: List[str] = []
+    partial: list[str] = []
     transcriber = make_transcriber(exp_dir, watch=partial.append)
     (expected,) = transcriber.files([audio / "mono.wav"], refuse)
     partial.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import List
 
 import numpy as np
 import sentencepiece
@@ -29,7 +28,7 @@ def make_corpus(directory: Path, num_utterances: int, noise: float = 0.5, equal_
         letters = [rng.choice(LETTERS)]
         while len(letters) < count:
             letters.append(rng.choice(LETTERS.replace(letters[-1], "")))
-        frames: List[np.ndarray] = []
+        frames: list[np.ndarray] = []
         for letter in letters:
             length = FRAMES_PER_LETTER + (0 if equal_lengths else rng.randrange(4))
             frames += [sounds[letter]] * length + [np.full(80, -4.0)] * 5

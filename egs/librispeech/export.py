@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -49,10 +48,10 @@ from kdstream.training.trained import load_trained
 NOT_OF_EXPORT = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams", "device")
 
 
-def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: List[str]) -> Runtime:
+def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
     decoder = StreamingDecoder(model, chunk, Search(), max_streams=1, traced=True)
 
-    def hear(samples: Tensor) -> List[str]:
+    def hear(samples: Tensor) -> list[str]:
         stream = decoder.open()
         stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
         while decoder.step():

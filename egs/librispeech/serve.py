@@ -19,7 +19,6 @@ import logging
 import ssl
 import sys
 from pathlib import Path
-from typing import FrozenSet, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,7 +28,7 @@ from kdstream.serving.engine import Engine, find_model, load_recognizer
 from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, serve
 
 
-def tls_context(cert: Optional[str], key: Optional[str]) -> Optional[ssl.SSLContext]:
+def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
     if cert is None and key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -40,7 +39,7 @@ def tls_context(cert: Optional[str], key: Optional[str]) -> Optional[ssl.SSLCont
     return context
 
 
-def allowed_names(host: str, names: Optional[str]) -> Optional[FrozenSet[str]]:
+def allowed_names(host: str, names: str | None) -> frozenset[str] | None:
     if names is not None:
         return frozenset(name.strip().lower() for name in names.split(","))
     return LOOPBACK_NAMES if host in LOOPBACK_NAMES else None

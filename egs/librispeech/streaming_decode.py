@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -30,7 +29,7 @@ def main() -> None:
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
     decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)
     for test_set, utterances in run.data.test_sets().items():
-        step_ms: List[float] = []
+        step_ms: list[float] = []
         streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
         progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
         transcripts = [run.transcript(cut_id, text, result) for (cut_id, text), result in progress]

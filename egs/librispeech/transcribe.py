@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -92,7 +91,7 @@ def main() -> None:
         line.clear()
         show(transcription, args.json)
         return
-    failed: List[Path] = []
+    failed: list[Path] = []
 
     def report(path: Path, error: UserError) -> None:
         line.clear()

@@ -5,8 +5,8 @@ Lhotse reads and resamples, as it does for cuts: a file gives the same features 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, Sequence
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ WINDOW_END = FRAME // 2 + SAMPLE_RATE * 25 // 2000  # samples from a frame's sta
 MICROPHONE_BLOCK = SAMPLE_RATE // 10
 
 
-def find_audio(paths: Sequence[str]) -> List[Path]:
+def find_audio(paths: Sequence[str]) -> list[Path]:
     """The files among `paths`, and the wav, flac and mp3 files in and below the directories.
 
     Raises UserError for a directory that holds none.
     """
-    found: List[Path] = []
+    found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
             found.append(path)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Callable, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from kdstream.models.streaming import ChunkConfig, EncoderState
 
-Step = Callable[[Tensor, EncoderState], Tuple[Tensor, EncoderState]]
+Step = Callable[[Tensor, EncoderState], tuple[Tensor, EncoderState]]
 
 
 class ChunkStep(nn.Module):
@@ -27,7 +27,7 @@ class ChunkStep(nn.Module):
         self.model = model
         self.chunk = chunk
 
-    def forward(self, features: Tensor, *state: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, features: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """(N, chunk.input_frames, F) and the tensors of N streams' EncoderState to the encoder's output (N, T, D) and
         the new state's tensors; any N, also once traced."""
         lens = torch.full((features.size(0),), self.chunk.input_frames, device=features.device)
@@ -72,9 +72,9 @@ def chunk_step(model: nn.Module, chunk: ChunkConfig, traced: bool) -> Step:
     Raises:
       UserError: a chunk that does not fit the encoder.
     """
-    step: Callable[..., Tuple[Tensor, ...]] = traced_step(model, chunk) if traced else ChunkStep(model, chunk).eval()
+    step: Callable[..., tuple[Tensor, ...]] = traced_step(model, chunk) if traced else ChunkStep(model, chunk).eval()
 
-    def encode(features: Tensor, state: EncoderState) -> Tuple[Tensor, EncoderState]:
+    def encode(features: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         # its optimiser would compile kernels for every new number of streams, for seconds, and round differently
         with torch.jit.optimized_execution(False):
             out, *tensors = step(features, *state.tensors())

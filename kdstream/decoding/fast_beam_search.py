@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 import k2
 import numpy as np
@@ -37,13 +38,13 @@ class LatticeState:
     config: k2.RnntDecodingConfig, the same in all.
     """
 
-    streams: List[k2.RnntDecodingStream]
-    times: List[List[int]]
-    frames: List[int]
+    streams: list[k2.RnntDecodingStream]
+    times: list[list[int]]
+    frames: list[int]
     config: k2.RnntDecodingConfig
 
     @staticmethod
-    def stack(states: Sequence["LatticeState"]) -> "LatticeState":
+    def stack(states: Sequence[LatticeState]) -> LatticeState:
         """One state of all the streams of `states`."""
         return LatticeState(
             [stream for state in states for stream in state.streams],
@@ -52,12 +53,12 @@ class LatticeState:
             states[0].config,
         )
 
-    def unstack(self) -> List["LatticeState"]:
+    def unstack(self) -> list[LatticeState]:
         """States of one stream each."""
         each = zip(self.streams, self.times, self.frames)
         return [LatticeState([stream], [times], [frames], self.config) for stream, times, frames in each]
 
-    def results(self) -> List[Result]:
+    def results(self) -> list[Result]:
         """The best token sequence of each stream so far, with the timestamps of its best alignment.
 
         k2 leaves a lattice's last frame out of its paths, so each gets one more, a blank that costs nothing and
@@ -94,12 +95,12 @@ def most_probable(lattice: k2.Fsa, times: Sequence[int], context_size: int) -> R
     Args:
       lattice: every path has one arc for each of `times`, labelled 0 for blank and -1 for the last one.
     """
-    arcs: Dict[int, List[Tuple[int, int, float]]] = defaultdict(list)  # by the state that they leave
+    arcs: dict[int, list[tuple[int, int, float]]] = defaultdict(list)  # by the state that they leave
     for (source, target, label), score in zip(lattice.arcs.values()[:, :3].tolist(), lattice.scores.tolist()):
         arcs[source].append((target, label, score))
     paths = {(): Path(0, 0.0, Result([], [], 0.0))}
     for t in times:
-        longer: Dict[Tuple[int, ...], Path] = {}
+        longer: dict[tuple[int, ...], Path] = {}
         for tokens, (state, log_prob, best) in paths.items():
             for target, label, score in arcs[state]:
                 after = _after(best, label, t, score)

@@ -11,9 +11,10 @@ for its chunk, silence going on where the utterance ends; computing is not added
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Spread:
     p99: float
 
     @staticmethod
-    def of(values: Sequence[float]) -> "Spread":
+    def of(values: Sequence[float]) -> Spread:
         """Of at least one value."""
         p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
         return Spread(len(values), float(np.mean(values)), p50, p90, p99)
@@ -78,12 +79,12 @@ class Delays(NamedTuple):
     """
 
     cut_id: str
-    frame: List[Optional[float]]
-    shown: List[Optional[float]]
-    final: Optional[float]
+    frame: list[float | None]
+    shown: list[float | None]
+    final: float | None
 
 
-Latency = Dict[str, Spread]  # what was measured, by the names below
+Latency = dict[str, Spread]  # what was measured, by the names below
 SHOWN, FINAL, FRAME, COMPUTE = "shown", "final", "frame", "compute"
 
 
@@ -92,10 +93,10 @@ class Measure(NamedTuple):
 
     label: str
     definition: str
-    values: Optional[Callable[[Delays], List[Optional[float]]]]
+    values: Callable[[Delays], list[float | None]] | None
 
 
-MEASURES: Dict[str, Measure] = {
+MEASURES: dict[str, Measure] = {
     SHOWN: Measure(
         "word shown",
         "from the end of a word until it can be read: until the audio has run so far that the chunk in which the "
@@ -129,7 +130,7 @@ MEASURES: Dict[str, Measure] = {
 
 
 def measure_delays(
-    cut_id: str, alignment: Alignment, frames: Sequence[int], ends: Sequence[float], chunk: Optional[ChunkConfig]
+    cut_id: str, alignment: Alignment, frames: Sequence[int], ends: Sequence[float], chunk: ChunkConfig | None
 ) -> Delays:
     """Delays of one utterance.
 
@@ -139,7 +140,7 @@ def measure_delays(
       ends: of the reference's words.
       chunk: None in full context.
     """
-    right: List[Optional[int]] = []  # the frame of each word of the reference
+    right: list[int | None] = []  # the frame of each word of the reference
     heard, last_missed = 0, True
     for said, word in alignment:
         if said != NOTHING:
@@ -163,7 +164,7 @@ def summarise(utterances: Sequence[Delays]) -> Latency:
     return latency
 
 
-def in_common(one: Sequence[Delays], other: Sequence[Delays]) -> Tuple[List[Delays], List[Delays]]:
+def in_common(one: Sequence[Delays], other: Sequence[Delays]) -> tuple[list[Delays], list[Delays]]:
     """The same utterances of both, with those values alone that both have: of words that both got right.
 
     Raises ValueError where the references of an utterance differ in length.
@@ -176,14 +177,14 @@ def in_common(one: Sequence[Delays], other: Sequence[Delays]) -> Tuple[List[Dela
 
 
 def _where_both(one: Delays, other: Delays) -> Delays:
-    def masked(mine: Sequence[Optional[float]], theirs: Sequence[Optional[float]]) -> List[Optional[float]]:
+    def masked(mine: Sequence[float | None], theirs: Sequence[float | None]) -> list[float | None]:
         return [None if theirs_too is None else value for value, theirs_too in zip(mine, theirs)]
 
     (final,) = masked([one.final], [other.final])
     return Delays(one.cut_id, masked(one.frame, other.frame), masked(one.shown, other.shown), final)
 
 
-def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> Tuple[float, Interval]:
+def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> tuple[float, Interval]:
     """By how much a measure is later in `after`, on average over its values, and the 95 % interval of that.
 
     The interval resamples the utterances that have a value.  Both are as `in_common` gives them, with one at least.
@@ -204,7 +205,7 @@ def latency_from_json(values: Mapping[str, Mapping[str, Any]]) -> Latency:
     return {name: Spread(**spread) for name, spread in values.items()}
 
 
-def delays_file(recogs: Union[str, Path]) -> Path:
+def delays_file(recogs: str | Path) -> Path:
     """Where the delays of a recogs-*.txt are kept: beside it."""
     recogs = Path(recogs)
     return recogs.with_name(recogs.name.replace("recogs", "delays", 1)).with_suffix(".jsonl")
@@ -216,7 +217,7 @@ def write_delays(path: Path, utterances: Sequence[Delays]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf8")
 
 
-def read_delays(path: Path) -> List[Delays]:
+def read_delays(path: Path) -> list[Delays]:
     """The inverse of `write_delays`.  Raises UserError if the file is not one of these."""
     try:
         return [Delays(**json.loads(line)) for line in path.read_text(encoding="utf8").splitlines()]

@@ -7,8 +7,8 @@ supervisions with `alignment["word"]`, which local/align.py writes too.  latency
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from lhotse import load_manifest_lazy
 from lhotse.cut import Cut
@@ -22,7 +22,7 @@ LIBRISPEECH = ".alignment.txt"
 WORD = "word"  # Lhotse's name of this kind of alignment
 
 
-def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> Dict[str, List[float]]:
+def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list[float]]:
     """The end of each word of the cuts' transcripts, in milliseconds from the cut's start, by cut id.
 
     An alignment belongs to a cut that has its id, or whose supervision has it, and the same words but for case.  Cuts
@@ -36,7 +36,7 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> Dict[str, List
     cuts, by_id = list(cuts), {}
     for cut in cuts:
         by_id.update({supervision.id: cut for supervision in cut.supervisions}, **{cut.id: cut})
-    ends: Dict[str, List[float]] = {}
+    ends: dict[str, list[float]] = {}
     for path in paths:
         for names, start, items in _alignments(path):
             cut = next((by_id[name] for name in names if name in by_id), None)
@@ -53,7 +53,7 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> Dict[str, List
     return ends
 
 
-def _alignments(path: Path) -> Iterator[Tuple[Tuple[str, ...], float, List[AlignmentItem]]]:
+def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[AlignmentItem]]]:
     """Of every utterance in a file or below a directory: its names, when its supervision starts, and its words.
 
     Lhotse counts the times of words from where the recording starts, also in cuts.

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from kdstream.decoding.latency import (
 )
 
 MODES = ("full", "simulated", "chunkwise")
-MAY_LACK: Dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
+MAY_LACK: dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
 LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
 
 
@@ -62,9 +63,9 @@ class Record:
     checkpoint: str
     test_set: str
     mode: str
-    chunk_ms: Optional[int]
-    left_ms: Optional[int]
-    latency_ms: Optional[int]
+    chunk_ms: int | None
+    left_ms: int | None
+    latency_ms: int | None
     search: str
     errors: int
     words: int
@@ -72,17 +73,17 @@ class Record:
     deletions: int
     substitutions: int
     wer: float
-    interval: Tuple[float, float]
+    interval: tuple[float, float]
     speech_hours: float
     compute_hours: float
     recogs: str
     command: str
     latency: Latency = field(default_factory=dict)
-    utterance_errors: Tuple[int, ...] = ()
-    utterance_words: Tuple[int, ...] = ()
+    utterance_errors: tuple[int, ...] = ()
+    utterance_words: tuple[int, ...] = ()
 
     @property
-    def score(self) -> Optional[scoring.Score]:
+    def score(self) -> scoring.Score | None:
         """None where utterances were not counted."""
         if not self.utterance_words:
             return None
@@ -90,21 +91,21 @@ class Record:
         return scoring.Score(self.insertions, self.deletions, self.substitutions, *counts)
 
     @property
-    def setting(self) -> Tuple[Any, ...]:
+    def setting(self) -> tuple[Any, ...]:
         """What two systems must share to be compared."""
         return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search)
 
     @property
-    def key(self) -> Tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         return (self.system, self.seed, *self.setting)
 
 
-def load_records(path: Path) -> List[Record]:
+def load_records(path: Path) -> list[Record]:
     """The records of a results JSON.  Raises UserError if it is none."""
     return [_to_record(path, item) for item in _load_list(path)]
 
 
-def _load_list(path: Path) -> List[Dict[str, Any]]:
+def _load_list(path: Path) -> list[dict[str, Any]]:
     try:
         items = json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
@@ -114,7 +115,7 @@ def _load_list(path: Path) -> List[Dict[str, Any]]:
     return items
 
 
-def _to_record(path: Path, item: Dict[str, Any]) -> Record:
+def _to_record(path: Path, item: dict[str, Any]) -> Record:
     names = {f.name for f in fields(Record)}
     item = {**MAY_LACK, **item}
     if set(item) != names:
@@ -128,7 +129,7 @@ def _to_record(path: Path, item: Dict[str, Any]) -> Record:
     return Record(**{**item, **tuples, "latency": latency})
 
 
-def _to_item(record: Record) -> Dict[str, Any]:
+def _to_item(record: Record) -> dict[str, Any]:
     """The inverse of `_to_record`."""
     return {name: value for name, value in asdict(record).items() if value or name not in MAY_LACK}
 
@@ -144,7 +145,7 @@ def add_record(path: Path, record: Record) -> None:
         write_json(path, [_to_item(r) for r in [*records, record]])
 
 
-def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
+def write_json(path: Path, items: Sequence[dict[str, Any]]) -> None:
     """Writes a list of objects, one per line, atomically."""
     lines = ",\n".join(json.dumps(item) for item in items)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -156,7 +157,7 @@ def write_json(path: Path, items: Sequence[Dict[str, Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def publish(name: Path, records: Sequence[Record], **tables: Sequence[Dict[str, Any]]) -> None:
+def publish(name: Path, records: Sequence[Record], **tables: Sequence[dict[str, Any]]) -> None:
     """Writes the records to NAME.json and each table's rows to NAME-<table>.json; recogs files stay where they are."""
     name.parent.mkdir(parents=True, exist_ok=True)
     write_json(name.with_name(f"{name.name}.json"), [_to_item(replace(record, recogs="")) for record in records])
@@ -199,7 +200,7 @@ def wer_table(records: Sequence[Record]) -> str:
     several_seeds = len({r.seed for r in records}) > 1
     header = ["system", *["seed"] * several_seeds, "model", "distilled", "mode", "chunk / left (ms)", "search"]
     header += [f"{name} WER %" for name in test_sets] + ["speech (h)", "compute (h)"]
-    rows: Dict[Tuple[Any, ...], Dict[str, Record]] = {}
+    rows: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
         rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
     table = []
@@ -218,7 +219,7 @@ def wer_table(records: Sequence[Record]) -> str:
     return markdown_table(header, table)
 
 
-def latency_rows(records: Sequence[Record]) -> List[Dict[str, Any]]:
+def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Flat objects, for `rows_table`: latencies of each record that has any, in milliseconds.
 
     There is no column for what no record has measured, and none for the token's frame in first and last words.
@@ -242,7 +243,7 @@ def latency_rows(records: Sequence[Record]) -> List[Dict[str, Any]]:
     return rows
 
 
-def latency_notes(rows: Sequence[Dict[str, Any]]) -> Dict[str, str]:
+def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """What the columns of `latency_rows` mean, by their names."""
     explained = {
         "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk and what the front end "
@@ -300,10 +301,10 @@ class Reduction:
 
     record: Record
     base: Record
-    percent: Optional[float]
-    interval: Optional[scoring.Interval]
+    percent: float | None
+    interval: scoring.Interval | None
 
-    def row(self) -> Dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """A flat object, for `rows_table`."""
         return {
             "system": self.record.system,
@@ -324,10 +325,10 @@ def interval_shown(interval: scoring.Interval, digits: int = 1) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-Run = Tuple[Record, Path]  # with its recogs file, which need not be there
+Run = tuple[Record, Path]  # with its recogs file, which need not be there
 
 
-def _pairs(runs: Dict[Path, Sequence[Record]], baseline: str) -> Iterator[Tuple[Run, Run]]:
+def _pairs(runs: dict[Path, Sequence[Record]], baseline: str) -> Iterator[tuple[Run, Run]]:
     """Every other record beside the one of `baseline` that has its setting and seed, if there is one."""
     found = [(record, path.parent / record.recogs) for path, records in runs.items() for record in records]
     before = {(record.seed, *record.setting): (record, recogs) for record, recogs in found if record.system == baseline}
@@ -336,7 +337,7 @@ def _pairs(runs: Dict[Path, Sequence[Record]], baseline: str) -> Iterator[Tuple[
             yield (record, recogs), before[(record.seed, *record.setting)]
 
 
-def compare(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction]:
+def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction]:
     """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
 
     Args:
@@ -351,7 +352,7 @@ def compare(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Reduction
     return reductions
 
 
-def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Dict[str, Any]]:
+def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[dict[str, Any]]:
     """How much later words come than those of `baseline`, over words that both got right.
 
     Arguments as in `compare`; records whose delays were not measured, or lie elsewhere, have no row.
@@ -384,7 +385,7 @@ def compare_delays(runs: Dict[Path, Sequence[Record]], baseline: str) -> List[Di
     return rows
 
 
-def _paired_interval(baseline: Record, system: Record) -> Optional[scoring.Interval]:
+def _paired_interval(baseline: Record, system: Record) -> scoring.Interval | None:
     before, after = baseline.score, system.score
     try:
         return scoring.bootstrap_reduction(before, after) if before and after else None
@@ -401,7 +402,7 @@ def _unpaired(baseline: Record, system: Record) -> UserError:
 
 def compare_seeds(
     records: Sequence[Record], baseline: str, rivals: Sequence[str], column: str = "method"
-) -> List[Dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
 
     The best is chosen for each test set, on that test set: nobody's margin over it is flattered.  A reduction is that
@@ -416,8 +417,8 @@ def compare_seeds(
       UserError: a record lacks its utterances' errors, is of other utterances than those before it, or of another
         mode, chunk, context or search than its system's other seeds; two records are of one seed.
     """
-    found: Dict[str, Dict[str, List[Record]]] = {}  # by test set and system
-    heard: Dict[str, Tuple[int, ...]] = {}
+    found: dict[str, dict[str, list[Record]]] = {}  # by test set and system
+    heard: dict[str, tuple[int, ...]] = {}
     for record in records:
         which = f"{record.system}, seed {record.seed}, {record.test_set}"
         if not record.utterance_words:
@@ -432,7 +433,7 @@ def compare_seeds(
             if record.seed == other.seed:
                 raise UserError(f"{which}: is there twice, and a seed counts once")
         seeds.append(record)
-    rows: Dict[str, Dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for test_set, systems in found.items():
         pooled = {system: scoring.pool([record.score for record in seeds]) for system, seeds in systems.items()}
         present = [system for system in rivals if system in pooled]
@@ -455,14 +456,14 @@ def _spread_shown(wers: Sequence[float]) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def _reduction_shown(before: scoring.Score, after: scoring.Score) -> Optional[str]:
+def _reduction_shown(before: scoring.Score, after: scoring.Score) -> str | None:
     if not before.errors:
         return None
     low, high = scoring.bootstrap_reduction(before, after)
     return f"{scoring.relative_reduction(before.wer, after.wer):.1f} [{low:.1f}, {high:.1f}]"
 
 
-def rows_table(rows: Sequence[Dict[str, Any]]) -> str:
+def rows_table(rows: Sequence[dict[str, Any]]) -> str:
     """Flat objects as a Markdown table with their names as columns."""
     header = list(dict.fromkeys(name for row in rows for name in row))
     return markdown_table(header, [[row.get(name) for name in header] for row in rows])

@@ -7,10 +7,11 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Optional, Protocol, Sequence, Tuple
+from typing import Protocol
 
 import torch
 
@@ -67,7 +68,7 @@ class TrainedModel(Protocol):
     compute_seconds: float
 
 
-def read_flags(description: str, argv: Optional[Sequence[str]] = None) -> Tuple[ExperimentConfig, DecodeConfig]:
+def read_flags(description: str, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:
     """The experiment and how to decode it, for a script that has no flags of its own; see `read_experiment`.
 
     Args:
@@ -87,7 +88,7 @@ def make_parser(
     return parser
 
 
-def read_experiment(args: argparse.Namespace) -> Tuple[ExperimentConfig, DecodeConfig]:
+def read_experiment(args: argparse.Namespace) -> tuple[ExperimentConfig, DecodeConfig]:
     """The experiment, from EXP_DIR/config.json and the flags that override it, and how to decode it.
 
     Args:
@@ -103,7 +104,7 @@ def read_experiment(args: argparse.Namespace) -> Tuple[ExperimentConfig, DecodeC
     return replace(config, data=data), decode
 
 
-def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> Optional[ChunkConfig]:
+def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None:
     """The chunk to decode with; None for full context.  A flag goes before the first value in config.json."""
     if decode.chunk_size is None and not model.causal:
         return None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple, Union
+from typing import NamedTuple, TextIO
 
 import kaldialign
 import numpy as np
@@ -23,8 +24,8 @@ RESAMPLES = 10000
 CONFIDENCE = 95.0  # per cent
 DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
 
-Alignment = List[Tuple[str, str]]  # (reference word or NOTHING, hypothesis word or NOTHING)
-Interval = Tuple[float, float]
+Alignment = list[tuple[str, str]]  # (reference word or NOTHING, hypothesis word or NOTHING)
+Interval = tuple[float, float]
 
 
 class Transcript(NamedTuple):
@@ -34,9 +35,9 @@ class Transcript(NamedTuple):
     """
 
     cut_id: str
-    ref: List[str]
-    hyp: List[str]
-    frames: Tuple[int, ...] = ()
+    ref: list[str]
+    hyp: list[str]
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Score:
         )
 
 
-def align(transcripts: Sequence[Transcript]) -> List[Alignment]:
+def align(transcripts: Sequence[Transcript]) -> list[Alignment]:
     """Minimum edit distance alignments."""
     return [kaldialign.align(t.ref, t.hyp, NOTHING) for t in transcripts]
 
@@ -111,7 +112,7 @@ def pool(scores: Sequence[Score]) -> Score:
     )
 
 
-def mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; of a single value no deviation is known, so None."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
@@ -147,12 +148,12 @@ def _check_paired(one: Score, other: Score) -> None:
         raise ValueError("a paired comparison needs the same utterances in the same order")
 
 
-def relative_reduction(before: Union[float, np.ndarray], after: Union[float, np.ndarray]) -> Union[float, np.ndarray]:
+def relative_reduction(before: float | np.ndarray, after: float | np.ndarray) -> float | np.ndarray:
     """Per cent of `before` that `after` saves."""
     return 100.0 * (before - after) / before
 
 
-def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> List[np.ndarray]:
+def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
     """(resamples,) sums of each column over as many utterances as there are, drawn with replacement."""
     rng = np.random.default_rng(seed)
     table = np.stack(columns, axis=1).astype(np.float64)  # (utterances, columns); sums of counts are exact
@@ -180,9 +181,9 @@ def write_recogs(path: Path, transcripts: Sequence[Transcript]) -> None:
             file.write(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n")
 
 
-def read_recogs(path: Path) -> List[Transcript]:
+def read_recogs(path: Path) -> list[Transcript]:
     """The inverse of `write_recogs`.  Raises UserError if the file is not one of these."""
-    words: Dict[str, Dict[str, List[str]]] = defaultdict(dict)
+    words: dict[str, dict[str, list[str]]] = defaultdict(dict)
     try:
         for line in path.read_text(encoding="utf8").splitlines():
             cut_id, content = line.split(":\t", 1)
@@ -217,7 +218,7 @@ def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequen
             print(f"{word}   {counts.correct} {errors} {counts.in_ref} {counts.in_hyp}", file=file)
 
 
-def write_wer_summary(path: Path, wers: Dict[str, float]) -> None:
+def write_wer_summary(path: Path, wers: dict[str, float]) -> None:
     """icefall's wer-summary-*.txt: one line per setting, the best first."""
     rows = [f"{key}\t{float(f'{wer:.2f}')}\n" for key, wer in sorted(wers.items(), key=lambda item: item[1])]
     path.write_text("settings\tWER\n" + "".join(rows), encoding="utf8")
@@ -249,13 +250,13 @@ class Tallies(NamedTuple):
     substitutions: Counter  # of (reference word, hypothesis word)
     deletions: Counter
     insertions: Counter
-    words: Dict[str, WordCounts]
+    words: dict[str, WordCounts]
 
 
 def _tally(alignments: Sequence[Alignment]) -> Tallies:
     pairs = Counter(pair for alignment in alignments for pair in alignment)
     tallies = Tallies(Counter(), Counter(), Counter(), {})
-    counts: Dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter] = defaultdict(Counter)
     for (ref, hyp), times in pairs.items():
         if ref == hyp:
             counts[ref]["correct"] += times

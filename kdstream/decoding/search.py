@@ -18,10 +18,11 @@ Shapes: N streams, B paths per stream, T output frames (40 ms), C predictor cont
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import ModuleType
-from typing import List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +39,13 @@ class Result:
     token_log_probs: of each token, given those before it, on the frame where the path took it.
     """
 
-    tokens: List[int]
-    timestamps: List[int]
+    tokens: list[int]
+    timestamps: list[int]
     log_prob: float
-    token_log_probs: List[float] = field(default_factory=list)
+    token_log_probs: list[float] = field(default_factory=list)
 
     @property
-    def confidence(self) -> Optional[float]:
+    def confidence(self) -> float | None:
         """The geometric mean of the tokens' probabilities, in (0, 1]; None where nothing is said."""
         if not self.tokens:
             return None
@@ -57,16 +58,16 @@ class State(Protocol):
     frames: output frames that each stream has consumed.
     """
 
-    frames: List[int]
+    frames: list[int]
 
     @staticmethod
-    def stack(states: Sequence["State"]) -> "State":
+    def stack(states: Sequence[State]) -> State:
         """One state of all the streams of `states`."""
 
-    def unstack(self) -> List["State"]:
+    def unstack(self) -> list[State]:
         """States of one stream each."""
 
-    def results(self) -> List[Result]:
+    def results(self) -> list[Result]:
         """The best path of each stream so far."""
 
 
@@ -76,10 +77,10 @@ class Segment(NamedTuple):
     Paths that share a past share its segments, so that no call copies what was said before it.
     """
 
-    tokens: List[int]
-    timestamps: List[int]
-    log_probs: List[float]
-    previous: Optional["Segment"]
+    tokens: list[int]
+    timestamps: list[int]
+    log_probs: list[float]
+    previous: Segment | None
     count: int
 
 
@@ -102,11 +103,11 @@ class SearchState:
     predicted: Tensor
     log_prob: Tensor
     key: Tensor
-    histories: List[List[Segment]]
-    frames: List[int]
+    histories: list[list[Segment]]
+    frames: list[int]
 
     @staticmethod
-    def stack(states: Sequence["SearchState"]) -> "SearchState":
+    def stack(states: Sequence[SearchState]) -> SearchState:
         """One state of all the streams of `states`."""
         return SearchState(
             torch.cat([state.context for state in states]),
@@ -117,14 +118,14 @@ class SearchState:
             [frames for state in states for frames in state.frames],
         )
 
-    def unstack(self) -> List["SearchState"]:
+    def unstack(self) -> list[SearchState]:
         """States of one stream each (views of the tensors)."""
         tensors = zip(*(x.split(1) for x in (self.context, self.predicted, self.log_prob, self.key)))
         return [
             SearchState(*row, [paths], [frames]) for row, paths, frames in zip(tensors, self.histories, self.frames)
         ]
 
-    def results(self) -> List[Result]:
+    def results(self) -> list[Result]:
         """The best path of each stream so far: the highest log probability per symbol.
 
         As in icefall, the symbols counted are the path's tokens and the C that stand before the first one.
@@ -173,7 +174,7 @@ class Search:
         return "_".join([self.method, *self.settings])
 
     @property
-    def settings(self) -> List[str]:
+    def settings(self) -> list[str]:
         """What distinguishes two searches of one method, in icefall's spelling; empty for plain greedy search."""
         if self.method == "modified_beam_search":
             return [f"beam-size-{self.beam_size}"]
@@ -236,9 +237,9 @@ def greedy_search(
     encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
     lens = encoder_out_lens.to(encoded.device)
     context, predicted, log_prob = (x[:, 0] for x in (state.context, state.predicted, state.log_prob))  # (N, ...)
-    frames: List[int] = []
-    emissions: List[Tensor] = []
-    scores: List[Tensor] = []
+    frames: list[int] = []
+    emissions: list[Tensor] = []
+    scores: list[Tensor] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N,)
         for _ in range(max_sym_per_frame):
@@ -278,7 +279,7 @@ def modified_beam_search(
     lens = encoder_out_lens.to(encoded.device).unsqueeze(1)  # (N, 1)
     context, predicted, log_prob, key = state.context, state.predicted, state.log_prob, state.key
     itself = torch.arange(num_paths, device=encoded.device).expand(num_streams, num_paths)
-    steps: List[Tuple[Tensor, Tensor, Tensor]] = []
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for t in range(encoded.size(1)):
         active = t < lens  # (N, 1)
         step = joiner_log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
@@ -322,7 +323,7 @@ def _merge_equal_paths(log_prob: Tensor, key: Tensor) -> Tensor:
     return total.masked_fill(equal.tril(-1).any(dim=2), -torch.inf)
 
 
-def _trace_back(steps: List[Tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _trace_back(steps: list[tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way with their log probabilities.
 
     steps: T times the parent, the token and the token's log probability of each path, all (N, B).
@@ -340,7 +341,7 @@ def _trace_back(steps: List[Tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> T
 
 def _extend(
     state: SearchState, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
-) -> List[List[Segment]]:
+) -> list[list[Segment]]:
     """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
     histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist())]
     tokens, log_probs = tokens.permute(1, 2, 0), log_probs.permute(1, 2, 0)  # (N, B, K)
@@ -355,11 +356,11 @@ def _extend(
     return histories
 
 
-def _later(frames: List[int], encoder_out_lens: Tensor) -> List[int]:
+def _later(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
     return [before + more for before, more in zip(frames, encoder_out_lens.tolist())]
 
 
-def _unroll(segment: Optional[Segment]) -> Tuple[List[int], List[int], List[float]]:
+def _unroll(segment: Segment | None) -> tuple[list[int], list[int], list[float]]:
     """All tokens of a path, their timestamps and their log probabilities, first to last."""
     segments = []
     while segment is not None:

@@ -9,8 +9,9 @@ Frames are feature frames (10 ms) unless called encoder frames (20 ms) or output
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
-from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_t
 
 @torch.no_grad()
 def decode_whole(
-    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: Optional[ChunkConfig], search: Search
-) -> List[Result]:
+    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None, search: Search
+) -> list[Result]:
     """Decodes a batch of whole utterances.
 
     Args:
@@ -43,8 +44,8 @@ def decode_whole(
 
 @torch.no_grad()
 def encode_whole(
-    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: Optional[ChunkConfig]
-) -> Tuple[Tensor, Tensor]:
+    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None
+) -> tuple[Tensor, Tensor]:
     """The encoder's output (N, T', D) and its lengths (N,) in output frames; arguments as in `decode_whole`."""
     if chunk is None and model.config.causal and features.size(0) > 1:  # each up to its own end, not the batch's
         alone = [
@@ -70,7 +71,7 @@ class Stream:
         self.finished = False
         self.closed = False
         self._chunk = chunk
-        self._features: Optional[Tensor] = None  # (T, F), of which the frames before _start are used up
+        self._features: Tensor | None = None  # (T, F), of which the frames before _start are used up
         self._start = 0
 
     def accept_features(self, features: Tensor) -> None:
@@ -138,9 +139,9 @@ class StreamingDecoder:
         self._device = next(model.parameters()).device
         self._encode = chunk_step(model, chunk, traced)
         self._fresh = model.init_state(1, chunk, self._device)
-        self._waiting: Deque[Stream] = deque()
-        self._seated: List[Stream] = []  # in the order of the encoder state's rows
-        self._encoder_state: Optional[EncoderState] = None
+        self._waiting: deque[Stream] = deque()
+        self._seated: list[Stream] = []  # in the order of the encoder state's rows
+        self._encoder_state: EncoderState | None = None
 
     def open(self) -> Stream:
         """A new stream."""
@@ -149,7 +150,7 @@ class StreamingDecoder:
         return stream
 
     @torch.inference_mode()
-    def step(self) -> List[Stream]:
+    def step(self) -> list[Stream]:
         """Decodes one chunk of every stream that has one, and returns these streams (none: feed more first)."""
         self._seat()
         ready = [row for row, stream in enumerate(self._seated) if stream.ready]
@@ -173,7 +174,7 @@ class StreamingDecoder:
         """Makes rows and streams agree: closed streams leave, waiting ones come in up to `max_streams`."""
         free = [row for row, stream in enumerate(self._seated) if stream.closed]
         room = self.max_streams - len(self._seated) + len(free)
-        newcomers: List[Stream] = []
+        newcomers: list[Stream] = []
         while self._waiting and len(newcomers) < room:
             stream = self._waiting.popleft()
             if not stream.closed:
@@ -194,10 +195,10 @@ class StreamingDecoder:
 
 def decode_streams(
     decoder: StreamingDecoder,
-    utterances: Iterable[Tuple[Any, Tensor]],
-    step_ms: Optional[List[float]] = None,
-    watch: Optional[Callable[[Any, Result], None]] = None,
-) -> Iterator[Tuple[Any, Result]]:
+    utterances: Iterable[tuple[Any, Tensor]],
+    step_ms: list[float] | None = None,
+    watch: Callable[[Any, Result], None] | None = None,
+) -> Iterator[tuple[Any, Result]]:
     """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
 
     Args:
@@ -206,7 +207,7 @@ def decode_streams(
       watch: after every step, gets the name and the partial result of the utterance that began first.
     """
     source = iter(utterances)
-    open_streams: List[Tuple[Any, Stream]] = []
+    open_streams: list[tuple[Any, Stream]] = []
     exhausted = False
     while open_streams or not exhausted:
         while not exhausted and len(open_streams) < decoder.max_streams:
@@ -233,12 +234,12 @@ def decode_streams(
         open_streams = [(name, stream) for name, stream in open_streams if not stream.closed]
 
 
-def _take_rows(state: EncoderState, rows: List[int]) -> EncoderState:
+def _take_rows(state: EncoderState, rows: list[int]) -> EncoderState:
     index = torch.tensor(rows, dtype=torch.int64, device=state.processed.device)
     return EncoderState.from_tensors([tensor.index_select(0, index) for tensor in state.tensors()])
 
 
-def _put_rows(state: EncoderState, rows: List[int], values: EncoderState) -> None:
+def _put_rows(state: EncoderState, rows: list[int], values: EncoderState) -> None:
     index = torch.tensor(rows, dtype=torch.int64, device=state.processed.device)
     for tensor, value in zip(state.tensors(), values.tensors()):
         tensor.index_copy_(0, index, value)

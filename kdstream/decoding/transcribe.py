@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,10 +52,10 @@ class Transcription:
     audio: str
     seconds: float
     text: str
-    words: List[Word]
-    confidence: Optional[float]
+    words: list[Word]
+    confidence: float | None
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         words = [{"word": word.text, "start": word.start, "end": word.end} for word in self.words]
         return {
             "audio": self.audio,
@@ -81,10 +82,10 @@ class Transcriber:
         model: Transducer,
         tokenizer: Tokenizer,
         search: Search,
-        chunk: Optional[ChunkConfig],
+        chunk: ChunkConfig | None,
         num_streams: int,
         max_seconds: float,
-        watch: Optional[Watch] = None,
+        watch: Watch | None = None,
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.watch = num_streams, max_seconds, watch
@@ -92,9 +93,9 @@ class Transcriber:
 
     def files(self, paths: Sequence[Path], report: Callable[[Path, UserError], None]) -> Iterator[Transcription]:
         """Transcribes each file, in the order in which they end; what cannot be read goes to `report`."""
-        seconds: Dict[str, float] = {}
+        seconds: dict[str, float] = {}
 
-        def utterances() -> Iterator[Tuple[str, Tensor]]:
+        def utterances() -> Iterator[tuple[str, Tensor]]:
             for path in paths:
                 try:
                     samples = read_audio_file(path)
@@ -138,7 +139,7 @@ class Transcriber:
                 "context hears at once; split the file, raise it, or use a streaming model"
             )
 
-    def _decode(self, utterances: Iterator[Tuple[str, Tensor]]) -> Iterator[Tuple[str, Result]]:
+    def _decode(self, utterances: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Result]]:
         if self.chunk is None:
             for batch in _batches(utterances, self.max_seconds):
                 results = decode_whole(self.model, batch.features, batch.feature_lens, None, self.search)
@@ -155,8 +156,8 @@ class Transcriber:
         words = self._words(result)
         return Transcription(audio, seconds, " ".join(word.text for word in words), words, result.confidence)
 
-    def _words(self, result: Result) -> List[Word]:
-        groups: List[List[int]] = []  # places in the result of each word's tokens
+    def _words(self, result: Result) -> list[Word]:
+        groups: list[list[int]] = []  # places in the result of each word's tokens
         for place, token in enumerate(result.tokens):
             if not groups or self._pieces[token].startswith(WORD_START):
                 groups.append([])
@@ -170,9 +171,9 @@ class Transcriber:
         return words
 
 
-def _batches(utterances: Iterable[Tuple[str, Tensor]], max_seconds: float) -> Iterator[Batch]:
+def _batches(utterances: Iterable[tuple[str, Tensor]], max_seconds: float) -> Iterator[Batch]:
     """Batches in the order of the utterances, of `max_seconds` at most with padding."""
-    batch: List[Utterance] = []
+    batch: list[Utterance] = []
     for name, features in utterances:
         longest = max(len(features), *(len(utterance.features) for utterance in batch), 0)
         if batch and longest * (len(batch) + 1) > max_seconds * FRAMES_PER_SECOND:

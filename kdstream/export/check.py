@@ -6,10 +6,11 @@ All runtimes hear the same samples: an utterance and the silence that a client s
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -29,7 +30,7 @@ from kdstream.models.streaming import ChunkConfig
 
 MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
 
-Runtime = Callable[[Tensor], List[str]]  # samples (S,) at 16 kHz to pieces
+Runtime = Callable[[Tensor], list[str]]  # samples (S,) at 16 kHz to pieces
 
 
 class Speech(NamedTuple):
@@ -42,9 +43,9 @@ class Speech(NamedTuple):
 class Heard(NamedTuple):
     """What a runtime heard: pieces, the seconds that it took, and the place of the first that is not as expected."""
 
-    pieces: List[str]
+    pieces: list[str]
     seconds: float
-    difference: Optional[int]
+    difference: int | None
 
 
 @dataclass
@@ -56,8 +57,8 @@ class OnnxStreams:
     predicted: (N, D) after them.
     """
 
-    caches: Dict[str, np.ndarray]
-    tokens: List[List[int]]
+    caches: dict[str, np.ndarray]
+    tokens: list[list[int]]
     predicted: np.ndarray
 
 
@@ -79,7 +80,7 @@ class OnnxRecognizer:
         self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
         self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
 
-    def __call__(self, samples: Tensor) -> List[str]:
+    def __call__(self, samples: Tensor) -> list[str]:
         features = compute_fbank(samples).numpy()
         streams = self.open()
         for start in range(0, len(features) - self.window, self.shift):
@@ -88,7 +89,7 @@ class OnnxRecognizer:
 
     def open(self, count: int = 1) -> OnnxStreams:
         """Streams that have heard nothing yet."""
-        tokens: List[List[int]] = [[] for _ in range(count)]
+        tokens: list[list[int]] = [[] for _ in range(count)]
         return OnnxStreams(self.fresh_caches(count), tokens, self.predict(tokens))
 
     def step(self, x: np.ndarray, streams: OnnxStreams) -> None:
@@ -103,13 +104,13 @@ class OnnxRecognizer:
                     streams.tokens[row].append(int(best[row]))
                 streams.predicted[spoke] = self.predict([streams.tokens[row] for row in spoke])
 
-    def fresh_caches(self, count: int = 1) -> Dict[str, np.ndarray]:
+    def fresh_caches(self, count: int = 1) -> dict[str, np.ndarray]:
         """The caches of streams that have heard nothing yet, by name."""
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         _, *caches = self.encoder.get_inputs()
         return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
 
-    def encode(self, x: np.ndarray, caches: Dict[str, np.ndarray]) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
+    def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """x (N, window, F) and the caches to (N, T, D) and the new caches."""
         encoded, *new = self.encoder.run(None, {"x": x, **caches})
         returned = dict(zip(caches, new))
@@ -117,7 +118,7 @@ class OnnxRecognizer:
             returned["processed_lens"] = caches["processed_lens"] + self.shift
         return encoded, returned
 
-    def predict(self, tokens: Sequence[List[int]]) -> np.ndarray:
+    def predict(self, tokens: Sequence[list[int]]) -> np.ndarray:
         """(N, D) after the tokens of each stream."""
         contexts = [([-1] * (self.context_size - 1) + [0, *said])[-self.context_size :] for said in tokens]
         return self.decoder.run(None, {"y": np.array(contexts, np.int64)})[0]
@@ -135,7 +136,7 @@ class SherpaRecognizer:
             num_threads=threads,
         )
 
-    def __call__(self, samples: Tensor) -> List[str]:
+    def __call__(self, samples: Tensor) -> list[str]:
         stream = self.recognizer.create_stream()
         stream.accept_waveform(SAMPLE_RATE, samples.numpy())
         stream.input_finished()
@@ -145,12 +146,12 @@ class SherpaRecognizer:
         return [piece.replace(" ", WORD_START) for piece in self.recognizer.tokens(stream)]
 
 
-def read_speech(paths: Sequence[str]) -> Dict[str, Speech]:
+def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     """Audio files, those in directories, and the cuts of manifests, by path and cut.
 
     Raises UserError where one is missing, damaged or empty.
     """
-    speech: Dict[str, Speech] = {}
+    speech: dict[str, Speech] = {}
     for path in paths:
         if path.endswith(MANIFESTS):
             if not Path(path).is_file():
@@ -164,7 +165,7 @@ def read_speech(paths: Sequence[str]) -> Dict[str, Speech]:
     return speech
 
 
-def check(runtimes: Dict[str, Runtime], speech: Dict[str, Speech], chunk: ChunkConfig) -> Dict[str, int]:
+def check(runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig) -> dict[str, int]:
     """Prints what each runtime hears in each utterance, and how long it takes per second of it (real-time factor).
 
     At the end a line for each runtime: with the word error rate of those utterances whose text is known, and how much
@@ -178,7 +179,7 @@ def check(runtimes: Dict[str, Runtime], speech: Dict[str, Speech], chunk: ChunkC
     """
     width = max(map(len, runtimes))
     differing, busy = dict.fromkeys(runtimes, 0), dict.fromkeys(runtimes, 0.0)
-    transcripts: Dict[str, List[scoring.Transcript]] = {runtime: [] for runtime in runtimes}
+    transcripts: dict[str, list[scoring.Transcript]] = {runtime: [] for runtime in runtimes}
     for runtime in runtimes.values():
         runtime(torch.zeros(SAMPLE_RATE))  # the first call of all is slower
     for name, (samples, text) in speech.items():
@@ -201,11 +202,11 @@ def check(runtimes: Dict[str, Runtime], speech: Dict[str, Speech], chunk: ChunkC
     return differing
 
 
-def words_of(pieces: Sequence[str]) -> List[str]:
+def words_of(pieces: Sequence[str]) -> list[str]:
     return "".join(pieces).replace(WORD_START, " ").split()
 
 
-def word_error_rates(transcripts: Dict[str, List[scoring.Transcript]]) -> Dict[str, str]:
+def word_error_rates(transcripts: dict[str, list[scoring.Transcript]]) -> dict[str, str]:
     """For each runtime "WER 3.06 % (+0.7 % of torch's)", the latter not of the first one; "" without transcripts."""
     if not any(transcripts.values()):
         return dict.fromkeys(transcripts, "")
@@ -223,10 +224,10 @@ def with_tail(samples: Tensor, chunk: ChunkConfig) -> Tensor:
     return F.pad(samples, (0, chunk.tail * SAMPLE_RATE // FRAMES_PER_SECOND))
 
 
-def listen(runtimes: Dict[str, Runtime], samples: Tensor) -> Dict[str, Heard]:
+def listen(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, Heard]:
     """What each runtime hears, and where it first differs from what the first one hears."""
-    heard: Dict[str, Heard] = {}
-    expected: Optional[List[str]] = None
+    heard: dict[str, Heard] = {}
+    expected: list[str] | None = None
     for name, runtime in runtimes.items():
         start = time.perf_counter()
         pieces = runtime(samples)

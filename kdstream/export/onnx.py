@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import onnx
 import torch
@@ -54,19 +55,19 @@ class StreamingEncoder(nn.Module):
         super().__init__()
         self.model, self.chunk = model, chunk
 
-    def caches(self) -> Dict[str, int]:
+    def caches(self) -> dict[str, int]:
         """The caches that a step takes, in sherpa-onnx's order: names, and which dimension is the stream."""
         raise NotImplementedError
 
-    def new_caches(self) -> Dict[str, int]:
+    def new_caches(self) -> dict[str, int]:
         """Those that it returns: the first of the ones that it takes, or all."""
         return {f"new_{name}": stream_dim for name, stream_dim in self.caches().items()}
 
-    def fresh_caches(self, streams: int) -> List[Tensor]:
+    def fresh_caches(self, streams: int) -> list[Tensor]:
         """What a step takes of streams that have heard nothing yet."""
         return self.to_onnx(self.model.init_state(streams, self.chunk))
 
-    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+    def to_onnx(self, state: EncoderState) -> list[Tensor]:
         """Our state as the caches that a step returns."""
         raise NotImplementedError
 
@@ -74,7 +75,7 @@ class StreamingEncoder(nn.Module):
         """The caches that a step takes as our state."""
         raise NotImplementedError
 
-    def metadata(self) -> Dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What sherpa-onnx must know of this architecture; sequences hold one number per stack."""
         raise NotImplementedError
 
@@ -120,17 +121,17 @@ class StreamingZipformer(StreamingEncoder):
         self.layouts = {f"{name}_{i}": layout for i in layers for name, layout in self.of_layer.items()}
         self.layouts.update(embed_states=AS_IT_IS, processed_lens=AS_IT_IS)
 
-    def caches(self) -> Dict[str, int]:
+    def caches(self) -> dict[str, int]:
         return {name: layout.stream_dim for name, layout in self.layouts.items()}
 
-    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+    def to_onnx(self, state: EncoderState) -> list[Tensor]:
         return [layout.to_onnx(tensor) for layout, tensor in zip(self.layouts.values(), state.tensors())]
 
     def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
         tensors = [layout.to_torch(cache) for layout, cache in zip(self.layouts.values(), caches)]
         return EncoderState.from_tensors(tensors)
 
-    def metadata(self) -> Dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         config = self.model.config
         return {
             "encoder_dims": config.encoder_dim,
@@ -166,16 +167,16 @@ class StreamingConformer(StreamingEncoder):
         self.frames = [chunk.left // OUTPUT_DOWNSAMPLING, kernel - 1]  # of each layer in attn and in conv
         self.layers = math.ceil(sum(self.sizes) / (sum(self.frames) * self.dim))
 
-    def caches(self) -> Dict[str, int]:
+    def caches(self) -> dict[str, int]:
         return {"attn": 2, "conv": 2, "processed_lens": 0}
 
-    def new_caches(self) -> Dict[str, int]:
+    def new_caches(self) -> dict[str, int]:
         return {"new_attn": 2, "new_conv": 2}
 
-    def fresh_caches(self, streams: int) -> List[Tensor]:
+    def fresh_caches(self, streams: int) -> list[Tensor]:
         return [*super().fresh_caches(streams), torch.zeros(streams, dtype=torch.int64)]
 
-    def to_onnx(self, state: EncoderState) -> List[Tensor]:
+    def to_onnx(self, state: EncoderState) -> list[Tensor]:
         counted = state.processed.clamp(max=self.chunk.left).to(state.embed.dtype)  # nobody asks about more
         numbers = torch.cat([x.flatten(1) for x in (*state.layers, state.embed, counted.unsqueeze(1))], dim=1)
         room = [self.layers * frames * self.dim for frames in self.frames]
@@ -191,7 +192,7 @@ class StreamingConformer(StreamingEncoder):
         processed = counted.squeeze(1).to(torch.int64) + 0 * theirs  # an input that nothing uses would be left out
         return EncoderState(layers, embed, processed)
 
-    def metadata(self) -> Dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         left, past = self.frames
         return {
             "num_encoder_layers": self.layers,
@@ -288,9 +289,9 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
 def _export(
     path: Path,
     module: nn.Module,
-    inputs: Dict[str, Tensor],
-    stream_dims: Dict[str, int],
-    metadata: Dict[str, Any],
+    inputs: dict[str, Tensor],
+    stream_dims: dict[str, int],
+    metadata: dict[str, Any],
 ) -> None:
     """Traces `module` on `inputs`; `stream_dims` says of each of them, and of each output, which dimension is N."""
     with warnings.catch_warnings():
@@ -314,7 +315,7 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def products_with_vectors(path: Path) -> List[str]:
+def products_with_vectors(path: Path) -> list[str]:
     """Names of the matrix products whose weight is a vector, which has no channels."""
     graph = onnx.load(path).graph
     vectors = {weight.name for weight in graph.initializer if len(weight.dims) == 1}

@@ -14,7 +14,7 @@ Shapes: N batch, T tap frames, D_S and D_T width of the student's and the teache
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,11 @@ class BranchOutput(NamedTuple):
     r: (N, T, D_T), where r_t is made of the streaming features of frames <= t.
     """
 
-    z: Optional[Tensor] = None
-    query: Optional[Tensor] = None
-    key: Optional[Tensor] = None
-    value: Optional[Tensor] = None
-    r: Optional[Tensor] = None
+    z: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    r: Tensor | None = None
 
 
 class AuxiliaryBranch(nn.Module):
@@ -53,8 +53,8 @@ class AuxiliaryBranch(nn.Module):
         self,
         student_dim: int,
         teacher_dim: int,
-        layer: Optional[AuxiliaryLayer],
-        predictor: Optional[FuturePredictor],
+        layer: AuxiliaryLayer | None,
+        predictor: FuturePredictor | None,
     ) -> None:
         super().__init__()
         self.projection = nn.Linear(student_dim, teacher_dim)
@@ -80,7 +80,7 @@ class DirectBranch(nn.Module):
     Its features pass a projection only where the widths differ; queries, keys and values are its own.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, predictor: Optional[FuturePredictor]) -> None:
+    def __init__(self, student_dim: int, teacher_dim: int, predictor: FuturePredictor | None) -> None:
         super().__init__()
         same = student_dim == teacher_dim
         self.projection: nn.Module = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
@@ -117,7 +117,7 @@ class AuxiliaryLayer(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, feedforward_dim), nn.GELU(), nn.Linear(feedforward_dim, dim)
         )
 
-    def forward(self, p: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, p: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """p: (N, T, D); returns z, query, key, value, each (N, T, D)."""
         p = at_least_float32(p)  # under autocast too: the residual path, and what the norms read
         query, key, value = self.in_proj(self.attention_norm(p)).chunk(3, dim=-1)  # (N, T, D) each

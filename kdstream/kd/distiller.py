@@ -17,8 +17,6 @@ Shapes: N batch.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
-
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +53,7 @@ class Distiller(nn.Module):
         self.scales = wanted_losses(config)
         if config.needs_tokens and not isinstance(teacher, TransducerTeacher):
             raise UserError("--kd-token-scale: this teacher writes no tokens; distil from its layers alone")
-        self.pairs: List[LayerPair] = []
+        self.pairs: list[LayerPair] = []
         if any(name in self.scales for name in HIDDEN):
             self.pairs = pair_layers(config, tap_shapes(student), teacher.shapes)
         if "relation_loss" in self.scales:
@@ -66,12 +64,12 @@ class Distiller(nn.Module):
             # equal to begin with; not zero, from where an optimiser that steps in proportion would not move
             self.pair_logits = nn.Parameter(torch.ones(len(self.pairs)))
 
-    def build_branches(self) -> List[nn.Module]:
+    def build_branches(self) -> list[nn.Module]:
         """One for each pair; with --kd-share-branches those of one width share their layer and predictor."""
         direct = self.config.kd_branch == "none"
         auxiliary = not direct and ("feature_loss" in self.scales or "relation_loss" in self.scales)
-        shared: Dict[int, Tuple[Optional[AuxiliaryLayer], Optional[FuturePredictor]]] = {}
-        branches: List[nn.Module] = []
+        shared: dict[int, tuple[AuxiliaryLayer | None, FuturePredictor | None]] = {}
+        branches: list[nn.Module] = []
         for pair in self.pairs:
             ours, theirs = pair.student_shape.features, pair.teacher_shape.features
             if theirs not in shared or not self.config.kd_share_branches:
@@ -85,7 +83,7 @@ class Distiller(nn.Module):
     def build_layer(self, dim: int) -> AuxiliaryLayer:
         return AuxiliaryLayer(dim, self.config.kd_branch_heads, self.config.kd_branch_feedforward_dim)
 
-    def build_predictor(self, dim: int) -> Optional[FuturePredictor]:
+    def build_predictor(self, dim: int) -> FuturePredictor | None:
         if "apc_loss" not in self.scales:
             return None
         return FuturePredictor(dim, self.config.kd_apc_dim or dim)
@@ -98,13 +96,13 @@ class Distiller(nn.Module):
         """What to pass to the student's forward; new for every batch."""
         return Taps(pair.student for pair in self.pairs)
 
-    def weights(self, batch_idx: float) -> Dict[str, float]:
+    def weights(self, batch_idx: float) -> dict[str, float]:
         """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
         warmup = self.config.kd_warmup_batches
         ramp = min(1.0, batch_idx / warmup) if warmup > 0 else 1.0
         return {name: ramp * scale for name, scale in self.scales.items()}
 
-    def forward(self, batch: Batch, student_taps: Taps) -> Dict[str, Tensor]:
+    def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
 
         Args:
@@ -114,14 +112,14 @@ class Distiller(nn.Module):
           scalars by name.
         """
         heard = self.teacher.listen(batch, {pair.teacher for pair in self.pairs})
-        losses: Dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.pairs:
             losses.update(self.hidden_losses(heard, student_taps, output_frames_of(batch.feature_lens)))
         if "token_loss" in self.scales:
             losses["token_loss"] = self.token_loss(heard, student_taps.lattice)
         return losses
 
-    def hidden_losses(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> Dict[str, Tensor]:
+    def hidden_losses(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> dict[str, Tensor]:
         """The losses between layers, summed over the pairs; output_frames (N,) are the utterances' weights."""
         aligned = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
         layers = [self.layer_losses(branch, *taps, output_frames) for branch, taps in zip(self.branches, aligned)]
@@ -134,7 +132,7 @@ class Distiller(nn.Module):
             return self.pair_logits.view(-1, len(self.teacher.shapes)).softmax(dim=1).flatten()
         return torch.ones(len(self.pairs), device=next(self.student.parameters()).device)
 
-    def layer_losses(self, branch: nn.Module, student: Tap, teacher: Tap, output_frames: Tensor) -> Dict[str, Tensor]:
+    def layer_losses(self, branch: nn.Module, student: Tap, teacher: Tap, output_frames: Tensor) -> dict[str, Tensor]:
         """The losses of one pair, aligned."""
         config, lens = self.config, student.lens
         out = branch(student)
@@ -164,12 +162,12 @@ class Distiller(nn.Module):
         return token_loss(teacher, lattice.logits, lattice, blank, form, temperature, shift)
 
 
-def loss_scales(config: DistillConfig) -> Dict[str, float]:
+def loss_scales(config: DistillConfig) -> dict[str, float]:
     """The scale of every distillation loss, by name."""
     return {name: getattr(config, field) for name, field in SCALES.items()}
 
 
-def wanted_losses(config: DistillConfig) -> Dict[str, float]:
+def wanted_losses(config: DistillConfig) -> dict[str, float]:
     """The scales of the losses that are computed, by name.  UserError if there are none."""
     scales = loss_scales(config)
     wanted = {name for name, scale in scales.items() if scale > 0}

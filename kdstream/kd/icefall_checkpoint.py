@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, Dict, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ OTHER_HEADS = ("attention_decoder.",)  # that icefall can train beside the trans
 SHOWN_BY_WEIGHTS = ("encoder", "preset", "causal", "chunk_size", "left_context_frames", "use_ctc", "context_size")
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> Dict[str, Tensor]:
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The parameters of the transducer, without icefall's other heads."""
     weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith(OTHER_HEADS)}
     left_out = len(checkpoint["model"]) - len(weights)

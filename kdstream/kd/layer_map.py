@@ -1,28 +1,28 @@
 """Layer map: which layer of the teacher guides which layer of the student.
 
-    same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake;
-              as uniform between encoders that have not the same stacks, where no layer is named
-    uniform   the same share of the depth, where the two are of different depth
-    last      the student's k tapped layers by the teacher's last k
-    similar   the teacher's most similar layer, by a file that local/layer_similarity.py writes
-    learned   every layer of the teacher, with weights that are learned along with the branches
+same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake;
+          as uniform between encoders that have not the same stacks, where no layer is named
+uniform   the same share of the depth, where the two are of different depth
+last      the student's k tapped layers by the teacher's last k
+similar   the teacher's most similar layer, by a file that local/layer_similarity.py writes
+learned   every layer of the teacher, with weights that are learned along with the branches
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
 
 from kdstream.config import ENCODER_FRAME_MS, DistillConfig, UserError
 from kdstream.kd.taps import Tap, TapShape
 
 MIN_STRIDE = 2  # encoder frames; relation maps grow with T^2, so layers at the full rate are tapped on request only
 
-Shapes = Dict[str, TapShape]  # by layer name, in running order
+Shapes = dict[str, TapShape]  # by layer name, in running order
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class LayerPair:
         """Encoder frames per frame at which the two are compared: the slower one's."""
         return max(self.student_shape.stride, self.teacher_shape.stride)
 
-    def align(self, student: Tap, teacher: Tap) -> Tuple[Tap, Tap]:
+    def align(self, student: Tap, teacher: Tap) -> tuple[Tap, Tap]:
         """Both taps at `stride`, and as many frames of the teacher as the student has."""
         student, teacher = student.at_stride(self.stride), teacher.at_stride(self.stride)
         return student, teacher.first(student.features.size(1))
 
 
-def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> List[LayerPair]:
+def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> list[LayerPair]:
     """Pairs the layers of --kd-layers by --kd-layer-map; an entry "2.0:3.1" names the teacher's layer itself.
 
     Without --kd-layers, the student's layers are the last of every stack with frames of 40 ms or longer.
@@ -72,7 +72,7 @@ def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> List
     return pairs
 
 
-def default_layers(student: Shapes) -> List[str]:
+def default_layers(student: Shapes) -> list[str]:
     """The last layer of every stack that downsamples.  Raises UserError if none does."""
     names = [name for name in last_layers(student).values() if student[name].stride >= MIN_STRIDE]
     if not names:
@@ -80,7 +80,7 @@ def default_layers(student: Shapes) -> List[str]:
     return names
 
 
-def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teacher: Shapes) -> Dict[str, List[str]]:
+def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teacher: Shapes) -> dict[str, list[str]]:
     """The teacher's layers for each tapped layer."""
     theirs, ours = list(teacher), list(student)
     if config.kd_layer_map == "learned":
@@ -101,7 +101,7 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
     return {name: [last[stack_of(name)]] for name in tapped}
 
 
-def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> Dict[str, str]:
+def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     """For each tapped layer the teacher's of highest similarity in a file.  UserError if it is of other layers."""
     if not path:
         raise UserError("--kd-layer-map similar: give --kd-similarity-file, which local/layer_similarity.py writes")
@@ -149,7 +149,7 @@ def check_rates(pair: LayerPair) -> None:
         )
 
 
-def last_layers(shapes: Shapes) -> Dict[str, str]:
+def last_layers(shapes: Shapes) -> dict[str, str]:
     """The last layer of every stack: {"0": "0.1", "1": "1.1", ...}."""
     return {stack_of(name): name for name in shapes}
 

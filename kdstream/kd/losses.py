@@ -19,7 +19,8 @@ Shapes: N batch, T tap frames, D width, R relation heads, d_R relation head widt
 from __future__ import annotations
 
 import math
-from typing import Callable, ContextManager, Dict, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def cosine(h: Tensor, z: Tensor) -> Tensor:
     return 1.0 - F.cosine_similarity(h, z, dim=-1)
 
 
-DISTANCES: Dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1_cosine": l1_cosine, "l2": l2, "cosine": cosine}
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1_cosine": l1_cosine, "l2": l2, "cosine": cosine}
 
 
 def feature_loss(h: Tensor, z: Tensor, weights: Tensor, distance: str) -> Tensor:
@@ -142,7 +143,7 @@ class RelationDivergence(torch.autograd.Function):
         return None, gradient * grad_output, None
 
 
-def _relations(x: Tensor, keys: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _relations(x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores x x^T / sqrt(d), their softmax, both (N, R, T, T), and their logsumexp (N, R, T, 1).
 
     x: (N, R, T, d); keys: (N, T), 0 or, where no score may count, MASKED.
@@ -165,6 +166,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def float32(x: Tensor) -> ContextManager[None]:
+def float32(x: Tensor) -> AbstractContextManager[None]:
     """Switches autocast off on the device of x."""
     return torch.autocast(device_type=x.device.type, enabled=False)

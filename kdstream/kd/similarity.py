@@ -7,8 +7,6 @@ It is 1 for features that are equal up to rotation and scale, so layers of diffe
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
-
 import torch
 from torch import Tensor
 
@@ -22,10 +20,10 @@ class LayerSimilarity:
     """
 
     def __init__(self) -> None:
-        self._moments: Optional[Tensor] = None  # (1 + D + D', 1 + D + D') over all layers, with a constant as first
-        self._widths: List[int] = []
+        self._moments: Tensor | None = None  # (1 + D + D', 1 + D + D') over all layers, with a constant as first
+        self._widths: list[int] = []
 
-    def add(self, ours: Dict[str, Tap], theirs: Dict[str, Tap]) -> None:
+    def add(self, ours: dict[str, Tap], theirs: dict[str, Tap]) -> None:
         """Adds one batch.  The layers of both models by name, the same ones each time."""
         taps = [*ours.values(), *theirs.values()]
         stride = max(tap.stride for tap in taps)

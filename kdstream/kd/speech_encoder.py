@@ -9,8 +9,8 @@ Shapes: N batch, T frames of 20 ms, S samples at 16 kHz, D width.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Dict, Iterable, List, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class SpeechEncoderTeacher(Teacher):
         self.normalises = isinstance(encoder.feature_extractor.conv_layers[0].layer_norm, nn.LayerNorm)
         self.layers = {f"0.{i}": layer for i, layer in enumerate(encoder.encoder.transformer.layers)}
         taps = self.taps_of(torch.zeros(SAMPLE_RATE, device=device), list(self.layers))
-        self.shapes: Dict[str, TapShape] = {
+        self.shapes: dict[str, TapShape] = {
             name: TapShape(*(x.size(-1) for x in tensors), stride=1) for name, tensors in taps.items()
         }
 
@@ -82,11 +82,11 @@ class SpeechEncoderTeacher(Teacher):
             taps[name] = Tap(*tensors, lens=torch.minimum(lens, shortest), stride=1)
         return Heard(taps)
 
-    def taps_of(self, audio: Tensor, names: List[str]) -> Dict[str, List[Tensor]]:
+    def taps_of(self, audio: Tensor, names: list[str]) -> dict[str, list[Tensor]]:
         """Features, query, key and value (T, D) of the named layers for one utterance (S,)."""
         if self.normalises:
             audio = F.layer_norm(audio, audio.shape)
-        seen: Dict[str, List[Tensor]] = {}
+        seen: dict[str, list[Tensor]] = {}
         with ExitStack() as hooks:
             for name in names:
                 watch(self.layers[name], seen.setdefault(name, []), hooks)
@@ -94,7 +94,7 @@ class SpeechEncoderTeacher(Teacher):
         return {name: [x[0, FRAMES_AHEAD:].float() for x in (seen[name][-1], *seen[name][:-1])] for name in names}
 
 
-def watch(layer: nn.Module, seen: List[Tensor], hooks: ExitStack) -> None:
+def watch(layer: nn.Module, seen: list[Tensor], hooks: ExitStack) -> None:
     """Lets `layer` append query, key, value and its output, each (1, T, D), to `seen` as it runs."""
     attention = layer.attention
     if hasattr(attention, "q_proj"):

@@ -9,8 +9,9 @@ Shapes: N batch, T tap frames (of `stride` encoder frames, i.e. 20 ms each), D w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,11 +103,11 @@ class Taps:
     Names are "stack.layer", counted from 0.
     """
 
-    lattice: Optional[Lattice] = None
+    lattice: Lattice | None = None
 
-    def __init__(self, layers: Optional[Iterable[str]] = None) -> None:
+    def __init__(self, layers: Iterable[str] | None = None) -> None:
         self._wanted = None if layers is None else frozenset(layers)
-        self._taps: Dict[str, Tap] = {}
+        self._taps: dict[str, Tap] = {}
 
     def wants(self, name: str) -> bool:
         return self._wanted is None or name in self._wanted
@@ -127,13 +128,13 @@ class Taps:
     def __contains__(self, name: str) -> bool:
         return name in self._taps
 
-    def names(self) -> List[str]:
+    def names(self) -> list[str]:
         """Recorded layers, in the order in which the encoder ran them."""
         return list(self._taps)
 
 
 @torch.no_grad()
-def tap_shapes(model: nn.Module) -> Dict[str, TapShape]:
+def tap_shapes(model: nn.Module) -> dict[str, TapShape]:
     """Shapes of every layer's tap, by name in running order, from encoding half a second of silence.
 
     They are seen, not read from an architecture's settings: any encoder that records taps will do.

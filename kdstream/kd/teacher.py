@@ -9,8 +9,9 @@ Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ class Heard(NamedTuple):
     encoder_out: (N, T, D) in 40 ms frames, likewise; None from a teacher that writes no tokens.
     """
 
-    layers: Dict[str, Tap]
-    encoder_out: Optional[Tensor] = None
+    layers: dict[str, Tap]
+    encoder_out: Tensor | None = None
 
 
 class Teacher(ABC):
@@ -47,7 +48,7 @@ class Teacher(ABC):
     shapes: of the layers that can be tapped, by name in running order.
     """
 
-    shapes: Dict[str, TapShape]
+    shapes: dict[str, TapShape]
 
     @abstractmethod
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
@@ -103,7 +104,7 @@ def batched(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def load_teacher(
-    whose: str, config: ExperimentConfig, state_dict: Dict[str, Tensor], student: ExperimentConfig, device: torch.device
+    whose: str, config: ExperimentConfig, state_dict: dict[str, Tensor], student: ExperimentConfig, device: torch.device
 ) -> Transducer:
     """Builds a transducer that is a teacher, on `device`.
 
@@ -185,7 +186,7 @@ def tokens_path(data: DataConfig) -> Path:
     return Path(data.bpe_model).with_name(TOKENS_FILE)
 
 
-def read_tokens(data: DataConfig) -> List[str]:
+def read_tokens(data: DataConfig) -> list[str]:
     """The lines "token id" of tokens.txt, sorted by id.  Raises UserError if there is no such file."""
     path = tokens_path(data)
     if not path.is_file():

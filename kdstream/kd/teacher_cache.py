@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -35,7 +36,7 @@ VERSION = 2
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
 ENCODER_OUT = "encoder_out"
-Entry = Dict[str, Any]  # a line of the index
+Entry = dict[str, Any]  # a line of the index
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
@@ -92,7 +93,7 @@ class CacheWriter:
         self._writer = FORMATS[storage](str(directory / ARRAYS))
         self._dtype = np.float16 if storage == "float16" else np.float32
 
-    def columns(self) -> Dict[int, List[Columns]]:
+    def columns(self) -> dict[int, list[Columns]]:
         """By frame rate (encoder frames per frame), what the columns of an array are."""
         columns = {OUTPUT_DOWNSAMPLING: [Columns(ENCODER_OUT, "features", self.teacher.model.encoder.output_dim)]}
         for name in self.layers:
@@ -111,7 +112,7 @@ class CacheWriter:
             return
         heard = self.teacher.listen(batch, self.layers)
         lens = padded_encoder_lens(batch.feature_lens, self.teacher.model.max_downsampling)
-        arrays: Dict[int, np.ndarray] = {}
+        arrays: dict[int, np.ndarray] = {}
         for stride, columns in self.columns().items():
             tensors = [
                 heard.encoder_out if c.layer == ENCODER_OUT else getattr(heard.layers[c.layer], c.tensor)
@@ -124,7 +125,7 @@ class CacheWriter:
                 stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
                 index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
 
-    def store(self, key: str, array: np.ndarray) -> Dict[str, Any]:
+    def store(self, key: str, array: np.ndarray) -> dict[str, Any]:
         """Lhotse's description of the stored array (frames, columns)."""
         key = self._writer.write(quote(key, safe=""), np.ascontiguousarray(array))
         return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
@@ -183,7 +184,7 @@ class CachedTeacher(TransducerTeacher):
             for entry, mean in zip(entries, means_of(batch)):
                 check_mean(f"--teacher-cache {self.directory}", entry, mean)
         encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
-        taps: Dict[str, Dict[str, Any]] = {}
+        taps: dict[str, dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
             arrays = [self.load(entry, stride, frames) for entry, frames in zip(entries, lens.tolist())]
@@ -193,7 +194,7 @@ class CachedTeacher(TransducerTeacher):
         encoder_out = taps.pop(ENCODER_OUT)["features"]
         return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
 
-    def find(self, cut_id: str) -> Optional[Entry]:
+    def find(self, cut_id: str) -> Entry | None:
         """What the index has of a cut, under its own name or, for a repetition, under that of the cut."""
         return self.index.get(cut_id) or self.index.get(cut_id.rpartition(REPEATED)[0])
 
@@ -223,13 +224,13 @@ def holds(path: Path, header: Mapping[str, Any]) -> bool:
         return False
 
 
-def read_index(directory: Path) -> Dict[str, Entry]:
+def read_index(directory: Path) -> dict[str, Entry]:
     """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays."""
     entries = [json.loads(line) for line in (directory / INDEX).read_text().splitlines()]
     return {entry["cut"]: entry for entry in entries}
 
 
-def means_of(batch: Batch) -> List[float]:
+def means_of(batch: Batch) -> list[float]:
     """Of each utterance the mean of its features: what tells other speech of the same length."""
     lens = batch.feature_lens.tolist()
     return torch.stack([features[:length].double().mean() for features, length in zip(batch.features, lens)]).tolist()

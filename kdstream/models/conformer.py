@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ LAYER_SKIP_RATE = 0.05  # after that
 SLOWEST_TURN = 10000.0  # frames per radian of the slowest rotation
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
 
-QueryKeyValue = Tuple[Tensor, Tensor, Tensor]
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ class Surroundings:
     """
 
     mask: Tensor
-    padding: Optional[Tensor]
+    padding: Tensor | None
     cos: Tensor
     sin: Tensor
 
 
-def rotations(frames: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`.
 
     In doubles: only differences of angles count, and those of late frames would be lost to rounding.  By numpy: an
@@ -115,7 +114,7 @@ class RotarySelfAttention(nn.Module):
         self.out_proj = scaled_linear(self.width, dim, 0.05)
         self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
 
-    def forward(self, x: Tensor, around: Surroundings, cache: Cache) -> Tuple[Tensor, Cache, QueryKeyValue]:
+    def forward(self, x: Tensor, around: Surroundings, cache: Cache) -> tuple[Tensor, Cache, QueryKeyValue]:
         """
         Args:
           x: (N, T, D).
@@ -139,7 +138,7 @@ class CausalDepthwiseConv1d(nn.Conv1d):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__(channels, channels, kernel, groups=channels)
 
-    def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""
         past, new_cache = with_past(cache, x, self.kernel_size[0] - 1)
         seen, frames = int(past.size(1)), int(x.size(1))
@@ -167,8 +166,8 @@ class ConformerLayer(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
 
     def forward(
-        self, x: Tensor, around: Surroundings, cache: Optional[List[Tensor]]
-    ) -> Tuple[Tensor, List[Cache], QueryKeyValue]:
+        self, x: Tensor, around: Surroundings, cache: list[Tensor] | None
+    ) -> tuple[Tensor, list[Cache], QueryKeyValue]:
         """x (N, T, D), the layer's TENSORS_PER_LAYER tensors or None to the same; and query, key and value of x."""
         attention_cache, conv_cache = cache or [None] * TENSORS_PER_LAYER
         before = x
@@ -200,7 +199,7 @@ class Conformer(StreamingEncoder):
         return config.encoder_dim[0] // OUTPUT_DOWNSAMPLING
 
     @staticmethod
-    def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def streaming_parameters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The taps of the past keep their places; what those of the future would see, the present frame stands in for.
 
         Where nothing changes over time the two convolutions agree.
@@ -218,16 +217,16 @@ class Conformer(StreamingEncoder):
         self,
         x: Tensor,
         x_lens: Tensor,
-        chunk: Optional[ChunkConfig] = None,
-        caches: Optional[List[Tensor]] = None,
-        processed: Optional[Tensor] = None,
+        chunk: ChunkConfig | None = None,
+        caches: list[Tensor] | None = None,
+        processed: Tensor | None = None,
         taps=None,
-    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """See StreamingEncoder."""
         around = self.surroundings(*self.masks(x, x_lens, chunk, processed), x)
         x = side_by_side(x)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
-        new_caches: List[Cache] = []
+        new_caches: list[Cache] = []
         for i, layer in enumerate(self.layers):
             cache = caches[i * TENSORS_PER_LAYER : (i + 1) * TENSORS_PER_LAYER] if caches else None
             x, cache, (query, key, value) = layer(x, around, cache)
@@ -237,7 +236,7 @@ class Conformer(StreamingEncoder):
                 taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)
         return x, lens, new_caches
 
-    def surroundings(self, blocked: Tensor, padding: Optional[Tensor], x: Tensor) -> Surroundings:
+    def surroundings(self, blocked: Tensor, padding: Tensor | None, x: Tensor) -> Surroundings:
         """From the masks of the 20 ms frames; x only tells type and device."""
         blocked = blocked[:, :, ::OUTPUT_DOWNSAMPLING, ::OUTPUT_DOWNSAMPLING]
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
@@ -245,7 +244,7 @@ class Conformer(StreamingEncoder):
         cos, sin = rotations(int(blocked.size(3)), self.config.query_head_dim[0], x)
         return Surroundings(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
 
-    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+    def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """Per layer: keys and values, each H * d wide; inputs of the convolution over time."""
         config = self.config
         attention = chunk.left // OUTPUT_DOWNSAMPLING, 2 * config.num_heads[0] * config.query_head_dim[0]

@@ -6,17 +6,17 @@ What a preset names are the settings that its encoder has; the others stay None.
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from kdstream.config import ModelConfig, UserError
 
 # The front end is where a CPU spends its time, so tiny's is narrower than icefall's.
-TINY_ENDS: Dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64, decoder_dim=160, joiner_dim=160)
-ICEFALL_ENDS: Dict[str, Any] = dict(
+TINY_ENDS: dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64, decoder_dim=160, joiner_dim=160)
+ICEFALL_ENDS: dict[str, Any] = dict(
     frontend_channels=(8, 32, 128), frontend_hidden_dim=384, decoder_dim=512, joiner_dim=512
 )
 
-ICEFALL: Dict[str, Any] = dict(
+ICEFALL: dict[str, Any] = dict(
     ICEFALL_ENDS,
     downsampling_factor=(1, 2, 4, 8, 4, 2),
     encoder_unmasked_dim=(192, 192, 192, 192, 192, 192),
@@ -28,7 +28,7 @@ ICEFALL: Dict[str, Any] = dict(
     cnn_module_kernel=(31, 31, 15, 15, 15, 31),
 )
 
-ZIPFORMER: Dict[str, Dict[str, Any]] = {
+ZIPFORMER: dict[str, dict[str, Any]] = {
     "tiny": dict(
         TINY_ENDS,
         num_encoder_layers=(1, 1, 2, 1),
@@ -65,7 +65,7 @@ ZIPFORMER: Dict[str, Dict[str, Any]] = {
     ),
 }
 
-CONFORMER: Dict[str, Dict[str, Any]] = {
+CONFORMER: dict[str, dict[str, Any]] = {
     # One stack at 40 ms.  Keys and values are half the width each, so that a frame's cache is of the model's width.
     "tiny": dict(
         TINY_ENDS,
@@ -128,7 +128,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def spread_over_stacks(config: ModelConfig) -> Dict[str, Tuple[int, ...]]:
+def spread_over_stacks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The settings in PER_STACK, one value for each stack.  Raises UserError if there are too few or too many."""
     stacks, spread = len(config.num_encoder_layers), {}
     for name in PER_STACK:

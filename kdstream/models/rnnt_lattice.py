@@ -9,7 +9,8 @@ Shapes: N batch, T frames, S symbols, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ _NO_EDGE = -1.0e6
 
 
 def lattice_scores(
-    px: Tensor, py: Tensor, boundary: Optional[Tensor] = None, return_grad: bool = False
-) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:
+    px: Tensor, py: Tensor, boundary: Tensor | None = None, return_grad: bool = False
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Log-sum over all paths of every lattice in the batch; k2.mutual_information_recursion's definition.
 
     Args:
@@ -46,7 +47,7 @@ class _PathSum(torch.autograd.Function):
     probabilities before any gradient is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, px: Tensor, py: Tensor, boundary: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         N, S, px_frames = px.shape
         T = py.shape[2]
         step = 0 if px_frames == T + 1 else 1  # frames that a symbol edge consumes
@@ -79,7 +80,7 @@ class _PathSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> Tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, None]:
         px_grad, py_grad = ctx.saved_tensors
         grad = grad.view(-1, 1, 1)
         return px_grad * grad, py_grad * grad, None
@@ -145,7 +146,7 @@ class _TransitionLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, symbols: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, symbols: Tensor, blank: int) -> tuple[Tensor, Tensor]:
         log_probs = logits.log_softmax(-1)
         ctx.save_for_backward(log_probs, symbols)
         ctx.blank = blank
@@ -153,7 +154,7 @@ class _TransitionLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_symbol: Tensor, grad_blank: Tensor) -> Tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_symbol: Tensor, grad_blank: Tensor) -> tuple[Tensor, None, None]:
         log_probs, symbols = ctx.saved_tensors
         grad = log_probs.exp().mul_(-(grad_symbol + grad_blank).unsqueeze(-1))
         grad.scatter_add_(-1, symbols.unsqueeze(-1), grad_symbol.unsqueeze(-1))
@@ -161,6 +162,6 @@ class _TransitionLogProbs(torch.autograd.Function):
         return grad, None, None
 
 
-def transition_log_probs(logits: Tensor, symbols: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+def transition_log_probs(logits: Tensor, symbols: Tensor, blank: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities of `symbols` (...) and of `blank` under softmax over the last axis of `logits` (..., V)."""
     return _TransitionLogProbs.apply(logits, symbols, blank)

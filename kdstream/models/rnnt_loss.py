@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Callable, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from kdstream.models.rnnt_lattice import lattice_scores, transition_log_probs
 _NEEDED_FROM_K2 = ("rnnt_loss_smoothed", "get_rnnt_prune_ranges", "do_rnnt_pruning", "rnnt_loss_pruned")
 RNNT_TYPES = ("regular", "modified", "constrained")
 
-OptionalGrads = Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]
+OptionalGrads = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 class RnntLosses(NamedTuple):
@@ -105,7 +106,7 @@ def lattice_boundary(encoder_lens: Tensor, token_lens: Tensor) -> Tensor:
     return torch.stack([zeros, zeros, token_lens, encoder_lens.to(token_lens)], dim=1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def backend() -> str:
     """ "k2" where k2 imports with the functions of its pruned loss, else "torch"."""
     try:
@@ -130,7 +131,7 @@ def rnnt_loss_smoothed(
     termination_symbol: int,
     lm_only_scale: float = 0.1,
     am_only_scale: float = 0.1,
-    boundary: Optional[Tensor] = None,
+    boundary: Tensor | None = None,
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
@@ -159,7 +160,7 @@ def rnnt_loss_pruned(
     symbols: Tensor,
     ranges: Tensor,
     termination_symbol: int,
-    boundary: Optional[Tensor] = None,
+    boundary: Tensor | None = None,
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
@@ -176,7 +177,7 @@ def rnnt_loss_pruned(
     return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)
 
 
-def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: int) -> tuple[Tensor, Tensor]:
     """(px, py) of the whole lattice, (N, S, T) and (N, S+1, T), -inf where pruning left nothing.
 
     Args: as in `rnnt_loss_pruned`.
@@ -251,7 +252,7 @@ def _lower_envelope(values: Tensor) -> Tensor:
     return values.flip(1).cummin(1).values.flip(1)
 
 
-def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Tensor]:
+def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs each frame with its kept symbols: (N, T, J), (N, S+1, J) -> twice (N, T, R, J)."""
     N, T, R = ranges.shape
     S1, width = lm.shape[1:]
@@ -262,7 +263,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Ten
 
 def _smoothed_log_probs(
     lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_only: float, am_only: float, rnnt_type: str
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """(px, py) of the simple loss, (N, S, T) and (N, S+1, T): interpolated log-probabilities of symbols and blanks."""
     N, T, V = am.shape
     S = symbols.shape[1]
@@ -294,9 +295,7 @@ def _smoothed_log_probs(
             + (am_symbol + unigram[symbols].unsqueeze(2) - am_normalizer) * am_only
         )
         py = (
-            py * combined
-            + (lm_blank - lm_normalizer) * lm_only
-            + (am_blank + unigram[blank] - am_normalizer) * am_only
+            py * combined + (lm_blank - lm_normalizer) * lm_only + (am_blank + unigram[blank] - am_normalizer) * am_only
         )
     return px, py
 
@@ -304,7 +303,7 @@ def _smoothed_log_probs(
 def _loss(
     px: Tensor,
     py: Tensor,
-    boundary: Optional[Tensor],
+    boundary: Tensor | None,
     rnnt_type: str,
     delay_penalty: float,
     reduction: str,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import random
-from typing import List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ class ScheduledFloat(nn.Module):
       points: (batch_count, value) pairs, in order; constant before the first and after the last.
     """
 
-    def __init__(self, *points: Tuple[float, float]) -> None:
+    def __init__(self, *points: tuple[float, float]) -> None:
         super().__init__()
         self.points = points
         self.batch_count = 0.0
@@ -44,7 +43,7 @@ class ScheduledFloat(nn.Module):
         return value
 
 
-FloatLike = Union[float, ScheduledFloat]
+FloatLike = float | ScheduledFloat
 
 
 def set_batch_count(model: nn.Module, batch_count: float) -> None:
@@ -187,7 +186,7 @@ class BalancerFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, mean_range: Tuple[float, float], rms_range: Tuple[float, float], grad_scale: float):
+    def forward(ctx, x: Tensor, mean_range: tuple[float, float], rms_range: tuple[float, float], grad_scale: float):
         ctx.save_for_backward(x)
         ctx.settings = mean_range, rms_range, grad_scale
         return x.view_as(x)
@@ -236,7 +235,7 @@ class Balancer(nn.Module):
         min_abs: FloatLike = 0.2,
         max_abs: FloatLike = 100.0,
         grad_scale: float = 0.04,
-        prob: Optional[FloatLike] = None,
+        prob: FloatLike | None = None,
     ) -> None:
         super().__init__()
         self.prob = ScheduledFloat((0, 0.5), (8000, 0.125)) if prob is None else prob
@@ -262,7 +261,7 @@ def _positive_share_to_mean(share: FloatLike) -> float:
 
 class WhitenFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, whiten: "Whiten") -> Tensor:
+    def forward(ctx, x: Tensor, whiten: Whiten) -> Tensor:
         ctx.save_for_backward(x)
         ctx.whiten = whiten
         return x.view_as(x)
@@ -304,7 +303,7 @@ class Whiten(nn.Module):
             return WhitenFunction.apply(x, self)
         return x
 
-    def penalty_gradient(self, x: Tensor) -> Optional[Tensor]:
+    def penalty_gradient(self, x: Tensor) -> Tensor | None:
         """Direction of the gradient by x of mean(diag(C C)) / mean(diag C)^2 for covariance C; None below the limit."""
         shape = x.shape
         x = x.reshape(-1, self.groups, shape[-1] // self.groups).transpose(0, 1)  # (groups, frames, D / groups)
@@ -364,7 +363,7 @@ def convert_channels(x: Tensor, channels: int) -> Tensor:
     return x[..., :channels] if channels <= x.size(-1) else F.pad(x, (0, channels - x.size(-1)))
 
 
-def full_width(outputs: List[Tensor], width: int) -> Tensor:
+def full_width(outputs: list[Tensor], width: int) -> Tensor:
     """Concatenates `outputs` (N, T, D_i) to `width` channels, each channel from the last output that has it."""
     pieces = [outputs[-1]]
     have = outputs[-1].size(-1)

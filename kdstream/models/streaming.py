@@ -8,8 +8,8 @@ Shapes: N batch, T frames, D model width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -81,15 +81,15 @@ class EncoderState:
     processed: (N,) int64, encoder frames that each stream has consumed; streams of different ages share a batch.
     """
 
-    layers: List[Tensor]
+    layers: list[Tensor]
     embed: Tensor
     processed: Tensor
 
-    def tensors(self) -> List[Tensor]:
+    def tensors(self) -> list[Tensor]:
         return [*self.layers, self.embed, self.processed]
 
     @staticmethod
-    def from_tensors(tensors: Sequence[Tensor]) -> "EncoderState":
+    def from_tensors(tensors: Sequence[Tensor]) -> EncoderState:
         *layers, embed, processed = tensors
         return EncoderState(list(layers), embed, processed)
 
@@ -99,7 +99,7 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
     return EncoderState.from_tensors([torch.cat(group) for group in zip(*(s.tensors() for s in states))])
 
 
-def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> Tuple[Tensor, Tensor]:
+def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Pads with silence so that every utterance fills whole chunks, with the look-ahead of its last frame.
 
     The silence is what a runtime hears whose client sends zeros after the last sample.  After it an
@@ -149,11 +149,11 @@ class StreamingEncoder(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def streaming_parameters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parameters of a full-context transducer as those of a streaming one of the same sizes."""
         raise NotImplementedError
 
-    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+    def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """(frames, width) of every tensor that one stream caches, in order."""
         raise NotImplementedError
 
@@ -161,11 +161,11 @@ class StreamingEncoder(nn.Module):
         self,
         x: Tensor,
         x_lens: Tensor,
-        chunk: Optional[ChunkConfig] = None,
-        caches: Optional[List[Tensor]] = None,
-        processed: Optional[Tensor] = None,
+        chunk: ChunkConfig | None = None,
+        caches: list[Tensor] | None = None,
+        processed: Tensor | None = None,
         taps=None,
-    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """
         Args:
           x: (N, T, D) from the front end.
@@ -182,8 +182,8 @@ class StreamingEncoder(nn.Module):
         raise NotImplementedError
 
     def masks(
-        self, x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig], processed: Optional[Tensor]
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+        self, x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None, processed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """What attention must not look at, at the rate of encoder frames; arguments as in `forward`.
 
         Returns:
@@ -207,7 +207,7 @@ class StreamingEncoder(nn.Module):
                 f"use --chunk-size {multiples},..."
             )
 
-    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> List[Tensor]:
+    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> list[Tensor]:
         """Caches of zeros for `batch_size` fresh streams."""
         self.check_chunk(chunk)
         if chunk.left < 0:
@@ -215,7 +215,7 @@ class StreamingEncoder(nn.Module):
         return [torch.zeros(batch_size, *shape, device=device) for shape in self.cache_shapes(chunk)]
 
 
-def attention_mask(x: Tensor, x_lens: Tensor, chunk: Optional[ChunkConfig]) -> Tuple[Tensor, Tensor]:
+def attention_mask(x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None) -> tuple[Tensor, Tensor]:
     """blocked (N, 1, T or 1, T) and padding (N, T) for whole utterances; chunks see themselves and `left` frames."""
     frames = torch.arange(x.size(1), device=x.device)
     padding = frames >= x_lens.to(x.device).unsqueeze(1)

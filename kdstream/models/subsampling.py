@@ -9,8 +9,6 @@ Shapes: N batch, T frames, C channels, F frequencies, D model width.
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +53,7 @@ class ConvNeXt(nn.Module):
         self.out_balancer = Balancer(min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0)
         self.out_whiten = Whiten(1, 5.0, 0.01)
 
-    def forward(self, x: Tensor, left: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward(self, x: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """
         Args:
           x: (N, C, T, F), channels-last.
@@ -95,7 +93,7 @@ class Conv2dSubsampling(nn.Module):
     """
 
     def __init__(
-        self, feature_dim: int, out_channels: int, channels: Tuple[int, ...], hidden: int, dropout: FloatLike
+        self, feature_dim: int, out_channels: int, channels: tuple[int, ...], hidden: int, dropout: FloatLike
     ) -> None:
         super().__init__()
         first, second, third = channels
@@ -120,9 +118,7 @@ class Conv2dSubsampling(nn.Module):
         self.dropout = SharedDropout(dropout)
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self, x: Tensor, x_lens: Tensor, left: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    def forward(self, x: Tensor, x_lens: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
           x: (N, T, F) features.

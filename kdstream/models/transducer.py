@@ -5,8 +5,6 @@ Parameter names are icefall's.  Shapes: N batch, T output frames (40 ms), U symb
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple, Type
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from kdstream.models.streaming import ChunkConfig, EncoderState, StreamingEncode
 from kdstream.models.subsampling import Conv2dSubsampling
 from kdstream.models.zipformer import Zipformer
 
-ENCODERS: Dict[str, Type[StreamingEncoder]] = {"zipformer": Zipformer, "conformer": Conformer}
+ENCODERS: dict[str, type[StreamingEncoder]] = {"zipformer": Zipformer, "conformer": Conformer}
 
 
 class Predictor(nn.Module):
@@ -114,10 +112,10 @@ class Transducer(nn.Module):
         self,
         features: Tensor,
         feature_lens: Tensor,
-        chunk: Optional[ChunkConfig] = None,
-        state: Optional[EncoderState] = None,
+        chunk: ChunkConfig | None = None,
+        state: EncoderState | None = None,
         taps=None,
-    ) -> Tuple[Tensor, Tensor, Optional[EncoderState]]:
+    ) -> tuple[Tensor, Tensor, EncoderState | None]:
         """
         Args:
           features: (N, T, F) in 10 ms frames.  With `state`: exactly chunk.input_frames of them.
@@ -152,11 +150,11 @@ class Transducer(nn.Module):
         self,
         features: Tensor,
         feature_lens: Tensor,
-        tokens: List[List[int]],
-        chunk: Optional[ChunkConfig],
+        tokens: list[list[int]],
+        chunk: ChunkConfig | None,
         loss_config: TrainConfig,
         taps=None,
-    ) -> Dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         """The training losses of a batch, each summed over the batch: simple_loss, pruned_loss and, with a CTC
         head, ctc_loss.  Arguments as in `encode`; tokens without blanks; `taps` get the lattice too."""
         encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)

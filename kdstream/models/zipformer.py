@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import random
-from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ from kdstream.models.zipformer_modules import (
 TENSORS_PER_LAYER = 6
 WARMUP_BATCHES = 4000.0  # over which layers are let in, stack after stack
 
-QueryKeyValue = Tuple[Tensor, Tensor, Tensor]
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 
 
 class ZipformerLayer(nn.Module):
@@ -87,8 +86,8 @@ class ZipformerLayer(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
 
     def forward(
-        self, x: Tensor, context: FrameContext, cache: Optional[List[Tensor]]
-    ) -> Tuple[Tensor, List[Optional[Tensor]], QueryKeyValue]:
+        self, x: Tensor, context: FrameContext, cache: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor | None], QueryKeyValue]:
         """
         Args:
           x: (N, T, D).
@@ -129,14 +128,14 @@ class ZipformerLayer(nn.Module):
             return visible / visible.sum(dim=3, keepdim=True)
         return weights
 
-    def sequence_mask(self, x: Tensor, rate: ScheduledFloat) -> Optional[Tensor]:
+    def sequence_mask(self, x: Tensor, rate: ScheduledFloat) -> Tensor | None:
         """(N, 1, 1): 0 for utterances that skip a module in this training step."""
         if not self.training or float(rate) == 0.0:
             return None
         return (torch.rand(x.size(0), 1, 1, device=x.device) > float(rate)).to(x.dtype)
 
 
-def masked(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
@@ -155,8 +154,8 @@ class Stack(nn.Module):
         let_in_one_by_one(self.layers, span * (stack + 1), span * (stack + 2), final)
 
     def forward(
-        self, x: Tensor, mask: Optional[Tensor], context: FrameContext, caches: Optional[List[List[Tensor]]], tap
-    ) -> Tuple[Tensor, List[Optional[Tensor]]]:
+        self, x: Tensor, mask: Tensor | None, context: FrameContext, caches: list[list[Tensor]] | None, tap
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """
         Args:
           x: (N, T, D).
@@ -167,7 +166,7 @@ class Stack(nn.Module):
           (N, T, D) and the new caches of all layers in one list.
         """
         context.positions = self.pos_dropout(context.positions)
-        new_caches: List[Optional[Tensor]] = []
+        new_caches: list[Tensor | None] = []
         x = masked(x, mask)
         for i, layer in enumerate(self.layers):
             x, cache, query_key_value = layer(x, context, caches[i] if caches else None)
@@ -187,7 +186,7 @@ class DownsampledStack(nn.Module):
         self.encoder = Stack(config, stack, dropout)
         self.out_combiner = Bypass(config.encoder_dim[stack])
 
-    def forward(self, x: Tensor, *args) -> Tuple[Tensor, List[Optional[Tensor]]]:
+    def forward(self, x: Tensor, *args) -> tuple[Tensor, list[Tensor | None]]:
         """As Stack; x and the result are at the encoder's frame rate, everything else at the stack's."""
         slow, new_caches = self.encoder(self.downsample(x), *args)
         return self.out_combiner(x, upsample(slow, self.factor, int(x.size(1)))), new_caches
@@ -219,16 +218,16 @@ class Zipformer(StreamingEncoder):
         self,
         x: Tensor,
         x_lens: Tensor,
-        chunk: Optional[ChunkConfig] = None,
-        caches: Optional[List[Tensor]] = None,
-        processed: Optional[Tensor] = None,
+        chunk: ChunkConfig | None = None,
+        caches: list[Tensor] | None = None,
+        processed: Tensor | None = None,
         taps=None,
-    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """See StreamingEncoder."""
         blocked, padding = self.masks(x, x_lens, chunk, processed)
         masks = self.feature_masks(x)
-        outputs: List[Tensor] = []
-        new_caches: List[Optional[Tensor]] = []
+        outputs: list[Tensor] = []
+        new_caches: list[Tensor | None] = []
         first = 0
         for i, encoder in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
@@ -255,7 +254,7 @@ class Zipformer(StreamingEncoder):
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
 
     def frame_context(
-        self, blocked: Tensor, padding: Optional[Tensor], factor: int, chunk: Optional[ChunkConfig]
+        self, blocked: Tensor, padding: Tensor | None, factor: int, chunk: ChunkConfig | None
     ) -> FrameContext:
         """The masks and positions of a stack that downsamples by `factor`."""
         keys = -(-int(blocked.size(3)) // factor)
@@ -267,7 +266,7 @@ class Zipformer(StreamingEncoder):
             chunk=None if chunk is None else chunk.chunk // factor,
         )
 
-    def feature_masks(self, x: Tensor) -> List[Optional[Tensor]]:
+    def feature_masks(self, x: Tensor) -> list[Tensor | None]:
         """Per stack (N, 1, D): on some utterances all stacks drop the channels beyond encoder_unmasked_dim."""
         if not self.training:
             return [None] * len(self.encoders)
@@ -281,9 +280,9 @@ class Zipformer(StreamingEncoder):
             masks.append(torch.cat(pieces, dim=2))
         return masks
 
-    def cache_shapes(self, chunk: ChunkConfig) -> List[Tuple[int, int]]:
+    def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """Per layer: key, nonlinear attention, value 1, value 2, convolution 1, convolution 2."""
-        shapes: List[Tuple[int, int]] = []
+        shapes: list[tuple[int, int]] = []
         config = self.config
         for i, dim in enumerate(config.encoder_dim):
             left = chunk.left // config.downsampling_factor[i]

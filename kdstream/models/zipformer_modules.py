@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ from kdstream.models.scaling import (
 
 FEW_PRODUCTS = 2**16  # per stream
 
-Cache = Optional[Tensor]
+Cache = Tensor | None
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
 
 
@@ -51,13 +51,13 @@ class FrameContext:
     chunk: frames per chunk at this stack's rate; None for full context.
     """
 
-    blocked: Optional[Tensor]
-    padding: Optional[Tensor]
+    blocked: Tensor | None
+    padding: Tensor | None
     positions: Tensor
-    chunk: Optional[int]
+    chunk: int | None
 
 
-def prepend(cache: Cache, x: Tensor) -> Tuple[Tensor, Cache]:
+def prepend(cache: Cache, x: Tensor) -> tuple[Tensor, Cache]:
     """(N, K, D) with the cached frames before x, and the new cache: its last frames.  Nothing without a cache."""
     if cache is None:
         return x, None
@@ -66,7 +66,7 @@ def prepend(cache: Cache, x: Tensor) -> Tuple[Tensor, Cache]:
     return x, x.narrow(1, int(x.size(1)) - frames, frames)
 
 
-def with_past(cache: Cache, x: Tensor, frames: int) -> Tuple[Tensor, Cache]:
+def with_past(cache: Cache, x: Tensor, frames: int) -> tuple[Tensor, Cache]:
     """(N, frames + T, D): x after the `frames` frames of the cache, or after zeros; and the new cache, if any."""
     return (F.pad(x, (0, 0, frames, 0)), None) if cache is None else prepend(cache, x)
 
@@ -117,7 +117,7 @@ class AttentionWeights(nn.Module):
 
     def forward(
         self, x: Tensor, context: FrameContext, cached_key: Cache
-    ) -> Tuple[Tensor, Cache, Tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Cache, tuple[Tensor, Tensor]]:
         """
         Args:
           x: (N, T, D); cached_key: (N, K - T, H * d) or None.
@@ -164,7 +164,7 @@ class SelfAttention(nn.Module):
         self.out_proj = scaled_linear(heads * value_head_dim, dim, 0.05)
         self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
 
-    def forward(self, x: Tensor, weights: Tensor, cached_value: Cache) -> Tuple[Tensor, Cache, Tensor]:
+    def forward(self, x: Tensor, weights: Tensor, cached_value: Cache) -> tuple[Tensor, Cache, Tensor]:
         """x (N, T, D), weights (N, H, T, K) to (N, T, D), the new cache and the values of x (N, T, H * d)."""
         value = self.in_proj(x)
         all_values, cached_value = prepend(cached_value, value)
@@ -188,7 +188,7 @@ class NonlinAttention(nn.Module):
         self.whiten1 = Whiten(1, whitening_schedule(5.0), 0.01)
         self.whiten2 = Whiten(1, whitening_schedule(5.0, 3.0), 0.01)
 
-    def forward(self, x: Tensor, weights: Tensor, cache: Cache) -> Tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, weights: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), weights (N, 1, T, K), cache (N, K - T, hidden) to (N, T, D) and the new cache."""
         gate, x, out_gate = self.in_proj(x).chunk(3, dim=2)
         x = self.whiten1(x) * self.balancer(gate).tanh()
@@ -244,7 +244,7 @@ class CentredDepthwiseConv1d(nn.Conv1d):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__(channels, channels, kernel, groups=channels)
 
-    def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D) to (N, T, D); it runs on whole utterances, so there is no cache."""
         return depthwise_conv(x.unsqueeze(1), self, self.kernel_size[0] // 2).squeeze(1), cache
 
@@ -265,7 +265,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         with torch.no_grad():
             self.causal_conv.bias.uniform_(-0.1, 0.1)
 
-    def forward(self, x: Tensor, chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache; T need not fill chunks."""
         frames = int(x.size(1))
         past, new_cache = with_past(cache, x, self.kernel // 2)
@@ -297,7 +297,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         return 1.0 + F.pad(from_left, (0, 0, 0, inner)) + F.pad(from_right, (0, 0, inner, 0))
 
 
-def streaming_parameters(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def streaming_parameters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parameters of a full-context encoder as those of a streaming one.
 
     Over one endless chunk the two give the same output: the taps of the past go to the causal
@@ -345,7 +345,7 @@ class Convolution(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(7.5), 0.01)
         self.out_proj = ActivationDropoutAndLinear(dim, dim, SwooshR(), 0.0, initial_scale=0.05)
 
-    def forward(self, x: Tensor, padding: Optional[Tensor], chunk: Optional[int], cache: Cache) -> Tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, padding: Tensor | None, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """
         Args:
           x: (N, T, D).

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import mean
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from kdstream.decoding.results import MODES, Record, Reduction, chunk_shown, interval_shown, wer_shown
 
 MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
 
-Table = Tuple[List[str], List[List[str]]]  # header and rows
+Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
-def preference(record: Record) -> Tuple[int, int]:
+def preference(record: Record) -> tuple[int, int]:
     """Sorts what tells most first: chunk by chunk before simulated before full context, and short chunks first."""
     return (-MODES.index(record.mode), record.chunk_ms or 0)
 
@@ -28,7 +29,7 @@ def decoding_shown(record: Record) -> str:
     return name if record.chunk_ms is None else f"{name}, {_together(chunk_shown(record))}\u00a0ms"
 
 
-def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> List[str]:
+def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list[str]:
     """What came out, one paragraph per test set: the best system against the baseline where latency is lowest.
 
     Without a baseline to compare with, the lowest WER there is.
@@ -39,7 +40,7 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> List
         return [f"{best.system} has {wer_shown(best)} % WER on {best.test_set} ({decoding_shown(best)})."]
     first = min((r.record for r in measured), key=preference)
     in_setting = [r for r in measured if r.record.setting[1:] == first.setting[1:]]  # on any test set
-    by_system: Dict[str, List[Reduction]] = {}
+    by_system: dict[str, list[Reduction]] = {}
     for reduction in in_setting:
         by_system.setdefault(reduction.record.system, []).append(reduction)
     best_of = max(by_system.values(), key=lambda some: mean(r.percent for r in some))
@@ -85,7 +86,7 @@ def _gap(over_seeds: Sequence[Reduction], records: Sequence[Record]) -> str:
     return f"{goal.system}, which hears the whole utterance, has {goal.wer:.1f} %: {share:.0f} % of the gap is closed."
 
 
-def _mean_wers(over_seeds: Sequence[Reduction]) -> Tuple[float, float]:
+def _mean_wers(over_seeds: Sequence[Reduction]) -> tuple[float, float]:
     return mean(r.record.wer for r in over_seeds), mean(r.base.wer for r in over_seeds)
 
 
@@ -94,7 +95,7 @@ def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baselin
     test_sets = list(dict.fromkeys(r.test_set for r in records))
     seeds, searches = (len({getattr(r, name) for r in records}) > 1 for name in ("seed", "search"))
     reduction_of = {r.record.key: r for r in reductions}
-    rows: Dict[tuple, Dict[str, Record]] = {}
+    rows: dict[tuple, dict[str, Record]] = {}
     for record in records:
         rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
     header = ["system", *["seed"] * seeds, "decoding, chunk / left", *["search"] * searches]
@@ -113,14 +114,14 @@ def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baselin
     return header, table
 
 
-def _reduction_shown(reduction: Optional[Reduction]) -> str:
+def _reduction_shown(reduction: Reduction | None) -> str:
     if reduction is None or reduction.percent is None:
         return ""
     interval = "" if reduction.interval is None else f" {_together(interval_shown(reduction.interval))}"
     return f"{reduction.percent:.1f}{interval}"
 
 
-def as_table(rows: Sequence[Dict[str, Any]]) -> Table:
+def as_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Flat objects with their names as header; figures of one cell stay on one line."""
     header = list(dict.fromkeys(name for row in rows for name in row))
     cells = [["" if row.get(name) is None else _together(str(row[name])) for name in header] for row in rows]

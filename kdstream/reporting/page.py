@@ -6,10 +6,11 @@ Functions take plain text and give HTML: whatever comes from outside is escaped 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Iterable, List, Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 from kdstream.reporting.utterances import GAP, Comparison
 
@@ -145,7 +146,7 @@ def comparison(utterance: Comparison) -> str:
     return f'{title}\n<div class="scroll">\n{chr(10).join(lines)}\n</div>'
 
 
-def _lines(columns: Sequence[Sequence[str]]) -> List[tuple]:
+def _lines(columns: Sequence[Sequence[str]]) -> list[tuple]:
     """(first, end) of the columns that stand in one line."""
     lines, first, width = [], 0, 0
     for place, column in enumerate(columns):

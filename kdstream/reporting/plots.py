@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
-from typing import Callable, Dict, List, Sequence, Tuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,15 +31,15 @@ LATENCY_AXES = {False: "chunk + look-ahead, ms", True: "word shown after its end
 LETTERS = 60  # of a legend, that fit in it
 MANY = 8  # layers; a heat map of more has no room for numbers
 
-Colours = Dict[str, str]  # by system
-Point = Tuple[float, float]
+Colours = dict[str, str]  # by system
+Point = tuple[float, float]
 
 
 def colours_of(systems: Sequence[str]) -> Colours:
     return {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(systems)}
 
 
-def plot_losses(curves: Dict[str, Curves], colours: Colours, path: Path) -> None:
+def plot_losses(curves: dict[str, Curves], colours: Colours, path: Path) -> None:
     """One small panel per loss, one line per system, training and validation; curves are by system."""
     losses = losses_in(curves)
     rows = math.ceil(len(losses) / 2)
@@ -100,7 +100,7 @@ def _bar_label(record: Record) -> str:
     return f"{record.system}\n{'full context' if record.chunk_ms is None else f'{record.mode} {record.chunk_ms} ms'}"
 
 
-def plot_latencies(records: Sequence[Record], families: Dict[str, Member], colours: Colours, path: Path) -> None:
+def plot_latencies(records: Sequence[Record], families: dict[str, Member], colours: Colours, path: Path) -> None:
     """WER over latency, one panel per test set and one curve per family; full context as a line across.
 
     Latency is how long after its end a word can be read, on average, where that was measured of all, else the
@@ -148,9 +148,9 @@ def plot_latencies(records: Sequence[Record], families: Dict[str, Member], colou
     save(figure, path)
 
 
-def unbeaten(points: Sequence[Point]) -> List[Point]:
+def unbeaten(points: Sequence[Point]) -> list[Point]:
     """Of (latency, WER) those that no other one undercuts in one without losing in the other, by latency."""
-    best: List[Point] = []
+    best: list[Point] = []
     for point in sorted(points):
         if not best or point[1] < best[-1][1]:
             best.append(point)
@@ -163,7 +163,7 @@ def _panel_per_test_set(
     height: Callable[[Sequence[Record]], float],
 ) -> plt.Figure:
     """Panels below each other, of the records to draw."""
-    by_set: Dict[str, List[Record]] = {}
+    by_set: dict[str, list[Record]] = {}
     for record in _drawn(records):
         by_set.setdefault(record.test_set, []).append(record)
     heights = [height(of_set) for of_set in by_set.values()]
@@ -181,18 +181,18 @@ def _panel_per_test_set(
     return figure
 
 
-def _drawn(records: Sequence[Record]) -> List[Record]:
+def _drawn(records: Sequence[Record]) -> list[Record]:
     """Those of the first search method that there is: a phone has no room for more."""
     return [record for record in merged(records) if record.search == records[0].search]
 
 
-def merged(records: Sequence[Record]) -> List[Record]:
+def merged(records: Sequence[Record]) -> list[Record]:
     """One record per system and chunk, as plots have room for.
 
     Where a chunk was decoded chunk by chunk, its simulation is left out.  Several seeds become one record with
     their mean WER and, as its interval, their range; what was measured of latency is a mean too.
     """
-    by_setting: Dict[Tuple, List[Record]] = {}
+    by_setting: dict[tuple, list[Record]] = {}
     for record in records:
         by_setting.setdefault((record.system, record.setting), []).append(record)
     chunkwise = {(r.system, r.test_set, r.chunk_ms, r.left_ms, r.search) for r in records if r.mode == "chunkwise"}
@@ -211,7 +211,7 @@ def merged(records: Sequence[Record]) -> List[Record]:
     return kept
 
 
-def _whiskers(records: Sequence[Record]) -> List[List[float]]:
+def _whiskers(records: Sequence[Record]) -> list[list[float]]:
     """How far the intervals reach below and above."""
     below = [max(0.0, record.wer - record.interval[0]) for record in records]
     return [below, [max(0.0, record.interval[1] - record.wer) for record in records]]

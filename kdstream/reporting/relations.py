@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from kdstream.training.teachers import find_teacher, without_cache
 TEACHER, BRANCH, STUDENT = "teacher", "auxiliary branch", "student"
 SECONDS = (3.0, 8.0)  # of the utterance: long enough to have structure, short enough to see frames
 
-Vectors = Tuple[Tensor, Tensor, Tensor]  # query, key and value, each (1, T, W)
+Vectors = tuple[Tensor, Tensor, Tensor]  # query, key and value, each (1, T, W)
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class Relations:
 
     cut_id: str
     text: str
-    layers: Tuple[str, str]
+    layers: tuple[str, str]
     frame_ms: int
     weights: Path
-    maps: Dict[Tuple[str, str], Tensor]
-    divergences: Dict[Tuple[str, str], float]
+    maps: dict[tuple[str, str], Tensor]
+    divergences: dict[tuple[str, str], float]
 
 
 def relation_map(x: Tensor, heads: int) -> Tensor:
@@ -96,8 +95,8 @@ def read_relations(exp_dir: Path) -> Relations:
 
 
 def compare_maps(
-    vectors: Dict[str, Vectors], heads: int
-) -> Tuple[Dict[Tuple[str, str], Tensor], Dict[Tuple[str, str], float]]:
+    vectors: dict[str, Vectors], heads: int
+) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], float]]:
     """Maps and divergences as `Relations` holds them; fewer heads where `heads` does not divide a width."""
     maps, divergences = {}, {}
     for name, *of_all in zip("QKV", *vectors.values()):
@@ -123,7 +122,7 @@ def choose_utterance(config: ExperimentConfig) -> Utterance:
     raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s")
 
 
-def load_distilled(exp_dir: Path, config: ExperimentConfig) -> Tuple[Transducer, Distiller, Path]:
+def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer, Distiller, Path]:
     """Student, distiller (branches and teacher) in eval mode, on the CPU, and the checkpoint they are from."""
     weights = next(iter(find_epochs(exp_dir)), None)
     if weights is None:
@@ -137,6 +136,6 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> Tuple[Transducer,
     return student.eval(), distiller.eval(), weights
 
 
-def finest_pair(distiller: Distiller) -> Tuple[int, LayerPair]:
+def finest_pair(distiller: Distiller) -> tuple[int, LayerPair]:
     """The tapped layer with the shortest frames, of several the last, and its place among the branches."""
     return min(enumerate(distiller.pairs), key=lambda item: (item[1].stride, -item[0]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any
 
 from kdstream.config import UserError
 from kdstream.decoding.results import (
@@ -61,15 +62,15 @@ class Report:
         self.headline = findings.headline(self.records, self.reductions)
         self.colours = plots.colours_of(names)
         self.curve_colours = {folder: self.colours[system] for folder, system in called.items()}
-        self.later: List[Dict[str, Any]] = []  # how much later words come than the baseline's
-        self.pictures: List[Path] = []  # in the order of the page
+        self.later: list[dict[str, Any]] = []  # how much later words come than the baseline's
+        self.pictures: list[Path] = []  # in the order of the page
         self.bytes_left = MAX_PICTURES
 
     def write(self) -> Path:
         """Writes the plots, report.md and report.html; returns the latter."""
         self.output.mkdir(parents=True, exist_ok=True)
-        sections: List[Section] = []
-        missing: List[str] = []
+        sections: list[Section] = []
+        missing: list[str] = []
         if not self.reductions:
             missing.append(
                 f"Comparison: nothing was decoded as {self.baseline} was, with its seed and settings; --baseline takes "
@@ -90,7 +91,7 @@ class Report:
         html.write_text(page.document(title, self.headline, sections), encoding="utf8")
         return html
 
-    def parts(self) -> Dict[str, Callable[[], str]]:
+    def parts(self) -> dict[str, Callable[[], str]]:
         """Headings and what makes the HTML below them; a UserError leaves a part out and is told to the reader."""
         return {
             "Word error rates": self.word_error_rates,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,16 +24,16 @@ LOSSES = ("pruned_loss", "simple_loss", "ctc_loss", "feature_loss", "relation_lo
 TOTAL = "loss"  # shown last: what it adds up differs between systems
 OF_NO_FAMILY = ("exp_dir", "delay_penalty", "resume", "start_epoch", "start_batch", "master_port", "tensorboard")
 
-Runs = Dict[Path, List[Record]]  # by results JSON
-Curve = List[Tuple[int, float]]  # (batch, loss per 40 ms frame)
-Curves = Dict[str, Dict[str, Curve]]  # by loss, by phase
+Runs = dict[Path, list[Record]]  # by results JSON
+Curve = list[tuple[int, float]]  # (batch, loss per 40 ms frame)
+Curves = dict[str, dict[str, Curve]]  # by loss, by phase
 
 
 class Similarity(NamedTuple):
     """How alike two models' layers are: cka (student layers, teacher layers), from 0 to 1."""
 
-    student_layers: List[str]
-    teacher_layers: List[str]
+    student_layers: list[str]
+    teacher_layers: list[str]
     cka: np.ndarray
 
 
@@ -56,13 +57,13 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
     return runs
 
 
-def read_families(runs: Runs) -> Dict[str, Member]:
+def read_families(runs: Runs) -> dict[str, Member]:
     """By system, its family and delay penalty, from the config.json beside its results.
 
     A family is called after its member with the smallest penalty.  Systems without a config.json, and those of which
     another has the same penalty as well, are families of their own.
     """
-    found: Dict[str, List[Tuple[float, str]]] = {}  # by settings: penalties and systems
+    found: dict[str, list[tuple[float, str]]] = {}  # by settings: penalties and systems
     for path, records in runs.items():
         for system in dict.fromkeys(record.system for record in records):
             settings, penalty = system, 0.0
@@ -94,7 +95,7 @@ def read_curves(exp_dir: Path) -> Curves:
     return curves
 
 
-def losses_in(curves: Dict[str, Curves]) -> List[str]:
+def losses_in(curves: dict[str, Curves]) -> list[str]:
     """The losses that some system's curves have, in the order in which to show them."""
     present = {loss for of_system in curves.values() for loss in of_system}
     others = sorted(present - {*LOSSES, TOTAL})

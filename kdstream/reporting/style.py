@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ContextManager
 
 import matplotlib
 
@@ -26,7 +26,7 @@ PHONE = {
 WIDTH = 7.2  # inches; 720 pixels, a phone's width
 
 
-def phone_style() -> ContextManager[None]:
+def phone_style() -> AbstractContextManager[None]:
     """What to draw in."""
     return plt.rc_context(PHONE)
 

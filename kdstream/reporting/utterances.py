@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
 
 import kaldialign
 
@@ -23,8 +23,8 @@ class Comparison:
     """One utterance in columns: a word of the reference, or GAP, over each system's word, or GAP."""
 
     cut_id: str
-    reference: List[str]
-    hypotheses: Dict[str, List[str]]  # by system, each as long as the reference
+    reference: list[str]
+    hypotheses: dict[str, list[str]]  # by system, each as long as the reference
 
     def errors(self, system: str) -> int:
         return sum(said != heard for said, heard in zip(self.reference, self.hypotheses[system]))
@@ -47,8 +47,8 @@ class Comparison:
 
 def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str, Sequence[str]]) -> Comparison:
     """Aligns each hypothesis with the reference, and what they insert at the same place with one another."""
-    inserted: Dict[str, List[List[str]]] = {}  # by system: words before each reference word, and after the last
-    heard: Dict[str, List[str]] = {}  # by system: the word for each reference word
+    inserted: dict[str, list[list[str]]] = {}  # by system: words before each reference word, and after the last
+    heard: dict[str, list[str]] = {}  # by system: the word for each reference word
     for system, hypothesis in hypotheses.items():
         inserted[system], heard[system] = [[]], []
         for said, word in kaldialign.align(list(reference), list(hypothesis), SEPARATOR):
@@ -57,8 +57,8 @@ def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str
             else:
                 heard[system].append(GAP if word == SEPARATOR else word)
                 inserted[system].append([])
-    columns: List[str] = []
-    rows: Dict[str, List[str]] = {system: [] for system in hypotheses}
+    columns: list[str] = []
+    rows: dict[str, list[str]] = {system: [] for system in hypotheses}
     for place in range(len(reference) + 1):
         width = max(len(words[place]) for words in inserted.values())
         columns += [GAP] * width + list(reference[place : place + 1])
@@ -68,9 +68,9 @@ def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str
     return Comparison(cut_id, columns, rows)
 
 
-def comparable(runs: Runs, test_set: str) -> Dict[str, Tuple[Record, Path]]:
+def comparable(runs: Runs, test_set: str) -> dict[str, tuple[Record, Path]]:
     """By system, the run on this test set whose hypotheses to show, and its recogs file; only files that exist."""
-    found: Dict[str, List[Tuple[Record, Path]]] = {}
+    found: dict[str, list[tuple[Record, Path]]] = {}
     for results_json, records in runs.items():
         for record in records:
             recogs = results_json.parent / record.recogs
@@ -79,7 +79,7 @@ def comparable(runs: Runs, test_set: str) -> Dict[str, Tuple[Record, Path]]:
     return {system: min(some, key=lambda run: preference(run[0])) for system, some in found.items()}
 
 
-def compare_utterances(recogs: Mapping[str, Path]) -> List[Comparison]:
+def compare_utterances(recogs: Mapping[str, Path]) -> list[Comparison]:
     """Every utterance that all these systems (recogs files by system) have with the same reference."""
     by_system = {system: {t.cut_id: t for t in read_recogs(path)} for system, path in recogs.items()}
     first, *others = by_system.values()
@@ -92,7 +92,7 @@ def compare_utterances(recogs: Mapping[str, Path]) -> List[Comparison]:
 
 def worth_reading(
     comparisons: Sequence[Comparison], differing: int = DIFFERING, worst: int = WORST
-) -> Tuple[List[Comparison], List[Comparison]]:
+) -> tuple[list[Comparison], list[Comparison]]:
     """Those where systems differ most, then of the others those with most errors; none without an error."""
     wrong = [c for c in comparisons if c.total]
     by_spread = sorted((c for c in wrong if c.spread), key=lambda c: (-c.spread, -c.total, c.cut_id))[:differing]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Deque, List, NamedTuple, Optional, Sequence, Set
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -99,8 +100,8 @@ class Utterance:
 
     def __init__(self, sample_rate: int, silence: np.ndarray, wake: Callable[[], None]) -> None:
         self.sample_rate = sample_rate
-        self.blocks: Deque[Optional[np.ndarray]] = deque()  # None: the end
-        self.stream: Optional[sherpa_onnx.OnlineStream] = None
+        self.blocks: deque[np.ndarray | None] = deque()  # None: the end
+        self.stream: sherpa_onnx.OnlineStream | None = None
         self.ended = False  # in the thread: None was taken
         self.unfinished = False  # a whole chunk is left that no batch has had yet
         self._silence, self._wake = silence, wake
@@ -143,7 +144,7 @@ class Utterance:
         self._told = self._latest
         return self._told
 
-    def update(self, progress: "Progress") -> None:
+    def update(self, progress: Progress) -> None:
         self._queued -= progress.taken
         if self._queued <= QUEUED_SECONDS * self.sample_rate:
             self._room.set()
@@ -173,7 +174,7 @@ class Engine:
 
     def __init__(self, recognizer: sherpa_onnx.OnlineRecognizer, tail: int) -> None:
         self._recognizer, self._tail = recognizer, tail
-        self._open: Set[Utterance] = set()
+        self._open: set[Utterance] = set()
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
 
@@ -212,7 +213,7 @@ class Engine:
         finally:
             self._thread.shutdown(wait=True)
 
-    def _step(self, batch: Sequence[Utterance]) -> List[Progress]:
+    def _step(self, batch: Sequence[Utterance]) -> list[Progress]:
         """In the thread: gives each stream a chunk, if there is one, and decodes all that have one."""
         recognizer = self._recognizer
         taken = [self._feed(utterance) for utterance in batch]

@@ -21,10 +21,11 @@ import re
 import signal
 import socket
 import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, FrozenSet, NamedTuple, Optional, Set
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -80,7 +81,7 @@ class Format(NamedTuple):
     dtype: str
 
     @staticmethod
-    def parse(message: str) -> "Format":
+    def parse(message: str) -> Format:
         """Raises Refusal for what is no start message."""
         start = parse_json(message)
         rate, encoding = start.get("sample_rate"), start.get("format")
@@ -124,9 +125,9 @@ class Server:
         page from elsewhere could have its own name resolve to this machine and then count as the same origin.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, names: Optional[FrozenSet[str]]) -> None:
+    def __init__(self, engine: Engine, limits: Limits, names: frozenset[str] | None) -> None:
         self._engine, self._limits, self._names = engine, limits, names
-        self.clients: Set[web.WebSocketResponse] = set()
+        self.clients: set[web.WebSocketResponse] = set()
         self._page = PAGE.read_text(encoding="utf-8")
         self._headers = {**HEADERS, "Content-Security-Policy": content_security_policy(self._page)}
 
@@ -236,7 +237,7 @@ class Server:
                 raise Refusal(WSCloseCode.MESSAGE_TOO_BIG, f"more than {limits.max_seconds:g} s of audio")
             await utterance.accept(block)
 
-    async def _receive(self, ws: web.WebSocketResponse, seconds: Optional[float]) -> web.WSMessage:
+    async def _receive(self, ws: web.WebSocketResponse, seconds: float | None) -> web.WSMessage:
         """The next message with content.  Raises Refusal where none comes, ConnectionError where the client left."""
         try:
             message = await ws.receive(seconds)
@@ -288,7 +289,7 @@ async def serve(
     app: web.Application,
     host: str,
     port: int,
-    tls: Optional[ssl.SSLContext],
+    tls: ssl.SSLContext | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM; `announce` gets the address once it can be used.

@@ -16,9 +16,10 @@ import pathlib
 import pickle
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 
 from kdstream.config import UserError
 
-PathLike = Union[str, Path]
-StateDict = Dict[str, Tensor]
+PathLike = str | Path
+StateDict = dict[str, Tensor]
 RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler", "branches")
 PRETRAINED = "pretrained.pt"
 # icefall's checkpoints hold directories; torch before 2.5 cannot be told that these are harmless
@@ -38,13 +39,13 @@ PATHS_ALLOWED = getattr(torch.serialization, "safe_globals", lambda classes: nul
 def save_checkpoint(
     path: PathLike,
     model: nn.Module,
-    model_avg: Optional[nn.Module] = None,
-    branches: Optional[nn.Module] = None,
+    model_avg: nn.Module | None = None,
+    branches: nn.Module | None = None,
     optimizer: Any = None,
     scheduler: Any = None,
     scaler: Any = None,
-    sampler: Optional[Dict[str, Any]] = None,
-    params: Optional[Dict[str, Any]] = None,
+    sampler: dict[str, Any] | None = None,
+    params: dict[str, Any] | None = None,
 ) -> None:
     """Writes everything that a resumed training needs, at once or not at all.
 
@@ -74,7 +75,7 @@ def save_checkpoint(
         torch.save(checkpoint, temporary)
 
 
-def save_pretrained(exp_dir: PathLike, model: nn.Module) -> List[Path]:
+def save_pretrained(exp_dir: PathLike, model: nn.Module) -> list[Path]:
     """Writes the weights alone, as pretrained.pt, which load_averaged and icefall read, and pretrained.safetensors."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     path = Path(exp_dir) / PRETRAINED
@@ -120,7 +121,7 @@ def _as_float32(state: StateDict) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def load_checkpoint(path: PathLike, bare: bool = False) -> Dict[str, Any]:
+def load_checkpoint(path: PathLike, bare: bool = False) -> dict[str, Any]:
     """Reads a checkpoint to the CPU; with `bare`, a state dict alone, .safetensors too, is taken for its "model".
 
     Raises:
@@ -175,7 +176,7 @@ def _damaged(path: Path) -> str:
 
 
 def _what_there_is(exp_dir: Path) -> str:
-    """"; DIR holds ..." for error messages."""
+    """ "; DIR holds ..." for error messages."""
     names = [path.name for path in (*find_epochs(exp_dir), *find_checkpoints(exp_dir))]
     if not names:
         return f"; {exp_dir} holds none, train first"
@@ -183,11 +184,11 @@ def _what_there_is(exp_dir: Path) -> str:
 
 
 def restore(
-    checkpoint: Dict[str, Any],
+    checkpoint: dict[str, Any],
     path: PathLike,
     model: nn.Module,
-    model_avg: Optional[nn.Module] = None,
-    branches: Optional[nn.Module] = None,
+    model_avg: nn.Module | None = None,
+    branches: nn.Module | None = None,
     optimizer: Any = None,
     scheduler: Any = None,
     scaler: Any = None,
@@ -212,7 +213,7 @@ def restore(
                 raise UserError(f"{path}: its {name} is of another training ({error}); change --exp-dir") from error
 
 
-def _part(checkpoint: Dict[str, Any], name: str, path: PathLike) -> Any:
+def _part(checkpoint: dict[str, Any], name: str, path: PathLike) -> Any:
     if checkpoint.get(name) is None:  # it may be empty: token distillation has no branches
         raise UserError(f"{path}: holds no {name}, so training cannot go on from it; start anew in another --exp-dir")
     return checkpoint[name]
@@ -229,7 +230,7 @@ def load_strictly(module: nn.Module, state: StateDict, path: PathLike) -> None:
         ) from error
 
 
-def find_epochs(exp_dir: PathLike) -> List[Path]:
+def find_epochs(exp_dir: PathLike) -> list[Path]:
     """epoch-N.pt, the last one first."""
     return [path for _, path in sorted(_numbered(Path(exp_dir), "epoch"), reverse=True)]
 
@@ -239,13 +240,13 @@ def last_epoch(exp_dir: PathLike) -> int:
     return max((number for number, _ in _numbered(Path(exp_dir), "epoch")), default=0)
 
 
-def find_checkpoints(exp_dir: PathLike, until: int = 0) -> List[Path]:
+def find_checkpoints(exp_dir: PathLike, until: int = 0) -> list[Path]:
     """checkpoint-N.pt (with N <= `until`, unless that is 0), the last one first."""
     found = sorted(_numbered(Path(exp_dir), "checkpoint"), reverse=True)
     return [path for number, path in found if not until or number <= until]
 
 
-def _numbered(exp_dir: Path, stem: str) -> List[Tuple[int, Path]]:
+def _numbered(exp_dir: Path, stem: str) -> list[tuple[int, Path]]:
     matches = [(re.fullmatch(rf"{stem}-(\d+)\.pt", path.name), path) for path in exp_dir.glob(f"{stem}-*.pt")]
     return [(int(match.group(1)), path) for match, path in matches if match]
 
@@ -256,7 +257,7 @@ def remove_old_checkpoints(exp_dir: PathLike, keep: int) -> None:
         path.unlink()
 
 
-def latest_checkpoint(exp_dir: PathLike) -> Optional[Path]:
+def latest_checkpoint(exp_dir: PathLike) -> Path | None:
     """The checkpoint that saw most batches, of epoch-N.pt and checkpoint-N.pt; None if there is neither."""
     epochs, checkpoints = find_epochs(exp_dir)[:1], find_checkpoints(exp_dir)[:1]
     if not epochs or not checkpoints:
@@ -328,7 +329,7 @@ def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_avera
     return _mean_between(start, paths[0])
 
 
-def _mean_of(paths: List[Path]) -> StateDict:
+def _mean_of(paths: list[Path]) -> StateDict:
     total: StateDict = {}
     for path in paths:
         for name, value in load_checkpoint(path)["model"].items():
@@ -337,7 +338,7 @@ def _mean_of(paths: List[Path]) -> StateDict:
     return _map_floats(lambda value: value / len(paths), total)
 
 
-def _mean_between(start: Optional[Path], end: Path) -> StateDict:
+def _mean_between(start: Path | None, end: Path) -> StateDict:
     """The mean of the models after `start` up to `end`: (n_end avg_end - n_start avg_start) / (n_end - n_start)."""
     average, n_end = _running_average(end)
     if start is None:
@@ -360,7 +361,7 @@ def _mean_between(start: Optional[Path], end: Path) -> StateDict:
     }
 
 
-def _running_average(path: Path) -> Tuple[StateDict, int]:
+def _running_average(path: Path) -> tuple[StateDict, int]:
     """model_avg, and the batches that it covers."""
     checkpoint = load_checkpoint(path)
     if not checkpoint.get("model_avg") or "batch_idx_train" not in checkpoint:

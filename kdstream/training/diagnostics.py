@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Moments:
         self.largest = max(self.largest, float(x.abs().max()))
         self.positive += float((x > 0).sum())
 
-    def row(self) -> List[str]:
+    def row(self) -> list[str]:
         n = max(1, self.count)
         numbers = (self.total / n, (self.squares / n) ** 0.5, self.largest)
         return [*(f"{number:.3g}" for number in numbers), f"{self.positive / n:.0%}"]
@@ -50,9 +51,9 @@ class Diagnostics:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.activations: Dict[str, Moments] = {}
-        self.gradients: Dict[str, Moments] = {}
-        self.parameter_gradients: Dict[str, Moments] = {}
+        self.activations: dict[str, Moments] = {}
+        self.gradients: dict[str, Moments] = {}
+        self.parameter_gradients: dict[str, Moments] = {}
         self._handles = []
         for name, module in model.named_modules():
             if name and not any(True for _ in module.children()):
@@ -91,7 +92,7 @@ class Diagnostics:
         return _aligned(modules) + "\n\n" + _aligned(parameters)
 
 
-def _aligned(rows: List[List[str]]) -> str:
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
     return "\n".join(lines)
@@ -104,7 +105,7 @@ class InfCheck:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.found: List[Tuple[str, str]] = []  # ("output" or "gradient", module name), all batches
+        self.found: list[tuple[str, str]] = []  # ("output" or "gradient", module name), all batches
         self._seen = {"output": False, "gradient": False}
         for name, module in model.named_modules():
             module.register_forward_hook(self._forward_hook(name or "the model"))

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -121,7 +122,7 @@ def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
     suffix = f"-{rank}" if world_size > 1 else ""
     path = exp_dir / "log" / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: List[logging.Handler] = [logging.FileHandler(path)]
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if rank == 0:
         handlers.append(_Console())
         handlers[-1].setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)

@@ -8,7 +8,7 @@ import math
 import uuid
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,14 +39,14 @@ class Progress:
     best_valid_epoch: int = -1
     speech_seconds_trained: float = 0.0
     compute_seconds: float = 0.0
-    tot_loss: Dict[str, float] = field(default_factory=dict)  # of the epoch so far, of the process that saves
+    tot_loss: dict[str, float] = field(default_factory=dict)  # of the epoch so far, of the process that saves
 
     @staticmethod
-    def from_checkpoint(checkpoint: Dict[str, Any]) -> "Progress":
+    def from_checkpoint(checkpoint: dict[str, Any]) -> Progress:
         return Progress(**{f.name: checkpoint[f.name] for f in fields(Progress) if f.name in checkpoint})
 
 
-def checkpoint_params(config: ExperimentConfig, progress: Progress) -> Dict[str, Any]:
+def checkpoint_params(config: ExperimentConfig, progress: Progress) -> dict[str, Any]:
     """The top level of a checkpoint: progress and every setting, as icefall's tools expect."""
     sections = (config.model, config.data, config.train, config.distill)
     return {**{name: value for section in sections for name, value in asdict(section).items()}, **asdict(progress)}
@@ -112,7 +112,7 @@ def warn_of_flags_without_effect(distill: DistillConfig) -> None:
         logging.warning(f"Flags that have no effect {why}: {names}")
 
 
-def checkpoint_to_resume(config: ExperimentConfig) -> Optional[Path]:
+def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
     """The file that --resume, --start-batch or --start-epoch mean; None to start anew.
 
     Raises:
@@ -137,7 +137,7 @@ def checkpoint_to_resume(config: ExperimentConfig) -> Optional[Path]:
     return None
 
 
-def describe(model: nn.Module, branches: Optional[nn.Module], model_config: ModelConfig) -> None:
+def describe(model: nn.Module, branches: nn.Module | None, model_config: ModelConfig) -> None:
     """Logs what is trained and how large it is."""
     logging.info(f"{model_config}")
     logging.info(f"Number of model parameters: {sum(p.numel() for p in model.parameters())}")
@@ -158,7 +158,7 @@ def note_batch(exp_dir: Path, batch: Batch, tokens: Any, error: BaseException) -
     return path
 
 
-def max_memory_mb(device: torch.device) -> Optional[int]:
+def max_memory_mb(device: torch.device) -> int | None:
     """Peak memory of a GPU so far, in MB; None on the CPU."""
     return torch.cuda.max_memory_allocated(device) // 1_000_000 if device.type == "cuda" else None
 

@@ -12,10 +12,11 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional
+from typing import Any
 
 import torch
 from lhotse.dataset import find_pessimistic_batches
@@ -223,7 +224,7 @@ class Trainer:
         self.set_bar_total(first_step, progress.batch_idx_train - first_step)
         self.end_epoch(tot_loss)
 
-    def train_step(self, batches: List[Batch]) -> MetricsTracker:
+    def train_step(self, batches: list[Batch]) -> MetricsTracker:
         """One optimiser step on the sum of the gradients of `batches`, over all processes."""
         train, progress = self.config.train, self.progress
         started = time.perf_counter()
@@ -244,7 +245,7 @@ class Trainer:
         progress.compute_seconds += (time.perf_counter() - started) * self.world_size
         return total
 
-    def add_gradient(self, batch: Batch, chunk: Optional[ChunkConfig]) -> MetricsTracker:
+    def add_gradient(self, batch: Batch, chunk: ChunkConfig | None) -> MetricsTracker:
         """Forward and backward; empty metrics and no gradient where the loss of some process is not finite."""
         if self.inf_check is not None:
             self.inf_check.new_batch()
@@ -286,7 +287,7 @@ class Trainer:
             logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
             raise
 
-    def keeping_what_was_done(self, steps: Iterable[List[Batch]]) -> Iterator[List[Batch]]:
+    def keeping_what_was_done(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Saves before the error of an unreadable cut ends the training, so that --resume 1 goes on right there.
 
         Only where the first process meets the cut: it alone saves, and the others' end takes it along.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, Iterator, Optional, Tuple
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -11,23 +11,23 @@ import torch.distributed as dist
 FRAMES = "frames"
 
 
-class MetricsTracker(Dict[str, float]):
+class MetricsTracker(dict[str, float]):
     """Sums by name; every name but "frames" is shown divided by the sum of frames (output frames, 40 ms).
 
     Names must not contain "utt_": icefall's readers of log lines give that a meaning of its own.
     """
 
-    def __add__(self, other: "MetricsTracker") -> "MetricsTracker":
+    def __add__(self, other: MetricsTracker) -> MetricsTracker:
         """Sums name by name; values of `other` that are not finite are left out."""
         total = MetricsTracker(self)
         for name, value in other.items():
             total[name] = total.get(name, 0.0) + (value if math.isfinite(value) else 0.0)
         return total
 
-    def decayed(self, factor: float) -> "MetricsTracker":
+    def decayed(self, factor: float) -> MetricsTracker:
         return MetricsTracker({name: value * factor for name, value in self.items()})
 
-    def means(self) -> Iterator[Tuple[str, float]]:
+    def means(self) -> Iterator[tuple[str, float]]:
         """(name, value per frame) pairs."""
         frames = self.get(FRAMES, 0.0)
         for name, value in self.items():
@@ -39,7 +39,7 @@ class MetricsTracker(Dict[str, float]):
         frames = self.get(FRAMES, 0.0)
         return self[name] / frames if frames else math.inf
 
-    def reduced(self, world_size: int, device: torch.device) -> "MetricsTracker":
+    def reduced(self, world_size: int, device: torch.device) -> MetricsTracker:
         """The sum over all processes, which must hold the same names."""
         if world_size == 1:
             return self
@@ -49,7 +49,7 @@ class MetricsTracker(Dict[str, float]):
         sums = dict(zip(names, values.tolist()))
         return MetricsTracker({name: sums[name] for name in self})
 
-    def write_summary(self, writer: Optional[object], prefix: str, batch_idx: int) -> None:
+    def write_summary(self, writer: object | None, prefix: str, batch_idx: int) -> None:
         """Adds the values per frame to a TensorBoard writer, e.g. as train/tot_loss for the prefix "train/tot_"."""
         if writer is not None:
             for name, value in self.means():

@@ -8,8 +8,9 @@ Shapes: B parameters of equal size in a stack, n elements in each.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,18 @@ MAX_LOG_SCALE_STEP = 0.1  # limit of one update of a tensor's log scale
 class _Stack:
     """Parameters of one shape, updated together as a matrix (B, n) to save kernel launches."""
 
-    params: List[nn.Parameter]
-    names: List[str]
+    params: list[nn.Parameter]
+    names: list[str]
 
     @property
     def scalar(self) -> bool:
         return self.params[0].numel() == 1
 
-    def grads(self) -> List[Tensor]:
+    def grads(self) -> list[Tensor]:
         """A parameter without a gradient counts as one whose gradient is zero."""
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
 
-    def gather(self, tensors: List[Tensor], workspace: Tensor) -> Tensor:
+    def gather(self, tensors: list[Tensor], workspace: Tensor) -> Tensor:
         """Copies tensors of the parameters' shape into the workspace; returns that part of it as (B, n)."""
         matrix = workspace[: len(tensors) * tensors[0].numel()].view(len(tensors), -1)
         torch.stack(tensors, out=matrix.view(len(tensors), *tensors[0].shape))
@@ -70,10 +71,10 @@ class ScaledAdam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Union[nn.Parameter, Tuple[str, nn.Parameter]]],
+        params: Iterable[nn.Parameter | tuple[str, nn.Parameter]],
         lr: float = 0.03,
-        clipping_scale: Optional[float] = None,
-        betas: Tuple[float, float] = (0.9, 0.98),
+        clipping_scale: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.98),
         scalar_lr_scale: float = 0.1,
         eps: float = 1e-8,
         param_min_rms: float = 1e-5,
@@ -100,16 +101,16 @@ class ScaledAdam(Optimizer):
             num_clipped=0,
         )
         super().__init__([p for _, p in named], defaults)
-        by_shape: Dict[Any, _Stack] = {}
+        by_shape: dict[Any, _Stack] = {}
         for name, p in named:
             stack = by_shape.setdefault((p.dtype, p.shape), _Stack([], []))
             stack.params.append(p)
             stack.names.append(name)
         self._stacks = list(by_shape.values())
-        self._workspaces: Dict[Any, Tuple[Tensor, Tensor, Tensor]] = {}
+        self._workspaces: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Optional[Callable[[], Tensor]] = None) -> Optional[Tensor]:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter from its .grad; `closure` as in torch.optim."""
         loss = None
         if closure is not None:
@@ -124,7 +125,7 @@ class ScaledAdam(Optimizer):
         group["step"] += 1
         return loss
 
-    def _init_state(self, group: Dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any]) -> None:
         for stack in self._stacks:
             p = torch.stack(stack.params).reshape(len(stack.params), -1)  # (B, n)
             state = self.state[stack.params[0]]  # a stack's state lies with its first parameter
@@ -135,7 +136,7 @@ class ScaledAdam(Optimizer):
                 state["scale_exp_avg_sq"] = torch.zeros_like(state["param_rms"])
                 state["scale_grads"] = p.new_zeros(group["size_update_period"], len(p), 1)
 
-    def _workspace(self, like: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def _workspace(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three vectors as long as the largest stack: fresh ones for each stack would cost more than the arithmetic."""
         key = (like.dtype, like.device)
         if key not in self._workspaces:
@@ -143,7 +144,7 @@ class ScaledAdam(Optimizer):
             self._workspaces[key] = (like.new_empty(size), like.new_empty(size), like.new_empty(size))
         return self._workspaces[key]
 
-    def _update(self, group: Dict[str, Any], stack: _Stack, clip: float) -> None:
+    def _update(self, group: dict[str, Any], stack: _Stack, clip: float) -> None:
         """Updates one stack from its gradients times `clip`."""
         state = self.state[stack.params[0]]
         step, (beta1, beta2), lr = group["step"], group["betas"], group["lr"]
@@ -183,7 +184,7 @@ class ScaledAdam(Optimizer):
         stack.add(momentum.add_(update, alpha=1 - beta1))
 
     @staticmethod
-    def _log_scale_step(group: Dict[str, Any], state: Dict[str, Tensor]) -> Tensor:
+    def _log_scale_step(group: dict[str, Any], state: dict[str, Tensor]) -> Tensor:
         """(B, 1): what to add to each tensor's log scale, from the gradients of one period."""
         period = group["size_update_period"]
         beta2 = group["betas"][1] ** period
@@ -196,7 +197,7 @@ class ScaledAdam(Optimizer):
         log_step.clamp_(-MAX_LOG_SCALE_STEP, MAX_LOG_SCALE_STEP)
         return torch.minimum(log_step, (group["param_max_rms"] - rms) / rms)
 
-    def _clipping_factor(self, group: Dict[str, Any]) -> float:
+    def _clipping_factor(self, group: dict[str, Any]) -> float:
         """The factor in [0, 1] for all gradients of this step; 0 if one of them is not finite."""
         norms = torch.cat([self._scaled_norms(group, stack) for stack in self._stacks])
         norm = float(norms.norm())
@@ -226,16 +227,16 @@ class ScaledAdam(Optimizer):
             )
         return factor
 
-    def _names(self) -> List[str]:
+    def _names(self) -> list[str]:
         """Names of all parameters, stack by stack."""
         return [name for stack in self._stacks for name in stack.names]
 
-    def _scaled_norms(self, group: Dict[str, Any], stack: _Stack) -> Tensor:
+    def _scaled_norms(self, group: dict[str, Any], stack: _Stack) -> Tensor:
         """(B,): norms of the gradients times the RMS of their parameters."""
         scale = group["scalar_lr_scale"] if stack.scalar else self.state[stack.params[0]]["param_rms"].squeeze(1)
         return torch.stack(torch._foreach_norm(stack.grads())) * scale
 
-    def _set_norm_threshold(self, group: Dict[str, Any], slack: float) -> None:
+    def _set_norm_threshold(self, group: dict[str, Any], slack: float) -> None:
         ordered = sorted(group["norms"], key=lambda norm: norm if norm == norm else float("inf"))
         quartiles = [ordered[min(len(ordered) - 1, len(ordered) // 4 * i)] for i in range(5)]
         if not quartiles[2] - quartiles[2] == 0:
@@ -277,23 +278,23 @@ class Eden:
         self.batch, self.epoch = 0, 0
         self._set_lr()
 
-    def step_batch(self, batch: Optional[int] = None) -> None:
+    def step_batch(self, batch: int | None = None) -> None:
         """Counts one batch, or sets the count."""
         self.batch = self.batch + 1 if batch is None else batch
         self._set_lr()
 
-    def step_epoch(self, epoch: Optional[int] = None) -> None:
+    def step_epoch(self, epoch: int | None = None) -> None:
         """Counts one epoch, or sets the count."""
         self.epoch = self.epoch + 1 if epoch is None else epoch
         self._set_lr()
 
-    def get_last_lr(self) -> List[float]:
+    def get_last_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def state_dict(self) -> Dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
 
-    def load_state_dict(self, state: Dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the counts; the base learning rate stays, so that a resumed run may change it."""
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._set_lr()

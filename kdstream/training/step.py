@@ -10,9 +10,9 @@ import logging
 import math
 import random
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class StudentWithBranches(nn.Module):
     """
 
     def __init__(
-        self, model: Transducer, distiller: Optional[Distiller], config: TrainConfig, settled: bool = False
+        self, model: Transducer, distiller: Distiller | None, config: TrainConfig, settled: bool = False
     ) -> None:
         super().__init__()
         self.model = model
@@ -43,8 +43,8 @@ class StudentWithBranches(nn.Module):
         self.settled = settled
 
     def forward(
-        self, batch: Batch, tokens: List[List[int]], chunk: Optional[ChunkConfig], batch_idx: Optional[int]
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        self, batch: Batch, tokens: list[list[int]], chunk: ChunkConfig | None, batch_idx: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
           batch: on the model's device.
@@ -69,7 +69,7 @@ class StudentWithBranches(nn.Module):
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
 
-def delay_penalty(config: TrainConfig, batch_idx: Optional[float]) -> float:
+def delay_penalty(config: TrainConfig, batch_idx: float | None) -> float:
     """--delay-penalty from twice --warm-step on (icefall's schedule), and 0 before and in validation.
 
     A student that cannot yet hear when a symbol is spoken would only learn to say all of them at once.
@@ -77,7 +77,7 @@ def delay_penalty(config: TrainConfig, batch_idx: Optional[float]) -> float:
     return config.delay_penalty if batch_idx is not None and batch_idx >= 2 * config.warm_step else 0.0
 
 
-def transducer_weights(config: TrainConfig, batch_idx: Optional[float]) -> Dict[str, float]:
+def transducer_weights(config: TrainConfig, batch_idx: float | None) -> dict[str, float]:
     """Weights of simple_loss, pruned_loss and ctc_loss.
 
     Pruning bounds come from the simple loss, so early on it leads: its weight falls from 1 to
@@ -95,10 +95,10 @@ def compute_loss(
     module: nn.Module,
     batch: Batch,
     tokenizer: Tokenizer,
-    chunk: Optional[ChunkConfig],
-    batch_idx: Optional[int],
+    chunk: ChunkConfig | None,
+    batch_idx: int | None,
     device: torch.device,
-) -> Tuple[Tensor, MetricsTracker]:
+) -> tuple[Tensor, MetricsTracker]:
     """The loss of a batch (a sum, to call backward on) and its metrics.  `module`: StudentWithBranches or its DDP."""
     batch = batch.to(device)
     tokens = tokenizer.encode(batch.texts)
@@ -113,7 +113,7 @@ def validation_loss(
     student: StudentWithBranches,
     batches: Iterable[Batch],
     tokenizer: Tokenizer,
-    chunk: Optional[ChunkConfig],
+    chunk: ChunkConfig | None,
     device: torch.device,
 ) -> MetricsTracker:
     """The student's losses in eval mode, over the batches where they are finite; zeros where there are none."""
@@ -132,7 +132,7 @@ def validation_loss(
     return total
 
 
-def grouped(batches: Iterable[Batch], size: int) -> Iterator[List[Batch]]:
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of `size` batches, the last one perhaps shorter."""
     iterator = iter(batches)
     while True:
@@ -142,7 +142,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[List[Batch]]:
         yield group
 
 
-def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[ChunkConfig]]]:
+def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConfig | None]]:
     """For each --chunk-size, the chunks with each --left-context-frames that fits; None is full context.
 
     Raises:
@@ -150,7 +150,7 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[
     """
     if not config.causal:
         return [[None]]
-    choices: List[List[Optional[ChunkConfig]]] = []
+    choices: list[list[ChunkConfig | None]] = []
     for size in config.chunk_size:
         if size == -1:
             choices.append([None])
@@ -167,7 +167,7 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> List[List[Optional[
     return choices
 
 
-def draw_chunk(choices: List[List[Optional[ChunkConfig]]], seed: int, batch_idx: int) -> Optional[ChunkConfig]:
+def draw_chunk(choices: list[list[ChunkConfig | None]], seed: int, batch_idx: int) -> ChunkConfig | None:
     """The chunk of one step: the same in all processes, and after a resume."""
     rng = random.Random(f"chunk/{seed}/{batch_idx}")
     return rng.choice(rng.choice(choices))
@@ -184,7 +184,7 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
     torch.manual_seed(number)
 
 
-def build_distiller(config: DistillConfig, model: Transducer, teacher: Optional[Teacher]) -> Optional[Distiller]:
+def build_distiller(config: DistillConfig, model: Transducer, teacher: Teacher | None) -> Distiller | None:
     """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
     if teacher is None or (config.init_from_teacher and not any(loss_scales(config).values())):
         return None

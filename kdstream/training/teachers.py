@@ -6,7 +6,6 @@ import logging
 import re
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import List, Optional
 
 import torch
 
@@ -28,7 +27,7 @@ TEACHER_FLAGS = (
 NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale")
 
 
-def find_teacher(config: ExperimentConfig, device: torch.device) -> Optional[Teacher]:
+def find_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:
     """The frozen teacher, live or from --teacher-cache; None where no flag names one.
 
     Raises:
@@ -103,7 +102,7 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
         )
 
 
-def flags_without_effect(distill: DistillConfig) -> List[str]:
+def flags_without_effect(distill: DistillConfig) -> list[str]:
     """Names of the fields that are not at their defaults and that no other setting here makes anything read."""
     given = [f.name for f in fields(distill) if getattr(distill, f.name) != f.default]
     if not distill.has_teacher:

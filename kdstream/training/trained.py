@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from kdstream.config import DecodeConfig, ExperimentConfig
 from kdstream.models.presets import resolve
@@ -58,7 +57,7 @@ def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
     return Trained(model, name, params.get("speech_seconds_trained", 0.0), params.get("compute_seconds", 0.0))
 
 
-def _last_checkpoint(exp_dir: Path, decode: DecodeConfig) -> Optional[Path]:
+def _last_checkpoint(exp_dir: Path, decode: DecodeConfig) -> Path | None:
     """The last of the files that `decode` averages; None for a bare pretrained.pt."""
     if decode.iter > 0:
         return find_checkpoints(exp_dir, until=decode.iter)[0]
