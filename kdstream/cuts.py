@@ -171,6 +171,6 @@ class _Repeated:
         self.cuts, self.uses = cuts, uses
 
     def __iter__(self) -> Iterator[Cut]:
-        for cut, uses in zip(self.cuts, self.uses.tolist()):
+        for cut, uses in zip(self.cuts, self.uses.tolist(), strict=True):
             for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
                 yield cut.with_id(f"{cut.id}{REPEATED}{use}") if use else cut

@@ -473,7 +473,7 @@ class AsrDataModule:
         usable.log(what)
         if not usable.kept:
             raise UserError(f"no {what} cut is left; look at --min-utterance-seconds, --max-utterance-seconds, texts")
-        kept = [manifest for manifest, total in zip(manifests, seconds) if total > 0]
+        kept = [manifest for manifest, total in zip(manifests, seconds, strict=True) if total > 0]
         cuts = kept[0]
         if len(kept) > 1:  # by weight, so that a window of the stream holds all of them
             cuts = CutSet.mux(*kept, weights=[total for total in seconds if total > 0], seed=self.seed)

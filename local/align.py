@@ -61,7 +61,7 @@ def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) ->
 def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
     """The cut's words and when they are said, under the cut's name, in seconds from its start."""
     items, supervision = [], cut.supervisions[0]
-    for word, span in zip(text_of(cut).split(), spans):
+    for word, span in zip(text_of(cut).split(), spans, strict=True):
         start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
         items.append(AlignmentItem(word, start, round(end - start, 6)))
     return SupervisionSegment(
@@ -83,7 +83,7 @@ def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[Supe
     for batch in tqdm(batches, total=batches.num_batches, desc=f"alignments of {test_set}", disable=None):
         encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
         log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
-        for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist()):
+        for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist(), strict=True):
             words = tokenizer.encode(text.split())
             spans = word_spans(of_cut[:length], words, run.model.config.blank_id) if all(words) else None
             if spans is None:

@@ -107,7 +107,7 @@ class TorchRuntime:
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         torch.set_num_threads(self.setup.threads)
         streams = [self.decoder.open() for _ in waves]
-        for stream, wave in zip(streams, waves):
+        for stream, wave in zip(streams, waves, strict=True):
             stream.accept_features(compute_fbank(wave))
         seconds: list[float] = []
         while True:
@@ -147,7 +147,7 @@ class SherpaRuntime:
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         streams = [self.recognizer.create_stream() for _ in waves]
-        for stream, wave in zip(streams, waves):
+        for stream, wave in zip(streams, waves, strict=True):
             stream.accept_waveform(SAMPLE_RATE, wave)  # which computes the features
             stream.input_finished()
         seconds: list[float] = []

@@ -139,7 +139,7 @@ class Bench:
             features, lens = self.batch.features, self.batch.feature_lens
             self.student(features, lens, self.tokens, self.chunk, self.train_config, taps=student_taps)
             taps = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
-            outputs = [branch(tap) for branch, (tap, _) in zip(distiller.branches, taps)]
+            outputs = [branch(tap) for branch, (tap, _) in zip(distiller.branches, taps, strict=True)]
         students, teachers = [ours for ours, _ in taps], [theirs for _, theirs in taps]
         self.add_parts(distiller, heard, student_taps.lattice, students, teachers, outputs)
 
@@ -181,13 +181,13 @@ class Bench:
         config, frames = self.distill_config, output_frames_of(self.batch.feature_lens)
 
         def branches() -> list[Tensor]:
-            made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students)]
+            made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students, strict=True)]
             return [x.float().sum() for out in made for x in out if x is not None]
 
         def features() -> list[Tensor]:
             return [
                 feature_loss(t.features, leaf(out.z), self.frame_weights(t), config.kd_distance)
-                for t, out in zip(teachers, outputs)
+                for t, out in zip(teachers, outputs, strict=True)
             ]
 
         def relations() -> list[Tensor]:
@@ -198,13 +198,13 @@ class Bench:
                     self.frame_weights(t),
                     config.kd_relation_heads,
                 )
-                for t, out in zip(teachers, outputs)
+                for t, out in zip(teachers, outputs, strict=True)
             ]
 
         def apc() -> list[Tensor]:
             return [
                 apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
-                for t, out in zip(teachers, outputs)
+                for t, out in zip(teachers, outputs, strict=True)
             ]
 
         def tokens() -> list[Tensor]:

@@ -91,7 +91,7 @@ def transcribe(run: DecodingRun, cuts: Sequence[Cut]) -> list[Hypothesis]:
     batches = run.data.in_order(copies, from_audio=False)
     for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
         results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
-        for cut_id, text, result in zip(batch.cut_ids, batch.texts, results):
+        for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):
             transcript = run.transcript(cut_id, text, result)
             is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
             hypotheses.append(Hypothesis(by_id[cut_id], transcript, result.confidence if is_text else None))

@@ -73,7 +73,7 @@ def parse_axis(text: str) -> Axis:
 def points(axes: Sequence[Axis], one_at_a_time: bool) -> Iterator[Point]:
     """All combinations, or those in which at most one axis is away from its first value."""
     for point in product(*(axis.values for axis in axes)):
-        moved = sum(value != axis.values[0] for axis, value in zip(axes, point))
+        moved = sum(value != axis.values[0] for axis, value in zip(axes, point, strict=True))
         if not one_at_a_time or moved <= 1:
             yield point
 
@@ -83,12 +83,14 @@ def first_of(axes: Sequence[Axis]) -> Point:
 
 
 def flags_of(axes: Sequence[Axis], point: Point) -> list[str]:
-    return [word for axis, value in zip(axes, point) for word in (f"--{axis.name}", value)]
+    return [word for axis, value in zip(axes, point, strict=True) for word in (f"--{axis.name}", value)]
 
 
 def name_of(axes: Sequence[Axis], point: Point, one_at_a_time: bool) -> str:
     """A point as the name of a file: kd-feature-scale-0.3_kd-apc-scale-0, or what is away from the first values."""
-    shown = [f"{a.name}-{value}" for a, value in zip(axes, point) if not one_at_a_time or value != a.values[0]]
+    shown = [
+        f"{a.name}-{value}" for a, value in zip(axes, point, strict=True) if not one_at_a_time or value != a.values[0]
+    ]
     return re.sub(r"[^\w.,+-]", "-", "_".join(shown)) or FIRST
 
 
@@ -147,9 +149,9 @@ class Sweep:
         rows = []
         for cell, decoded in self.cells.items():
             training = [] if cell.train_flags is None else [as_typed(cell.train_command())]
-            for point, command in zip(decoded, cell.decode_commands()):
+            for point, command in zip(decoded, cell.decode_commands(), strict=True):
                 for record in cell.records(command):
-                    row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point)}
+                    row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
                     row.update({"seed": record.seed, "test set": record.test_set, "WER %": record.wer})
                     row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
                     rows.append({**row, "command": " && ".join([*training, as_typed(command)])})
@@ -167,7 +169,7 @@ class Sweep:
             point = tuple(row[axis.name] for axis in self.axes)
             by_set.setdefault(row["test set"], {}).setdefault(point, []).append(row["WER %"])
         plots = [self.args.exp_root / f"sweep-{test_set}.png" for test_set in by_set]
-        for path, (test_set, wers) in zip(plots, by_set.items()):
+        for path, (test_set, wers) in zip(plots, by_set.items(), strict=True):
             draw_panels(panels(self.axes, wers, self.args.one_at_a_time), f"{test_set} WER %", path)
         return plots
 
@@ -191,7 +193,7 @@ def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> list[Panel]
     shown, rest = axes[:2], axes[2:]
     return [
         Panel(
-            ", ".join(f"{axis.name} {value}" for axis, value in zip(rest, setting)),
+            ", ".join(f"{axis.name} {value}" for axis, value in zip(rest, setting, strict=True)),
             [in_order(axis) for axis in shown],
             {point: wers.get((*point, *setting), []) for point in points(shown, False)},
         )
@@ -220,7 +222,7 @@ def draw_panels(drawings: Sequence[Panel], title: str, path: Path) -> None:
             sharey=all(len(panel.axes) == 1 for panel in drawings),
             gridspec_kw={"height_ratios": heights},
         )
-        for place, panel in zip(places[:, 0], drawings):
+        for place, panel in zip(places[:, 0], drawings, strict=True):
             place.set_title(", ".join(filter(None, [title, panel.title])))
             if len(panel.axes) == 2:
                 draw_heat_map(place, panel, min(means), max(means))

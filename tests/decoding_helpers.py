@@ -56,7 +56,7 @@ def noise_test_set(folder: Path) -> DataConfig:
     )  # fmt: skip
     rng = np.random.default_rng(0)
     recordings, supervisions = [], []
-    for n, (text, seconds) in enumerate(zip(TEXTS, SECONDS)):
+    for n, (text, seconds) in enumerate(zip(TEXTS, SECONDS, strict=True)):
         path = folder / f"utt{n}.wav"
         loudness = np.repeat(rng.uniform(0.01, 0.5, 50), 800)[: int(seconds * 16000)]
         soundfile.write(path, loudness * rng.uniform(-1, 1, len(loudness)), 16000)

@@ -96,7 +96,7 @@ def test_every_word_gets_a_place_within_its_cut_and_is_read_back_as_that(tmp_pat
         items = aligned[cut.id].alignment["word"]
         assert [item.symbol for item in items] == cut.supervisions[0].text.split()
         assert ends[cut.id] == pytest.approx([1000 * item.end for item in items])
-        for item, after in zip(items, [*items[1:], None]):
+        for item, after in zip(items, [*items[1:], None], strict=True):
             assert 0 < item.duration and item.end <= (after.start if after else cut.duration)
             frame = (1000 * item.start - frame_start_ms(0)) / 40
             assert frame == pytest.approx(round(frame), abs=1e-6)
@@ -125,7 +125,10 @@ def test_places_are_the_same_where_the_supervision_begins_after_the_cut(tmp_path
     ends = []
     for name, delay in (("now", 0.0), ("later", 0.25)):
         cuts = CutSet.from_jsonl(data.test_cuts[0]).to_eager()
-        cuts = [cut.map_supervisions(lambda s: fastcopy(s, start=delay, duration=s.duration - delay)) for cut in cuts]
+        cuts = [
+            cut.map_supervisions(lambda s, delay=delay: fastcopy(s, start=delay, duration=s.duration - delay))
+            for cut in cuts
+        ]
         CutSet.from_cuts(cuts).to_file(tmp_path / f"{name}.jsonl.gz")
         flags = ("--test-cuts", tmp_path / f"{name}.jsonl.gz", "--output", tmp_path / "words.jsonl.gz")
         assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags) == ""

@@ -252,7 +252,7 @@ def test_the_check_fails_on_a_spoiled_model(exp_dir, audio, monkeypatch, tmp_pat
 
 def test_the_first_difference_is_where_a_token_is_another_or_missing():
     says = {"first": "A B C", "same": "A B C", "other": "A X C", "shorter": "A B", "longer": "A B C D", "silent": ""}
-    runtimes = {name: lambda _, pieces=pieces.split(): pieces for name, pieces in says.items()}
+    runtimes = {name: lambda _, pieces=pieces: pieces.split() for name, pieces in says.items()}
     differences = {name: heard.difference for name, heard in listen(runtimes, torch.zeros(1)).items()}
     assert differences == {"first": None, "same": None, "other": 1, "shorter": 2, "longer": 3, "silent": 0}
 

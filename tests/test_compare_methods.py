@@ -47,7 +47,7 @@ def rows_of(recipe: Path) -> dict[str, dict[str, Any]]:
 def errors_of(recipe: Path, method: str, test_set: str, seeds: str) -> np.ndarray:
     """(utterances,) word errors, all seeds together; the stub only replaces words."""
     per_seed = [
-        [sum(a != b for a, b in zip(t.ref, t.hyp)) for t in read_recogs(folder / f"recogs-{test_set}.txt")]
+        [sum(a != b for a, b in zip(t.ref, t.hyp, strict=True)) for t in read_recogs(folder / f"recogs-{test_set}.txt")]
         for folder in (recipe / "exp" / f"{method}-{seed}" for seed in seeds)
     ]
     return np.sum(per_seed, axis=0)
@@ -294,7 +294,7 @@ def test_the_default_budget_is_that_of_run_sh():
     numbers = re.findall(r"(--[a-z-]+) ([\d.]+)(?![\w.])", train)
     settings = {name: value for name, value in numbers if name not in ("--resume", "--causal")}
     words: list[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
-    ours = dict(zip(words[::2], words[1::2]))
+    ours = dict(zip(words[::2], words[1::2], strict=True))
     assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
     assert ours["--max-duration"] == re.search(r"^max_duration=(\d+)", text, re.MULTILINE)[1]
     assert ours["--accum-grad"] == "2"  # run.sh's processes where there is no GPU

@@ -50,7 +50,7 @@ def pseudo_ids(data: DataConfig, epoch: int = 1) -> list[str]:
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [(b.cut_ids, b.texts) for b in ours] == [(b.cut_ids, b.texts) for b in theirs]
-    assert all(torch.equal(a.features, b.features) for a, b in zip(ours, theirs))
+    assert all(torch.equal(a.features, b.features) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
@@ -96,7 +96,7 @@ def test_any_stretch_of_an_epoch_holds_the_share(data):
 
 def test_more_uses_than_cuts_repeat_them_under_other_masks(data):
     batches = batches_of(replace(data, pseudo_ratio=0.7))
-    features = {i: f[:n] for b in batches for i, f, n in zip(b.cut_ids, b.features, b.feature_lens)}
+    features = {i: f[:n] for b in batches for i, f, n in zip(b.cut_ids, b.features, b.feature_lens, strict=True)}
     repeated = [cut_id for cut_id in features if cut_id.endswith("_repeat1")]
     assert len(repeated) == PSEUDO
     assert not any(torch.equal(features[cut_id], features[cut_id[: -len("_repeat1")]]) for cut_id in repeated)
@@ -114,7 +114,7 @@ def test_two_processes_see_the_batches_of_one_in_turn(data):
     two = [batches_of(data, world_size=2, rank=rank) for rank in (0, 1)]
     whole = len(one) // 2
     assert whole > 2 and len(two[0]) == len(two[1])
-    assert_same([b for pair in zip(two[0][:whole], two[1][:whole]) for b in pair], one[: 2 * whole])
+    assert_same([b for pair in zip(two[0][:whole], two[1][:whole], strict=True) for b in pair], one[: 2 * whole])
     assert sorted(ids_of(two[0] + two[1])) == sorted(ids_of(one))
 
 

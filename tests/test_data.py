@@ -117,7 +117,7 @@ def batches_of(config: DataConfig, epoch: int = 1, seed: int = 7, **arguments) -
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [b.cut_ids for b in ours] == [b.cut_ids for b in theirs]
     assert [b.texts for b in ours] == [b.texts for b in theirs]
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.features, b.features)
         assert torch.equal(a.feature_lens, b.feature_lens)
 
@@ -129,7 +129,7 @@ def test_batches_are_padded_with_the_log_energy_of_silence(corpus):
     utterances = AsrDataModule(config_of(corpus), 0).test_sets()["test"]
     batch = make_batch(list(utterances))
     assert batch.features.shape == (6, int(batch.feature_lens.max()), 80)
-    for features, length, utterance in zip(batch.features, batch.feature_lens, utterances):
+    for features, length, utterance in zip(batch.features, batch.feature_lens, utterances, strict=True):
         assert torch.equal(features[:length], utterance.features)
         assert (features[length:] == LOG_EPS).all()
     assert batch.duration == pytest.approx(sum(len(u.features) for u in utterances) / 100)
@@ -138,7 +138,7 @@ def test_batches_are_padded_with_the_log_energy_of_silence(corpus):
 def test_stored_features_equal_those_from_audio_up_to_their_compression(corpus):
     stored = batches_of(config_of(corpus, enable_spec_aug=False))
     computed = batches_of(config_of(corpus, enable_spec_aug=False, on_the_fly_feats=True))
-    for a, b in zip(stored, computed):
+    for a, b in zip(stored, computed, strict=True):
         assert a.cut_ids == b.cut_ids
         assert (a.features - b.features).abs().max() < 2**-5
 
@@ -167,8 +167,10 @@ def test_an_epoch_repeats_and_another_differs(corpus):
     assert_same(first, batches_of(config, epoch=1))
     assert sorted(i for b in first for i in b.cut_ids) == sorted(i for b in second for i in b.cut_ids)
     assert [b.cut_ids for b in first] != [b.cut_ids for b in second]
-    by_id = {i: f for b in second for i, f in zip(b.cut_ids, b.features)}
-    assert any(not torch.equal(f[:100], by_id[i][:100]) for b in first for i, f in zip(b.cut_ids, b.features))
+    by_id = {i: f for b in second for i, f in zip(b.cut_ids, b.features, strict=True)}
+    assert any(
+        not torch.equal(f[:100], by_id[i][:100]) for b in first for i, f in zip(b.cut_ids, b.features, strict=True)
+    )
 
 
 def test_a_resumed_epoch_gives_the_batches_and_the_augmentation_of_an_uninterrupted_one(corpus):
@@ -200,7 +202,7 @@ def test_two_processes_see_the_batches_of_one_in_turn(corpus, max_duration):
     two = [batches_of(config, world_size=2, rank=rank) for rank in (0, 1)]
     assert len(two[0]) == len(two[1])
     whole = len(one) // 2
-    assert_same([b for pair in zip(two[0][:whole], two[1][:whole]) for b in pair], one[: 2 * whole])
+    assert_same([b for pair in zip(two[0][:whole], two[1][:whole], strict=True) for b in pair], one[: 2 * whole])
     left_over = one[2 * whole].cut_ids if len(one) % 2 else []
     divided = [i for batches in two for b in batches[whole:] for i in b.cut_ids]
     assert sorted(divided) == (sorted(left_over) if len(left_over) > 1 else [])
@@ -236,7 +238,9 @@ def test_valid_and_test_loaders_cover_their_sets_in_one_order_without_augmentati
     by_id = {u.cut_id: u for u in module.test_sets()["test"]}
     assert sorted(by_id) == sorted(i for b in batches for i in b.cut_ids)
     for batch in batches:
-        for cut_id, text, features, length in zip(batch.cut_ids, batch.texts, batch.features, batch.feature_lens):
+        for cut_id, text, features, length in zip(
+            batch.cut_ids, batch.texts, batch.features, batch.feature_lens, strict=True
+        ):
             assert text == by_id[cut_id].text
             assert torch.equal(features[:length], by_id[cut_id].features)
 
@@ -259,8 +263,8 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
     assert [b.cut_ids for b in clean] == [b.cut_ids for b in noisy]
     changed = [
         not torch.equal(a[:n], b[:n])
-        for c, d in zip(clean, noisy)
-        for a, b, n in zip(c.features, d.features, c.feature_lens)
+        for c, d in zip(clean, noisy, strict=True)
+        for a, b, n in zip(c.features, d.features, c.feature_lens, strict=True)
     ]
     assert 10 <= sum(changed) <= 30
 
@@ -291,7 +295,7 @@ def test_each_word_ends_with_the_token_that_completes_it(corpus):
         said = tokenizer.decode(ids).split()
         ends = tokenizer.word_ends(ids)
         assert len(ends) == len(said) and ends == sorted(ends)
-        for place, (word, end) in enumerate(zip(said, ends)):
+        for place, (word, end) in enumerate(zip(said, ends, strict=True)):
             assert tokenizer.decode(ids[: end + 1]).split()[place] == word
             assert tokenizer.decode(ids[:end]).split()[place : place + 1] != [word]
 
@@ -513,4 +517,4 @@ def test_test_cuts_without_a_transcript_or_with_several_are_named(corpus, tmp_pa
     for name, cut in (("silent", silent), ("double", double)):
         CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl.gz")
         module = AsrDataModule(config_of(corpus, test_cuts=(str(tmp_path / "cuts.jsonl.gz"),)), 0)
-        assert f"cut {name}" in error_of(lambda: list(module.test_dataloaders()["cuts"]))
+        assert f"cut {name}" in error_of(lambda module=module: list(module.test_dataloaders()["cuts"]))

@@ -38,7 +38,7 @@ def test_gradients_under_bfloat16_autocast_are_torchs_within_its_rounding(paddin
         out = depthwise_conv2d(x.bfloat16(), weight, padding)
     assert out.dtype == torch.bfloat16 and type(out.grad_fn).__name__ == "_DepthwiseConv2dBackward"
     ours = (out, *torch.autograd.grad(out, (x, weight), grad.bfloat16()))
-    for value, wanted in zip(ours, (expected, *torch.autograd.grad(expected, (x, weight), grad))):
+    for value, wanted in zip(ours, (expected, *torch.autograd.grad(expected, (x, weight), grad)), strict=True):
         assert (value.float() - wanted).norm() <= 5e-3 * wanted.norm()  # eight bits of mantissa: 2**-9 a number
 
 
@@ -64,7 +64,7 @@ def test_gradients_in_float32_are_torchs_within_its_rounding(padding):
     expected = F.conv2d(x, weight, padding=(padding, 3), groups=16)
     assert torch.equal(out, expected) and type(out.grad_fn).__name__ == "_DepthwiseConv2dBackward"
     grad = torch.randn_like(out)
-    for value, wanted in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (out, expected))):
+    for value, wanted in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (out, expected)), strict=True):
         assert (value - wanted).norm() <= 1e-6 * wanted.norm()
 
 

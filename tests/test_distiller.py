@@ -93,7 +93,7 @@ def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_late
     features.requires_grad_()
     taps = distiller.student_taps()
     student.encode(features, lens, CHUNK, taps=taps)
-    for branch, pair in zip(distiller.branches, distiller.pairs):
+    for branch, pair in zip(distiller.branches, distiller.pairs, strict=True):
         tap = taps[pair.student]
         out = branch(tap)
         frames = CHUNK.chunk // tap.stride

@@ -79,7 +79,7 @@ def test_with_nothing_pruned_it_finds_the_most_probable_sequence():
             model.joiner.output_linear.bias[0] = 0.0
         encoder_out, lens = encoder_frames(model, seed)[:, :5], (5, 4, 1, 5, 0, 3)
         ours = decode(model, EVERYTHING, encoder_out, lens)
-        for result, frames, length in zip(ours, encoder_out, lens):
+        for result, frames, length in zip(ours, encoder_out, lens, strict=True):
             assert_same(result, most_probable(model, frames[:length]))
         assert max(len(result.tokens) for result in ours) > 2
         assert ours[lens.index(0)] == Result([], [], 0.0)
@@ -111,7 +111,7 @@ def test_continued_in_another_order_equals_whole(model):
         lens = [min(int(torch.randint(0, 8, (), generator=generator)), LENS[n] - done[n]) for n in order]
         piece = torch.stack([torch.nn.functional.pad(encoder_out[n, done[n] :][:7], (0, 0, 0, 7))[:7] for n in order])
         state = USUAL.advance(model, piece, torch.tensor(lens), state)
-        for n, length in zip(order, lens):
+        for n, length in zip(order, lens, strict=True):
             done[n] += length
         assert state.frames == [done[n] for n in order]
         state.results()  # partial results disturb nothing
@@ -119,7 +119,7 @@ def test_continued_in_another_order_equals_whole(model):
         singles = state.unstack()
         state = type(state).stack([singles[place] for place in shuffle])
         order = [order[place] for place in shuffle]
-    for n, result in zip(order, state.results()):
+    for n, result in zip(order, state.results(), strict=True):
         assert_same(result, expected[n])
 
 

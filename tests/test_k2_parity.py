@@ -101,9 +101,9 @@ def test_smoothed_loss_and_its_gradients_equal_k2(rnnt_type: str, penalty: float
     ours, our_occupation = smoothed(rnnt_loss, mine, rnnt_type, penalty)
     theirs, their_occupation = smoothed(k2, yours, rnnt_type, penalty)
     assert_losses_close(ours, theirs)
-    for a, b in zip(gradients(ours, [mine.am, mine.lm]), gradients(theirs, [yours.am, yours.lm])):
+    for a, b in zip(gradients(ours, [mine.am, mine.lm]), gradients(theirs, [yours.am, yours.lm]), strict=True):
         assert_close(a, b, "gradient")
-    for a, b in zip(our_occupation, their_occupation):
+    for a, b in zip(our_occupation, their_occupation, strict=True):
         assert_close(a, b, "occupation")
 
 
@@ -128,7 +128,7 @@ def test_pruned_loss_and_its_gradients_equal_k2(rnnt_type: str, penalty: float, 
     ours = pruned(rnnt_loss, mine, ranges, rnnt_type, penalty)
     theirs = pruned(k2, yours, ranges, rnnt_type, penalty)
     assert_losses_close(ours, theirs)
-    for a, b in zip(gradients(ours, mine.leaves()[2:]), gradients(theirs, yours.leaves()[2:])):
+    for a, b in zip(gradients(ours, mine.leaves()[2:]), gradients(theirs, yours.leaves()[2:]), strict=True):
         assert_close(a, b, "gradient")
 
 
@@ -150,7 +150,9 @@ def test_both_losses_in_one_call_equal_k2(rnnt_type: str, monkeypatch: pytest.Mo
     assert_losses_close(ours.simple, theirs.simple)
     assert_losses_close(ours.pruned, theirs.pruned)
     leaves = problem.leaves()
-    for a, b in zip(gradients(ours.simple + ours.pruned, leaves), gradients(theirs.simple + theirs.pruned, leaves)):
+    for a, b in zip(
+        gradients(ours.simple + ours.pruned, leaves), gradients(theirs.simple + theirs.pruned, leaves), strict=True
+    ):
         assert_close(a, b, "gradient")
 
 

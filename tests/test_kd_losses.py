@@ -23,10 +23,10 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 def reference_distance(h: Tensor, z: Tensor, distance: str) -> float:
     """Two vectors."""
     h, z = h.tolist(), z.tolist()
-    cos = sum(a * b for a, b in zip(h, z)) / math.sqrt(sum(a * a for a in h) * sum(b * b for b in z))
+    cos = sum(a * b for a, b in zip(h, z, strict=True)) / math.sqrt(sum(a * a for a in h) * sum(b * b for b in z))
     return {
-        "l1_cosine": sum(abs(a - b) for a, b in zip(h, z)) / len(h) - math.log(1 / (1 + math.exp(-cos))),
-        "l2": sum((a - b) ** 2 for a, b in zip(h, z)) / len(h),
+        "l1_cosine": sum(abs(a - b) for a, b in zip(h, z, strict=True)) / len(h) - math.log(1 / (1 + math.exp(-cos))),
+        "l2": sum((a - b) ** 2 for a, b in zip(h, z, strict=True)) / len(h),
         "cosine": 1 - cos,
     }[distance]
 
@@ -46,7 +46,7 @@ def reference_relation(y: Tensor, x: Tensor, heads: int) -> float:
     total = 0.0
     for n, length in enumerate(LENS.tolist()):
         rows = []
-        for head_y, head_x in zip(y[n, :length].chunk(heads, dim=-1), x[n, :length].chunk(heads, dim=-1)):
+        for head_y, head_x in zip(y[n, :length].chunk(heads, dim=-1), x[n, :length].chunk(heads, dim=-1), strict=True):
             p = (head_y @ head_y.T / math.sqrt(head_y.size(-1))).softmax(dim=-1)
             q = (head_x @ head_x.T / math.sqrt(head_x.size(-1))).softmax(dim=-1)
             rows += [(p[t] * (p[t] / q[t]).log()).sum().item() for t in range(length)]
@@ -82,7 +82,7 @@ def test_apc_loss_equals_the_distance_to_the_frame_n_ahead(distance):
 
 def test_relation_loss_equals_its_definition_for_other_head_counts_and_widths():
     teacher, auxiliary = qkv(0), qkv(10, widths=(16, 16, 16))
-    expected = sum(reference_relation(y, x, HEADS) for y, x in zip(teacher, auxiliary))
+    expected = sum(reference_relation(y, x, HEADS) for y, x in zip(teacher, auxiliary, strict=True))
     assert relation(teacher, auxiliary).item() == pytest.approx(expected, rel=1e-7)
 
 
@@ -189,5 +189,5 @@ def test_half_precision_inputs_under_autocast_are_compared_in_float32():
         apc_loss(h.double(), z.double(), LENS, OUTPUT_FRAMES, SHIFT, "l1_cosine"),
         relation_loss([h.double()], [z.double()], weights(), HEADS),
     ]
-    for a, b in zip(found, exact):
+    for a, b in zip(found, exact, strict=True):
         assert a.item() == pytest.approx(b.item(), rel=1e-5)

@@ -137,10 +137,10 @@ def test_statistics_of_synthetic_hypotheses_are_those_of_their_known_delays():
         ends = [shown_ms(frame, CHUNK) - rng.uniform(-50, 400) for frame in frames]
         heard = [rng.random() < 0.7 for _ in frames]
         ref = [f"W{place}" for place in range(count)]
-        hyp = [word if right else "WRONG" for word, right in zip(ref, heard)]
+        hyp = [word if right else "WRONG" for word, right in zip(ref, heard, strict=True)]
         utterances.append(delays_of(" ".join(ref), " ".join(hyp), frames, ends, cut_id=str(n)))
-        mine = [shown_ms(frame, CHUNK) - end for frame, end in zip(frames, ends)]
-        shown += [delay for delay, right in zip(mine, heard) if right]
+        mine = [shown_ms(frame, CHUNK) - end for frame, end in zip(frames, ends, strict=True)]
+        shown += [delay for delay, right in zip(mine, heard, strict=True) if right]
         first += mine[:1] if heard[0] else []
         last += mine[-1:] if heard[-1] else []
         final.append(mine[-1])

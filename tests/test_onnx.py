@@ -86,7 +86,9 @@ def load(path: Path) -> InferenceSession:
 
 def run(session: InferenceSession, *inputs: Tensor) -> list[np.ndarray]:
     """Outputs for inputs that are given by position, as sherpa-onnx gives them."""
-    return session.run(None, {item.name: value.numpy() for item, value in zip(session.get_inputs(), inputs)})
+    return session.run(
+        None, {item.name: value.numpy() for item, value in zip(session.get_inputs(), inputs, strict=True)}
+    )
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -124,7 +126,7 @@ def test_every_output_and_cache_equals_torch_chunk_by_chunk(model, chunk, encode
         expected, state = torch_step(model, chunk, x, state)
         ours, *new = run(session, x, *caches)
         assert difference(expected, ours) <= TOLERANCE
-        assert all(difference(a, b) <= TOLERANCE for a, b in zip(encoder.to_onnx(state), new))
+        assert all(difference(a, b) <= TOLERANCE for a, b in zip(encoder.to_onnx(state), new, strict=True))
         caches = next_caches(caches, new, chunk)
     assert state.processed.tolist() == [STEPS * chunk.chunk] * 2
 
@@ -136,9 +138,9 @@ def test_streams_of_different_ages_share_a_batch(model, chunk, encoder, session)
     for x in old[:3]:
         _, old_state = torch_step(model, chunk, x, old_state)
         old_caches = next_caches(old_caches, run(session, x, *old_caches)[1:], chunk)
-    pairs = zip(old_caches, encoder.fresh_caches(1), encoder.caches().values())
+    pairs = zip(old_caches, encoder.fresh_caches(1), encoder.caches().values(), strict=True)
     caches = [torch.cat([one, other], dim=dim) for one, other, dim in pairs]
-    for a, b in zip(old[3:], new):
+    for a, b in zip(old[3:], new, strict=True):
         expected_old, old_state = torch_step(model, chunk, a, old_state)
         expected_new, new_state = torch_step(model, chunk, b, new_state)
         ours, *returned = run(session, torch.cat([a, b]), *caches)
@@ -231,8 +233,8 @@ def test_inputs_and_outputs_have_the_order_and_shapes_that_sherpa_onnx_counts_on
 
 def test_int8_files_are_smaller_and_say_nearly_the_same(chunk, encoder, files, small):
     assert [path.name for path in small] == [path.name.replace(".onnx", ".int8.onnx") for path in files]
-    assert all(metadata(a).items() <= metadata(b).items() for a, b in zip(files, small))
-    assert all(b.stat().st_size < a.stat().st_size for a, b in zip(files, small))
+    assert all(metadata(a).items() <= metadata(b).items() for a, b in zip(files, small, strict=True))
+    assert all(b.stat().st_size < a.stat().st_size for a, b in zip(files, small, strict=True))
     (x,) = windows(1, chunk, 1)
     caches = encoder.fresh_caches(1)
     exact, rounded = (run(load(path), x, *caches)[0] for path in (files.encoder, small.encoder))

@@ -71,9 +71,11 @@ def test_update_equals_the_definition_written_out():
     optimizer = ScaledAdam(params, lr=0.03)
     for step in range(230):  # past the bias correction's end
         set_grads(params, step)
-        references = [reference_step(r, p.grad, s, step, 0.03) for r, p, s in zip(references, params, states)]
+        references = [
+            reference_step(r, p.grad, s, step, 0.03) for r, p, s in zip(references, params, states, strict=True)
+        ]
         optimizer.step()
-    for p, reference in zip(params, references):
+    for p, reference in zip(params, references, strict=True):
         torch.testing.assert_close(p.detach(), reference, atol=1e-5, rtol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_step_does_not_depend_on_the_scale_of_the_gradient():
     one, other = make_params(), make_params()
     take_steps(ScaledAdam(one, lr=0.03, clipping_scale=2.0), one, range(30))
     take_steps(ScaledAdam(other, lr=0.03, clipping_scale=2.0), other, range(30), scale=1000.0)
-    for p, q in zip(one, other):
+    for p, q in zip(one, other, strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
 
 
@@ -93,7 +95,7 @@ def test_relative_change_does_not_depend_on_the_scale_of_the_parameter():
                 p.mul_(5.0)
     take_steps(ScaledAdam(one, lr=0.01), one, range(20))
     take_steps(ScaledAdam(other, lr=0.01), other, range(20))
-    for p, q in zip(one, other):
+    for p, q in zip(one, other, strict=True):
         if p.numel() > 1:
             torch.testing.assert_close(5.0 * p, q, atol=1e-4, rtol=1e-4)
 
@@ -171,7 +173,7 @@ def test_state_dict_round_trip_is_exact(tmp_path: Path):
     restore(load_checkpoint(tmp_path / "epoch-1.pt"), "epoch-1.pt", nn.ParameterList(restored), optimizer=other)
     take_steps(optimizer, params, range(17, 40))
     take_steps(other, restored, range(17, 40))
-    for p, q in zip(params, restored):
+    for p, q in zip(params, restored, strict=True):
         assert torch.equal(p, q)
 
 
@@ -184,7 +186,7 @@ def test_missing_gradient_counts_as_zero():
         one[1].grad, other[1].grad = None, torch.zeros_like(other[1])
         first.step()
         second.step()
-    for p, q in zip(one, other):
+    for p, q in zip(one, other, strict=True):
         assert torch.equal(p, q)
 
 

@@ -90,7 +90,7 @@ def slow_labels(
         padded, padded_lens = pad_to_whole_chunks(features, lens, chunk.chunk if chunk else model.max_downsampling)
         encoder_out = model.encode(padded, padded_lens, chunk)[0][0]
         total = 0.0
-        for place, (token, time) in enumerate(zip(result.tokens, result.timestamps)):
+        for place, (token, time) in enumerate(zip(result.tokens, result.timestamps, strict=True)):
             total += float(log_probs(model, encoder_out[time], tuple(result.tokens[:place]))[token])
         text = tokenizer.decode(result.tokens)
         labels[cut.id] = text, math.exp(total / len(result.tokens)) if text else None

@@ -300,7 +300,10 @@ def test_divergence_of_maps_with_one_head_is_that_of_their_rows():
     maps, divergences = compare_maps(vectors, heads=1)
     for (whose, name), divergence in divergences.items():
         teacher, other = maps[TEACHER, name], maps[whose, name]
-        slow = sum(p * (p / q).log() for ps, qs in zip(teacher, other) for p, q in zip(ps, qs)) / 7
+        slow = (
+            sum(p * (p / q).log() for ps, qs in zip(teacher, other, strict=True) for p, q in zip(ps, qs, strict=False))
+            / 7
+        )
         assert divergence == pytest.approx(float(slow), rel=1e-5)
     assert len(divergences) == 6 and {width.shape for width in maps.values()} == {(7, 7)}
 
@@ -344,7 +347,7 @@ def test_systems_are_aligned_word_under_word():
 
 def test_alignments_keep_every_word_and_count_errors_as_scoring_does():
     first, second = random_transcripts(40, seed=1), random_transcripts(40, seed=2)
-    for one, two in zip(first, second):
+    for one, two in zip(first, second, strict=True):
         hypotheses = {"one": one.hyp, "two": two.hyp, "star": ["*", *one.hyp]}
         compared = align_systems(one.cut_id, one.ref, hypotheses)
         assert [word for word in compared.reference if word] == one.ref

@@ -12,7 +12,7 @@ from kdstream.models.rnnt_lattice import lattice_scores, transition_log_probs
 TYPES = ("regular", "modified", "constrained")
 N, T, S, V = 4, 12, 5, 9
 FRAME_LENS, SYMBOL_LENS = [12, 10, 7, 9], [5, 3, 0, 4]
-BOUNDARY = torch.tensor([[0, 0, s, t] for s, t in zip(SYMBOL_LENS, FRAME_LENS)])
+BOUNDARY = torch.tensor([[0, 0, s, t] for s, t in zip(SYMBOL_LENS, FRAME_LENS, strict=True)])
 
 
 def random_problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ def reference_losses(log_probs: Tensor, symbols: Tensor, rnnt_type: str, delay_p
     return torch.stack(
         [
             reference_loss(log_probs[n, :t, : s + 1], symbols[n, :s], rnnt_type, delay_penalty)
-            for n, (t, s) in enumerate(zip(FRAME_LENS, SYMBOL_LENS))
+            for n, (t, s) in enumerate(zip(FRAME_LENS, SYMBOL_LENS, strict=True))
         ]
     )
 
@@ -61,7 +61,9 @@ def assert_equal_with_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tenso
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     weights = torch.arange(1.0, ours.numel() + 1, dtype=ours.dtype)
     for one, other in zip(
-        torch.autograd.grad((ours * weights).sum(), inputs), torch.autograd.grad((theirs * weights).sum(), inputs)
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((theirs * weights).sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
@@ -192,7 +194,7 @@ def test_ranges_start_at_zero_never_fall_skip_nothing_and_reach_the_end(rnnt_typ
         first = ranges[:, :, 0]
         assert bool((first[:, 0] == 0).all())
         assert bool(((first.diff(dim=1) >= 0) & (first.diff(dim=1) < kept)).all())
-        for n, (frames, count) in enumerate(zip(FRAME_LENS, SYMBOL_LENS)):
+        for n, (frames, count) in enumerate(zip(FRAME_LENS, SYMBOL_LENS, strict=True)):
             assert ranges[n, frames - 1, 0] <= count <= ranges[n, frames - 1, -1]
         assert int(ranges.max()) <= S
 

@@ -76,7 +76,7 @@ def test_interval_equals_a_slow_reference():
     """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""
     result = score(random_transcripts(60))
     rng = random.Random(1)
-    pairs = list(zip(result.utterance_errors.tolist(), result.utterance_words.tolist()))
+    pairs = list(zip(result.utterance_errors.tolist(), result.utterance_words.tolist(), strict=True))
     wers = []
     for _ in range(10000):
         drawn = rng.choices(pairs, k=len(pairs))
@@ -138,7 +138,9 @@ def runs_of(count: int, seed: int, noise: float = 0.3) -> list[Score]:
 def test_a_pool_sums_runs_utterance_by_utterance():
     runs = runs_of(3, seed=1)
     pooled = scoring.pool(runs)
-    assert pooled.utterance_errors.tolist() == [sum(column) for column in zip(*(r.utterance_errors for r in runs))]
+    assert pooled.utterance_errors.tolist() == [
+        sum(column) for column in zip(*(r.utterance_errors for r in runs), strict=True)
+    ]
     assert pooled.utterance_words.tolist() == (3 * runs[0].utterance_words).tolist()
     assert (pooled.errors, pooled.runs) == (sum(run.errors for run in runs), 3)
     assert pooled.wer == pytest.approx(np.mean([run.wer for run in runs]))

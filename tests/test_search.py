@@ -86,7 +86,7 @@ def slow_beam(model: Transducer, frames: Tensor, beam: int) -> Result:
 def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
     encoder_out = encoder_frames(model)
     ours = decode(model, Search(max_sym_per_frame=max_sym_per_frame), encoder_out, LENS)
-    for result, frames, length in zip(ours, encoder_out, LENS):
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame))
     assert len(set(ours[0].tokens)) > 5  # else the model says too little for these tests to mean much
 
@@ -95,7 +95,7 @@ def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
 def test_modified_beam_search_equals_a_slow_reference(model, beam):
     encoder_out = encoder_frames(model)
     ours = decode(model, Search("modified_beam_search", beam_size=beam), encoder_out, LENS)
-    for result, frames, length in zip(ours, encoder_out, LENS):
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_beam(model, frames[:length], beam))
 
 
@@ -112,7 +112,7 @@ def test_beam_one_equals_greedy(model):
     encoder_out = encoder_frames(model, seed=1)
     greedy = decode(model, Search("greedy_search"), encoder_out, LENS)
     beam = decode(model, Search("modified_beam_search", beam_size=1), encoder_out, LENS)
-    for one, other in zip(greedy, beam):
+    for one, other in zip(greedy, beam, strict=True):
         assert_same(one, other)
 
 
@@ -131,14 +131,20 @@ def test_continued_equals_whole(model, search):
     state = search.start(model, len(LENS))
     done, generator = [0] * len(LENS), torch.Generator().manual_seed(3)
     while done != list(LENS):
-        lens = [min(int(torch.randint(0, 8, (), generator=generator)), left - at) for at, left in zip(done, LENS)]
+        lens = [
+            min(int(torch.randint(0, 8, (), generator=generator)), left - at)
+            for at, left in zip(done, LENS, strict=True)
+        ]
         piece = torch.stack(
-            [torch.nn.functional.pad(x[a : a + n], (0, 0, 0, 7 - n)) for x, a, n in zip(encoder_out, done, lens)]
+            [
+                torch.nn.functional.pad(x[a : a + n], (0, 0, 0, 7 - n))
+                for x, a, n in zip(encoder_out, done, lens, strict=True)
+            ]
         )
         state = search.advance(model, piece, torch.tensor(lens), state)
-        done = [at + n for at, n in zip(done, lens)]
+        done = [at + n for at, n in zip(done, lens, strict=True)]
     assert state.frames == list(LENS)
-    for continued, whole in zip(state.results(), decode(model, search, encoder_out, LENS)):
+    for continued, whole in zip(state.results(), decode(model, search, encoder_out, LENS), strict=True):
         assert_same(continued, whole)
 
 
@@ -162,7 +168,7 @@ def test_states_survive_unstacking_and_another_order(model, search):
     state = type(halfway).stack([singles[n] for n in order])
     state = search.advance(model, encoder_out[order, 12:], torch.tensor(LENS)[order] - 12, state)
     whole = decode(model, search, encoder_out, LENS)
-    for n, result in zip(order, state.results()):
+    for n, result in zip(order, state.results(), strict=True):
         assert_same(result, whole[n])
 
 
@@ -180,12 +186,12 @@ def test_a_state_is_not_modified_by_going_on(model, search):
 def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities_and_none_where_nothing_is_said(model, search):
     encoder_out = encoder_frames(model)
     results = decode(model, search, encoder_out, LENS)
-    for result, frames in zip(results, encoder_out):
+    for result, frames in zip(results, encoder_out, strict=True):
         if not result.tokens:
             assert result.confidence is None
             continue
         product = 1.0
-        for place, (token, t) in enumerate(zip(result.tokens, result.timestamps)):
+        for place, (token, t) in enumerate(zip(result.tokens, result.timestamps, strict=True)):
             product *= float(log_probs(model, frames[t], tuple(result.tokens[:place])).softmax(dim=-1)[token])
         assert result.confidence == pytest.approx(product ** (1 / len(result.tokens)), rel=1e-3)
         assert 0 < result.confidence <= 1
@@ -195,7 +201,7 @@ def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities_and_none_w
 
 def test_timestamps_never_fall_and_stay_within_the_stream(model):
     for search in SEARCHES:
-        for result, length in zip(decode(model, search, encoder_frames(model), LENS), LENS):
+        for result, length in zip(decode(model, search, encoder_frames(model), LENS), LENS, strict=True):
             assert len(result.timestamps) == len(result.tokens)
             assert result.timestamps == sorted(result.timestamps)
             assert all(0 <= t < length for t in result.timestamps)

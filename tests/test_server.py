@@ -88,7 +88,7 @@ def undisturbed(serving, said) -> Callable:
                 witnesses = [asyncio.create_task(speak(running.url, audio)) for audio, _ in said.values()]
                 await asyncio.sleep(0.5)
                 result = await nuisance(running)
-                for witness, (_, text) in zip(witnesses, said.values()):
+                for witness, (_, text) in zip(witnesses, said.values(), strict=True):
                     heard = await witness
                     assert (heard.final, heard.error, heard.close_code) == (text, None, WSCloseCode.OK)
                 after, text = said[0]
@@ -191,7 +191,7 @@ def test_a_client_that_sends_garbage_is_told_and_disturbs_nobody(undisturbed):
         await asyncio.to_thread(raw, running.url)
         async with aiohttp.ClientSession() as session:
             answers = [await one(session, running.url, messages) for messages, _ in GARBAGE.values()]
-        return dict(zip(GARBAGE, answers))
+        return dict(zip(GARBAGE, answers, strict=True))
 
     answers = undisturbed(nuisance)
     assert answers == {name: (["error"], code) for name, (_, code) in GARBAGE.items()}

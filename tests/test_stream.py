@@ -31,11 +31,11 @@ def model(request) -> Transducer:
 @pytest.fixture(scope="module")
 def utterances() -> list[Tensor]:
     features, lens, _ = random_batch(LENS)
-    return [x[:n] for x, n in zip(features, lens)]
+    return [x[:n] for x, n in zip(features, lens, strict=True)]
 
 
 def assert_same(ours: Sequence[Result], theirs: Sequence[Result]) -> None:
-    for one, other in zip(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens
         assert one.timestamps == other.timestamps
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-3)
@@ -84,14 +84,14 @@ def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk
 
     decoder = StreamingDecoder(model, chunk, Search(), max_streams=3)
     streams = [decoder.open() for _ in utterances]
-    for stream, features in zip(streams, utterances):
+    for stream, features in zip(streams, utterances, strict=True):
         stream.accept_features(features)
         stream.finish()
     frames: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
     with monkeypatch.context() as patch:
         patch.setattr(Search, "advance", listen)
         for stepped in iter(decoder.step, []):
-            for stream, out in zip(stepped, heard[-1]):
+            for stream, out in zip(stepped, heard[-1], strict=True):
                 frames[stream].append(out)
             for stream in stepped:
                 stream.closed = stream.done
@@ -100,7 +100,7 @@ def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk
         torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True), torch.tensor(LENS), chunk.chunk
     )
     simulated, simulated_lens, _ = model.encode(padded, lens, chunk)
-    for stream, expected, length in zip(streams, simulated, simulated_lens):
+    for stream, expected, length in zip(streams, simulated, simulated_lens, strict=True):
         ours = torch.cat(frames[stream])
         assert ours.size(0) == length
         assert (ours - expected[:length]).abs().max() <= TOLERANCE
@@ -243,8 +243,10 @@ def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chu
         for _ in range(3):
             features = torch.randn(streams, chunk.input_frames, 80, generator=generator) * 3 - 6
             with torch.no_grad():
-                outs, states = zip(*(step(features, state) for step, state in zip(steps, states)))
-            for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()]):
+                outs, states = zip(
+                    *(step(features, state) for step, state in zip(steps, states, strict=True)), strict=False
+                )
+            for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()], strict=True):
                 assert (one - other).abs().max() <= 5e-6  # sums are taken in another order
 
 

@@ -40,7 +40,7 @@ def logits(seed: int) -> torch.Tensor:
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
-    return float(sum(a * (a / b).log() for a, b in zip(p, q) if a > 0))
+    return float(sum(a * (a / b).log() for a, b in zip(p, q, strict=True) if a > 0))
 
 
 def three_classes(p: torch.Tensor, symbol) -> torch.Tensor:

@@ -55,7 +55,7 @@ class LatticeState:
 
     def unstack(self) -> list[LatticeState]:
         """States of one stream each."""
-        each = zip(self.streams, self.times, self.frames)
+        each = zip(self.streams, self.times, self.frames, strict=True)
         return [LatticeState([stream], [times], [frames], self.config) for stream, times, frames in each]
 
     def results(self) -> list[Result]:
@@ -70,7 +70,7 @@ class LatticeState:
         scores[:, 0] = 0.0
         streams.advance(scores)
         streams.terminate_and_flush_to_streams()
-        for times, frames in zip(self.times, self.frames):
+        for times, frames in zip(self.times, self.frames, strict=True):
             times.append(frames)
         lattice = streams.format_output([len(times) for times in self.times], allow_partial=True)
         lattice = k2.connect(lattice)  # without what cannot reach the end
@@ -96,7 +96,9 @@ def most_probable(lattice: k2.Fsa, times: Sequence[int], context_size: int) -> R
       lattice: every path has one arc for each of `times`, labelled 0 for blank and -1 for the last one.
     """
     arcs: dict[int, list[tuple[int, int, float]]] = defaultdict(list)  # by the state that they leave
-    for (source, target, label), score in zip(lattice.arcs.values()[:, :3].tolist(), lattice.scores.tolist()):
+    for (source, target, label), score in zip(
+        lattice.arcs.values()[:, :3].tolist(), lattice.scores.tolist(), strict=True
+    ):
         arcs[source].append((target, label, score))
     paths = {(): Path(0, 0.0, Result([], [], 0.0))}
     for t in times:
@@ -154,7 +156,7 @@ def fast_beam_search(
             streams.advance(joiner_log_probs(model, frames, predict(model, context)))
         streams.terminate_and_flush_to_streams()
         begin = end
-    frames = [done + more for done, more in zip(state.frames, lens)]
-    for times, done, more in zip(state.times, state.frames, frames):
+    frames = [done + more for done, more in zip(state.frames, lens, strict=True)]
+    for times, done, more in zip(state.times, state.frames, frames, strict=True):
         times.extend(range(done, more))
     return LatticeState(state.streams, state.times, frames, state.config)

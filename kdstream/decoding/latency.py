@@ -147,10 +147,10 @@ def measure_delays(
             right.append(frames[heard] if word == said else None)
             last_missed = word == NOTHING
         heard += word != NOTHING
-    frame = [None if at is None else frame_start_ms(at + 1) - end for at, end in zip(right, ends)]
+    frame = [None if at is None else frame_start_ms(at + 1) - end for at, end in zip(right, ends, strict=True)]
     if chunk is None:
         return Delays(cut_id, frame, [None] * len(right), None)
-    shown = [None if at is None else shown_ms(at, chunk) - end for at, end in zip(right, ends)]
+    shown = [None if at is None else shown_ms(at, chunk) - end for at, end in zip(right, ends, strict=True)]
     return Delays(cut_id, frame, shown, None if last_missed else shown_ms(frames[-1], chunk) - ends[-1])
 
 
@@ -178,7 +178,7 @@ def in_common(one: Sequence[Delays], other: Sequence[Delays]) -> tuple[list[Dela
 
 def _where_both(one: Delays, other: Delays) -> Delays:
     def masked(mine: Sequence[float | None], theirs: Sequence[float | None]) -> list[float | None]:
-        return [None if theirs_too is None else value for value, theirs_too in zip(mine, theirs)]
+        return [None if theirs_too is None else value for value, theirs_too in zip(mine, theirs, strict=True)]
 
     (final,) = masked([one.final], [other.final])
     return Delays(one.cut_id, masked(one.frame, other.frame), masked(one.shown, other.shown), final)
@@ -191,8 +191,8 @@ def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> tu
     """
     values = MEASURES[name].values
     differences = [
-        [late - early for early, late in zip(values(one), values(other)) if early is not None]
-        for one, other in zip(before, after)
+        [late - early for early, late in zip(values(one), values(other), strict=True) if early is not None]
+        for one, other in zip(before, after, strict=True)
     ]
     sums, counts = np.array([(sum(row), len(row)) for row in differences if row]).T
     return float(sums.sum() / counts.sum()), bootstrap_ratio(sums, counts)

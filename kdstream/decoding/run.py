@@ -195,7 +195,7 @@ class DecodingRun:
         ends = self.word_ends[test_set]
         delays = [
             measure_delays(t.cut_id, alignment, t.frames, ends[t.cut_id], self.chunk)
-            for t, alignment in zip(transcripts, alignments)
+            for t, alignment in zip(transcripts, alignments, strict=True)
             if t.cut_id in ends
         ]
         write_delays(path, delays)

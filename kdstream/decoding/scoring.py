@@ -208,7 +208,7 @@ def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequen
         sections = "PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:"
         print(f"Search below for sections starting with {sections}", file=file)
         print("\nPER-UTT DETAILS: corr or (ref->hyp)  ", file=file)
-        for transcript, alignment in zip(transcripts, alignments):
+        for transcript, alignment in zip(transcripts, alignments, strict=True):
             print(f"{transcript.cut_id}:\t{_marked(alignment)}", file=file)
         _write_counts(file, "SUBSTITUTIONS: count ref -> hyp", tallies.substitutions)
         _write_counts(file, "DELETIONS: count ref", tallies.deletions)
@@ -278,7 +278,7 @@ def _marked(alignment: Alignment) -> str:
     """`FOR THE FIRST DAY (SIR->*) I THINK`; errors that follow one another share their brackets."""
     pieces = []
     for wrong, pairs in groupby(alignment, key=lambda pair: pair[0] != pair[1]):
-        refs, hyps = zip(*pairs)
+        refs, hyps = zip(*pairs, strict=True)
         if wrong:
             said, heard = (" ".join(w for w in words if w != NOTHING) or NOTHING for words in (refs, hyps))
             pieces.append(f"({said}->{heard})")

@@ -120,9 +120,10 @@ class SearchState:
 
     def unstack(self) -> list[SearchState]:
         """States of one stream each (views of the tensors)."""
-        tensors = zip(*(x.split(1) for x in (self.context, self.predicted, self.log_prob, self.key)))
+        tensors = zip(*(x.split(1) for x in (self.context, self.predicted, self.log_prob, self.key)), strict=True)
         return [
-            SearchState(*row, [paths], [frames]) for row, paths, frames in zip(tensors, self.histories, self.frames)
+            SearchState(*row, [paths], [frames])
+            for row, paths, frames in zip(tensors, self.histories, self.frames, strict=True)
         ]
 
     def results(self) -> list[Result]:
@@ -132,7 +133,7 @@ class SearchState:
         """
         context_size = self.context.size(2)
         answers = []
-        for paths, log_probs in zip(self.histories, self.log_prob.tolist()):
+        for paths, log_probs in zip(self.histories, self.log_prob.tolist(), strict=True):
             best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].count))
             tokens, timestamps, token_log_probs = _unroll(paths[best])
             answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
@@ -343,10 +344,10 @@ def _extend(
     state: SearchState, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
 ) -> list[list[Segment]]:
     """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
-    histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist())]
+    histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist(), strict=True)]
     tokens, log_probs = tokens.permute(1, 2, 0), log_probs.permute(1, 2, 0)  # (N, B, K)
     places = (tokens != blank).nonzero()  # rows (n, b, k) in ascending order
-    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist(), log_probs[tuple(places.T)].tolist())
+    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist(), log_probs[tuple(places.T)].tolist(), strict=True)
     for (n, b), said in groupby(spoken, key=lambda item: item[0][:2]):
         said = list(said)
         times = [state.frames[n] + frames[k] for (_, _, k), _, _ in said]
@@ -357,7 +358,7 @@ def _extend(
 
 
 def _later(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
-    return [before + more for before, more in zip(frames, encoder_out_lens.tolist())]
+    return [before + more for before, more in zip(frames, encoder_out_lens.tolist(), strict=True)]
 
 
 def _unroll(segment: Segment | None) -> tuple[list[int], list[int], list[float]]:

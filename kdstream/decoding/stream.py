@@ -166,7 +166,7 @@ class StreamingDecoder:
         lens = torch.full((len(streams),), encoder_out.size(1), device=self._device)
         states = [stream.search_state for stream in streams]
         search_state = self.search.advance(self.model, encoder_out, lens, type(states[0]).stack(states))
-        for stream, state_of_one in zip(streams, search_state.unstack()):
+        for stream, state_of_one in zip(streams, search_state.unstack(), strict=True):
             stream.search_state = state_of_one
         return streams
 
@@ -241,5 +241,5 @@ def _take_rows(state: EncoderState, rows: list[int]) -> EncoderState:
 
 def _put_rows(state: EncoderState, rows: list[int], values: EncoderState) -> None:
     index = torch.tensor(rows, dtype=torch.int64, device=state.processed.device)
-    for tensor, value in zip(state.tensors(), values.tensors()):
+    for tensor, value in zip(state.tensors(), values.tensors(), strict=True):
         tensor.index_copy_(0, index, value)

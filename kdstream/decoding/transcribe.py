@@ -143,7 +143,7 @@ class Transcriber:
         if self.chunk is None:
             for batch in _batches(utterances, self.max_seconds):
                 results = decode_whole(self.model, batch.features, batch.feature_lens, None, self.search)
-                yield from zip(batch.cut_ids, results)
+                yield from zip(batch.cut_ids, results, strict=True)
             return
         decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams)
         watch = None if self.watch is None else lambda name, result: self.watch(f"{name}: {self._text(result)}")

@@ -113,7 +113,7 @@ class OnnxRecognizer:
     def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """x (N, window, F) and the caches to (N, T, D) and the new caches."""
         encoded, *new = self.encoder.run(None, {"x": x, **caches})
-        returned = dict(zip(caches, new))
+        returned = dict(zip(caches, new, strict=False))  # processed_lens is not returned
         if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
             returned["processed_lens"] = caches["processed_lens"] + self.shift
         return encoded, returned

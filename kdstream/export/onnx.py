@@ -125,10 +125,10 @@ class StreamingZipformer(StreamingEncoder):
         return {name: layout.stream_dim for name, layout in self.layouts.items()}
 
     def to_onnx(self, state: EncoderState) -> list[Tensor]:
-        return [layout.to_onnx(tensor) for layout, tensor in zip(self.layouts.values(), state.tensors())]
+        return [layout.to_onnx(tensor) for layout, tensor in zip(self.layouts.values(), state.tensors(), strict=True)]
 
     def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
-        tensors = [layout.to_torch(cache) for layout, cache in zip(self.layouts.values(), caches)]
+        tensors = [layout.to_torch(cache) for layout, cache in zip(self.layouts.values(), caches, strict=True)]
         return EncoderState.from_tensors(tensors)
 
     def metadata(self) -> dict[str, Any]:
@@ -182,13 +182,13 @@ class StreamingConformer(StreamingEncoder):
         room = [self.layers * frames * self.dim for frames in self.frames]
         parts = F.pad(numbers, (0, sum(room) - sum(self.sizes))).split(room, dim=1)
         shapes = [(self.layers, frames, self.dim) for frames in self.frames]
-        return [part.unflatten(1, shape).permute(1, 2, 0, 3) for part, shape in zip(parts, shapes)]
+        return [part.unflatten(1, shape).permute(1, 2, 0, 3) for part, shape in zip(parts, shapes, strict=True)]
 
     def to_torch(self, caches: Sequence[Tensor]) -> EncoderState:
         attn, conv, theirs = caches
         numbers = torch.cat([x.permute(2, 0, 1, 3).flatten(1) for x in (attn, conv)], dim=1)
         parts = numbers[:, : sum(self.sizes)].split(self.sizes, dim=1)
-        *layers, embed, counted = (part.unflatten(1, shape) for part, shape in zip(parts, self.shapes))
+        *layers, embed, counted = (part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True))
         processed = counted.squeeze(1).to(torch.int64) + 0 * theirs  # an input that nothing uses would be left out
         return EncoderState(layers, embed, processed)
 
@@ -256,7 +256,7 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     _export(
         files.encoder,
         encoder,
-        {"x": features, **dict(zip(caches, fresh))},
+        {"x": features, **dict(zip(caches, fresh, strict=True))},
         {"x": 0, **caches, "encoder_out": 0, **new_caches},
         {
             "model_type": encoder.model_type,
@@ -331,7 +331,7 @@ def quantize(files: OnnxFiles) -> OnnxFiles:
     quantized = OnnxFiles(*(path.with_suffix(".int8.onnx") for path in files))
     logging.disable(logging.WARNING)  # it recommends to optimise the graph first, which changes no words
     try:
-        for source, target in zip(files, quantized):
+        for source, target in zip(files, quantized, strict=True):
             quantize_dynamic(
                 source,
                 target,

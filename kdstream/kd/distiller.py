@@ -122,7 +122,9 @@ class Distiller(nn.Module):
     def hidden_losses(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> dict[str, Tensor]:
         """The losses between layers, summed over the pairs; output_frames (N,) are the utterances' weights."""
         aligned = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
-        layers = [self.layer_losses(branch, *taps, output_frames) for branch, taps in zip(self.branches, aligned)]
+        layers = [
+            self.layer_losses(branch, *taps, output_frames) for branch, taps in zip(self.branches, aligned, strict=True)
+        ]
         weights = self.pair_weights()
         return {name: (weights * torch.stack([layer[name] for layer in layers])).sum() for name in layers[0]}
 

@@ -91,7 +91,7 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
         if len(tapped) > len(theirs):
             raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
         in_order = sorted(tapped, key=ours.index)
-        return {name: [guide] for name, guide in zip(in_order, theirs[len(theirs) - len(tapped) :])}
+        return {name: [guide] for name, guide in zip(in_order, theirs[len(theirs) - len(tapped) :], strict=True)}
     same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
     if config.kd_layer_map == "uniform" or not same_places:
         return {name: [theirs[-(-(ours.index(name) + 1) * len(theirs) // len(ours)) - 1]] for name in tapped}
@@ -107,12 +107,15 @@ def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dic
         raise UserError("--kd-layer-map similar: give --kd-similarity-file, which local/layer_similarity.py writes")
     try:
         similarity = json.loads(Path(path).read_text())
-        columns, rows = similarity["teacher_layers"], dict(zip(similarity["student_layers"], similarity["cka"]))
+        columns, rows = (
+            similarity["teacher_layers"],
+            dict(zip(similarity["student_layers"], similarity["cka"], strict=True)),
+        )
         if columns != list(theirs):
             raise ValueError(f"the teacher has layers {', '.join(theirs)}, it has {', '.join(columns)}")
         if not all(map(math.isfinite, chain.from_iterable(rows.values()))):
             raise ValueError("some of its numbers are not finite")
-        return {name: max(zip(rows[name], columns))[1] for name in tapped}
+        return {name: max(zip(rows[name], columns, strict=True))[1] for name in tapped}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--kd-similarity-file {path}: not a similarity of these layers ({type(error).__name__}: {error}); "

@@ -99,7 +99,7 @@ def relation_loss(teacher: Sequence[Tensor], auxiliary: Sequence[Tensor], weight
     with float32(weights):
         return sum(
             RelationDivergence.apply(_split(x_teacher, heads), _split(x_auxiliary, heads), weights)
-            for x_teacher, x_auxiliary in zip(teacher, auxiliary)
+            for x_teacher, x_auxiliary in zip(teacher, auxiliary, strict=True)
         )
 
 

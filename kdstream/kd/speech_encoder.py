@@ -71,7 +71,9 @@ class SpeechEncoderTeacher(Teacher):
     @torch.no_grad()
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         names = list(layers)
-        utterances = [self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, batch.audio_lens.tolist())]
+        utterances = [
+            self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, batch.audio_lens.tolist(), strict=True)
+        ]
         lens = torch.div(batch.feature_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
         frames = int(lens.max())
         taps = {}

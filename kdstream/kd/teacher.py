@@ -172,7 +172,7 @@ def check_same_tokens(whose: str, teacher: ExperimentConfig, student: Experiment
     if len(ours) != len(theirs):
         difference = f"it has {len(theirs)} tokens, the student {len(ours)}"
     else:
-        index = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+        index = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
         difference = f"its token {index} is {theirs[index]!r}, the student's {ours[index]!r}"
     raise UserError(
         f"{whose}: the teacher has another vocabulary "

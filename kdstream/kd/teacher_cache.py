@@ -99,13 +99,19 @@ class CacheWriter:
         for name in self.layers:
             shape = self.teacher.shapes[name]
             widths = (shape.features, shape.query, shape.key, shape.value)
-            columns.setdefault(shape.stride, []).extend(Columns(name, *pair) for pair in zip(TENSORS, widths))
+            columns.setdefault(shape.stride, []).extend(
+                Columns(name, *pair) for pair in zip(TENSORS, widths, strict=True)
+            )
         return columns
 
     def add(self, batch: Batch) -> None:
         """Stores what the teacher makes of a batch, unless it is there.  UserError if that is of other speech."""
         means = means_of(batch)
-        there = [(self.index[cut_id], mean) for cut_id, mean in zip(batch.cut_ids, means) if cut_id in self.index]
+        there = [
+            (self.index[cut_id], mean)
+            for cut_id, mean in zip(batch.cut_ids, means, strict=True)
+            if cut_id in self.index
+        ]
         for entry, mean in there:
             check_mean(f"--output {self.directory}", entry, mean)
         if len(there) == len(means):
@@ -121,7 +127,7 @@ class CacheWriter:
             limit = np.finfo(self._dtype).max
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
-            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means)):
+            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means, strict=True)):
                 stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
                 index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
 
@@ -181,15 +187,15 @@ class CachedTeacher(TransducerTeacher):
         self.check_cuts(batch.cut_ids)
         entries = list(map(self.find, batch.cut_ids))
         if self.clean:
-            for entry, mean in zip(entries, means_of(batch)):
+            for entry, mean in zip(entries, means_of(batch), strict=True):
                 check_mean(f"--teacher-cache {self.directory}", entry, mean)
         encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
         taps: dict[str, dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
-            arrays = [self.load(entry, stride, frames) for entry, frames in zip(entries, lens.tolist())]
+            arrays = [self.load(entry, stride, frames) for entry, frames in zip(entries, lens.tolist(), strict=True)]
             block = pad_sequence(arrays, batch_first=True).to(batch.features)  # (N, T, columns)
-            for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2)):
+            for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2), strict=True):
                 taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor
         encoder_out = taps.pop(ENCODER_OUT)["features"]
         return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
@@ -233,7 +239,9 @@ def read_index(directory: Path) -> dict[str, Entry]:
 def means_of(batch: Batch) -> list[float]:
     """Of each utterance the mean of its features: what tells other speech of the same length."""
     lens = batch.feature_lens.tolist()
-    return torch.stack([features[:length].double().mean() for features, length in zip(batch.features, lens)]).tolist()
+    return torch.stack(
+        [features[:length].double().mean() for features, length in zip(batch.features, lens, strict=True)]
+    ).tolist()
 
 
 def check_mean(whose: str, entry: Entry, mean: float) -> None:

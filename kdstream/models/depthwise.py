@@ -55,7 +55,8 @@ def convolutions(x: Tensor, grad: Tensor, padding: int, kernel: int) -> Tensor:
     """
     around = (padding, kernel // 2)
     return sum(  # over utterances
-        F.conv2d(one, kernels.unsqueeze(1), padding=around, groups=x.size(1)) for one, kernels in zip(x.split(1), grad)
+        F.conv2d(one, kernels.unsqueeze(1), padding=around, groups=x.size(1))
+        for one, kernels in zip(x.split(1), grad, strict=True)
     ).transpose(0, 1)
 
 

@@ -144,7 +144,7 @@ def spread_over_stacks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_zipformer(config: ModelConfig) -> None:
-    if any(low > dim for low, dim in zip(config.encoder_unmasked_dim, config.encoder_dim)):
+    if any(low > dim for low, dim in zip(config.encoder_unmasked_dim, config.encoder_dim, strict=True)):
         raise UserError("--encoder-unmasked-dim: wider than --encoder-dim in some stack; lower it")
 
 

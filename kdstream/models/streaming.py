@@ -96,7 +96,7 @@ class EncoderState:
 
 def stack_states(states: Sequence[EncoderState]) -> EncoderState:
     """One state of N streams from states of fewer streams each."""
-    return EncoderState.from_tensors([torch.cat(group) for group in zip(*(s.tensors() for s in states))])
+    return EncoderState.from_tensors([torch.cat(group) for group in zip(*(s.tensors() for s in states), strict=True)])
 
 
 def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ class StreamingEncoder(nn.Module):
                 f"use --chunk-size {multiples},..."
             )
 
-    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device) -> list[Tensor]:
+    def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str) -> list[Tensor]:
         """Caches of zeros for `batch_size` fresh streams."""
         self.check_chunk(chunk)
         if chunk.left < 0:

@@ -140,6 +140,6 @@ class Conv2dSubsampling(nn.Module):
         x_lens = torch.div(x_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
         return x, x_lens if left is None else x_lens - LOOKAHEAD, left
 
-    def init_state(self, batch_size: int, device: torch.device) -> Tensor:
+    def init_state(self, batch_size: int, device: torch.device | str) -> Tensor:
         """(N, C, LOOKAHEAD, F') of zeros, as at the start of an utterance."""
         return torch.zeros(batch_size, self.channels, LOOKAHEAD, self.out_width, device=device)

@@ -136,9 +136,7 @@ class Transducer(nn.Module):
         out, out_lens, layers = self.encoder(x, x_lens, chunk, state.layers, state.processed, taps)
         return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1))
 
-    def init_state(
-        self, batch_size: int, chunk: ChunkConfig, device: torch.device = torch.device("cpu")
-    ) -> EncoderState:
+    def init_state(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str = "cpu") -> EncoderState:
         """The state of `batch_size` streams that have heard nothing yet."""
         return EncoderState(
             layers=self.encoder.init_caches(batch_size, chunk, device),
@@ -161,7 +159,7 @@ class Transducer(nn.Module):
         blank = self.config.blank_id
         token_lens = torch.tensor([len(t) for t in tokens], device=features.device)
         padded = torch.full((len(tokens), int(token_lens.max())), blank, device=features.device)  # (N, U)
-        for row, sequence in zip(padded, tokens):
+        for row, sequence in zip(padded, tokens, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, device=features.device)
         decoder_out = self.predict(padded)
         rnnt = transducer_losses(

@@ -239,7 +239,7 @@ class Zipformer(StreamingEncoder):
                 stack_caches = [of_stack[j : j + TENSORS_PER_LAYER] for j in range(0, len(of_stack), TENSORS_PER_LAYER)]
             first += layers
 
-            def tap(layer: int, features: Tensor, qkv: QueryKeyValue) -> None:
+            def tap(layer: int, features: Tensor, qkv: QueryKeyValue, i: int = i, factor: int = factor) -> None:
                 name = f"{i}.{layer}"
                 if taps is not None and taps.wants(name):
                     lens = torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
@@ -273,7 +273,7 @@ class Zipformer(StreamingEncoder):
         keep = (torch.rand(2, x.size(0), 1, 1, device=x.device) > 0.125).to(x.dtype)
         upper, top = keep[0], keep[0] * keep[1]  # (N, 1, 1)
         masks = []
-        for dim, unmasked in zip(self.config.encoder_dim, self.config.encoder_unmasked_dim):
+        for dim, unmasked in zip(self.config.encoder_dim, self.config.encoder_unmasked_dim, strict=True):
             middle = (dim - unmasked) // 2
             ones = torch.ones_like(upper).expand(-1, -1, unmasked)
             pieces = [ones, upper.expand(-1, -1, middle), top.expand(-1, -1, dim - unmasked - middle)]

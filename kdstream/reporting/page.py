@@ -134,9 +134,9 @@ def comparison(utterance: Comparison) -> str:
     title = f"<h4>{escape(utterance.cut_id)}</h4>" + note(f"errors in {utterance.words} words: {counts}")
     rows = {"reference": utterance.reference, **utterance.hypotheses}
     lines = []
-    for first, end in _lines(list(zip(*rows.values()))):
+    for first, end in _lines(list(zip(*rows.values(), strict=True))):
         cells = {
-            name: "".join(_cell(*pair) for pair in zip(utterance.reference[first:end], words[first:end]))
+            name: "".join(_cell(*pair) for pair in zip(utterance.reference[first:end], words[first:end], strict=True))
             for name, words in rows.items()
         }
         body = "\n".join(

@@ -46,9 +46,9 @@ def plot_losses(curves: dict[str, Curves], colours: Colours, path: Path) -> None
     figure, panels = plt.subplots(rows, 2, figsize=(WIDTH, 2.6 * rows + 0.3), layout="constrained", squeeze=False)
     for axes in panels.flat[len(losses) :]:
         axes.remove()
-    for axes, loss in zip(panels.flat, losses):
+    for axes, loss in zip(panels.flat, losses, strict=False):  # the last panel may be empty
         drawn = [
-            axes.plot(*zip(*curve), color=colours[system], linewidth=2, **PHASE_STYLES[phase])
+            axes.plot(*zip(*curve, strict=True), color=colours[system], linewidth=2, **PHASE_STYLES[phase])
             for system, of_system in curves.items()
             for phase, curve in of_system.get(loss, {}).items()
         ]
@@ -122,7 +122,7 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
             points = {(latency(record), record.wer): record for record in mine if record.latency_ms is not None}
             colour, best = colours[family], unbeaten(list(points))
             if best:
-                axes.plot(*zip(*best), color=colour, linewidth=2.2, label=family)
+                axes.plot(*zip(*best, strict=True), color=colour, linewidth=2.2, label=family)
             for point, record in points.items():
                 axes.errorbar(
                     *point, _whiskers([record]), color=colour, marker=shapes[record.chunk_ms], markersize=9,
@@ -141,7 +141,9 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
         axes.grid(alpha=0.3)
 
     figure = _panel_per_test_set(records, draw, lambda _: 4.2)
-    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     for chunk_ms, shape in shapes.items():
         handles[f"chunk {chunk_ms} ms"] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
     _legend(figure, list(handles.values()), list(handles))
@@ -175,7 +177,7 @@ def _panel_per_test_set(
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )
-    for axes, (test_set, of_set) in zip(panels[:, 0], by_set.items()):
+    for axes, (test_set, of_set) in zip(panels[:, 0], by_set.items(), strict=True):
         draw(axes, of_set)
         axes.set_title(f"{test_set}, {of_set[0].search.replace('_', ' ')}")
     return figure
@@ -240,9 +242,9 @@ def plot_relations(relations: Relations, path: Path) -> None:
         len(names), len(columns), figsize=(WIDTH, 8.1), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     figure.suptitle(fill(relations.text, 62), fontsize=13)
-    for row, name in zip(panels, names):
+    for row, name in zip(panels, names, strict=True):
         strongest = np.percentile(np.stack([relations.maps[whose, name].numpy() for whose in columns]), 99.8)
-        for axes, whose in zip(row, columns):
+        for axes, whose in zip(row, columns, strict=True):
             relation = relations.maps[whose, name]
             milliseconds = relations.frame_ms * relation.size(0)
             axes.imshow(
@@ -257,7 +259,7 @@ def plot_relations(relations: Relations, path: Path) -> None:
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(3, integer=True))
             axes.tick_params(labelsize=12)
-    for axes, whose in zip(panels[0], columns):
+    for axes, whose in zip(panels[0], columns, strict=True):
         axes.set_title(f"{whose}\n{axes.get_title()}", fontsize=14)
     figure.supxlabel("attended to, ms", fontsize=14)
     figure.supylabel("attending, ms", fontsize=14)

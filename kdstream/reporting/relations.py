@@ -99,9 +99,9 @@ def compare_maps(
 ) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], float]]:
     """Maps and divergences as `Relations` holds them; fewer heads where `heads` does not divide a width."""
     maps, divergences = {}, {}
-    for name, *of_all in zip("QKV", *vectors.values()):
+    for name, *of_all in zip("QKV", *vectors.values(), strict=True):
         heads_here = math.gcd(heads, *(x.size(-1) for x in of_all))
-        by_whose = dict(zip(vectors, of_all))
+        by_whose = dict(zip(vectors, of_all, strict=True))
         frames = by_whose[TEACHER].size(1)
         weights = torch.full((1, frames), 1 / frames)
         for whose, x in by_whose.items():

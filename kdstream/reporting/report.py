@@ -53,7 +53,7 @@ class Report:
         records = [record for of_system in self.runs.values() for record in of_system]
         if not records:
             raise UserError(f"{exp_root}: no results yet; run decode.py and streaming_decode.py first")
-        folders = zip(dict.fromkeys(systems), self.runs.values())
+        folders = zip(dict.fromkeys(systems), self.runs.values(), strict=True)
         called = {folder: of[0].system if of else folder for folder, of in folders}
         names = list(dict.fromkeys([*(record.system for record in records), *called.values()]))
         self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
@@ -186,7 +186,9 @@ class Report:
             how = "; ".join(f"{system}: {findings.decoding_shown(record)}" for system, (record, _) in runs.items())
             pieces.append(page.note(f"{test_set}, {len(compared)} utterances. {how}."))
             for title, chosen in zip(
-                ("Where the systems differ most", "Most errors besides"), utterances.worth_reading(compared)
+                ("Where the systems differ most", "Most errors besides"),
+                utterances.worth_reading(compared),
+                strict=True,
             ):
                 if chosen:
                     pieces += [page.heading(f"{title} ({test_set})"), *map(page.comparison, chosen)]

@@ -27,7 +27,7 @@ class Comparison:
     hypotheses: dict[str, list[str]]  # by system, each as long as the reference
 
     def errors(self, system: str) -> int:
-        return sum(said != heard for said, heard in zip(self.reference, self.hypotheses[system]))
+        return sum(said != heard for said, heard in zip(self.reference, self.hypotheses[system], strict=True))
 
     @property
     def words(self) -> int:

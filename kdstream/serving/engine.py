@@ -208,7 +208,7 @@ class Engine:
                         utterance.fail()
                         self.close(utterance)
                     continue
-                for utterance, done in zip(batch, progress):
+                for utterance, done in zip(batch, progress, strict=True):
                     utterance.update(done)
         finally:
             self._thread.shutdown(wait=True)
@@ -221,7 +221,7 @@ class Engine:
         if ready:
             recognizer.decode_streams(ready)
         progress = []
-        for utterance, samples in zip(batch, taken):
+        for utterance, samples in zip(batch, taken, strict=True):
             unfinished = recognizer.is_ready(utterance.stream)
             text = recognizer.get_result(utterance.stream).strip()
             final = utterance.ended and not unfinished

@@ -151,7 +151,9 @@ def note_batch(exp_dir: Path, batch: Batch, tokens: Any, error: BaseException) -
     path = exp_dir / f"batch-{uuid.uuid4()}.json"
     cuts = [
         {"id": cut_id, "seconds": frames / 100, "tokens": len(ids), "text": text}
-        for cut_id, frames, ids, text in zip(batch.cut_ids, batch.feature_lens.tolist(), tokens, batch.texts)
+        for cut_id, frames, ids, text in zip(
+            batch.cut_ids, batch.feature_lens.tolist(), tokens, batch.texts, strict=True
+        )
     ]
     note = {"error": f"{type(error).__name__}: {error}", "features": list(batch.features.shape), "cuts": cuts}
     path.write_text(json.dumps(note, indent=2) + "\n")

@@ -46,7 +46,7 @@ class MetricsTracker(dict[str, float]):
         names = sorted(self)
         values = torch.tensor([self[name] for name in names], dtype=torch.float64, device=device)
         dist.all_reduce(values)
-        sums = dict(zip(names, values.tolist()))
+        sums = dict(zip(names, values.tolist(), strict=True))
         return MetricsTracker({name: sums[name] for name in self})
 
     def write_summary(self, writer: object | None, prefix: str, batch_idx: int) -> None:

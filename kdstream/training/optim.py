@@ -203,7 +203,7 @@ class ScaledAdam(Optimizer):
         norm = float(norms.norm())
         finite = norm - norm == 0
         if not finite:
-            names = [name for name, bad in zip(self._names(), (~norms.isfinite()).tolist()) if bad]
+            names = [name for name, bad in zip(self._names(), (~norms.isfinite()).tolist(), strict=True) if bad]
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             logging.warning(f"The step counts gradients as zero: {len(names)} parameters' are not finite ({shown})")
         # The first norm is left out: gradients of a fresh model tell nothing about the next ones.
@@ -303,5 +303,5 @@ class Eden:
         decay = (1 + (self.batch / self.lr_batches) ** 2) ** -0.25 * (1 + (self.epoch / self.lr_epochs) ** 2) ** -0.25
         done = min(1.0, self.batch / self.warmup_batches) if self.warmup_batches > 0 else 1.0
         warmup = self.warmup_start + (1 - self.warmup_start) * done
-        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs):
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * decay * warmup

@@ -105,7 +105,7 @@ def compute_loss(
     loss, losses = module(batch, tokens, chunk, batch_idx)
     values = torch.stack([value.float() for value in losses.values()]).tolist()
     frames = float(output_frames_of(batch.feature_lens).sum())
-    return loss, MetricsTracker(zip(losses, values)) + MetricsTracker({FRAMES: frames})
+    return loss, MetricsTracker(zip(losses, values, strict=True)) + MetricsTracker({FRAMES: frames})
 
 
 @torch.no_grad()
