@@ -1,80 +1,8 @@
 #!/usr/bin/env python3
-"""Prints our word error rates beside what icefall publishes for LibriSpeech.
+"""`kdstream compare-icefall`, from a checkout; --help shows its usage."""
 
-    python local/compare_icefall.py egs/librispeech/exp/distilled --baseline zipformer-streaming
-
-EXP is an experiment directory with a results.json on test-clean and test-other (other test sets are shown without a
-neighbour).  Baselines: zipformer, zipformer-small, zipformer-large (full context), zipformer-streaming,
-conformer-streaming and conformer-streaming-2; their rows with their source are in local/icefall_results.json.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from kdstream import cli
-from kdstream.config import UserError
-from kdstream.decoding.results import Record, load_records, markdown_table
-from kdstream.reporting.sources import RESULTS_JSON
-
-PUBLISHED = Path(__file__).with_name("icefall_results.json")
-TEST_SETS = ("test-clean", "test-other")
-HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search")
-
-
-def rows_of_ours(records: Sequence[Record]) -> list[list[Any]]:
-    """One row per system, seed and way of decoding, WERs in the order of `test_sets_of`."""
-    rows: dict[tuple, dict[str, float]] = {}
-    seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
-    for r in records:
-        name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
-        key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
-        rows.setdefault(key, {})[r.test_set] = r.wer
-    names = test_sets_of(records)
-    return [[*key, *(wers.get(name) for name in names)] for key, wers in rows.items()]
-
-
-def rows_of_icefall(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Any]]:
-    return [
-        [
-            f"icefall, {row['model']} ({row['comment']})",
-            row["parameters"] and row["parameters"] / 1e6,
-            *(row[field] for field in ("mode", "chunk_ms", "left_ms", "search")),
-            *(row.get(name) for name in names),
-        ]
-        for row in rows
-    ]
-
-
-def test_sets_of(records: Sequence[Record]) -> list[str]:
-    """icefall's two, and what else there is."""
-    return list(dict.fromkeys([*TEST_SETS, *(r.test_set for r in records)]))
-
-
-def main() -> None:
-    published = json.loads(PUBLISHED.read_text())
-    baselines = list(dict.fromkeys(row["baseline"] for row in published["rows"]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exp_dir", type=Path, metavar="EXP", help="Experiment directory.")
-    parser.add_argument("--baseline", choices=baselines, default="zipformer-streaming", help="(default: %(default)s)")
-    args = parser.parse_args()
-    path = args.exp_dir / RESULTS_JSON
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run decode.py or streaming_decode.py --exp-dir {args.exp_dir} first")
-    records = load_records(path)
-    names = test_sets_of(records)
-    theirs = [row for row in published["rows"] if row["baseline"] == args.baseline]
-    rows = [*rows_of_ours(records), *rows_of_icefall(theirs, names)]
-    print(markdown_table([*HEADER, *(f"{name} WER %" for name in names)], rows))
-    print(f"icefall: {published['source']}; {published['note']}")
-
+from runpy import run_path
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_path(str(Path(__file__).resolve().parents[1] / "kdstream" / "__main__.py"))["run_command"]("compare-icefall")

@@ -3,7 +3,7 @@
 # environment if need be.  Where there is a C++ compiler, kaldifeat is built into .venv and compared with too.
 #
 #   bash tests/run.sh
-#   bash tests/run.sh tests/test_rnnt_loss.py -k ranges     # arguments go to the second pytest
+#   bash tests/run.sh tests/models/test_rnnt_loss.py -k ranges     # arguments go to the second pytest
 #
 # The live page is tested in chromium where it is installed (apt-get install chromium chromium-driver).
 #
@@ -24,8 +24,8 @@ if [ "${KDSTREAM_WITHOUT_K2:-0}" != 1 ]; then
     echo "error: no environment with k2; KDSTREAM_WITHOUT_K2=1 bash tests/run.sh runs the suite without it" >&2
     exit 1
   }
-  .venv-k2/bin/python -m pytest -q --durations=10 tests/test_k2_parity.py tests/test_rnnt_loss.py \
-    tests/test_fast_beam_search.py || status=$?
+  .venv-k2/bin/python -m pytest -q --durations=10 tests/models/test_k2_parity.py tests/models/test_rnnt_loss.py \
+    tests/decoding/test_fast_beam_search.py || status=$?
 fi
 .venv/bin/python -m pytest -q --durations=10 -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@" || status=$?
 exit "$status"

@@ -1,38 +1,8 @@
 #!/usr/bin/env python3
-"""Decodes whole utterances: in full context, or with a streaming model in simulated streaming.
+"""`kdstream decode`, from a checkout; --help shows its usage."""
 
-    python decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --decoding-method greedy_search
-
-Everything about the model comes from EXP_DIR/config.json.  Leaves recogs-*, errs-* and wer-summary-*.txt in
-EXP_DIR/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*, how late
-each word came.
-"""
-
-from __future__ import annotations
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tqdm import tqdm
-
-from kdstream import cli
-from kdstream.decoding.run import DecodingRun, read_flags
-from kdstream.decoding.stream import decode_whole
-from kdstream.training.trained import load_trained
-
-
-def main() -> None:
-    config, decode = read_flags(__doc__)
-    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
-    for test_set, batches in run.data.test_dataloaders().items():
-        transcripts = []
-        for batch in tqdm(batches, total=batches.num_batches, desc=f"{run.mode} {test_set}", disable=None):
-            results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
-            transcripts += map(run.transcript, batch.cut_ids, batch.texts, results)
-        run.save(test_set, transcripts)
-
+from runpy import run_path
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_path(str(Path(__file__).resolve().parents[2] / "kdstream" / "__main__.py"))["run_command"]("decode")

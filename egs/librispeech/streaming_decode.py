@@ -1,40 +1,8 @@
 #!/usr/bin/env python3
-"""Decodes chunk by chunk, many streams at once, as a streaming model hears speech when it is deployed.
+"""`kdstream streaming-decode`, from a checkout; --help shows its usage."""
 
-    python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --num-decode-streams 64
-
-Everything about the model comes from EXP_DIR/config.json; features are computed from audio.  Every output frame and
-every hypothesis is that of decode.py on the same chunk.  Leaves recogs-*, errs-* and wer-summary*.txt in
-EXP_DIR/streaming/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*,
-how late each word came.
-"""
-
-from __future__ import annotations
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tqdm import tqdm
-
-from kdstream import cli
-from kdstream.decoding.run import DecodingRun, read_flags
-from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.training.trained import load_trained
-
-
-def main() -> None:
-    config, decode = read_flags(__doc__)
-    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
-    decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)
-    for test_set, utterances in run.data.test_sets().items():
-        step_ms: list[float] = []
-        streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
-        progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
-        transcripts = [run.transcript(cut_id, text, result) for (cut_id, text), result in progress]
-        run.save(test_set, transcripts, step_ms)
-
+from runpy import run_path
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_path(str(Path(__file__).resolve().parents[2] / "kdstream" / "__main__.py"))["run_command"]("streaming-decode")

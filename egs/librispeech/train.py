@@ -1,56 +1,8 @@
 #!/usr/bin/env python3
-"""Trains a model: a full-context teacher, a streaming baseline, or a streaming student under a teacher.
+"""`kdstream train`, from a checkout; --help shows its usage."""
 
-A teacher:
-
-    python egs/librispeech/train.py --exp-dir exp/teacher --preset tiny --causal 0 --max-duration 200
-
-A student that hears 160 ms chunks with 640 ms of left context, guided by that teacher (leave out
---teacher-exp-dir for the baseline):
-
-    python egs/librispeech/train.py --exp-dir exp/distilled --preset tiny --causal 1 --chunk-size 8 \
-        --left-context-frames 32 --teacher-exp-dir exp/teacher --max-duration 200
-
---resume 1 goes on from the last checkpoint in --exp-dir.  Several GPUs, or several processes on the
-CPU: --world-size 4, or torchrun --nproc-per-node 4.  All settings land in EXP_DIR/config.json, from
-where decode.py, streaming_decode.py and export.py read them.
-"""
-
-from __future__ import annotations
-
-import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from kdstream import cli
-from kdstream.config import (
-    DataConfig,
-    DistillConfig,
-    ExperimentConfig,
-    ModelConfig,
-    TrainConfig,
-    add_arguments,
-    from_args,
-)
-from kdstream.training import dist
-from kdstream.training.loop import run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for section in (TrainConfig, ModelConfig, DataConfig, DistillConfig):
-        add_arguments(parser, section)
-    args = parser.parse_args()
-    config = ExperimentConfig(
-        model=from_args(ModelConfig, args),
-        data=from_args(DataConfig, args),
-        train=from_args(TrainConfig, args),
-        distill=from_args(DistillConfig, args),
-    )
-    dist.launch(run, config)
-
+from runpy import run_path
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_path(str(Path(__file__).resolve().parents[2] / "kdstream" / "__main__.py"))["run_command"]("train")

@@ -13,9 +13,10 @@ import torch
 from lhotse import Recording
 from torch import Tensor
 
-from kdstream.batch import FRAMES_PER_SECOND
-from kdstream.config import UserError
-from kdstream.data import FBANK, SAMPLE_RATE, compute_fbank, load_samples
+from kdstream.data.features import FBANK, compute_fbank
+from kdstream.data.reading import load_samples
+from kdstream.errors import UserError
+from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
 SUFFIXES = (".wav", ".flac", ".mp3")
 FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # samples from one feature frame to the next

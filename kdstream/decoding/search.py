@@ -27,7 +27,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import DECODING_METHODS, UserError
+from kdstream.config.sections import DECODING_METHODS
+from kdstream.errors import UserError
 
 HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
 

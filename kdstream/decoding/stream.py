@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.config import UserError
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Result, Search, State
+from kdstream.errors import UserError
 from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
 
 

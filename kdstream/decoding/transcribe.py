@@ -11,22 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdstream.batch import FRAMES_PER_SECOND
-from kdstream.config import ENCODER_FRAME_MS, UserError
-from kdstream.data import (
-    SAMPLE_RATE,
-    WORD_START,
-    Batch,
-    Tokenizer,
-    Utterance,
-    compute_fbank,
-    make_batch,
-)
+from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.features import compute_fbank
+from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import FbankStream, read_audio_file
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
+from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
+from kdstream.units import ENCODER_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
 
 OUTPUT_FRAME_SECONDS = 2 * ENCODER_FRAME_MS / 1000
 

@@ -19,14 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdstream.batch import FRAMES_PER_SECOND
-from kdstream.config import UserError
-from kdstream.cuts import read_manifest, text_of
-from kdstream.data import SAMPLE_RATE, WORD_START, compute_fbank, read_audio
-from kdstream.decoding import scoring
+from kdstream.data.cuts import read_manifest, text_of
+from kdstream.data.features import compute_fbank
+from kdstream.data.reading import read_audio
+from kdstream.data.tokenizer import WORD_START
 from kdstream.decoding.audio import find_audio, read_audio_file
+from kdstream.errors import UserError
+from kdstream.evaluation import scoring
 from kdstream.export.onnx import OnnxFiles
 from kdstream.models.streaming import ChunkConfig
+from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
 MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from kdstream.config import UserError
+from kdstream.errors import UserError
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, EncoderState
 from kdstream.models.transducer import Joiner, Transducer
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import UserError
+from kdstream.errors import UserError
 from kdstream.kd.losses import at_least_float32, float32
 from kdstream.kd.taps import Tap, padding_mask
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdstream.batch import Batch
-from kdstream.config import DistillConfig, UserError
+from kdstream.config.sections import DistillConfig
+from kdstream.data.batch import Batch
+from kdstream.errors import UserError
 from kdstream.kd.branches import AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
 from kdstream.kd.layer_map import LayerPair, pair_layers
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss

@@ -15,7 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kdstream.config import ModelConfig, UserError, add_arguments, from_args
+from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.sections import ModelConfig
+from kdstream.errors import UserError
 
 OTHER_HEADS = ("attention_decoder.",)  # that icefall can train beside the transducer, and a teacher needs not
 SHOWN_BY_WEIGHTS = ("encoder", "preset", "causal", "chunk_size", "left_context_frames", "use_ctc", "context_size")

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from kdstream.config import ENCODER_FRAME_MS, DistillConfig, UserError
+from kdstream.config.sections import DistillConfig
+from kdstream.errors import UserError
 from kdstream.kd.taps import Tap, TapShape
+from kdstream.units import ENCODER_FRAME_MS
 
 MIN_STRIDE = 2  # encoder frames; relation maps grow with T^2, so layers at the full rate are tapped on request only
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.batch import Batch
-from kdstream.config import UserError
+from kdstream.data.batch import Batch
+from kdstream.errors import UserError
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.kd.teacher import Heard, Teacher, freeze
 from kdstream.models.streaming import SUBSAMPLING_LOSS

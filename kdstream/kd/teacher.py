@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.batch import Batch
-from kdstream.config import DataConfig, ExperimentConfig, UserError
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DataConfig
+from kdstream.data.batch import Batch
+from kdstream.errors import UserError
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import pad_to_whole_chunks

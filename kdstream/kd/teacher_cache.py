@@ -25,8 +25,9 @@ from lhotse.features.io import LilcomFilesWriter, NumpyFilesWriter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.batch import Batch
-from kdstream.config import REPEATED, UserError
+from kdstream.data.batch import Batch
+from kdstream.data.cuts import REPEATED
+from kdstream.errors import UserError
 from kdstream.kd.taps import TENSORS, Tap
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, padded_encoder_lens

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.config import ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
 from kdstream.models.zipformer_modules import (

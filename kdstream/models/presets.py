@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from kdstream.config import ModelConfig, UserError
+from kdstream.config.sections import ModelConfig
+from kdstream.errors import UserError
 
 # The front end is where a CPU spends its time, so tiny's is narrower than icefall's.
 TINY_ENDS: dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64, decoder_dim=160, joiner_dim=160)

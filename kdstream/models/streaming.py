@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import ENCODER_FRAME_MS, ModelConfig, UserError
+from kdstream.config.sections import ModelConfig
+from kdstream.errors import UserError
+from kdstream.units import ENCODER_FRAME_MS
 
 LOG_EPS = math.log(1e-10)  # what batches are padded with, as in icefall
 SILENCE = math.log(torch.finfo(torch.float32).eps)  # log energy that the filter bank gives to digital silence

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.config import UserError
-from kdstream.models.depthwise import depthwise_conv2d
+from kdstream.errors import UserError
+from kdstream.models.on_cpu import depthwise_conv2d
 from kdstream.models.scaling import (
     Balancer,
     BiasNorm,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.config import ModelConfig, TrainConfig
+from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.models.conformer import Conformer
 from kdstream.models.rnnt_loss import do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear

@@ -15,7 +15,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from kdstream.config import ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
 from kdstream.models.zipformer_modules import (

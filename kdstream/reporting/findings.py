@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from kdstream.decoding.results import MODES, Record, Reduction, chunk_shown, interval_shown, wer_shown
+from kdstream.evaluation.compare import Reduction
+from kdstream.evaluation.records import MODES, Record
+from kdstream.evaluation.tables import chunk_shown, interval_shown, wer_shown
 
 MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
 

@@ -19,8 +19,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from kdstream.decoding.latency import SHOWN, Spread
-from kdstream.decoding.results import Record
+from kdstream.evaluation.latency import SHOWN, Spread
+from kdstream.evaluation.records import Record
 from kdstream.reporting.relations import TEACHER, Relations
 from kdstream.reporting.sources import PHASES, TOTAL, Curves, Member, Similarity, losses_in
 from kdstream.reporting.style import COLOURS, WIDTH, save

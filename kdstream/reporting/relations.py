@@ -13,17 +13,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdstream.config import ENCODER_FRAME_MS, DecodeConfig, ExperimentConfig, UserError
-from kdstream.data import AsrDataModule, Utterance, make_batch, read_audio
-from kdstream.decoding.run import choose_chunk
+from kdstream.checkpoints.store import find_epochs, load_checkpoint, restore
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DecodeConfig
+from kdstream.data.batch import Utterance, make_batch
+from kdstream.data.module import AsrDataModule
+from kdstream.data.reading import read_audio
+from kdstream.decoding.settings import choose_chunk
+from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import relation_loss
+from kdstream.kd.teachers import find_teacher, without_cache
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
-from kdstream.training.checkpoint import find_epochs, load_checkpoint, restore
 from kdstream.training.step import build_distiller
-from kdstream.training.teachers import find_teacher, without_cache
+from kdstream.units import ENCODER_FRAME_MS
 
 TEACHER, BRANCH, STUDENT = "teacher", "auxiliary branch", "student"
 SECONDS = (3.0, 8.0)  # of the utterance: long enough to have structure, short enough to see frames

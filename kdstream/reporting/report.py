@@ -7,18 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstream.config import UserError
-from kdstream.decoding.results import (
-    LATENCY_CELLS,
-    MODES,
-    commands_block,
-    compare,
-    compare_delays,
-    latency_notes,
-    latency_rows,
-    rows_table,
-    wer_table,
-)
+from kdstream.errors import UserError
+from kdstream.evaluation.compare import compare, compare_delays
+from kdstream.evaluation.records import MODES
+from kdstream.evaluation.tables import LATENCY_CELLS, commands_block, latency_notes, latency_rows, rows_table, wer_table
 from kdstream.reporting import findings, page, plots, sources, utterances
 from kdstream.reporting.page import Section
 from kdstream.reporting.relations import Relations, read_relations

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdstream.config import CONFIG_FILE, ExperimentConfig, UserError
-from kdstream.decoding.results import Record, load_records
+from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.errors import UserError
+from kdstream.evaluation.records import Record, load_records
 
 RESULTS_JSON = "results.json"
 SIMILARITY_JSON = "layer_similarity.json"

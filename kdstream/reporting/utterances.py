@@ -8,8 +8,8 @@ from pathlib import Path
 
 import kaldialign
 
-from kdstream.decoding.results import Record
-from kdstream.decoding.scoring import read_recogs
+from kdstream.evaluation.records import Record
+from kdstream.evaluation.scoring import read_recogs
 from kdstream.reporting.findings import preference
 from kdstream.reporting.sources import Runs
 

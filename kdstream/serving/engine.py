@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import sherpa_onnx
 
-from kdstream.config import UserError
+from kdstream.errors import UserError
 
 MODEL_RATE = 16000
 FRAMES_PER_SECOND = 100

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from kdstream.config import UserError, flag
+from kdstream.config.flags import flag
+from kdstream.errors import UserError
 from kdstream.serving.engine import Engine, EngineError, Utterance
 
 PAGE = Path(__file__).with_name("page.html")

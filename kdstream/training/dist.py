@@ -17,7 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tqdm import tqdm
 
-from kdstream.config import ExperimentConfig, UserError
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.errors import UserError
 
 HANDLER_NAME = "kdstream"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdstream.batch import Batch
-from kdstream.config import CONFIG_FILE, DistillConfig, ExperimentConfig, ModelConfig, UserError, flag_value
+from kdstream.checkpoints.store import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
+from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.config.flags import flag_value
+from kdstream.config.sections import DistillConfig, ModelConfig
+from kdstream.data.batch import Batch
+from kdstream.errors import UserError
+from kdstream.kd.teachers import flags_without_effect
 from kdstream.models.presets import resolve
-from kdstream.training.checkpoint import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
-from kdstream.training.teachers import flags_without_effect
 
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
 RESUMING_FIELDS = ("resume", "start_epoch", "start_batch", "master_port")  # of this start alone

@@ -24,15 +24,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from kdstream.batch import Batch
-from kdstream.config import ExperimentConfig, UserError
-from kdstream.data import AsrDataModule
+from kdstream.checkpoints.average import float64_copy, update_averaged_model
+from kdstream.checkpoints.store import (
+    copy_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from kdstream.checkpoints.store import restore as restore_parts
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.data.batch import Batch
+from kdstream.data.module import AsrDataModule
+from kdstream.errors import UserError
 from kdstream.kd.teacher import start_from_teacher
 from kdstream.kd.teacher_cache import CachedTeacher
+from kdstream.kd.teachers import find_teacher
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
-from kdstream.training import checkpoint as ckpt
 from kdstream.training import dist
 from kdstream.training.diagnostics import Diagnostics, InfCheck
 from kdstream.training.experiment import (
@@ -63,7 +73,6 @@ from kdstream.training.step import (
     seed_step,
     validation_loss,
 )
-from kdstream.training.teachers import find_teacher
 
 RESET_INTERVAL = 200  # batches over which tot_loss forgets
 SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
@@ -100,7 +109,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
             warn_of_changed_settings(config)
             warn_of_flags_without_effect(config.distill)
             config.save(exp_dir)
-            ckpt.remove_leftovers(exp_dir)
+            remove_leftovers(exp_dir)
         trainer.train()
         logging.info("Done!")
         dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
@@ -133,7 +142,7 @@ class Trainer:
             start_from_teacher(self.model, teacher.model)
         self.distiller = build_distiller(config.distill, self.model, teacher)
         describe(self.model, self.distiller, config.model)
-        self.model_avg = ckpt.float64_copy(self.model) if rank == 0 else None
+        self.model_avg = float64_copy(self.model) if rank == 0 else None
         settled = config.distill.init_from_teacher
         self.student = StudentWithBranches(self.model, self.distiller, train, settled)
         self.optimizer = ScaledAdam(
@@ -155,9 +164,9 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint: the next step is the one that would have followed."""
-        saved = ckpt.load_checkpoint(path)
+        saved = load_checkpoint(path)
         parts = (self.model, self.model_avg, self.distiller, self.optimizer, self.scheduler, self.precision.scaler)
-        ckpt.restore(saved, path, *parts)
+        restore_parts(saved, path, *parts)
         self.progress = Progress.from_checkpoint(saved)
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
@@ -303,7 +312,7 @@ class Trainer:
         """Averages, logs, validates and saves when it is time to."""
         train, step = self.config.train, self.progress.batch_idx_train
         if self.model_avg is not None and step % train.average_period == 0:
-            ckpt.update_averaged_model(self.model, self.model_avg, train.average_period, step)
+            update_averaged_model(self.model, self.model_avg, train.average_period, step)
         if self.precision.adjust_grad_scale(batch_idx) and self.inf_check is None:
             self.inf_check = InfCheck(self.student)
         self.bar.update(1)
@@ -358,20 +367,20 @@ class Trainer:
         self.save(path, epoch + 1)
         for best, name in ((progress.best_train_epoch, "train"), (progress.best_valid_epoch, "valid")):
             if self.rank == 0 and best == epoch:
-                ckpt.copy_checkpoint(path, self.exp_dir / f"best-{name}-loss.pt")
+                copy_checkpoint(path, self.exp_dir / f"best-{name}-loss.pt")
         progress.cur_epoch += 1
 
     def save_step(self) -> None:
         """Writes checkpoint-N.pt and removes the oldest."""
         self.save(self.exp_dir / f"checkpoint-{self.progress.batch_idx_train}.pt", self.progress.cur_epoch)
         if self.rank == 0:
-            ckpt.remove_old_checkpoints(self.exp_dir, self.config.train.keep_last_k)
+            remove_old_checkpoints(self.exp_dir, self.config.train.keep_last_k)
 
     def save(self, path: Path, next_epoch: int) -> None:
         """Writes a checkpoint from the first process; to be resumed in `next_epoch` at the data's position."""
         if self.rank != 0:
             return
-        ckpt.save_checkpoint(
+        save_checkpoint(
             path,
             self.model,
             self.model_avg,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kdstream.config import TrainConfig, UserError
+from kdstream.config.sections import TrainConfig
+from kdstream.errors import UserError
 
 SMALL_SCALE, HOPELESS_SCALE = 0.01, 1e-5  # icefall's limits: below the first warn, below the second give up
 

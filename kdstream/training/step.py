@@ -17,9 +17,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from kdstream.batch import Batch
-from kdstream.config import DistillConfig, ModelConfig, TrainConfig, UserError
-from kdstream.data import Tokenizer
+from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
+from kdstream.data.batch import Batch
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
 from kdstream.kd.teacher import Teacher
 from kdstream.models.streaming import ChunkConfig

@@ -1,0 +1,1 @@
+"""What a training step and a streaming step cost."""

@@ -1,0 +1,1 @@
+"""Checkpoint files, their averages, and what a trained model is."""

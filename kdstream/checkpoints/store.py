@@ -1,0 +1,249 @@
+"""Checkpoints in icefall's format, written so that a killed process leaves no broken file, and their averages.
+
+An exp-dir holds epoch-N.pt (from 1), checkpoint-N.pt (N optimiser steps; the last few), and copies
+best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg,
+optimizer, scheduler, grad_scaler, sampler, branches, and every training parameter at top level.
+"model" and "model_avg" hold what is deployed and nothing else; "branches" what distillation added.
+A bare {"model": state_dict}, icefall's pretrained.pt, is read as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import pickle
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdstream.errors import UserError
+from kdstream.files import replacing
+
+PathLike = str | Path
+StateDict = dict[str, Tensor]
+RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler", "branches")
+PRETRAINED = "pretrained.pt"
+# icefall's checkpoints hold directories; torch before 2.5 cannot be told that these are harmless
+PATHS_ALLOWED = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
+
+
+def save_checkpoint(
+    path: PathLike,
+    model: nn.Module,
+    model_avg: nn.Module | None = None,
+    branches: nn.Module | None = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    sampler: dict[str, Any] | None = None,
+    params: dict[str, Any] | None = None,
+) -> None:
+    """Writes everything that a resumed training needs, at once or not at all.
+
+    Args:
+      path: epoch-N.pt or checkpoint-N.pt.
+      model: the bare student, not its DDP wrapper.
+      model_avg: its running average, in float64; a float32 copy is stored.
+      sampler: position in the data, as {"epoch": the epoch to go on with, "batch": its batches already used}.
+      params: plain values for the top level; their names must not be those above.
+    """
+    clashes = [name for name in params or {} if name in RESERVED]
+    if clashes:
+        raise ValueError(f"parameters {clashes} have the name of a checkpoint entry")
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": _state_of(optimizer),
+        "scheduler": _state_of(scheduler),
+        "grad_scaler": _state_of(scaler),
+        "sampler": sampler,
+        "branches": _state_of(branches),
+        **(params or {}),
+    }
+    if model_avg is not None:
+        checkpoint["model_avg"] = as_float32(model_avg.state_dict())
+    logging.info(f"Saving checkpoint to {path}")
+    with replacing(Path(path)) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def save_pretrained(exp_dir: PathLike, model: nn.Module) -> list[Path]:
+    """Writes the weights alone, as pretrained.pt, which load_averaged and icefall read, and pretrained.safetensors."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    path = Path(exp_dir) / PRETRAINED
+    with replacing(path) as temporary:
+        torch.save({"model": weights}, temporary)
+    with replacing(path.with_suffix(".safetensors")) as temporary:
+        save_file(weights, temporary)
+    return [path, path.with_suffix(".safetensors")]
+
+
+def copy_checkpoint(source: PathLike, target: PathLike) -> None:
+    """Copies a checkpoint, at once or not at all."""
+    with replacing(Path(target)) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def remove_leftovers(exp_dir: PathLike) -> None:
+    """Deletes what a process that was killed while saving left half-written."""
+    for path in Path(exp_dir).glob(".*.pt.tmp"):
+        path.unlink()
+
+
+def _state_of(part: Any) -> Any:
+    return None if part is None else part.state_dict()
+
+
+def as_float32(state: StateDict) -> StateDict:
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def load_checkpoint(path: PathLike, bare: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU; with `bare`, a state dict alone, .safetensors too, is taken for its "model".
+
+    Raises:
+      UserError: no such file, a file cut short, or one that is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint{_what_there_is(path.parent)}")
+    if bare and path.suffix == ".safetensors":
+        try:
+            return {"model": load_file(path)}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+    try:
+        with PATHS_ALLOWED([pathlib.PosixPath]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
+            raise UserError(
+                f"{path}: holds Python objects besides tensors; export its weights first, "
+                'e.g. torch.save({"model": model.state_dict()}, "pretrained.pt")'
+            ) from error
+        if "Unsupported operand 71" in str(error):  # BINFLOAT, which torch 2 supports
+            raise UserError(
+                f"{path}: torch {torch.__version__} cannot read the plain numbers in it; in the environment that "
+                "trained it, write its weights alone with export.py, and give them here as --checkpoint pretrained.pt"
+            ) from error
+        raise UserError(_damaged(path)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(_damaged(path)) from error
+    if bare and isinstance(checkpoint, dict) and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f'{path}: not a checkpoint: it has no "model"; give a file that train.py or export.py wrote')
+    return checkpoint
+
+
+def load_weights(path: PathLike) -> StateDict:
+    """A state dict in float32, from a .safetensors file or one of torch's, bare or under "model".
+
+    Raises:
+      UserError: as `load_checkpoint`.
+    """
+    return as_float32(load_checkpoint(path, bare=True)["model"])
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path}: cut short or damaged; delete it and go on from an earlier one "
+        "(train.py --resume 1 takes the last that is left; --epoch or, in decoding, --iter names one)"
+    )
+
+
+def _what_there_is(exp_dir: Path) -> str:
+    """ "; DIR holds ..." for error messages."""
+    names = [path.name for path in (*find_epochs(exp_dir), *find_checkpoints(exp_dir))]
+    if not names:
+        return f"; {exp_dir} holds none, train first"
+    return f"; {exp_dir} holds {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+
+
+def restore(
+    checkpoint: dict[str, Any],
+    path: PathLike,
+    model: nn.Module,
+    model_avg: nn.Module | None = None,
+    branches: nn.Module | None = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+) -> None:
+    """Puts a checkpoint's parts back where they came from.  Parameters are loaded strictly.
+
+    Raises:
+      UserError: naming `path`, if a part does not fit or is missing.
+    """
+    load_strictly(model, checkpoint["model"], path)
+    if model_avg is not None:
+        load_strictly(model_avg, checkpoint.get("model_avg") or checkpoint["model"], path)
+    if branches is not None:
+        load_strictly(branches, _part(checkpoint, "branches", path), path)
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("grad_scaler", scaler)):
+        # A scaler that was off leaves an empty state: float16 may have been switched on since.
+        if part is not None and (name != "grad_scaler" or checkpoint.get(name)):
+            state = _part(checkpoint, name, path)
+            try:
+                part.load_state_dict(state)
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{path}: its {name} is of another training ({error}); change --exp-dir") from error
+
+
+def _part(checkpoint: dict[str, Any], name: str, path: PathLike) -> Any:
+    if checkpoint.get(name) is None:  # it may be empty: token distillation has no branches
+        raise UserError(f"{path}: holds no {name}, so training cannot go on from it; start anew in another --exp-dir")
+    return checkpoint[name]
+
+
+def load_strictly(module: nn.Module, state: StateDict, path: PathLike) -> None:
+    """load_state_dict(strict=True) whose failure is one line that names the file."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: does not fit the model in config.json ({' '.join(str(error).split())[:300]}); "
+            "use the checkpoints and the config.json of one training"
+        ) from error
+
+
+def find_epochs(exp_dir: PathLike) -> list[Path]:
+    """epoch-N.pt, the last one first."""
+    return [path for _, path in sorted(_numbered(Path(exp_dir), "epoch"), reverse=True)]
+
+
+def last_epoch(exp_dir: PathLike) -> int:
+    """The highest N of epoch-N.pt, 0 if there is none."""
+    return max((number for number, _ in _numbered(Path(exp_dir), "epoch")), default=0)
+
+
+def find_checkpoints(exp_dir: PathLike, until: int = 0) -> list[Path]:
+    """checkpoint-N.pt (with N <= `until`, unless that is 0), the last one first."""
+    found = sorted(_numbered(Path(exp_dir), "checkpoint"), reverse=True)
+    return [path for number, path in found if not until or number <= until]
+
+
+def _numbered(exp_dir: Path, stem: str) -> list[tuple[int, Path]]:
+    matches = [(re.fullmatch(rf"{stem}-(\d+)\.pt", path.name), path) for path in exp_dir.glob(f"{stem}-*.pt")]
+    return [(int(match.group(1)), path) for match, path in matches if match]
+
+
+def remove_old_checkpoints(exp_dir: PathLike, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoint-N.pt."""
+    for path in find_checkpoints(exp_dir)[max(1, keep) :]:
+        path.unlink()
+
+
+def latest_checkpoint(exp_dir: PathLike) -> Path | None:
+    """The checkpoint that saw most batches, of epoch-N.pt and checkpoint-N.pt; None if there is neither."""
+    epochs, checkpoints = find_epochs(exp_dir)[:1], find_checkpoints(exp_dir)[:1]
+    if not epochs or not checkpoints:
+        return next(iter(epochs + checkpoints), None)
+    steps = int(checkpoints[0].stem.split("-")[1])
+    return epochs[0] if load_checkpoint(epochs[0])["batch_idx_train"] >= steps else checkpoints[0]

@@ -1,0 +1,93 @@
+"""The console command `kdstream COMMAND`: one module a command, imported when it is run.
+
+How commands end: one clear line for what the user can mend, a traceback for what only we can.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kdstream.errors import UserError
+
+
+class Command(NamedTuple):
+    """module: has `main(argv)`.  extra: what `pip install kdstream[EXTRA]` brings for it.  summary: for --help."""
+
+    module: str
+    extra: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("commands.train", "train", "train a teacher, a streaming baseline or a distilled student"),
+    "decode": Command("commands.decode", "decode", "decode whole utterances, in full context or simulated streaming"),
+    "streaming-decode": Command("commands.streaming_decode", "decode", "decode chunk by chunk, many streams at once"),
+    "transcribe": Command("commands.transcribe", "decode", "write down what audio files or a microphone say"),
+    "export": Command("commands.export", "export", "write weights and ONNX files for sherpa-onnx, and check them"),
+    "serve": Command("commands.serve", "serve", "serve a web page that transcribes as it hears"),
+    "align": Command("commands.align", "train", "find when words end, with a model's CTC head"),
+    "pseudo-label": Command("commands.pseudo_label", "train", "transcribe unlabelled cuts with a teacher"),
+    "cache-teacher": Command("commands.cache_teacher", "train", "store what a teacher computes, for its students"),
+    "layer-similarity": Command("commands.layer_similarity", "report", "measure how similar two models' layers are"),
+    "report": Command("commands.report", "report", "compare trained systems on one page"),
+    "render-results": Command("commands.render_results", "report", "fill the tables of Markdown files from JSON files"),
+    "compare-icefall": Command("commands.compare_icefall", "report", "print error rates beside icefall's"),
+    "compare-methods": Command("experiments.methods", "report", "train every method with several seeds and compare"),
+    "sweep": Command("experiments.sweep", "report", "run a grid of flags and draw the error rates"),
+    "bench-train-step": Command("benchmarks.train_step", "train", "measure what distillation costs a training step"),
+    "bench-streaming": Command("benchmarks.streaming", "export", "measure streaming speed in three runtimes"),
+    "make-mini-corpus": Command("corpus.mini", "corpus", "speak the embedded corpus"),
+    "prepare-manifests": Command("corpus.manifests", "train", "make Lhotse manifests of LibriSpeech's layout"),
+    "compute-fbank": Command("corpus.fbank", "train", "compute and store features"),
+    "train-bpe-model": Command("corpus.bpe", "train", "train a sentencepiece model"),
+    "validate-manifest": Command("corpus.validate", "train", "look through a manifest of cuts"),
+    "doctor": Command("commands.doctor", "decode", "say what is installed, and what will be used"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that `argv` (by default the command line) begins with."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"error: {name}: no such command; see kdstream --help")
+    sys.argv = [f"kdstream {name}", *rest]
+    run_command(name)
+
+
+def run_command(name: str) -> None:
+    """Runs a command on sys.argv; scripts that bear icefall's names call it too."""
+    command = COMMANDS[name]
+    try:
+        module = importlib.import_module(f"kdstream.{command.module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "kdstream":
+            raise
+        sys.exit(f"error: kdstream {name}: needs {error.name}; run: pip install 'kdstream[{command.extra}]'")
+    run(module.main)
+
+
+def run(command: Callable[[], int | None]) -> None:
+    """Runs a command's `main`; a UserError becomes one line on stderr and exit status 1."""
+    try:
+        status = command()
+    except UserError as error:
+        logging.shutdown()
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if status:
+        sys.exit(status)
+
+
+def usage() -> str:
+    """What `kdstream --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: kdstream COMMAND [flags]; kdstream COMMAND --help lists its flags", "", *lines])

@@ -1,0 +1,115 @@
+"""Finds when each word of the test sets ends, with the CTC head of a trained model: references to measure delays by.
+
+    python ../../local/align.py --exp-dir exp/teacher --epoch 30 --avg 9 --test-parts test-clean,test-other
+    python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --alignments exp/teacher/alignments.jsonl.gz
+
+The model needs --use-ctc 1.  Take the best one there is, and the same alignments for all systems that are compared: a
+full-context teacher, or a streaming model with --chunk-size -1.  Written are Lhotse supervisions named after their
+cuts, with alignment["word"].  A word lasts from the first to the last frame (40 ms) of its tokens in the best CTC path;
+CTC's tokens are shorter than what was spoken, so ends may lie some frames early.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from lhotse import SupervisionSegment, SupervisionSet
+from lhotse.cut import Cut
+from lhotse.supervision import AlignmentItem
+from torch import Tensor
+from torchaudio.functional import forced_align, merge_tokens
+from tqdm import tqdm
+
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import RECORD_FLAGS, SEARCH_FLAGS, make_parser, read_experiment
+from kdstream.data.cuts import text_of
+from kdstream.decoding.stream import encode_whole
+from kdstream.errors import UserError
+from kdstream.evaluation.latency import frame_start_ms
+from kdstream.evaluation.references import WORD
+from kdstream.evaluation.run import DecodingRun
+
+NOT_OF_ALIGN = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams")
+
+
+def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> list[tuple[int, int]] | None:
+    """First frame of each word, and the frame after its last, in the best CTC path.
+
+    Args:
+      log_probs: (T, V).
+      words: the tokens of each, at least one.
+    Returns:
+      None where there are too few frames for the tokens.
+    """
+    tokens = torch.tensor([token for word in words for token in word])
+    repeats = int((tokens[1:] == tokens[:-1]).sum())  # which a blank must part
+    if len(log_probs) < len(tokens) + repeats:
+        return None
+    path, scores = forced_align(log_probs.unsqueeze(0), tokens.unsqueeze(0), blank=blank)
+    spans = iter(merge_tokens(path[0], scores[0], blank=blank))
+    of_words = [[next(spans) for _ in word] for word in words]
+    return [(of_word[0].start, of_word[-1].end) for of_word in of_words]
+
+
+def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
+    """The cut's words and when they are said, under the cut's name, in seconds from its start."""
+    items, supervision = [], cut.supervisions[0]
+    for word, span in zip(text_of(cut).split(), spans, strict=True):
+        start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
+        items.append(AlignmentItem(word, start, round(end - start, 6)))
+    return SupervisionSegment(
+        cut.id,
+        supervision.recording_id,
+        supervision.start,
+        supervision.duration,
+        text=text_of(cut),
+        alignment={WORD: items},
+    )
+
+
+@torch.no_grad()
+def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[SupervisionSegment]:
+    """The aligned cuts of a test set; those that cannot be aligned are named in the log."""
+    by_id = {cut.id: cut for cut in cuts}
+    tokenizer, failed = run.data.tokenizer, []
+    batches = run.data.in_order(cuts, from_audio=True)
+    for batch in tqdm(batches, total=batches.num_batches, desc=f"alignments of {test_set}", disable=None):
+        encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
+        log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
+        for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist(), strict=True):
+            words = tokenizer.encode(text.split())
+            spans = word_spans(of_cut[:length], words, run.model.config.blank_id) if all(words) else None
+            if spans is None:
+                failed.append(cut_id)
+            else:
+                yield supervision_of(by_id[cut_id], spans)
+    if failed:
+        logging.warning(f"{test_set}: {len(failed)} of {len(cuts)} cuts are too short for their text: {failed[0]}, ...")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, leave_out=NOT_OF_ALIGN)
+    parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
+    args = parser.parse_args(argv)
+    config, decode = read_experiment(args)
+    if not config.model.use_ctc:
+        raise UserError(f"{decode.exp_dir}: has no CTC head to align with; train a model with --use-ctc 1")
+    output = args.output or Path(decode.exp_dir) / "alignments.jsonl.gz"
+    if not output.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"--output {output}: is a manifest of Lhotse; end it with .jsonl.gz")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
+    aligned = [
+        supervision
+        for test_set, utterances in run.data.test_sets().items()
+        for supervision in align(run, test_set, utterances.cuts)
+    ]
+    if not aligned:
+        raise UserError(f"{decode.exp_dir}: no cut could be aligned; is it the --bpe-model of these transcripts?")
+    unfinished = output.with_name("unfinished_" + output.name)
+    SupervisionSet.from_segments(aligned).to_file(unfinished)
+    unfinished.replace(output)
+    logging.info(f"{output}: {len(aligned)} utterances, {sum(len(s.alignment[WORD]) for s in aligned)} words")

@@ -1,0 +1,78 @@
+"""Stores what a teacher hears in the training cuts, so that students train without running it.
+
+    python local/cache_teacher.py --teacher-exp-dir exp/teacher --teacher-avg 3 --output exp/teacher/cache
+
+then train.py --teacher-exp-dir exp/teacher --teacher-avg 3 --teacher-cache exp/teacher/cache ...  The teacher
+hears the cuts as they are stored, speed-perturbed ones included: masks of SpecAugment and added noise then reach
+the student alone, and time warping is refused.  Killed, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kdstream.config.command_line import CACHE_DATA_FLAGS
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import add_overrides, override
+from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.data.features import FBANK
+from kdstream.data.module import AsrDataModule
+from kdstream.devices import find_device
+from kdstream.errors import UserError
+from kdstream.kd.layer_map import default_layers
+from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
+from kdstream.kd.teachers import TEACHER_FLAGS, find_teacher
+
+
+def all_cuts(data: DataConfig) -> DataConfig:
+    """The training cuts as they are stored, pseudo-labelled ones among them, each once."""
+    if data.pseudo_cuts:
+        labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
+        data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
+    return replace(data, enable_spec_aug=False, enable_musan=False, shuffle=False)
+
+
+def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:
+    """Adds the cuts of a batch to those that were heard.  Raises UserError on a name that two cuts have."""
+    for cut_id in cut_ids:
+        if cut_id in heard:
+            raise UserError(
+                f"--train-parts, --train-cuts, --pseudo-cuts: two cuts have the name {cut_id}, by which the cache "
+                "finds them; rename those of one manifest (lhotse's cut.with_id)"
+            )
+        heard.add(cut_id)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
+    parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
+    parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")
+    parser.add_argument("--device", default="", help="cpu or cuda (default: a GPU if there is one)")
+    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DataConfig, *CACHE_DATA_FLAGS)
+    args = parser.parse_args(argv)
+    distill = override(DistillConfig(), args)
+    if not distill.has_teacher:
+        raise UserError("--teacher-exp-dir, --teacher-checkpoint: whose features to store")
+    if distill.teacher_type == "torchaudio":
+        raise UserError("--teacher-type torchaudio: cannot be stored; train.py runs it beside the student")
+    device = find_device(args.device)
+    config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
+    config = replace(config, data=all_cuts(override(config.data, args)), distill=distill)
+    teacher = find_teacher(config, device)
+    layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
+    identity = fingerprint(teacher.model, FBANK.config.to_dict())
+    writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
+    heard: set[str] = set()
+    batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
+    for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
+        check_names(batch.cut_ids, heard)
+        writer.add(batch.to(device))
+    size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
+    print(f"{args.output}: layers {', '.join(layers)} of {distill.teacher_name}, {size / 1e6:.0f} MB")

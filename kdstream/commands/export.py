@@ -1,0 +1,91 @@
+"""Exports a trained model: weights alone, and ONNX files that an unmodified sherpa-onnx runs.
+
+    python export.py --exp-dir exp/distilled --epoch 30 --avg 9 --chunk-size 8 --left-context-frames 32 --check a.wav
+
+Writes into EXP_DIR pretrained.pt, pretrained.safetensors and, of a streaming model, tokens.txt and
+{encoder,decoder,joiner}-epoch-30-avg-9-chunk-8-left-32.onnx, with .int8.onnx beside each: the same with 8-bit weights.
+Any chunk that the model can run will do, whatever it was trained with.
+
+--check lets torch (chunk by chunk), onnxruntime and sherpa-onnx transcribe audio files, directories of such and cuts of
+manifests on one thread each, and prints tokens, the first difference, and seconds of compute per second of speech; at
+the end a line for each runtime, with the word error rate where cuts have transcripts.  So it tells of a whole test set
+what int8 costs.  The exit status is 1 where float32 differs.  (sherpa-onnx leaves out <unk>; a model that says it will
+differ there.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdstream.checkpoints.store import save_pretrained
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import RECORD_FLAGS, SEARCH_FLAGS, make_parser, read_experiment
+from kdstream.data.features import compute_fbank
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.search import Search
+from kdstream.decoding.settings import check_vocabulary, choose_chunk
+from kdstream.decoding.stream import StreamingDecoder
+from kdstream.errors import UserError
+from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
+from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, check, read_speech
+from kdstream.export.onnx import export_onnx, quantize
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
+
+NOT_OF_EXPORT = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams", "device")
+
+
+def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
+    decoder = StreamingDecoder(model, chunk, Search(), max_streams=1, traced=True)
+
+    def hear(samples: Tensor) -> list[str]:
+        stream = decoder.open()
+        stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
+        while decoder.step():
+            pass
+        stream.closed = True
+        return [pieces[token] for token in stream.result.tokens]
+
+    return hear
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, leave_out=NOT_OF_EXPORT, data_flags=("bpe_model",))
+    parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
+    args = parser.parse_args(argv)
+    speech = read_speech(args.check)
+    config, decode = read_experiment(args)
+    chunk = choose_chunk(config.model, decode)
+    if speech and chunk is None:
+        raise UserError(f"--check: {decode.exp_dir} has no ONNX in full context; leave it out, or see --chunk-size")
+    tokenizer = Tokenizer(config.data.bpe_model)
+    check_vocabulary(tokenizer, config, decode)
+    trained, folder = load_trained(config, decode), Path(decode.exp_dir)
+    written = save_pretrained(folder, trained.model)
+    if chunk is not None:
+        files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
+        small = quantize(files)
+        tokenizer.save_tokens(folder / "tokens.txt")
+        written += [*files, *small, folder / "tokens.txt"]
+    print("\n".join(f"{path}  {path.stat().st_size / 1e6:.2f} MB" for path in written))
+    if chunk is None:
+        return
+    latency = algorithmic_latency_ms(chunk)
+    print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
+    print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
+    if speech:
+        torch.set_num_threads(1)
+        exact = {
+            "torch": torch_runtime(trained.model, chunk, tokenizer.tokens),
+            "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
+            "sherpa-onnx": SherpaRecognizer(files, folder / "tokens.txt"),
+        }
+        rounded = {"sherpa-onnx int8": SherpaRecognizer(small, folder / "tokens.txt")}
+        differing = check({**exact, **rounded}, speech, chunk)
+        wrong = [name for name in exact if differing[name]]
+        if wrong:
+            raise UserError(f"{' and '.join(wrong)}: not the tokens of torch; do not deploy {files.encoder}")

@@ -1,0 +1,88 @@
+"""Measures how similar every layer of a student is to every layer of a teacher, by linear CKA.
+
+    python local/layer_similarity.py --exp-dir exp/baseline --avg 3 --teacher-exp-dir exp/teacher --teacher-avg 3
+
+writes exp/baseline/layer_similarity.json and a heat map beside it.  train.py takes the file as
+--kd-similarity-file with --kd-layer-map similar.  The student listens as it streams, the teacher to whole
+utterances of the validation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import add_overrides, in_range, override
+from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
+from kdstream.data.module import AsrDataModule
+from kdstream.decoding.settings import choose_chunk
+from kdstream.errors import UserError
+from kdstream.kd.similarity import LayerSimilarity
+from kdstream.kd.taps import Taps
+from kdstream.kd.teachers import TEACHER_FLAGS, find_teacher, without_cache
+from kdstream.reporting.plots import plot_similarity
+from kdstream.reporting.sources import Similarity
+from kdstream.reporting.style import phone_style
+
+DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
+
+
+@torch.no_grad()
+def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) -> dict:
+    """The similarities, as layer_map.py reads them."""
+    student = load_trained(config, decode).model
+    teacher = find_teacher(without_cache(config), torch.device("cpu"))
+    if teacher is None:
+        raise UserError("--teacher-exp-dir: whose layers to compare with")
+    chunk = choose_chunk(config.model, decode)
+    similarity = LayerSimilarity()
+    batches = AsrDataModule(config.data, config.train.seed, config.distill.needs_audio).valid_dataloader()
+    ours: Taps
+    for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
+        ours = Taps()
+        student.encode(batch.features, batch.feature_lens, chunk, taps=ours)
+        heard = teacher.listen(batch, teacher.shapes)
+        similarity.add({name: ours[name] for name in ours.names()}, heard.layers)
+    names = ours.names()
+    return {
+        "student_layers": names,
+        "teacher_layers": list(teacher.shapes),
+        "cka": similarity.cka(len(names)).tolist(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
+    parser.add_argument("--epoch", type=int, default=0, help="Its epoch-N.pt (default: the last)")
+    parser.add_argument("--avg", type=int, default=1, help="Its checkpoints to average (default: %(default)s)")
+    parser.add_argument(
+        "--num-batches", type=in_range(int, minimum=1), default=10, help="Batches to look at (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON to write (default: EXP_DIR/layer_similarity.json)")
+    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DataConfig, *DATA_FLAGS)
+    args = parser.parse_args(argv)
+    config = ExperimentConfig.load(args.exp_dir)
+    data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
+    teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill
+    config = replace(config, data=data, distill=override(teacher, args))
+    decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
+    similarity = measure(config, decode, args.num_batches)
+    output = args.output or Path(args.exp_dir) / "layer_similarity.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(similarity) + "\n")
+    with phone_style():
+        measured = Similarity(**{**similarity, "cka": np.array(similarity["cka"])})
+        plot_similarity(measured, f"{args.exp_dir} and its teacher", output.with_suffix(".png"))
+    print(f"{output}\n{output.with_suffix('.png')}")

@@ -1,0 +1,41 @@
+"""Compares trained systems on one page: report.html, which needs no network, and report.md with the same plots.
+
+    cd egs/librispeech
+    python ../../local/report.py --exp-root exp --systems teacher,baseline,distilled --baseline baseline
+
+reads what training and decoding left in EXP_ROOT/teacher and so on (results.json, recogs, TensorBoard files,
+checkpoints), EXP_ROOT/sweep*.png and any layer_similarity.json, and writes EXP_ROOT/report/.  Run it where train.py
+was run: the paths in config.json lead from there to the utterance whose attention relations are drawn.  With
+--publish results/NAME it also writes NAME.json (the records), NAME-reduction.json and, where delays of words were
+measured, NAME-latency.json, which local/render_results.py turns into tables of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdstream.errors import UserError
+from kdstream.evaluation.records import publish
+from kdstream.reporting.report import Report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-root", type=Path, required=True, help="Directory of the experiment directories.")
+    parser.add_argument("--systems", default="teacher,baseline,distilled", help="Which of them (default: %(default)s)")
+    parser.add_argument(
+        "--baseline", default="baseline", help="System to compare with, or its directory (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="Directory to write to (default: EXP_ROOT/report)")
+    parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
+    args = parser.parse_args(argv)
+    if args.output and args.output.suffix == ".html":
+        raise UserError(f"--output {args.output}: is the page's directory; leave out its name, report.html")
+    systems = [system for system in args.systems.split(",") if system]
+    report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
+    print(f"report: {report.write()}")
+    if args.publish:
+        tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.later}
+        publish(args.publish, report.records, **{name: rows for name, rows in tables.items() if rows})

@@ -1,0 +1,62 @@
+"""A web page that writes down what is said into the microphone, or in files dropped on it, as it hears it.
+
+    python serve.py exp/distilled/encoder-epoch-30-avg-9-chunk-8-left-32.int8.onnx
+
+The other files that export.py wrote with that encoder are taken from beside it.  Open the address that is printed;
+Ctrl-C ends it.  sherpa-onnx decodes all clients together.
+
+Only this machine is served unless --host says more.  Browsers lend a microphone to other machines' pages over https
+alone: give --tls-cert and --tls-key, or stand a proxy before it.  Programs speak to ws://HOST:PORT/stream; the messages
+are listed at the top of kdstream/serving/server.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdstream.config.flags import add_arguments, from_args
+from kdstream.errors import UserError
+from kdstream.serving.engine import Engine, find_model, load_recognizer
+from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, serve
+
+
+def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    if cert is None and key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert or "", key)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tls-cert {cert} --tls-key {key}: {error}; give both, as PEM files") from error
+    return context
+
+
+def allowed_names(host: str, names: str | None) -> frozenset[str] | None:
+    if names is not None:
+        return frozenset(name.strip().lower() for name in names.split(","))
+    return LOOPBACK_NAMES if host in LOOPBACK_NAMES else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", type=Path, help="The exported encoder, float32 or int8.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1).")
+    parser.add_argument("--port", type=int, default=6006, help="Port; 0 takes a free one (default: 6006).")
+    names = "Names in browsers' address bars, with commas (default: localhost's, and with another --host any)."
+    parser.add_argument("--names", help=names)
+    parser.add_argument("--tls-cert", help="Certificate, to serve https.")
+    parser.add_argument("--tls-key", help="Its key.")
+    parser.add_argument("--num-threads", type=int, default=1, help="Threads of sherpa-onnx (default: 1).")
+    add_arguments(parser, Limits)
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    tls = tls_context(args.tls_cert, args.tls_key)
+    model = find_model(args.encoder)
+    engine = Engine(load_recognizer(model, args.num_threads), model.tail)
+    server = Server(engine, from_args(Limits, args), allowed_names(args.host, args.names))
+    asyncio.run(serve(server.app(), args.host, args.port, tls, lambda url: print(url, flush=True)))

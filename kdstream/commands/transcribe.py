@@ -1,0 +1,97 @@
+"""Writes down what is said in audio files, in all files of a directory, or into the microphone.
+
+    python transcribe.py --exp-dir exp/distilled --epoch 30 --avg 9 talk.mp3 recordings/
+
+Takes wav, flac and mp3 of any sampling rate and number of channels.  A streaming model hears many files at once, chunk
+by chunk, and on a terminal the text grows as it is heard; a full-context model hears whole files.  Prints the text of
+each file as it ends, and under it when each word was said, in seconds; with --json 1 one JSON object a line instead.
+Files that cannot be read are named, the others transcribed, and the exit status is then 1.  --microphone 1 listens
+until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
+from kdstream.config.flags import str2bool
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.audio import find_audio, microphone
+from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.decoding.transcribe import Transcriber, Transcription
+from kdstream.devices import to_device
+from kdstream.errors import UserError
+
+
+class GrowingLine:
+    """One line of a terminal (standard error) whose text is replaced; nothing at all elsewhere."""
+
+    def __init__(self) -> None:
+        self.visible = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        self._write(text[-width:].ljust(width) + "\r")
+
+    def clear(self) -> None:
+        self.show("")
+
+    def _write(self, text: str) -> None:
+        if self.visible:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def show(transcription: Transcription, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(transcription.to_json(), ensure_ascii=False), flush=True)
+        return
+    print(f"{transcription.audio}: {transcription.text}")
+    if transcription.words:
+        print("   ", "  ".join(f"{word.start:.2f} {word.text}" for word in transcription.words), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, leave_out=RECORD_FLAGS, data_flags=("bpe_model", "max_duration"))
+    parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
+    parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
+    parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
+    args = parser.parse_args(argv)
+    if bool(args.audio) == args.microphone:
+        raise UserError("nothing to hear, or two things: name audio files or directories, or give --microphone 1")
+    paths = find_audio(args.audio)
+    config, decode = read_experiment(args)
+    tokenizer = Tokenizer(config.data.bpe_model)
+    check_vocabulary(tokenizer, config, decode)
+    line = GrowingLine()
+    transcriber = Transcriber(
+        to_device(load_trained(config, decode).model, decode.device),
+        tokenizer,
+        choose_search(decode),
+        choose_chunk(config.model, decode),
+        decode.num_decode_streams,
+        config.data.max_duration,
+        line.show if line.visible else None,
+    )
+    if args.microphone:
+        transcription = transcriber.live(microphone())
+        line.clear()
+        show(transcription, args.json)
+        return
+    failed: list[Path] = []
+
+    def report(path: Path, error: UserError) -> None:
+        line.clear()
+        failed.append(path)
+        print(f"error: {error}", file=sys.stderr)
+
+    for transcription in transcriber.files(paths, report):
+        line.clear()
+        show(transcription, args.json)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} files could not be transcribed: {', '.join(map(str, failed))}")

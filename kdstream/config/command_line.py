@@ -1,0 +1,67 @@
+"""The flags that every command on a trained model shares, and the experiment that they name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import add_arguments, add_overrides, from_args, override
+from kdstream.config.sections import DataConfig, DecodeConfig
+
+DATA_FLAGS = (
+    "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
+)  # fmt: skip
+CACHE_DATA_FLAGS = (
+    "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
+    "min_utterance_seconds", "max_utterance_seconds",
+)  # fmt: skip
+SEARCH_FLAGS = ("decoding_method", "beam_size", "beam", "max_contexts", "max_states", "max_sym_per_frame")
+RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and kept
+
+
+def read_flags(description: str, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:
+    """The experiment and how to decode it, for a script that has no flags of its own; see `read_experiment`.
+
+    Args:
+      description: the script's docstring.
+      argv: instead of the command line.
+    """
+    return read_experiment(make_parser(description).parse_args(argv))
+
+
+def make_parser(
+    description: str, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
+) -> argparse.ArgumentParser:
+    """A parser of DecodeConfig's flags but `leave_out`, and of `data_flags` that go before config.json."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, DecodeConfig, leave_out)
+    add_overrides(parser, DataConfig, *data_flags)
+    return parser
+
+
+def read_experiment(args: argparse.Namespace) -> tuple[ExperimentConfig, DecodeConfig]:
+    """The experiment, from EXP_DIR/config.json and the flags that override it, and how to decode it.
+
+    Args:
+      args: from a parser of `make_parser`.
+    Raises:
+      UserError: no config.json in --exp-dir.
+    """
+    decode = from_args(DecodeConfig, args)
+    config = ExperimentConfig.load(decode.exp_dir)
+    data = override(config.data, args)
+    if getattr(args, "test_parts", None) and not args.test_cuts:  # config.json's cuts would go before these parts
+        data = replace(data, test_cuts=())
+    return replace(config, data=data), decode
+
+
+def typed_command() -> str:
+    """The command line of this process, as a user repeats it: `python decode.py ...` or `kdstream decode ...`."""
+    program, *flags = sys.argv
+    command = program.split() if program.startswith("kdstream ") else ["python", os.path.relpath(program)]
+    return shlex.join([*command, *flags])

@@ -1,0 +1,44 @@
+"""An experiment's settings as its config.json keeps them: written by train.py, read by every later command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kdstream.config.flags import from_dict
+from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that made an experiment, as kept in its config.json."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
+
+    def save(self, exp_dir: str | Path) -> None:
+        """Writes `exp_dir`/config.json."""
+        (Path(exp_dir) / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def load(exp_dir: str | Path) -> ExperimentConfig:
+        """Reads `exp_dir`/config.json.  Raises UserError if there is none or it does not parse."""
+        path = Path(exp_dir) / CONFIG_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; --exp-dir must name a directory that train.py wrote")
+        try:
+            sections = json.loads(path.read_text())
+            return ExperimentConfig(
+                model=from_dict(ModelConfig, sections["model"]),
+                data=from_dict(DataConfig, sections["data"]),
+                train=from_dict(TrainConfig, sections["train"]),
+                distill=from_dict(DistillConfig, sections["distill"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a config.json of this project ({error}); train again or mend it") from error

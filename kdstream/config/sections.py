@@ -1,0 +1,282 @@
+"""Every setting of an experiment, as frozen dataclasses; one field is one flag in icefall's spelling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kdstream.config.flags import flag
+
+TOKEN_FORMS = ("full", "collapsed", "one-best")
+DECODING_METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a transducer.  None in a flag means: as the preset has it."""
+
+    encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer", "conformer"))
+    preset: str = flag("tiny", "Named architecture: tiny, small, medium, large; the flags below override it.")
+    causal: bool = flag(False, "Build a streaming encoder (chunk-wise causal convolution).")
+    chunk_size: tuple[int, ...] = flag(
+        (8,), "Chunk sizes to train with, in 20 ms encoder frames, e.g. 8,16,32,-1 (-1: full context)."
+    )
+    left_context_frames: tuple[int, ...] = flag(
+        (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
+    )
+    num_encoder_layers: tuple[int, ...] | None = flag(None, "Layers of each stack.", minimum=1)
+    downsampling_factor: tuple[int, ...] | None = flag(
+        None, "Downsampling of each stack against 20 ms frames.", minimum=1
+    )
+    encoder_dim: tuple[int, ...] | None = flag(None, "Model width of each stack.", minimum=1)
+    encoder_unmasked_dim: tuple[int, ...] | None = flag(
+        None, "Width of each stack that feature masking spares.", minimum=1
+    )
+    feedforward_dim: tuple[int, ...] | None = flag(
+        None, "Hidden width of each stack's feed-forward modules.", minimum=1
+    )
+    num_heads: tuple[int, ...] | None = flag(None, "Attention heads of each stack.", minimum=1)
+    query_head_dim: tuple[int, ...] | None = flag(
+        None, "Query and key width per head (Conformer: value too).", minimum=1
+    )
+    value_head_dim: tuple[int, ...] | None = flag(None, "Value width per head.", minimum=1)
+    pos_head_dim: tuple[int, ...] | None = flag(None, "Positional query width per head.", minimum=1)
+    pos_dim: int | None = flag(None, "Width of the relative positional encoding.", minimum=1)
+    cnn_module_kernel: tuple[int, ...] | None = flag(
+        None, "Kernel of each stack's convolution modules (odd).", minimum=1
+    )
+    frontend_channels: tuple[int, ...] | None = flag(
+        None,
+        "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx.",
+        minimum=1,
+    )
+    frontend_hidden_dim: int | None = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
+    decoder_dim: int | None = flag(None, "Width of the stateless predictor.", minimum=1)
+    joiner_dim: int | None = flag(None, "Width of the joiner.", minimum=1)
+    context_size: int = flag(2, "Tokens that the stateless predictor sees.", minimum=1)
+    use_ctc: bool = flag(False, "Add a CTC head, trained with --ctc-loss-scale.")
+    feature_dim: int = field(default=80)
+    vocab_size: int = field(default=0)
+    blank_id: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the cuts come from and how they become batches."""
+
+    manifest_dir: str = flag("data/fbank", "Directory of librispeech_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
+    train_parts: tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
+    dev_parts: tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
+    test_parts: tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
+    train_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
+    valid_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
+    test_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
+    pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
+    pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
+    bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
+    max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).", above=0)
+    num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.", minimum=1)
+    shuffle: bool = flag(True, "Shuffle the training cuts.")
+    num_workers: int = flag(2, "Data loading processes.", minimum=0)
+    on_the_fly_feats: bool = flag(False, "Compute features from audio while training, instead of reading them.")
+    feature_extractor: str = flag("lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat"))
+    enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
+    spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
+    enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")
+    min_utterance_seconds: float = flag(1.0, "Leave out shorter training cuts.")
+    max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.", above=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop, its losses, optimiser, checkpoints and logs."""
+
+    exp_dir: str = flag("exp", "Experiment directory: checkpoints, logs, TensorBoard, config.json.")
+    world_size: int = flag(1, "Processes (GPUs, or CPU processes with gloo); torchrun overrides it.")
+    master_port: int = flag(12354, "Port of the process group.")
+    tensorboard: bool = flag(True, "Write TensorBoard curves.")
+    seed: int = flag(42, "Seed of initialisation, data order, chunk choice and augmentation.")
+    num_epochs: int = flag(30, "Epochs to train.", minimum=1)
+    start_epoch: int = flag(1, "Resume from epoch-{start-epoch - 1}.pt.", minimum=1)
+    start_batch: int = flag(0, "Resume from checkpoint-{start-batch}.pt.", minimum=0)
+    resume: bool = flag(False, "Resume from the last checkpoint in --exp-dir, if there is one.")
+    base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.", above=0)
+    lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.", above=0)
+    lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.", above=0)
+    lr_warmup_batches: float = flag(
+        500.0, "Batches over which Eden's learning rate rises from half to full.", minimum=0
+    )
+    ref_duration: float = flag(600.0, "Reference seconds per batch; scales batch counts in schedules.", above=0)
+    accum_grad: int = flag(1, "Batches whose gradients are summed before one optimiser step.", minimum=1)
+    warm_step: int = flag(2000, "Batches over which the pruned loss takes over from the simple loss.", minimum=0)
+    prune_range: int = flag(5, "Symbols per frame that the pruned loss keeps.", minimum=2)
+    lm_scale: float = flag(0.25, "Weight of the predictor-only term in the smoothed loss.", minimum=0)
+    am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.", minimum=0)
+    simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.", minimum=0)
+    ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.", minimum=0)
+    delay_penalty: float = flag(
+        0.0,
+        "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay.  "
+        "In force from twice --warm-step on.",
+        minimum=0,
+    )
+    rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
+    use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
+    use_bf16: bool = flag(False, "bfloat16 autocast.")
+    save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.", minimum=1)
+    keep_last_k: int = flag(30, "checkpoint-N.pt files to keep.", minimum=1)
+    average_period: int = flag(200, "Batches between updates of the running model average.", minimum=1)
+    log_interval: int = flag(50, "Batches between log lines.", minimum=1)
+    valid_interval: int = flag(3000, "Batches between validations.", minimum=1)
+    max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).", minimum=0)
+    print_diagnostics: bool = flag(False, "Print statistics of activations, parameters and gradients, and exit.")
+    inf_check: bool = flag(False, "Name the first module whose output or gradient is not finite.")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation through auxiliary non-streaming branches (arXiv 2308.16415)."""
+
+    teacher_exp_dir: str = flag("", "Experiment directory of the frozen teacher; empty: no distillation.")
+    teacher_epoch: int = flag(0, "Teacher's epoch-N.pt (0: the last one there is).", minimum=0)
+    teacher_avg: int = flag(1, "Teacher's checkpoints to average, as in decode.py.", minimum=1)
+    teacher_use_averaged_model: bool = flag(
+        True, "Average over every batch of those epochs (model_avg), not only over their last ones."
+    )
+    teacher_type: str = flag(
+        "kdstream",
+        "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer or one of torchaudio's "
+        "speech encoders (--teacher-checkpoint).",
+        choices=("kdstream", "icefall", "torchaudio"),
+    )
+    teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, state dict or .safetensors.")
+    teacher_model: str = flag(
+        "",
+        "What those weights are of.  icefall: the model flags that it was trained with, e.g. '--preset medium'; empty: "
+        "those in its epoch-N.pt.  torchaudio: a function of torchaudio.models and, as JSON, its arguments, e.g. "
+        "hubert_base.",
+    )
+    teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
+    teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
+    init_from_teacher: bool = flag(
+        False,
+        "Start the student from the teacher's weights; they must have one shape.  Schedules that training begins with "
+        "(--warm-step, rates of dropout and of skipped layers) have run out for it, as in icefall's finetune.py.",
+    )
+    kd_layers: tuple[str, ...] = flag(
+        (),
+        "Tapped layers as stack.layer, e.g. 2.0,3.1, or with the teacher's, 2.0:3.1; "
+        "empty: the last one of every stack that downsamples by 2 or more.",
+    )
+    kd_layer_map: str = flag(
+        "same",
+        "Which layer of the teacher guides a tapped layer: the same, one at equal depth, one of the last k, "
+        "the most similar (needs --kd-similarity-file), or all with learned weights.",
+        choices=("same", "uniform", "last", "similar", "learned"),
+    )
+    kd_similarity_file: str = flag("", "Similarity of layers, as local/layer_similarity.py writes it.")
+    kd_branch: str = flag(
+        "transformer",
+        "What stands between the student's layer and the teacher's: an auxiliary non-streaming layer, or nothing.",
+        choices=("transformer", "none"),
+    )
+    kd_share_branches: bool = flag(False, "One auxiliary layer and predictor for all tapped layers of equal width.")
+    kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).", minimum=0)
+    kd_relation_scale: float = flag(
+        0.0,
+        "Weight of the query-query, key-key and value-value relation losses; 0.1 to use them.  Off, for they gained "
+        "nothing beside prediction.",
+        minimum=0,
+    )
+    kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.", minimum=0)
+    kd_warmup_batches: int = flag(500, "Batches over which the weights rise linearly from 0.", minimum=0)
+    kd_distance: str = flag("l1_cosine", "Feature distance.", choices=("l1_cosine", "l2", "cosine"))
+    kd_relation_heads: int = flag(4, "Relation heads into which queries, keys and values are re-split.", minimum=1)
+    kd_branch_heads: int = flag(4, "Attention heads of the auxiliary Transformer layer.", minimum=1)
+    kd_branch_feedforward_dim: int = flag(512, "Feed-forward width of the auxiliary Transformer layer.", minimum=1)
+    kd_apc_shift: int = flag(
+        2, "Frames ahead that APC predicts, at the slower rate of the tapped layer and its guide.", minimum=1
+    )
+    kd_apc_dim: int = flag(0, "Width of the APC branch's LSTM (0: that of the teacher's layer).", minimum=0)
+    kd_token_scale: float = flag(0.0, "Weight of token distillation over the student's pruned lattice.", minimum=0)
+    kd_token_form: str = flag(
+        "full",
+        "Token distillation of the full posterior, of three classes (next symbol, blank, rest), or on the teacher's "
+        "one best path.",
+        choices=TOKEN_FORMS,
+    )
+    kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.", above=0)
+    kd_token_shift: int = flag(
+        2,
+        "Output frames (40 ms) by which the student emits later than its teacher; 0 forces the full-context teacher's "
+        "timing on it.",
+        minimum=0,
+    )
+
+    @property
+    def has_teacher(self) -> bool:
+        return bool(self.teacher_exp_dir or self.teacher_checkpoint)
+
+    @property
+    def teacher_name(self) -> str:
+        """Where the teacher is from, for messages."""
+        return self.teacher_exp_dir or self.teacher_checkpoint
+
+    @property
+    def needs_audio(self) -> bool:
+        """Whether the teacher listens to samples, which training then reads beside the features."""
+        return self.teacher_type == "torchaudio"
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether teacher and student must write the same tokens."""
+        return bool(self.init_from_teacher or self.kd_token_scale)
+
+    @property
+    def method(self) -> str:
+        """What guides the student, for tables: feature+apc, init+token-one-best and so on, or none."""
+        if not self.has_teacher:
+            return "none"
+        scales = {"feature": self.kd_feature_scale, "relation": self.kd_relation_scale, "apc": self.kd_apc_scale}
+        hidden = "+".join(name for name, scale in scales.items() if scale)
+        if hidden and self.kd_branch == "none":
+            hidden = f"direct-{hidden}"
+        init = "init" if self.init_from_teacher else ""
+        tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
+        return "+".join(filter(None, (init, hidden, tokens))) or "none"
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Which checkpoint to decode with, how, and where the score goes."""
+
+    exp_dir: str = flag("exp", "Experiment directory that train.py wrote.")
+    epoch: int = flag(0, "Decode with epoch-N.pt (0: the last one there is).")
+    iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).")
+    avg: int = flag(1, "Checkpoints to average, the given one and those before it.")
+    use_averaged_model: bool = flag(True, "Average over all batches of these checkpoints, not over the files alone.")
+    checkpoint: str = flag(
+        "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
+    )
+    decoding_method: str = flag(
+        "greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=DECODING_METHODS
+    )
+    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
+    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
+    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
+    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    chunk_size: int | None = flag(
+        None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
+    )
+    left_context_frames: int | None = flag(
+        None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
+    )
+    num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
+    device: str = flag("", "Device, e.g. cpu or cuda:0 (empty: a GPU if there is one).")
+    alignments: tuple[str, ...] = flag(
+        (),
+        "Reference alignments to measure the delay of words against: what local/align.py wrote, other Lhotse "
+        "manifests with word alignments, LibriSpeech's *.alignment.txt, or directories of these last.",
+    )
+    system: str = flag("", "Name of the system in result tables (empty: that of the experiment directory).")
+    results_json: str = flag("", "File to add the result records to (empty: EXP_DIR/results.json).")

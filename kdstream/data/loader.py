@@ -1,0 +1,113 @@
+"""Batches of cuts to batches of tensors, in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch.utils.data import DataLoader, Dataset
+
+from kdstream.data.augment import Augmentation
+from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.reading import read_audio, read_utterance
+from kdstream.errors import UserError
+
+
+class AsrDataset(Dataset):
+    """Maps the cuts of one batch to a `Batch`, or to the UserError that reading them met.
+
+    The error travels as a value because a DataLoader would wrap an exception raised in its worker
+    in a traceback; `BatchLoader` raises it.
+    """
+
+    def __init__(
+        self,
+        from_audio: bool,
+        extractor: str,
+        augmentation: Augmentation | None = None,
+        with_audio: bool = False,
+    ) -> None:
+        self.from_audio = from_audio
+        self.extractor = extractor
+        self.augmentation = augmentation
+        self.with_audio = with_audio
+
+    def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
+        try:
+            return make_batch([self._read(cut) for cut in cuts])
+        except UserError as error:
+            return error
+
+    def _read(self, cut: Cut) -> Utterance:
+        if self.augmentation is None:
+            utterance = read_utterance(cut, self.from_audio, self.extractor)
+        else:
+            cut = self.augmentation.mix_noise(cut)
+            utterance = self.augmentation.mask(read_utterance(cut, self.from_audio, self.extractor))
+        return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
+
+
+class BatchLoader:
+    """Iterates over the `Batch`es of one epoch.  `num_batches` is how many (about, in training)."""
+
+    def __init__(
+        self,
+        dataset: AsrDataset,
+        cut_batches: Iterable[CutSet],
+        num_batches: int,
+        num_workers: int,
+        start_batch: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.cut_batches = cut_batches
+        self.num_batches = num_batches
+        self.num_workers = num_workers
+        self.start_batch = start_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        remaining = islice(self.cut_batches, self.start_batch, None)
+        loader = DataLoader(
+            self.dataset,
+            sampler=_Once(remaining),
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Once:
+    """An iterator dressed as what DataLoader takes for a sampler."""
+
+    def __init__(self, iterator: Iterator[CutSet]) -> None:
+        self.iterator = iterator
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return self.iterator
+
+
+class _Share:
+    """Every world_size-th batch, from the rank-th on.
+
+    All processes get equally many: what is left over in the end is divided among them cut by cut (and
+    is dropped if there are fewer cuts than processes).
+    """
+
+    def __init__(self, batches: Iterable[CutSet], world_size: int, rank: int) -> None:
+        self.batches, self.world_size, self.rank = batches, world_size, rank
+
+    def __iter__(self) -> Iterator[CutSet]:
+        stream = (batch for batch in self.batches)  # islice would restart one of Lhotse's samplers at each call
+        while group := list(islice(stream, self.world_size)):
+            if len(group) == self.world_size:
+                yield group[self.rank]
+                continue
+            cuts = [cut for batch in group for cut in batch]
+            if len(cuts) >= self.world_size:
+                yield CutSet.from_cuts(cuts[self.rank :: self.world_size])

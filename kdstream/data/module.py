@@ -1,0 +1,194 @@
+"""From Lhotse cuts to batches of features.
+
+Here lives the only Fbank of the project: prepare.sh, training, decoding, export checks and live
+transcription all use it, so features cannot differ between them.
+
+What makes a batch depends on (seed, epoch, position in the epoch) alone: the sampler runs in the
+training process, and augmentation draws from a generator seeded by (seed, epoch, cut id).  So the
+number of data loading processes, the number of training processes and a resume in mid-epoch change
+neither the order of the batches nor their content.
+
+Shapes: N batch, T feature frames of 10 ms, 80 mel bins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+
+from kdstream.config.sections import DataConfig
+from kdstream.data.augment import Augmentation, read_noise
+from kdstream.data.batch import Utterance
+from kdstream.data.cuts import PseudoCuts, Selection, read_manifest, text_of
+from kdstream.data.loader import AsrDataset, BatchLoader, _Share
+from kdstream.data.reading import read_utterance
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
+
+
+class Utterances(Sequence[Utterance]):
+    """The utterances of a test set, read from audio one by one as they are asked for."""
+
+    def __init__(self, cuts: CutSet, extractor: str) -> None:
+        self.cuts, self.extractor = list(cuts), extractor
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __getitem__(self, index: int) -> Utterance:  # type: ignore[override]
+        return read_utterance(self.cuts[index], True, self.extractor)
+
+
+class AsrDataModule:
+    """Loaders of training, validation and test data, as `config` names them.
+
+    Args:
+      config: which cuts, and how they become batches.
+      seed: of data order and augmentation.
+    Raises:
+      UserError: (here or while iterating) naming the manifest, file or cut at fault, and the fix.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, with_audio: bool = False) -> None:
+        self.config, self.seed, self.with_audio = config, seed, with_audio
+        self.tokenizer = Tokenizer(config.bpe_model)
+        self._train: _TrainingCuts | None = None
+
+    def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, start_batch: int = 0) -> BatchLoader:
+        """Batches of one epoch for process `rank` of `world_size`, which takes every world_size-th of them.
+
+        `start_batch` leaves out the first batches (of this process) unread: a resumed epoch goes on
+        exactly where the interrupted one stopped.
+        """
+        if self._train is None:
+            self._train = self._select_training_cuts()
+        config, train = self.config, self._train
+        sampler = DynamicBucketingSampler(
+            train.of_epoch(epoch),
+            max_duration=config.max_duration,
+            num_buckets=train.num_buckets,
+            duration_bins=None if train.num_buckets > 1 else [config.max_utterance_seconds],
+            shuffle=config.shuffle,
+            world_size=1,  # its own division would make the order of the batches depend on their number
+            rank=0,
+            seed=self.seed,
+        )
+        sampler.set_epoch(epoch)
+        noise = read_noise(Path(config.manifest_dir)) if config.enable_musan else ()
+        augmentation = Augmentation(config, self.seed, epoch, noise)
+        dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
+        num_batches = math.ceil(train.seconds / config.max_duration / world_size)
+        return BatchLoader(dataset, _Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
+
+    def training_cut_ids(self) -> Iterator[str]:
+        """Of all cuts that an epoch may take."""
+        if self._train is None:
+            self._train = self._select_training_cuts()
+        for cuts in (self._train.labelled, self._train.pseudo.cuts if self._train.pseudo else ()):
+            yield from (cut.id for cut in cuts)
+
+    def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
+        """All validation cuts that the loss can take, each process its share, in a fixed order."""
+        usable = Selection(self.tokenizer, 0.0, math.inf)
+        cuts = [cut for path in self.paths("dev") for cut in read_manifest(path) if usable(cut)]
+        usable.log("validation")
+        if not cuts:
+            raise UserError("no validation cut is left; look at --dev-parts or --valid-cuts and their texts")
+        return self.in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
+
+    def test_dataloaders(self) -> dict[str, BatchLoader]:
+        """By test set: batches in a fixed order, from audio where there is any.
+
+        Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
+        decoding see the same ones.
+        """
+        return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
+
+    def test_sets(self) -> dict[str, Utterances]:
+        """By test set: its utterances, with the features that `test_dataloaders` gives them."""
+        paths = self.paths("test")
+        sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
+        if len(sets) < len(paths):
+            raise UserError(f"--test-cuts: two manifests are named alike ({', '.join(map(str, paths))}); rename one")
+        for name, utterances in sets.items():
+            if not utterances:
+                raise UserError(f"test set {name}: holds no cuts; look at --test-parts or --test-cuts")
+            for cut in utterances.cuts:
+                if not text_of(cut):
+                    raise UserError(f"test set {name}: cut {cut.id} has an empty transcript; mend it or take it out")
+        return sets
+
+    def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
+        """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`."""
+        ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+        sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
+        batches = list(sampler)[rank::world_size]
+        dataset = AsrDataset(from_audio, self.config.feature_extractor, with_audio=self.with_audio)
+        return BatchLoader(dataset, batches, len(batches), self.config.num_workers)
+
+    def paths(self, kind: str) -> list[Path]:
+        """Manifests of kind "train", "dev" or "test": those given by file, else the parts under --manifest-dir."""
+        given = {"train": self.config.train_cuts, "dev": self.config.valid_cuts, "test": self.config.test_cuts}[kind]
+        parts = {"train": self.config.train_parts, "dev": self.config.dev_parts, "test": self.config.test_parts}[kind]
+        if given:
+            return [Path(path) for path in given]
+        return [Path(self.config.manifest_dir) / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
+
+    def _select_training_cuts(self) -> _TrainingCuts:
+        """Looks once at every training cut; reads no audio and no features."""
+        config = self.config
+        cuts, usable = self._select("training", [read_manifest(path) for path in self.paths("train")])
+        count, seconds, pseudo = usable.kept, usable.seconds, None
+        if config.pseudo_cuts:
+            pseudo, mean_seconds = self._select_pseudo_cuts(usable.kept)
+            count, seconds = count + pseudo.per_epoch, seconds + pseudo.per_epoch * mean_seconds
+        # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
+        buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
+        return _TrainingCuts(cuts, pseudo, seconds, buckets)
+
+    def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
+        """The pseudo-labelled cuts, and their mean duration in seconds."""
+        ratio = self.config.pseudo_ratio
+        if not 0 < ratio < 1:
+            raise UserError(f"--pseudo-ratio {ratio:g}: must lie between 0 and 1, e.g. 0.5; or leave out --pseudo-cuts")
+        manifests = [read_manifest(Path(path), needs_text=True) for path in self.config.pseudo_cuts]
+        cuts, usable = self._select("pseudo-labelled", manifests)
+        return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
+
+    def _select(self, what: str, manifests: Sequence[CutSet]) -> tuple[CutSet, Selection]:
+        """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
+        usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
+        seconds = [sum(cut.duration for cut in manifest if usable(cut)) for manifest in manifests]
+        usable.log(what)
+        if not usable.kept:
+            raise UserError(f"no {what} cut is left; look at --min-utterance-seconds, --max-utterance-seconds, texts")
+        kept = [manifest for manifest, total in zip(manifests, seconds, strict=True) if total > 0]
+        cuts = kept[0]
+        if len(kept) > 1:  # by weight, so that a window of the stream holds all of them
+            cuts = CutSet.mux(*kept, weights=[total for total in seconds if total > 0], seed=self.seed)
+        return cuts.filter(usable.was_kept), usable
+
+
+@dataclass
+class _TrainingCuts:
+    """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it."""
+
+    labelled: CutSet
+    pseudo: PseudoCuts | None
+    seconds: float
+    num_buckets: int
+
+    def of_epoch(self, epoch: int) -> CutSet:
+        return self.labelled if self.pseudo is None else self.pseudo.mixed_into(self.labelled, epoch)
+
+
+def _name_of(path: Path) -> str:
+    """librispeech_cuts_test-clean.jsonl.gz -> test-clean"""
+    name = path.name.split(".json")[0]
+    return name[len("librispeech_cuts_") :] if name.startswith("librispeech_cuts_") else name

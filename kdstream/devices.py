@@ -1,0 +1,25 @@
+"""The device that a flag names."""
+
+from __future__ import annotations
+
+import torch
+
+from kdstream.errors import UserError
+from kdstream.models.transducer import Transducer
+
+
+def find_device(name: str) -> torch.device:
+    """--device; "" is a GPU if there is one.  Raises UserError if there is no such device."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
+
+
+def to_device(model: Transducer, device: str) -> Transducer:
+    """Moves the model to --device; see `find_device`."""
+    model = model.to(find_device(device))
+    torch.backends.cudnn.allow_tf32 = False  # its rounding depends on the shape: simulated and chunkwise would differ
+    return model

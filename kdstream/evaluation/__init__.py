@@ -1,0 +1,1 @@
+"""Scores, latencies, records and comparisons of decoded speech."""

@@ -1,0 +1,164 @@
+"""Result records: what was scored, on what, at what cost; kept in JSON files.
+
+A results JSON is a list of records.  Scoring the same thing again (`Record.key`) replaces its record.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdstream.errors import UserError
+from kdstream.evaluation import scoring
+from kdstream.evaluation.latency import (
+    Latency,
+    latency_from_json,
+)
+
+MODES = ("full", "simulated", "chunkwise")
+MAY_LACK: dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
+
+
+@dataclass(frozen=True)
+class Record:
+    """One scored run.
+
+    encoder: architecture and preset.  parameters: of the model as it is decoded.
+    method: what training distilled, "none" without a teacher.
+    mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
+    chunk_ms, left_ms, latency_ms (algorithmic): None in full context; left_ms -1 is unlimited.
+    wer and interval (95 %, bootstrap over utterances): per cent.
+    speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took; both 0
+      for weights without their checkpoint, which do not tell.
+    recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
+    latency: what was measured of it, by the names in latency.py; a file may lack it.
+    utterance_errors, utterance_words: of each utterance in the order of its id, for intervals of what two records
+      share or differ in; a file may lack them, and no such interval is known then.
+    """
+
+    system: str
+    encoder: str
+    parameters: int
+    method: str
+    seed: int
+    checkpoint: str
+    test_set: str
+    mode: str
+    chunk_ms: int | None
+    left_ms: int | None
+    latency_ms: int | None
+    search: str
+    errors: int
+    words: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    wer: float
+    interval: tuple[float, float]
+    speech_hours: float
+    compute_hours: float
+    recogs: str
+    command: str
+    latency: Latency = field(default_factory=dict)
+    utterance_errors: tuple[int, ...] = ()
+    utterance_words: tuple[int, ...] = ()
+
+    @property
+    def score(self) -> scoring.Score | None:
+        """None where utterances were not counted."""
+        if not self.utterance_words:
+            return None
+        counts = (np.array(self.utterance_errors), np.array(self.utterance_words))
+        return scoring.Score(self.insertions, self.deletions, self.substitutions, *counts)
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What two systems must share to be compared."""
+        return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.system, self.seed, *self.setting)
+
+
+def load_records(path: Path) -> list[Record]:
+    """The records of a results JSON.  Raises UserError if it is none."""
+    return [to_record(path, item) for item in load_list(path)]
+
+
+def load_list(path: Path) -> list[dict[str, Any]]:
+    try:
+        items = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a results JSON ({error}); mend it, or delete it and decode again") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f"{path}: a results JSON is a list of objects; mend it, or delete it and decode again")
+    return items
+
+
+def to_record(path: Path, item: dict[str, Any]) -> Record:
+    names = {f.name for f in fields(Record)}
+    item = {**MAY_LACK, **item}
+    if set(item) != names:
+        odd = ", ".join(sorted(names.symmetric_difference(item)))
+        raise UserError(f"{path}: a record lacks or has too much of: {odd}; decode again into a new --results-json")
+    try:
+        latency = latency_from_json(item["latency"])
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {error}; decode again into a new --results-json") from error
+    tuples = {name: tuple(item[name]) for name in ("interval", "utterance_errors", "utterance_words")}
+    return Record(**{**item, **tuples, "latency": latency})
+
+
+def _to_item(record: Record) -> dict[str, Any]:
+    """The inverse of `to_record`."""
+    return {name: value for name, value in asdict(record).items() if value or name not in MAY_LACK}
+
+
+def add_record(path: Path, record: Record) -> None:
+    """Adds `record` to the results JSON at `path`, in place of one with the same key.
+
+    Safe against a crash (the file is replaced as a whole) and against other processes that add at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        records = [old for old in load_records(path) if old.key != record.key] if path.exists() else []
+        write_json(path, [_to_item(r) for r in [*records, record]])
+
+
+def write_json(path: Path, items: Sequence[dict[str, Any]]) -> None:
+    """Writes a list of objects, one per line, atomically."""
+    lines = ",\n".join(json.dumps(item) for item in items)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(name: Path, records: Sequence[Record], **tables: Sequence[dict[str, Any]]) -> None:
+    """Writes the records to NAME.json and each table's rows to NAME-<table>.json; recogs files stay where they are."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    write_json(name.with_name(f"{name.name}.json"), [_to_item(replace(record, recogs="")) for record in records])
+    for table, rows in tables.items():
+        write_json(name.with_name(f"{name.name}-{table}.json"), rows)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""When the words of a test set end: reference alignments, as files have them.
+
+Two kinds of file: `*.alignment.txt`, as LibriSpeech's alignments are released, and Lhotse manifests of cuts or
+supervisions with `alignment["word"]`, which local/align.py writes too.  latency.py measures against them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from lhotse import load_manifest_lazy
+from lhotse.cut import Cut
+from lhotse.recipes.librispeech import parse_alignments
+from lhotse.supervision import AlignmentItem
+
+from kdstream.data.cuts import UNREADABLE, text_of
+from kdstream.errors import UserError
+
+LIBRISPEECH = ".alignment.txt"
+WORD = "word"  # Lhotse's name of this kind of alignment
+
+
+def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list[float]]:
+    """The end of each word of the cuts' transcripts, in milliseconds from the cut's start, by cut id.
+
+    An alignment belongs to a cut that has its id, or whose supervision has it, and the same words but for case.  Cuts
+    without one are counted in the log and left out.
+
+    Args:
+      paths: files, or directories that are searched for *.alignment.txt.
+    Raises:
+      UserError: a file that is none of the two kinds, or none that has any of these cuts.
+    """
+    cuts, by_id = list(cuts), {}
+    for cut in cuts:
+        by_id.update({supervision.id: cut for supervision in cut.supervisions}, **{cut.id: cut})
+    ends: dict[str, list[float]] = {}
+    for path in paths:
+        for names, start, items in _alignments(path):
+            cut = next((by_id[name] for name in names if name in by_id), None)
+            words = [item for item in items if item.symbol]  # the others are silence
+            if cut and [item.symbol.casefold() for item in words] == text_of(cut).casefold().split():
+                delay = cut.supervisions[0].start - start
+                ends[cut.id] = [round(1000 * (item.end + delay), 3) for item in words]
+    shown = ",".join(map(str, paths))
+    if not ends:
+        raise UserError(f"--alignments {shown}: has none of this test set with the same words, e.g. not {cuts[0].id}")
+    missing = [cut.id for cut in cuts if cut.id not in ends]
+    if missing:
+        logging.warning(f"{shown}: {len(missing)} of {len(cuts)} cuts have no alignment there, such as {missing[0]}")
+    return ends
+
+
+def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[AlignmentItem]]]:
+    """Of every utterance in a file or below a directory: its names, when its supervision starts, and its words.
+
+    Lhotse counts the times of words from where the recording starts, also in cuts.
+    """
+    if path.is_dir():
+        for file in sorted(path.rglob(f"*{LIBRISPEECH}")):
+            yield from _alignments(file)
+        return
+    try:
+        if path.name.endswith(LIBRISPEECH):
+            yield from (((name,), 0.0, items) for name, items in parse_alignments(path).items())
+            return
+        for item in load_manifest_lazy(path) or ():
+            for supervision in item.supervisions if isinstance(item, Cut) else [item]:
+                start = item.start + supervision.start if isinstance(item, Cut) else item.start
+                yield (item.id, supervision.id), start, (supervision.alignment or {}).get(WORD, [])
+    except UNREADABLE as error:
+        raise UserError(
+            f"--alignments {path}: not a file of alignments ({error}); give LibriSpeech's *{LIBRISPEECH} or what "
+            "local/align.py wrote"
+        ) from error

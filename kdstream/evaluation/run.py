@@ -1,0 +1,190 @@
+"""One trained model, decoded in one way: its test sets are scored, written and recorded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from kdstream.checkpoints.trained import Trained
+from kdstream.config.command_line import typed_command
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DecodeConfig
+from kdstream.data.module import AsrDataModule
+from kdstream.decoding.search import Result
+from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.devices import to_device
+from kdstream.errors import UserError
+from kdstream.evaluation import scoring
+from kdstream.evaluation.latency import (
+    COMPUTE,
+    MEASURES,
+    Latency,
+    Spread,
+    algorithmic_latency_ms,
+    delays_file,
+    measure_delays,
+    summarise,
+    write_delays,
+)
+from kdstream.evaluation.records import Record, add_record
+from kdstream.evaluation.references import read_word_ends
+from kdstream.evaluation.scoring import Alignment, Transcript
+
+
+class DecodingRun:
+    """A trained model that is decoded in one way.
+
+    Args:
+      config, decode: from `read_flags`.
+      trained: the model that they name.
+      chunkwise: chunk by chunk; else whole utterances, in simulated streaming where there is a chunk.
+    Raises:
+      UserError: settings out of range, or none that stream.
+    """
+
+    def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: Trained, chunkwise: bool) -> None:
+        self.config, self.decode, self.trained, self.chunkwise = config, decode, trained, chunkwise
+        self.search = choose_search(decode)
+        self.chunk = choose_chunk(config.model, decode)
+        if chunkwise and self.chunk is None:
+            raise UserError(
+                f"{decode.exp_dir}: full context cannot go chunk by chunk; use decode.py, or see --chunk-size"
+            )
+        self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
+        self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
+        self.model = to_device(trained.model, decode.device)
+        self.data = AsrDataModule(config.data, config.train.seed)
+        check_vocabulary(self.data.tokenizer, config, decode)
+        _log_to(self.folder / f"log-decode-{self._suffix()}")
+        logging.info(
+            f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"
+        )
+        paths = [Path(path) for path in decode.alignments]
+        sets = self.data.test_sets() if paths else {}
+        self.word_ends = {name: read_word_ends(paths, utterances.cuts) for name, utterances in sets.items()}
+
+    def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
+        """Reference and hypothesis in words; with the times of the latter where delays are asked for."""
+        tokenizer = self.data.tokenizer
+        ends = tokenizer.word_ends(result.tokens) if self.word_ends else ()
+        frames = tuple(result.timestamps[end] for end in ends)
+        return Transcript(cut_id, text.split(), tokenizer.decode(result.tokens).split(), frames)
+
+    def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
+        """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON.
+
+        step_ms: what each step took, of streams that were decoded chunk by chunk.
+        """
+        transcripts = sorted(transcripts)
+        alignments = scoring.align(transcripts)
+        score = scoring.score(alignments)
+        recogs, errs, summary = (self._file(kind, test_set) for kind in ("recogs", "errs", "wer-summary"))
+        scoring.write_recogs(recogs, transcripts)
+        scoring.write_errs(errs, transcripts, alignments, score)
+        scoring.write_wer_summary(summary, {self._key(): score.wer})
+        logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
+        logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
+        results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, "results.json"))
+        latency: Latency = {}
+        if self.word_ends:
+            latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))
+        if step_ms:
+            latency[COMPUTE] = Spread.of(step_ms)
+        record = self._record(test_set, score, os.path.relpath(recogs, results_json.parent), latency)
+        add_record(results_json, record)
+        return record
+
+    def _measure(
+        self, test_set: str, transcripts: Sequence[Transcript], alignments: Sequence[Alignment], path: Path
+    ) -> Latency:
+        """Delays against --alignments, written to `path` by utterance."""
+        ends = self.word_ends[test_set]
+        delays = [
+            measure_delays(t.cut_id, alignment, t.frames, ends[t.cut_id], self.chunk)
+            for t, alignment in zip(transcripts, alignments, strict=True)
+            if t.cut_id in ends
+        ]
+        write_delays(path, delays)
+        latency = summarise(delays)
+        for name, spread in latency.items():
+            logging.info(f"{test_set}, {MEASURES[name].label}: {spread.shown()} ms, mean (50 / 90 / 99 %)")
+        return latency
+
+    def _record(self, test_set: str, score: scoring.Score, recogs: str, latency: Latency) -> Record:
+        chunk, model = self.chunk, self.config.model
+        return Record(
+            system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
+            encoder=f"{model.encoder} {model.preset}",
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            method=self.config.distill.method,
+            seed=self.config.train.seed,
+            checkpoint=self.trained.name,
+            test_set=test_set,
+            mode=self.mode,
+            chunk_ms=chunk.chunk_ms if chunk else None,
+            left_ms=chunk.left_ms if chunk else None,
+            latency_ms=algorithmic_latency_ms(chunk) if chunk else None,
+            search=self.search.name,
+            errors=score.errors,
+            words=score.words,
+            insertions=score.insertions,
+            deletions=score.deletions,
+            substitutions=score.substitutions,
+            wer=score.wer,
+            interval=scoring.bootstrap_wer(score),
+            speech_hours=self.trained.speech_seconds / 3600,
+            compute_hours=self.trained.compute_seconds / 3600,
+            recogs=recogs,
+            command=typed_command(),
+            latency=latency,
+            utterance_errors=tuple(score.utterance_errors.tolist()),
+            utterance_words=tuple(score.utterance_words.tolist()),
+        )
+
+    def _file(self, kind: str, test_set: str) -> Path:
+        if self.chunkwise:
+            separator = "_" if kind == "wer-summary" else "-"
+            return self.folder / f"{kind}{separator}{test_set}_{self._key()}_{self._suffix()}.txt"
+        return self.folder / f"{kind}-{test_set}-{self._suffix()}.txt"
+
+    def _key(self) -> str:
+        """The setting, as icefall's streaming_decode.py (chunkwise) and decode.py call it."""
+        if not self.chunkwise:
+            return self.search.name
+        if self.search.method == "modified_beam_search":
+            return f"num-active-paths-{self.search.beam_size}"
+        if self.search.method == "fast_beam_search":
+            return "_".join(self.search.settings)
+        return self.search.name.replace("greedy_search", "greedy-search")
+
+    def _suffix(self) -> str:
+        """What sets this run's files apart, as icefall's two scripts spell it."""
+        search, suffix = self.search, self.trained.name
+        if self.config.model.causal:
+            chunk, left = (self.chunk.chunk, self.chunk.left) if self.chunk else (-1, -1)
+            suffix += f"_chunk-{chunk}_left-context-{left}"
+        averaged = "use-averaged-model" if self.decode.use_averaged_model else ""
+        if self.chunkwise:
+            return suffix + (averaged and f"-{averaged}")
+        if search.method == "modified_beam_search":
+            suffix += f"__modified_beam_search__beam-size-{search.beam_size}"
+        elif search.method == "fast_beam_search":
+            suffix += "_" + "_".join(search.settings)
+        else:
+            suffix += f"_context-{self.config.model.context_size}_max-sym-per-frame-{search.max_sym_per_frame}"
+        return suffix + (averaged and f"_{averaged}")
+
+
+def _log_to(prefix: Path) -> None:
+    """Logs to `prefix`-<date> and to stderr, in icefall's format."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(f"{prefix}-{datetime.now():%Y-%m-%d-%H-%M-%S}")
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s",
+        handlers=[file, logging.StreamHandler()],
+        force=True,
+    )

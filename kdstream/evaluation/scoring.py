@@ -1,0 +1,293 @@
+"""Word error rates: counting, confidence intervals, and the three files that icefall's scripts leave behind.
+
+Words are aligned by kaldialign.  What becomes of a score, result records and tables, is in results.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import kaldialign
+import numpy as np
+
+from kdstream.errors import UserError
+
+NOTHING = "*"  # stands for the missing word of an insertion or a deletion, as in icefall's files
+RESAMPLES = 10000
+CONFIDENCE = 95.0  # per cent
+DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
+
+Alignment = list[tuple[str, str]]  # (reference word or NOTHING, hypothesis word or NOTHING)
+Interval = tuple[float, float]
+
+
+class Transcript(NamedTuple):
+    """An utterance's reference and hypothesis, in words.
+
+    frames: output frame (40 ms) on which each word of the hypothesis was complete; empty where nobody asked.
+    """
+
+    cut_id: str
+    ref: list[str]
+    hyp: list[str]
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts over a test set, and per utterance for resampling.
+
+    utterance_errors, utterance_words: (utterances,) int64, in the order of the transcripts.
+    runs: how many transcriptions of the test set are counted together; see `pool`.
+    """
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    utterance_errors: np.ndarray
+    utterance_words: np.ndarray
+    runs: int = 1
+
+    @property
+    def errors(self) -> int:
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def words(self) -> int:
+        return int(self.utterance_words.sum())
+
+    @property
+    def wer(self) -> float:
+        """Per cent."""
+        return 100.0 * self.errors / self.words
+
+    def log_line(self, name: str) -> str:
+        """`[test-clean-greedy_search] %WER 3.06% [1609 / 52576, 165 ins, 127 del, 1317 sub ]`"""
+        return (
+            f"[{name}] %WER {self.wer:.2f}% [{self.errors} / {self.words}, {self.insertions} ins, "
+            f"{self.deletions} del, {self.substitutions} sub ]"
+        )
+
+
+def align(transcripts: Sequence[Transcript]) -> list[Alignment]:
+    """Minimum edit distance alignments."""
+    return [kaldialign.align(t.ref, t.hyp, NOTHING) for t in transcripts]
+
+
+def score(alignments: Sequence[Alignment]) -> Score:
+    """Counts errors.  Raises UserError if there is no reference word at all."""
+    kinds: Counter = Counter()
+    errors, words = [], []
+    for alignment in alignments:
+        wrong = [pair for pair in alignment if pair[0] != pair[1]]
+        kinds.update("ins" if ref == NOTHING else "del" if hyp == NOTHING else "sub" for ref, hyp in wrong)
+        errors.append(len(wrong))
+        words.append(sum(ref != NOTHING for ref, _ in alignment))
+    if sum(words) == 0:
+        raise UserError("the test set has no reference words; a WER needs transcripts")
+    return Score(kinds["ins"], kinds["del"], kinds["sub"], np.array(errors), np.array(words))
+
+
+def pool(scores: Sequence[Score]) -> Score:
+    """The score of several runs, such as one system's seeds: every utterance's errors and words are summed.
+
+    Raises ValueError if they are not of the same utterances in the same order.
+    """
+    for other in scores[1:]:
+        _check_paired(scores[0], other)
+    return Score(
+        sum(s.insertions for s in scores),
+        sum(s.deletions for s in scores),
+        sum(s.substitutions for s in scores),
+        np.sum([s.utterance_errors for s in scores], axis=0),
+        np.sum([s.utterance_words for s in scores], axis=0),
+        sum(s.runs for s in scores),
+    )
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; of a single value no deviation is known, so None."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The 95 % percentile interval of the WER (per cent) when utterances are drawn anew, with replacement.
+
+    Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation, ICASSP 2004.
+    """
+    return bootstrap_ratio(100.0 * result.utterance_errors, result.utterance_words, resamples, seed)
+
+
+def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The 95 % interval of sum(sums) / sum(counts), both (utterances,), when utterances are drawn anew."""
+    drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed)
+    return _percentiles(drawn_sums / np.maximum(drawn_counts, 1))
+
+
+def bootstrap_reduction(baseline: Score, system: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The 95 % interval of the relative WER reduction (per cent) of `system` against `baseline`.
+
+    Both are scored on the same utterances in the same order, and every draw takes the same utterances for both:
+    what makes an utterance hard for both cancels.  Either may be a `pool` of several runs, not always as many.
+    Raises ValueError if the references differ in length.
+    """
+    _check_paired(baseline, system)
+    before, after = _resample([baseline.utterance_errors, system.utterance_errors], resamples, seed)
+    return _percentiles(relative_reduction(np.maximum(before, 1) * system.runs, after * baseline.runs))
+
+
+def _check_paired(one: Score, other: Score) -> None:
+    if not np.array_equal(one.utterance_words * other.runs, other.utterance_words * one.runs):
+        raise ValueError("a paired comparison needs the same utterances in the same order")
+
+
+def relative_reduction(before: float | np.ndarray, after: float | np.ndarray) -> float | np.ndarray:
+    """Per cent of `before` that `after` saves."""
+    return 100.0 * (before - after) / before
+
+
+def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
+    """(resamples,) sums of each column over as many utterances as there are, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    table = np.stack(columns, axis=1).astype(np.float64)  # (utterances, columns); sums of counts are exact
+    count = len(table)
+    at_once = max(1, DRAWS_AT_ONCE // count)
+    sums = []
+    for begin in range(0, resamples, at_once):
+        rows = min(at_once, resamples - begin)
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # each utterance was drawn
+        sums.append(times @ table)
+    return list(np.concatenate(sums).T)
+
+
+def _percentiles(values: np.ndarray) -> Interval:
+    tail = (100.0 - CONFIDENCE) / 2
+    low, high = np.percentile(values, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def write_recogs(path: Path, transcripts: Sequence[Transcript]) -> None:
+    """icefall's recogs-*.txt: two lines per cut, its reference and its hypothesis as lists of words."""
+    with open(path, "w", encoding="utf8") as file:
+        for cut_id, ref, hyp, _ in transcripts:
+            file.write(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n")
+
+
+def read_recogs(path: Path) -> list[Transcript]:
+    """The inverse of `write_recogs`.  Raises UserError if the file is not one of these."""
+    words: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    try:
+        for line in path.read_text(encoding="utf8").splitlines():
+            cut_id, content = line.split(":\t", 1)
+            side, _, listed = content.partition("=")
+            words[cut_id][side] = ast.literal_eval(listed)
+        return [Transcript(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in words.items()]
+    except (OSError, ValueError, SyntaxError, KeyError) as error:
+        raise UserError(f"{path}: not a recogs file ({error}); decode again") from error
+
+
+def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequence[Alignment], result: Score) -> None:
+    """icefall's errs-*.txt: totals, every utterance with its errors marked, and counts by word."""
+    tallies = _tally(alignments)
+    correct = sum(words.correct for words in tallies.words.values())
+    with open(path, "w", encoding="utf8") as file:
+        print(f"%WER = {result.wer:.2f}", file=file)
+        print(
+            f"Errors: {result.insertions} insertions, {result.deletions} deletions, {result.substitutions} "
+            f"substitutions, over {result.words} reference words ({correct} correct)",
+            file=file,
+        )
+        sections = "PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:"
+        print(f"Search below for sections starting with {sections}", file=file)
+        print("\nPER-UTT DETAILS: corr or (ref->hyp)  ", file=file)
+        for transcript, alignment in zip(transcripts, alignments, strict=True):
+            print(f"{transcript.cut_id}:\t{_marked(alignment)}", file=file)
+        _write_counts(file, "SUBSTITUTIONS: count ref -> hyp", tallies.substitutions)
+        _write_counts(file, "DELETIONS: count ref", tallies.deletions)
+        _write_counts(file, "INSERTIONS: count hyp", tallies.insertions)
+        print("\nPER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp", file=file)
+        for errors, word, counts in sorted(((c.errors, w, c) for w, c in tallies.words.items()), reverse=True):
+            print(f"{word}   {counts.correct} {errors} {counts.in_ref} {counts.in_hyp}", file=file)
+
+
+def write_wer_summary(path: Path, wers: dict[str, float]) -> None:
+    """icefall's wer-summary-*.txt: one line per setting, the best first."""
+    rows = [f"{key}\t{float(f'{wer:.2f}')}\n" for key, wer in sorted(wers.items(), key=lambda item: item[1])]
+    path.write_text("settings\tWER\n" + "".join(rows), encoding="utf8")
+
+
+class WordCounts(NamedTuple):
+    """How often a word was right, replaced, put in another's place, inserted and deleted."""
+
+    correct: int = 0
+    replaced: int = 0
+    replacing: int = 0
+    inserted: int = 0
+    deleted: int = 0
+
+    @property
+    def errors(self) -> int:
+        return self.replaced + self.replacing + self.inserted + self.deleted
+
+    @property
+    def in_ref(self) -> int:
+        return self.correct + self.replaced + self.deleted
+
+    @property
+    def in_hyp(self) -> int:
+        return self.correct + self.replacing + self.inserted
+
+
+class Tallies(NamedTuple):
+    substitutions: Counter  # of (reference word, hypothesis word)
+    deletions: Counter
+    insertions: Counter
+    words: dict[str, WordCounts]
+
+
+def _tally(alignments: Sequence[Alignment]) -> Tallies:
+    pairs = Counter(pair for alignment in alignments for pair in alignment)
+    tallies = Tallies(Counter(), Counter(), Counter(), {})
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for (ref, hyp), times in pairs.items():
+        if ref == hyp:
+            counts[ref]["correct"] += times
+        elif ref == NOTHING:
+            tallies.insertions[hyp] += times
+            counts[hyp]["inserted"] += times
+        elif hyp == NOTHING:
+            tallies.deletions[ref] += times
+            counts[ref]["deleted"] += times
+        else:
+            tallies.substitutions[ref, hyp] += times
+            counts[ref]["replaced"] += times
+            counts[hyp]["replacing"] += times
+    tallies.words.update((word, WordCounts(**by_kind)) for word, by_kind in counts.items())
+    return tallies
+
+
+def _marked(alignment: Alignment) -> str:
+    """`FOR THE FIRST DAY (SIR->*) I THINK`; errors that follow one another share their brackets."""
+    pieces = []
+    for wrong, pairs in groupby(alignment, key=lambda pair: pair[0] != pair[1]):
+        refs, hyps = zip(*pairs, strict=True)
+        if wrong:
+            said, heard = (" ".join(w for w in words if w != NOTHING) or NOTHING for words in (refs, hyps))
+            pieces.append(f"({said}->{heard})")
+        else:
+            pieces.extend(refs)
+    return " ".join(pieces)
+
+
+def _write_counts(file: TextIO, title: str, counts: Counter) -> None:
+    print(f"\n{title}", file=file)
+    for times, what in sorted(((times, what) for what, times in counts.items()), reverse=True):
+        print(f"{times}   {' -> '.join(what) if isinstance(what, tuple) else what}", file=file)

@@ -1,0 +1,146 @@
+"""Result records as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdstream.evaluation import scoring
+from kdstream.evaluation.latency import (
+    COMPUTE,
+    FINAL,
+    FRAME,
+    MEASURES,
+    SHOWN,
+)
+from kdstream.evaluation.records import Record, load_list, to_record
+
+LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats are shown with two digits, None as a dash, numbers to the right."""
+    numeric = [
+        bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(header))
+    ]
+    lines = [
+        header,
+        ["---:" if right else "---" for right in numeric],
+        *[[_shown(cell) for cell in row] for row in rows],
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _shown(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|")
+
+
+def wer_table(records: Sequence[Record]) -> str:
+    """One row per system and way of decoding, one column per test set: `WER [95 % interval]`."""
+    test_sets = list(dict.fromkeys(r.test_set for r in records))
+    several_seeds = len({r.seed for r in records}) > 1
+    header = ["system", *["seed"] * several_seeds, "model", "distilled", "mode", "chunk / left (ms)", "search"]
+    header += [f"{name} WER %" for name in test_sets] + ["speech (h)", "compute (h)"]
+    rows: dict[tuple[Any, ...], dict[str, Record]] = {}
+    for record in records:
+        rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
+    table = []
+    for by_set in rows.values():
+        first = next(iter(by_set.values()))
+        cells = [
+            first.system,
+            *[first.seed] * several_seeds,
+            f"{first.encoder}, {first.parameters / 1e6:.2f} M",
+            first.method,
+            first.mode,
+        ]
+        cells += [chunk_shown(first), first.search]
+        cells += [wer_shown(by_set[name]) if name in by_set else None for name in test_sets]
+        table.append([*cells, first.speech_hours or None, first.compute_hours or None])
+    return markdown_table(header, table)
+
+
+def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Flat objects, for `rows_table`: latencies of each record that has any, in milliseconds.
+
+    There is no column for what no record has measured, and none for the token's frame in first and last words.
+    """
+    records = [record for record in records if record.latency_ms is not None or record.latency]
+    measured = {name for record in records for name in record.latency}
+    columns = [name for name in (SHOWN, "shown_first", "shown_last", FINAL, FRAME, COMPUTE) if name in measured]
+    varying = [name for name in ("seed", "search") if len({getattr(record, name) for record in records}) > 1]
+    rows = []
+    for record in records:
+        latency = record.latency
+        row = {"system": record.system, **{name: getattr(record, name) for name in varying}}
+        row.update({"test set": record.test_set, "mode": record.mode, "chunk / left (ms)": chunk_shown(record)})
+        row["algorithmic"] = record.latency_ms
+        if FRAME in measured:
+            row["words"] = latency[FRAME].count if FRAME in latency else None
+        for name in columns:
+            digits = 1 if name == COMPUTE else 0
+            row[MEASURES[name].label] = latency[name].shown(digits) if name in latency else None
+        rows.append(row)
+    return rows
+
+
+def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the columns of `latency_rows` mean, by their names."""
+    explained = {
+        "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk and what the front end "
+        "hears beyond it",
+        "words": "words that were got right, over which delays are measured",
+        **{measure.label: measure.definition for measure in MEASURES.values()},
+    }
+    return {name: explained[name] for name in dict.fromkeys(name for row in rows for name in row) if name in explained}
+
+
+def wer_shown(record: Record) -> str:
+    low, high = record.interval
+    return f"{record.wer:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def chunk_shown(record: Record) -> str:
+    if record.chunk_ms is None:
+        return "full"
+    return f"{record.chunk_ms} / {'all' if record.left_ms == -1 else record.left_ms}"
+
+
+def commands_block(records: Sequence[Record]) -> str:
+    """The commands behind the records, each once, as a Markdown code block."""
+    commands = dict.fromkeys(r.command for r in records)
+    return "```bash\n" + "".join(f"{command}\n" for command in commands) + "```\n"
+
+
+def render(path: Path) -> str:
+    """A JSON file of egs/librispeech/results as Markdown.
+
+    Records become a table of word error rates, and folded behind it one of latencies, where any was measured, and the
+    commands; any other list of flat objects becomes a table with their names as columns.
+    """
+    items = load_list(path)
+    if items and "wer" in items[0] and "system" in items[0]:
+        records = [to_record(path, item) for item in items]
+        parts = [wer_table(records)]
+        if any(record.latency for record in records):
+            parts.append(_folded(LATENCY_CELLS, rows_table(latency_rows(records))))
+        return "\n".join([*parts, _folded("The commands.", commands_block(records))])
+    return rows_table(items)
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
+
+
+def interval_shown(interval: scoring.Interval, digits: int = 1) -> str:
+    low, high = interval
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def rows_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Flat objects as a Markdown table with their names as columns."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return markdown_table(header, [[row.get(name) for name in header] for row in rows])

@@ -1,0 +1,1 @@
+"""Many trainings and decodings, run as one experiment."""

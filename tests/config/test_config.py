@@ -1,0 +1,53 @@
+"""Flags and dataclasses: what one says the other holds, and what cannot be meant is refused by name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import pytest
+
+from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
+
+CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
+
+
+def parse(config_class: type, flags: list[str]):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser, config_class)
+    return from_args(config_class, parser.parse_args(flags))
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_every_default_is_a_value_that_its_flag_takes(config_class):
+    flags = []
+    for item in fields(config_class):
+        if "help" in item.metadata and item.default is not None:
+            value = item.default
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            flags += [f"--{item.name.replace('_', '-')}", text]
+    assert parse(config_class, flags) == parse(config_class, []) == config_class()
+
+
+@pytest.mark.parametrize(
+    "config_class, flag, value, message",
+    [
+        (TrainConfig, "--accum-grad", "0", "0: must be at least 1"),
+        (TrainConfig, "--average-period", "0", "0: must be at least 1"),
+        (TrainConfig, "--base-lr", "0", "0: must be more than 0"),
+        (TrainConfig, "--base-lr", "nan", "nan: must be more than 0"),
+        (TrainConfig, "--delay-penalty", "-0.1", "-0.1: must be at least 0"),
+        (TrainConfig, "--prune-range", "1", "1: must be at least 2"),
+        (TrainConfig, "--num-epochs", "many", "invalid int value: 'many'"),
+        (DataConfig, "--max-duration", "0", "0: must be more than 0"),
+        (DistillConfig, "--kd-feature-scale", "-1", "-1: must be at least 0"),
+        (DistillConfig, "--kd-apc-shift", "0", "0: must be at least 1"),
+        (DistillConfig, "--kd-token-temperature", "0", "0: must be more than 0"),
+        (DistillConfig, "--kd-token-form", "half", "invalid choice: 'half'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_flag(config_class, flag, value, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(config_class, [f"{flag}={value}"])
+    assert f"argument {flag}: {message}" in capsys.readouterr().err

@@ -1,0 +1,269 @@
+"""Chunk by chunk against whole utterances, with the real encoder: every frame, every hypothesis, every tail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdstream.decoding.chunk_step import chunk_step, traced_step
+from kdstream.decoding.search import Result, Search
+from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole, encode_whole
+from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
+from kdstream.models.transducer import Transducer
+from support.decoding import talkative_model
+from support.models import CHEAP_FRONT_END, SETTINGS, random_batch
+
+CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64))
+SEARCHES = (Search("greedy_search"), Search("greedy_search", max_sym_per_frame=2), Search("modified_beam_search"))
+LENS = (301, 222, 9, 97, 180, 23, 40)  # feature frames; 9 are the fewest that the front end takes
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def model(request) -> Transducer:
+    return talkative_model(causal=True, blank=1.0, encoder=request.param, **CHEAP_FRONT_END)
+
+
+@pytest.fixture(scope="module")
+def utterances() -> list[Tensor]:
+    features, lens, _ = random_batch(LENS)
+    return [x[:n] for x, n in zip(features, lens, strict=True)]
+
+
+def assert_same(ours: Sequence[Result], theirs: Sequence[Result]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.tokens == other.tokens
+        assert one.timestamps == other.timestamps
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-3)
+    assert len(ours) == len(theirs)
+
+
+def whole(model: Transducer, utterances: Sequence[Tensor], chunk, search: Search) -> list[Result]:
+    lens = torch.tensor([len(x) for x in utterances])
+    padded = torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True, padding_value=7.0)  # read by nobody
+    return decode_whole(model, padded, lens, chunk, search)
+
+
+def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> list[Result]:
+    results = dict(decode_streams(decoder, enumerate(utterances)))
+    return [results[n] for n in range(len(utterances))]
+
+
+@torch.no_grad()
+def test_a_streaming_model_in_full_context_gives_every_utterance_what_it_gets_alone(model, utterances):
+    lens = torch.tensor([len(x) for x in utterances])
+    padded = torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True, padding_value=7.0)
+    together, together_lens = encode_whole(model, padded, lens, None)
+    for n, features in enumerate(utterances):
+        alone, alone_lens = encode_whole(model, features.unsqueeze(0), lens[n : n + 1], None)
+        assert int(alone_lens) == int(together_lens[n])
+        frames = int(alone_lens)
+        assert (alone[0, :frames] - together[n, :frames]).abs().max() <= TOLERANCE
+
+
+def run_to_the_end(decoder: StreamingDecoder) -> None:
+    while decoder.step():
+        pass
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+@torch.no_grad()
+def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk, monkeypatch):
+    """Ragged streams of different ages against one padded batch, the tails included."""
+    heard: list[Tensor] = []
+    advance = Search.advance
+
+    def listen(self, model, encoder_out, lens, state):
+        assert lens.tolist() == [encoder_out.size(1)] * encoder_out.size(0)
+        heard.append(encoder_out)
+        return advance(self, model, encoder_out, lens, state)
+
+    decoder = StreamingDecoder(model, chunk, Search(), max_streams=3)
+    streams = [decoder.open() for _ in utterances]
+    for stream, features in zip(streams, utterances, strict=True):
+        stream.accept_features(features)
+        stream.finish()
+    frames: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "advance", listen)
+        for stepped in iter(decoder.step, []):
+            for stream, out in zip(stepped, heard[-1], strict=True):
+                frames[stream].append(out)
+            for stream in stepped:
+                stream.closed = stream.done
+
+    padded, lens = pad_to_whole_chunks(
+        torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True), torch.tensor(LENS), chunk.chunk
+    )
+    simulated, simulated_lens, _ = model.encode(padded, lens, chunk)
+    for stream, expected, length in zip(streams, simulated, simulated_lens, strict=True):
+        ours = torch.cat(frames[stream])
+        assert ours.size(0) == length
+        assert (ours - expected[:length]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_chunk_by_chunk_equals_simulated_in_every_hypothesis(model, utterances, chunk, search):
+    expected = whole(model, utterances, chunk, search)
+    assert sum(len(set(result.tokens)) > 3 for result in expected) >= 4
+    for max_streams in (1, 3, 100):
+        assert_same(chunkwise(StreamingDecoder(model, chunk, search, max_streams), utterances), expected)
+
+
+@pytest.mark.parametrize("chunk", [None, *CHUNKS], ids=str)
+@pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
+def test_a_batch_gives_every_utterance_what_it_gets_alone(model, utterances, chunk, search):
+    together = whole(model, utterances, chunk, search)
+    assert_same([whole(model, [x], chunk, search)[0] for x in utterances], together)
+
+
+@pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
+def test_live_streams_that_join_stall_and_leave_equal_whole_utterances(model, utterances, search):
+    """Features come in pieces of any size, streams start late, and one leaves for good in the middle."""
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, search, max_streams=4)
+    generator = torch.Generator().manual_seed(0)
+    streams: dict[int, Stream] = {}
+    sent = [0] * len(utterances)
+    leaver = decoder.open()
+    leaver.accept_features(utterances[0] + 1.0)
+    for moment in range(1000):
+        if moment % 3 == 0 and len(streams) < len(utterances):
+            streams[len(streams)] = decoder.open()
+        for n, stream in streams.items():
+            piece = int(torch.randint(0, 40, (), generator=generator))
+            if not stream.finished:
+                stream.accept_features(utterances[n][sent[n] : sent[n] + piece])
+                sent[n] += piece
+                if sent[n] >= len(utterances[n]):
+                    stream.finish()
+        decoder.step()
+        leaver.closed = moment > 5
+        for stream in streams.values():
+            stream.closed = stream.done
+        if len(streams) == len(utterances) and all(stream.done for stream in streams.values()):
+            break
+    assert_same([streams[n].result for n in range(len(utterances))], whole(model, utterances, chunk, search))
+
+
+def test_partial_results_of_greedy_search_grow_into_the_final_one(model, utterances):
+    decoder = StreamingDecoder(model, CHUNKS[0], Search())
+    stream = decoder.open()
+    stream.accept_features(utterances[0])
+    partial = []
+    while decoder.step():
+        partial.append(stream.result.tokens)
+    stream.finish()
+    run_to_the_end(decoder)
+    final = stream.result.tokens
+    assert len(partial) > 5
+    assert all(tokens == final[: len(tokens)] for tokens in partial)
+
+
+def test_the_silence_after_the_end_is_decoded_once(model):
+    """A chunk of features is decoded only when its look-ahead is there, or by `finish`."""
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, Search())
+    stream = decoder.open()
+    stream.accept_features(torch.zeros(chunk.input_frames - 1, 80))
+    assert decoder.step() == [] and not stream.done
+    stream.finish()
+    assert decoder.step() == [stream] and not stream.done
+    assert decoder.step() == [stream] and stream.done
+    assert decoder.step() == []
+    assert stream.search_state.frames == [chunk.chunk]
+
+
+@pytest.mark.parametrize("frames", [0, 1, 8])
+def test_utterances_too_short_for_the_front_end_get_one_chunk(model, frames):
+    features = random_batch((12,))[0][0, :frames]
+    chunk = CHUNKS[0]
+    decoder = StreamingDecoder(model, chunk, Search())
+    assert_same(chunkwise(decoder, [features]), whole(model, [features], chunk, Search()))
+
+
+def test_features_after_the_end_are_refused(model):
+    stream = StreamingDecoder(model, CHUNKS[0], Search()).open()
+    stream.finish()
+    with pytest.raises(ValueError, match="after the end"):
+        stream.accept_features(torch.zeros(10, 80))
+
+
+def test_utterances_are_read_only_as_places_become_free(model, utterances):
+    read: list[int] = []
+
+    def reading():
+        for n, features in enumerate(utterances):
+            read.append(n)
+            yield n, features
+
+    results = decode_streams(StreamingDecoder(model, CHUNKS[0], Search(), max_streams=2), reading())
+    next(results)
+    assert len(read) < len(utterances)
+    assert len(list(results)) == len(utterances) - 1
+
+
+def test_every_step_that_decodes_something_is_timed(model, utterances):
+    decoder, step_ms = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=len(utterances)), []
+    list(decode_streams(decoder, enumerate(utterances), step_ms))
+    longest = decoder.open()
+    longest.accept_features(max(utterances, key=len))
+    longest.finish()
+    steps = 0
+    while decoder.step():
+        steps += 1
+    assert len(step_ms) == steps and min(step_ms) > 0
+    list(decode_streams(decoder, [], step_ms))
+    assert len(step_ms) == steps
+
+
+@pytest.mark.parametrize("chunk", [ChunkConfig(3, 6), ChunkConfig(8, -1)], ids=str)
+def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
+    with pytest.raises(UserError, match="--(chunk-size|left-context-frames)"):
+        StreamingDecoder(model, chunk, Search())
+
+
+def test_a_decoder_for_no_streams_is_refused(model):
+    with pytest.raises(UserError, match="--num-decode-streams"):
+        StreamingDecoder(model, CHUNKS[0], Search(), max_streams=0)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chunk):
+    steps = [chunk_step(model, chunk, traced) for traced in (False, True)]
+    generator = torch.Generator().manual_seed(0)
+    for streams in (1, 3, 8):
+        states = [model.init_state(streams, chunk)] * 2
+        states[0].processed[0] = 1000  # a stream of another age
+        for _ in range(3):
+            features = torch.randn(streams, chunk.input_frames, 80, generator=generator) * 3 - 6
+            with torch.no_grad():
+                outs, states = zip(
+                    *(step(features, state) for step, state in zip(steps, states, strict=True)), strict=False
+                )
+            for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()], strict=True):
+                assert (one - other).abs().max() <= 5e-6  # sums are taken in another order
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+def test_a_traced_step_computes_what_is_always_the_same_once(model, chunk):
+    """No operation has constants alone for inputs, none calls Python, and no number is cast at every step."""
+    constants = set()
+    for node in traced_step(model, chunk).graph.nodes():
+        if node.kind() == "prim::Constant":
+            constants.update(output.debugName() for output in node.outputs())
+            number = node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").dim() == 0
+            assert not number or node.t("value").dtype != torch.float64, node
+        else:
+            assert not constants.issuperset(value.debugName() for value in node.inputs()), node
+            assert node.kind() != "prim::PythonOp", node
+
+
+def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
+    decoder = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=3, traced=True)
+    assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], Search()))

@@ -1,0 +1,226 @@
+"""transcribe.py and what it stands on: files of all kinds, broken ones among them, and sound as it comes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DecodeConfig
+from kdstream.data.features import compute_fbank
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.audio import FbankStream, find_audio, microphone, read_audio_file
+from kdstream.decoding.search import Search
+from kdstream.decoding.stream import decode_whole
+from kdstream.decoding.transcribe import Transcriber
+from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig
+from support.decoding import make_experiment, run_script, write_noise
+
+SCRIPT = "egs/librispeech/transcribe.py"
+CHUNK = ChunkConfig(8, 32)
+
+
+@pytest.fixture(scope="module")
+def exp_dir(tmp_path_factory) -> Path:
+    return make_experiment(tmp_path_factory.mktemp("streaming"), causal=True)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory) -> Path:
+    """A folder of good files of many kinds."""
+    folder = tmp_path_factory.mktemp("audio")
+    write_noise(folder / "mono.wav", 2.0)
+    write_noise(folder / "stereo.FLAC", 2.0, channels=2)
+    write_noise(folder / "below" / "telephone.wav", 1.5, rate=8000)
+    write_noise(folder / "below" / "cd.wav", 2.5, rate=44100, channels=2)
+    write_noise(folder / "below" / "deeper" / "music.mp3", 1.0, rate=44100)
+    (folder / "notes.txt").write_text("no sound")
+    return folder
+
+
+def transcribe(monkeypatch, capsys, exp_dir: Path, *args: Any) -> dict[str, dict[str, Any]]:
+    """What the script prints as JSON, by file name; it must succeed."""
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--json", 1, *args) == ""
+    return by_name(capsys.readouterr().out)
+
+
+def by_name(printed: str) -> dict[str, dict[str, Any]]:
+    answers = [json.loads(line) for line in printed.splitlines()]
+    return {Path(answer["audio"]).name: answer for answer in answers}
+
+
+def make_transcriber(exp_dir: Path, **changed: Any) -> Transcriber:
+    config = ExperimentConfig.load(exp_dir)
+    model = load_trained(config, DecodeConfig(exp_dir=str(exp_dir))).model
+    settings = dict(search=Search(), chunk=CHUNK, num_streams=4, max_seconds=10.0)
+    return Transcriber(model, Tokenizer(config.data.bpe_model), **{**settings, **changed})
+
+
+def refuse(path: Path, error: UserError) -> None:
+    raise error
+
+
+def test_a_directory_of_all_kinds_of_files_is_transcribed(exp_dir, audio, monkeypatch, capsys):
+    answers = transcribe(monkeypatch, capsys, exp_dir, audio)
+    assert {name: answer["seconds"] for name, answer in answers.items()} == {
+        "mono.wav": 2.0,
+        "stereo.FLAC": 2.0,
+        "telephone.wav": 1.5,
+        "cd.wav": 2.5,
+        "music.mp3": 1.0,
+    }
+    assert all(answer["text"] for answer in answers.values())
+
+
+def test_json_says_each_word_in_its_time(exp_dir, audio, monkeypatch, capsys):
+    answer = transcribe(monkeypatch, capsys, exp_dir, audio / "mono.wav")["mono.wav"]
+    words = answer["words"]
+    assert " ".join(word["word"] for word in words) == answer["text"] and len(words) > 2
+    times = [time for word in words for time in (word["start"], word["end"])]
+    assert times == sorted(times) and 0 <= times[0] and times[-1] <= 2.0 + CHUNK.tail / 100
+    assert all(word["end"] - word["start"] >= 0.04 - 1e-9 for word in words)
+    assert 0 < answer["confidence"] <= 1
+
+
+def test_plain_output_has_text_and_times(exp_dir, audio, monkeypatch, capsys):
+    answer = transcribe(monkeypatch, capsys, exp_dir, audio / "mono.wav")["mono.wav"]
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, audio / "mono.wav") == ""
+    text, times = capsys.readouterr().out.splitlines()
+    assert text == f"{audio / 'mono.wav'}: {answer['text']}"
+    assert times.split("  ")[1:] == [""] + [f"{word['start']:.2f} {word['word']}" for word in answer["words"]]
+
+
+def test_words_are_those_of_the_whole_text(exp_dir, audio):
+    transcriber = make_transcriber(exp_dir)
+    (heard,) = transcriber.files([audio / "mono.wav"], refuse)
+    features = compute_fbank(read_audio_file(audio / "mono.wav"))
+    (whole,) = decode_whole(transcriber.model, features[None], torch.tensor([len(features)]), CHUNK, Search())
+    assert heard.text == transcriber.tokenizer.decode(whole.tokens)
+    assert heard.words[0].start == pytest.approx(whole.timestamps[0] * 0.04)
+
+
+def test_channels_are_mixed_and_rates_converted(tmp_path):
+    rate, seconds = 44100, 0.5
+    tone = np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
+    soundfile.write(tmp_path / "tone.wav", np.stack([tone, np.zeros_like(tone)], axis=1), rate)
+    samples = read_audio_file(tmp_path / "tone.wav")
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+    assert samples.shape == (8000,)
+    assert np.abs(samples.numpy() - expected)[100:-100].max() < 1e-2
+
+
+def test_broken_files_are_named_and_the_rest_transcribed(exp_dir, audio, tmp_path, monkeypatch, capsys):
+    shutil.copy(audio / "mono.wav", tmp_path / "good.wav")
+    whole = (audio / "stereo.FLAC").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "junk.mp3").write_bytes(b"no sound" * 100)
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "short.wav", np.zeros(20), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    args = ("--exp-dir", exp_dir, "--json", 1, tmp_path, tmp_path / "absent.wav")
+    error = run_script(monkeypatch, SCRIPT, *args)
+    printed = capsys.readouterr()
+    assert list(by_name(printed.out)) == ["good.wav"]
+    broken = ["absent.wav", "cut.flac", "junk.mp3", "nan.wav", "nothing.wav", "short.wav"]
+    assert error.startswith("error: 6 of 7 files") and all(name in error for name in broken)
+    reports = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert sorted(Path(line.split(":")[1].strip()).name for line in reports) == broken
+
+
+def test_audio_in_a_directory_is_found_in_order(audio, tmp_path):
+    names = [path.name for path in find_audio([str(audio), str(audio / "notes.txt")])]
+    assert names == ["cd.wav", "music.mp3", "telephone.wav", "mono.wav", "stereo.FLAC", "notes.txt"]
+    with pytest.raises(UserError, match=f"{tmp_path}: holds no"):
+        find_audio([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        ((), "name audio files"),
+        (("a.wav", "--microphone", 1), "name audio files"),
+        (("a.wav", "--bpe-model", "none.model"), "none.model"),
+        (("a.wav", "--max-states", 0), "--max-states"),
+    ],
+)
+def test_bad_input_gets_one_line(exp_dir, monkeypatch, args, named):
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *args)
+    assert error.startswith("error: ") and named in error and "\n" not in error
+
+
+def test_many_files_at_once_give_what_each_gives_alone(exp_dir, audio):
+    paths = find_audio([str(audio)])
+    together = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
+    one_by_one = {heard.audio: heard for heard in make_transcriber(exp_dir, num_streams=1).files(paths, refuse)}
+    assert {name: heard.words for name, heard in together.items()} == {n: h.words for n, h in one_by_one.items()}
+    assert list(one_by_one) == list(map(str, paths))
+
+
+def test_partial_text_grows_into_the_final_one(exp_dir, audio):
+    path, partial = audio / "mono.wav", []
+    (heard,) = make_transcriber(exp_dir, watch=partial.append).files([path], refuse)
+    assert len(set(partial)) > 3
+    assert all(f"{path}: {heard.text}".startswith(text) for text in partial)
+
+
+def test_live_sound_gives_the_words_of_a_file(exp_dir, audio):
+    samples = read_audio_file(audio / "mono.wav").numpy()
+    partial: list[str] = []
+    transcriber = make_transcriber(exp_dir, watch=partial.append)
+    (expected,) = transcriber.files([audio / "mono.wav"], refuse)
+    partial.clear()
+    heard = transcriber.live(np.split(samples, [1, 700, 701, 5000, 20000]))
+    assert heard.words == expected.words and heard.seconds == 2.0
+    assert len(partial) > 5 and all(heard.text.startswith(text) for text in partial)
+
+
+def test_live_sound_ends_where_the_user_interrupts(exp_dir, audio):
+    samples = read_audio_file(audio / "mono.wav").numpy()
+
+    def interrupted():
+        yield samples
+        raise KeyboardInterrupt
+
+    transcriber = make_transcriber(exp_dir)
+    assert transcriber.live(interrupted()).words == transcriber.live([samples]).words != []
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2, 399), (10000,), (160, 160, 160, 5), (279, 1, 3000), (100,)], ids=str)
+def test_features_of_pieces_are_those_of_the_whole(sizes):
+    samples = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)) * 0.1
+    stream = FbankStream()
+    frames = [stream.accept(piece) for piece in samples.split(list(sizes))]
+    frames = torch.cat([*frames, stream.finish()])
+    whole = compute_fbank(samples) if len(samples) >= 160 else torch.zeros(0, 80)
+    assert frames.shape == whole.shape
+    torch.testing.assert_close(frames, whole, atol=1e-4, rtol=0)
+
+
+def test_a_full_context_model_hears_whole_files_in_batches(tmp_path, audio, monkeypatch, capsys):
+    exp_dir = make_experiment(tmp_path, causal=False)
+    answers = transcribe(monkeypatch, capsys, exp_dir, audio, "--max-duration", 6)
+    assert len(answers) == 5 and all(answer["text"] for answer in answers.values())
+    alone = transcribe(monkeypatch, capsys, exp_dir, audio / "mono.wav")
+    assert alone["mono.wav"]["words"] == answers["mono.wav"]["words"]
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--max-duration", 2, audio / "below" / "cd.wav")
+    assert "1 of 1 files" in error and "--max-duration 2" in capsys.readouterr().err
+    with pytest.raises(UserError, match="whole utterances only"):
+        make_transcriber(exp_dir, chunk=None).live([])
+
+
+def test_without_its_library_the_microphone_is_refused_in_one_line(exp_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(UserError, match="--microphone 1: .*pip install sounddevice"):
+        next(microphone())
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--microphone", 1)
+    assert "pip install sounddevice" in error and "\n" not in error

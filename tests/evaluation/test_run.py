@@ -1,0 +1,242 @@
+"""decode.py and streaming_decode.py on an experiment directory with random weights and a test set of noise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lhotse
+import pytest
+import sentencepiece
+import torch
+from lhotse.supervision import AlignmentItem
+
+from kdstream.checkpoints.average import load_averaged
+from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
+from kdstream.config.command_line import read_flags
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.decoding.settings import choose_chunk
+from kdstream.errors import UserError
+from kdstream.evaluation.records import Record, load_records
+from kdstream.evaluation.scoring import read_recogs
+from kdstream.models.streaming import ChunkConfig
+from support.decoding import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
+from support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    return noise_test_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture()
+def exp_dir(tmp_path, data) -> Path:
+    """Streaming student "distilled" after two epochs."""
+    return make_exp_dir(tmp_path / "distilled", data, causal=True)
+
+
+def make_aligned(folder: Path, recogs: Path, data: DataConfig) -> Path:
+    """The cuts of "noise" with what was heard as their text, where that is something, every word of it ending at 0."""
+    heard = {t.cut_id: t.hyp for t in read_recogs(recogs) if t.hyp}
+    cuts = [cut for cut in lhotse.CutSet.from_file(Path(data.manifest_dir, NOISE_CUTS)) if cut.id in heard]
+    for cut in cuts:
+        (supervision,) = cut.supervisions
+        supervision.text = " ".join(heard[cut.id])
+        supervision.alignment = {"word": [AlignmentItem(word, 0.0, 0.0) for word in heard[cut.id]]}
+    lhotse.CutSet.from_cuts(cuts).to_file(folder / "heard.jsonl.gz")
+    return folder / "heard.jsonl.gz"
+
+
+def make_exp_dir(folder: Path, data: DataConfig, causal: bool) -> Path:
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=data.bpe_model)
+    for epoch in (1, 2):
+        model = talkative_model(causal, seed=epoch, vocab_size=tokenizer.get_piece_size(), chunk_size=(8, 16, -1))
+        params = {
+            "batch_idx_train": 10 * epoch,
+            "average_period": 1,
+            "speech_seconds_trained": 7200.0,
+            "compute_seconds": 1800.0,
+        }
+        save_checkpoint(folder / f"epoch-{epoch}.pt", model, model_avg=model, params=params)
+    distill = DistillConfig(teacher_exp_dir="teacher" if causal else "")
+    ExperimentConfig(model.config, data, TrainConfig(exp_dir=str(folder), seed=7), distill).save(folder)
+    return folder
+
+
+def decode(monkeypatch, how: str, exp_dir: Path, *flags: Any) -> Record:
+    """Runs a script that succeeds; returns the record that it added last."""
+    assert run_script(monkeypatch, SCRIPTS[how], "--exp-dir", exp_dir, *flags) == ""
+    return load_records(exp_dir / "results.json")[-1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--decoding-method", "modified_beam_search"), ("--chunk-size", "16", "--left-context-frames", "64")],
+    ids=str,
+)
+def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
+    simulated = decode(monkeypatch, "whole", exp_dir, *flags)
+    chunkwise = decode(monkeypatch, "chunkwise", exp_dir, "--num-decode-streams", 2, *flags)
+    first, second = (read_recogs(exp_dir / record.recogs) for record in (simulated, chunkwise))
+    assert first == second
+    assert [t.cut_id for t in first] == sorted(t.cut_id for t in first)
+    assert {" ".join(t.ref) for t in first} == set(TEXTS)
+    assert any(t.hyp for t in first)
+    assert (simulated.mode, chunkwise.mode) == ("simulated", "chunkwise")
+    assert simulated.wer == chunkwise.wer and simulated.search == chunkwise.search
+    assert simulated.score.errors == simulated.errors == sum(simulated.utterance_errors)
+    assert list(simulated.utterance_words) == [len(t.ref) for t in first]
+
+
+def names_under(folder: Path) -> list[str]:
+    return sorted(re.sub(r"\d{4}(-\d\d){5}$", "DATE", p.name) for p in folder.iterdir())
+
+
+def test_files_of_decode_py_have_icefalls_names(exp_dir, monkeypatch):
+    decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32_context-2_max-sym-per-frame-1_use-averaged-model"
+    assert names_under(exp_dir / "greedy_search") == [
+        f"errs-noise-{suffix}.txt",
+        f"log-decode-{suffix}-DATE",
+        f"recogs-noise-{suffix}.txt",
+        f"wer-summary-noise-{suffix}.txt",
+    ]
+    decode(monkeypatch, "whole", exp_dir, "--decoding-method", "modified_beam_search", "--use-averaged-model", 0)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32__modified_beam_search__beam-size-4"
+    assert f"recogs-noise-{suffix}.txt" in names_under(exp_dir / "modified_beam_search")
+    summary = (exp_dir / "modified_beam_search" / f"wer-summary-noise-{suffix}.txt").read_text()
+    assert summary.startswith("settings\tWER\nmodified_beam_search_beam-size-4\t")
+
+
+def test_files_of_streaming_decode_py_have_icefalls_names(exp_dir, monkeypatch):
+    decode(monkeypatch, "chunkwise", exp_dir)
+    suffix = "epoch-2_avg-1_chunk-8_left-context-32-use-averaged-model"
+    assert names_under(exp_dir / "streaming" / "greedy_search") == [
+        f"errs-noise_greedy-search_{suffix}.txt",
+        f"log-decode-{suffix}-DATE",
+        f"recogs-noise_greedy-search_{suffix}.txt",
+        f"wer-summary_noise_greedy-search_{suffix}.txt",
+    ]
+    decode(monkeypatch, "chunkwise", exp_dir, "--decoding-method", "modified_beam_search", "--beam-size", 2)
+    files = names_under(exp_dir / "streaming" / "modified_beam_search")
+    assert f"recogs-noise_num-active-paths-2_{suffix}.txt" in files
+
+
+def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    record = decode(monkeypatch, "chunkwise", exp_dir)
+    assert (record.system, record.encoder, record.method, record.seed) == (
+        "distilled",
+        "zipformer small",
+        "feature+apc",
+        7,
+    )
+    assert (record.checkpoint, record.test_set, record.search) == ("epoch-2_avg-1", "noise", "greedy_search")
+    assert (record.chunk_ms, record.left_ms, record.latency_ms) == (160, 640, 255)
+    assert (record.speech_hours, record.compute_hours) == (2.0, 0.5)
+    assert record.words == sum(len(text.split()) for text in TEXTS)
+    assert record.errors == record.insertions + record.deletions + record.substitutions
+    assert record.interval[0] <= record.wer <= record.interval[1]
+    assert record.command == f"python egs/librispeech/streaming_decode.py --exp-dir {exp_dir}"
+    weights = load_checkpoint(exp_dir / "epoch-2.pt")["model"]
+    assert (
+        0.99 * sum(w.numel() for w in weights.values()) < record.parameters <= sum(w.numel() for w in weights.values())
+    )
+
+
+def test_a_bare_checkpoint_is_decoded_like_the_epochs_it_was_averaged_from(exp_dir, tmp_path, monkeypatch):
+    averaged = decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1)
+    bare = tmp_path / "mine.pt"
+    torch.save({"model": load_averaged(exp_dir, 2, 0, 1, use_averaged_model=True)}, bare)
+    record = decode(monkeypatch, "whole", exp_dir, "--checkpoint", bare)
+    assert record.checkpoint == "mine" and "-mine_chunk-8" in record.recogs
+    assert read_recogs(exp_dir / record.recogs) == read_recogs(exp_dir / averaged.recogs)
+
+
+def test_a_teacher_is_decoded_in_full_context(tmp_path, data, monkeypatch):
+    folder = make_exp_dir(tmp_path / "teacher", data, causal=False)
+    record = decode(monkeypatch, "whole", folder, "--system", "the teacher", "--results-json", folder / "results.json")
+    assert (record.system, record.mode, record.method, record.chunk_ms) == ("the teacher", "full", "none", None)
+    assert "chunk" not in Path(record.recogs).name
+
+
+def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
+    record = decode(monkeypatch, "whole", exp_dir, "--chunk-size", -1)
+    assert record.mode == "full" and "_chunk--1_left-context--1_" in record.recogs
+
+
+@pytest.mark.parametrize(
+    "how, flags, named",
+    [
+        (
+            "whole",
+            ("--chunk-size", 2),
+            "chunk 2: not a multiple of 4, the largest downsampling factor; use --chunk-size 4,8",
+        ),
+        ("chunkwise", ("--chunk-size", 6, "--left-context-frames", 12), "chunk 6: not a multiple of 4"),
+        ("chunkwise", ("--chunk-size", -1), "--chunk-size"),
+        ("chunkwise", ("--left-context-frames", -1), "--left-context-frames"),
+        ("whole", ("--left-context-frames", 12), "--left-context-frames"),
+        ("whole", ("--epoch", 5), "epoch-5.pt"),
+        ("whole", ("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
+        ("whole", ("--beam-size", 0), "--beam-size"),
+        ("chunkwise", ("--num-decode-streams", 0), "--num-decode-streams"),
+        ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),
+        ("whole", ("--bpe-model", "none.model"), "none.model"),
+        ("whole", ("--device", "abacus"), "--device abacus"),
+        ("whole", ("--alignments", "none.jsonl.gz"), "--alignments none.jsonl.gz"),
+    ],
+)
+def test_bad_input_gets_one_line_and_no_record(exp_dir, monkeypatch, how, flags, named):
+    error = run_script(monkeypatch, SCRIPTS[how], "--exp-dir", exp_dir, *flags)
+    assert not list(exp_dir.rglob("recogs*"))  # known before anything is decoded
+    assert error.startswith("error: ") and re.search(named, error) and "\n" not in error
+    assert not (exp_dir / "results.json").exists()
+
+
+def test_an_exp_dir_without_config_json_is_named(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        read_flags("", ["--exp-dir", str(tmp_path)])
+
+
+def test_flags_go_before_config_json(exp_dir):
+    config, decode = read_flags("", ["--exp-dir", str(exp_dir), "--test-parts", "a,b", "--max-duration", "5"])
+    assert (config.data.test_parts, config.data.max_duration, config.data.num_workers) == (("a", "b"), 5.0, 0)
+    assert decode.exp_dir == str(exp_dir)
+
+
+def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_dir):
+    config = ExperimentConfig.load(exp_dir)
+    replace(config, data=replace(config.data, test_cuts=("old.jsonl.gz",))).save(exp_dir)
+    assert read_flags("", ["--exp-dir", str(exp_dir)])[0].data.test_cuts == ("old.jsonl.gz",)
+    assert read_flags("", ["--exp-dir", str(exp_dir), "--test-parts", "a"])[0].data.test_cuts == ()
+
+
+def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
+    model = ModelConfig(causal=True, chunk_size=(16, 32, -1), left_context_frames=(64, -1))
+    assert choose_chunk(model, DecodeConfig()) == ChunkConfig(16, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=8)) == ChunkConfig(8, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=32, left_context_frames=-1)) == ChunkConfig(32, -1)
+    assert choose_chunk(model, DecodeConfig(chunk_size=-1)) is None
+    assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ({"kd_relation_scale": 0.1}, "feature+relation+apc"),
+        ({"init_from_teacher": True, "kd_token_scale": 0.5}, "init+feature+apc+token-full"),
+        ({"kd_branch": "none"}, "direct-feature+apc"),
+        ({"kd_branch": "none", "kd_feature_scale": 0, "kd_relation_scale": 0.1, "kd_apc_scale": 0}, "direct-relation"),
+        (
+            {"kd_feature_scale": 0, "kd_apc_scale": 0, "kd_token_scale": 0.5, "kd_branch": "none"},
+            "token-full",
+        ),
+    ],
+)
+def test_the_method_names_the_losses_that_distilled(flags, named):
+    assert DistillConfig(**flags).method == "none"
+    assert DistillConfig(teacher_exp_dir="t", **flags).method == named

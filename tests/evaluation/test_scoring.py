@@ -1,0 +1,254 @@
+"""Counts, intervals and files of word error rates."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.evaluation import scoring
+from kdstream.evaluation.scoring import Score, Transcript
+from support.records import random_transcripts
+
+FIRST_DAY = [
+    Transcript("b-1", "FOR THE FIRST DAY SIR I THINK".split(), "FOR THE FIRST DAY I THINK".split()),
+    Transcript("a-2", "EDISON ILLUMINATING COMPANIES".split(), "ADDISON ILLUMINATING COMPANIES OF MEN".split()),
+    Transcript("c-3", "I THINK".split(), "I THINK".split()),
+]
+
+
+def score(transcripts: list[Transcript]) -> Score:
+    return scoring.score(scoring.align(transcripts))
+
+
+def slow_edit_distance(ref: list[str], hyp: list[str]) -> int:
+    row = list(range(len(hyp) + 1))
+    for i, word in enumerate(ref, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(hyp, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+def test_errors_are_counted_by_kind():
+    result = score(FIRST_DAY)
+    assert (result.insertions, result.deletions, result.substitutions) == (2, 1, 1)
+    assert (result.errors, result.words) == (4, 12)
+    assert result.wer == pytest.approx(100 * 4 / 12)
+    assert result.utterance_errors.tolist() == [1, 3, 0]
+    assert result.utterance_words.tolist() == [7, 3, 2]
+
+
+def test_errors_equal_a_slow_edit_distance():
+    transcripts = random_transcripts(200)
+    expected = [slow_edit_distance(t.ref, t.hyp) for t in transcripts]
+    assert score(transcripts).utterance_errors.tolist() == expected
+    assert sum(expected) > 100
+
+
+def test_empty_hypotheses_are_all_deletions():
+    result = score([Transcript("a", ["ONE", "TWO"], []), Transcript("b", [], ["NOISE"])])
+    assert (result.insertions, result.deletions, result.substitutions, result.words) == (1, 2, 0, 2)
+
+
+def test_no_reference_words_at_all_is_an_error():
+    with pytest.raises(UserError, match="no reference words"):
+        score([Transcript("a", [], ["NOISE"])])
+
+
+def test_log_line_is_icefalls():
+    line = Score(165, 127, 1317, np.array([1609]), np.array([52576])).log_line("test-clean-greedy_search")
+    assert line == "[test-clean-greedy_search] %WER 3.06% [1609 / 52576, 165 ins, 127 del, 1317 sub ]"
+
+
+def test_interval_equals_a_slow_reference():
+    """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""
+    result = score(random_transcripts(60))
+    rng = random.Random(1)
+    pairs = list(zip(result.utterance_errors.tolist(), result.utterance_words.tolist(), strict=True))
+    wers = []
+    for _ in range(10000):
+        drawn = rng.choices(pairs, k=len(pairs))
+        wers.append(100.0 * sum(errors for errors, _ in drawn) / sum(words for _, words in drawn))
+    low, high = scoring.bootstrap_wer(result)
+    expected = np.percentile(wers, [2.5, 97.5])
+    assert [low, high] == pytest.approx(expected.tolist(), abs=0.04 * (expected[1] - expected[0]))
+    assert low < result.wer < high
+
+
+def test_intervals_are_repeatable_and_independent_of_block_size(monkeypatch):
+    result = score(random_transcripts(50))
+    interval = scoring.bootstrap_wer(result)
+    assert scoring.bootstrap_wer(result) == interval
+    assert scoring.bootstrap_wer(result, seed=1) != interval
+    monkeypatch.setattr(scoring, "DRAWS_AT_ONCE", 777)
+    assert scoring.bootstrap_wer(result) == interval
+
+
+def test_interval_narrows_with_the_square_root_of_the_utterances():
+    few, many = (score(random_transcripts(n)) for n in (100, 1600))
+    widths = [high - low for low, high in map(scoring.bootstrap_wer, (few, many))]
+    assert widths[0] / widths[1] == pytest.approx(4.0, rel=0.25)
+
+
+def test_paired_interval_is_far_narrower_than_unpaired_ones():
+    """A system with one error less in every tenth utterance is better, though both intervals overlap widely."""
+    baseline = score(random_transcripts(400, noise=0.5))
+    fewer = np.maximum(baseline.utterance_errors - (np.arange(400) % 10 == 0), 0)
+    system = Score(0, 0, int(fewer.sum()), fewer, baseline.utterance_words)
+    low, high = scoring.bootstrap_reduction(baseline, system)
+    point = scoring.relative_reduction(baseline.wer, system.wer)
+    assert 0 < low < point < high < 2 * point
+    assert scoring.bootstrap_wer(system)[1] > scoring.bootstrap_wer(baseline)[0]
+
+
+def test_paired_interval_of_a_system_with_itself_is_nothing():
+    result = score(random_transcripts(30))
+    assert scoring.bootstrap_reduction(result, result) == (0.0, 0.0)
+
+
+def test_paired_interval_refuses_other_utterances():
+    one, other = score(random_transcripts(30)), score(random_transcripts(30, seed=1))
+    with pytest.raises(ValueError, match="same utterances"):
+        scoring.bootstrap_reduction(one, other)
+
+
+def runs_of(count: int, seed: int, noise: float = 0.3) -> list[Score]:
+    """Scores of several runs over the same 40 utterances, which err differently."""
+    references = random_transcripts(40)
+    rng = random.Random(seed)
+    spoilt = [
+        [t._replace(hyp=[word if rng.random() > noise else "X" for word in t.ref]) for t in references]
+        for _ in range(count)
+    ]
+    return list(map(score, spoilt))
+
+
+def test_a_pool_sums_runs_utterance_by_utterance():
+    runs = runs_of(3, seed=1)
+    pooled = scoring.pool(runs)
+    assert pooled.utterance_errors.tolist() == [
+        sum(column) for column in zip(*(r.utterance_errors for r in runs), strict=True)
+    ]
+    assert pooled.utterance_words.tolist() == (3 * runs[0].utterance_words).tolist()
+    assert (pooled.errors, pooled.runs) == (sum(run.errors for run in runs), 3)
+    assert pooled.wer == pytest.approx(np.mean([run.wer for run in runs]))
+    assert scoring.pool([scoring.pool(runs[:2]), runs[2]]).utterance_errors.tolist() == pooled.utterance_errors.tolist()
+
+
+def test_a_pool_refuses_other_utterances():
+    with pytest.raises(ValueError, match="same utterances"):
+        scoring.pool([score(random_transcripts(30)), score(random_transcripts(30, seed=1))])
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (2, 5)])
+def test_paired_interval_of_pools_equals_a_slow_reference(seeds):
+    """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""
+    baseline, system = runs_of(seeds[0], seed=1), runs_of(seeds[1], seed=2, noise=0.25)
+    rng = random.Random(3)
+    reductions = []
+    for _ in range(10000):
+        drawn = rng.choices(range(40), k=40)
+        before, after = (
+            sum(int(run.utterance_errors[n]) for run in runs for n in drawn) / len(runs) for runs in (baseline, system)
+        )
+        reductions.append(100 * (before - after) / before)
+    low, high = scoring.bootstrap_reduction(scoring.pool(baseline), scoring.pool(system))
+    expected = np.percentile(reductions, [2.5, 97.5])
+    assert [low, high] == pytest.approx(expected.tolist(), abs=0.04 * (expected[1] - expected[0]))
+
+
+def test_a_pool_of_copies_says_what_one_run_says():
+    (baseline,), (system,) = runs_of(1, seed=1), runs_of(1, seed=2)
+    one = scoring.bootstrap_reduction(baseline, system)
+    assert scoring.bootstrap_reduction(scoring.pool([baseline] * 2), scoring.pool([system] * 5)) == pytest.approx(one)
+
+
+def test_mean_and_deviation_are_those_of_a_sample():
+    mean, deviation = scoring.mean_and_deviation([2.0, 4.0, 9.0])
+    assert (mean, deviation) == (5.0, pytest.approx(((9 + 1 + 16) / 2) ** 0.5))
+    assert scoring.mean_and_deviation([3.0]) == (3.0, None)
+
+
+def test_recogs_file_is_icefalls(tmp_path):
+    path = tmp_path / "recogs.txt"
+    scoring.write_recogs(path, FIRST_DAY[2:])
+    assert path.read_text() == "c-3:\tref=['I', 'THINK']\nc-3:\thyp=['I', 'THINK']\n"
+
+
+def test_recogs_file_survives_reading(tmp_path):
+    path = tmp_path / "recogs.txt"
+    transcripts = [*FIRST_DAY, Transcript("d", ["DON'T", 'SAY "YES"', "ÄÖ"], [])]
+    scoring.write_recogs(path, transcripts)
+    assert scoring.read_recogs(path) == transcripts
+
+
+@pytest.mark.parametrize("content", ["nonsense", "a:\tref=['A']\n", "a:\tref=['A'\na:\thyp=[]\n"])
+def test_a_damaged_recogs_file_is_named(tmp_path, content):
+    path = tmp_path / "recogs.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match="recogs.txt"):
+        scoring.read_recogs(path)
+
+
+ERRS = """\
+%WER = 33.33
+Errors: 2 insertions, 1 deletions, 1 substitutions, over 12 reference words (10 correct)
+Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:
+
+PER-UTT DETAILS: corr or (ref->hyp)\x20\x20
+b-1:\tFOR THE FIRST DAY (SIR->*) I THINK
+a-2:\t(EDISON->ADDISON) ILLUMINATING COMPANIES (*->OF MEN)
+c-3:\tI THINK
+
+SUBSTITUTIONS: count ref -> hyp
+1   EDISON -> ADDISON
+
+DELETIONS: count ref
+1   SIR
+
+INSERTIONS: count hyp
+1   OF
+1   MEN
+
+PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp
+SIR   0 1 1 0
+OF   0 1 0 1
+MEN   0 1 0 1
+EDISON   0 1 1 0
+ADDISON   0 1 0 1
+THINK   2 0 2 2
+THE   1 0 1 1
+ILLUMINATING   1 0 1 1
+I   2 0 2 2
+FOR   1 0 1 1
+FIRST   1 0 1 1
+DAY   1 0 1 1
+COMPANIES   1 0 1 1
+"""
+
+
+def test_errs_file_is_icefalls(tmp_path):
+    alignments = scoring.align(FIRST_DAY)
+    scoring.write_errs(tmp_path / "errs.txt", FIRST_DAY, alignments, scoring.score(alignments))
+    assert (tmp_path / "errs.txt").read_text() == ERRS
+
+
+def test_errs_file_sums_up(tmp_path):
+    """Per word, counts in reference and hypothesis add up to their lengths."""
+    transcripts = random_transcripts(50)
+    alignments = scoring.align(transcripts)
+    result = scoring.score(alignments)
+    scoring.write_errs(tmp_path / "errs.txt", transcripts, alignments, result)
+    stats = (tmp_path / "errs.txt").read_text().split("\nPER-WORD STATS:")[1].splitlines()[1:]
+    counts = np.array([[int(n) for n in line.split()[1:]] for line in stats])
+    assert counts[:, 2].sum() == result.words
+    assert counts[:, 3].sum() == sum(len(t.hyp) for t in transcripts)
+    assert counts[:, 1].sum() == result.errors + result.substitutions  # one word replaced, one in its place
+
+
+def test_wer_summary_is_icefalls(tmp_path):
+    scoring.write_wer_summary(tmp_path / "wer.txt", {"beam_size_4": 3.061, "greedy_search": 3.0})
+    assert (tmp_path / "wer.txt").read_text() == "settings\tWER\ngreedy_search\t3.0\nbeam_size_4\t3.06\n"

@@ -1,0 +1,303 @@
+"""The comparison of methods: what it trains under whom, in what order, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.evaluation.compare import compare_seeds
+from kdstream.evaluation.records import add_record, load_records
+from kdstream.evaluation.scoring import read_recogs
+from kdstream.evaluation.tables import render
+from kdstream.experiments import methods as compare_methods
+from support.decoding import run_script
+from support.experiments import events, make_recipe
+from support.paths import ROOT
+from support.records import make_record
+
+RUN_SH = ROOT / "egs" / "librispeech" / "run.sh"
+LIKE_THE_STUBS = {"utterance_errors": (1,) * 30, "utterance_words": (10,) * 30}
+FEW = "baseline,token-full,token-collapsed,branch-feature"
+
+
+@pytest.fixture()
+def recipe(tmp_path) -> Path:
+    return make_recipe(tmp_path / "egs" / "recipe")
+
+
+def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
+    budget = ("--num-epochs", 2, "--teacher-num-epochs", 3, "--avg", 1)
+    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", *budget)
+    return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
+
+
+def flags_of(recipe: Path, name: str) -> dict[str, str]:
+    return json.loads((recipe / "exp" / name / "flags.json").read_text())
+
+
+def rows_of(recipe: Path) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in json.loads((recipe / "exp" / "comparison.json").read_text())}
+
+
+def errors_of(recipe: Path, method: str, test_set: str, seeds: str) -> np.ndarray:
+    """(utterances,) word errors, all seeds together; the stub only replaces words."""
+    per_seed = [
+        [sum(a != b for a, b in zip(t.ref, t.hyp, strict=True)) for t in read_recogs(folder / f"recogs-{test_set}.txt")]
+        for folder in (recipe / "exp" / f"{method}-{seed}" for seed in seeds)
+    ]
+    return np.sum(per_seed, axis=0)
+
+
+def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--seeds", "2", "--jobs", 2) == ""
+    trained = [name for _, name, *_ in events(recipe, "train")]
+    methods = list(compare_methods.METHODS)
+    assert sorted(trained) == sorted(["teacher", *(f"{method}-2" for method in methods)])
+    teacher = flags_of(recipe, "teacher")
+    assert (teacher["--causal"], teacher["--seed"], teacher["--num-epochs"]) == ("0", "1", "3")
+    assert "--teacher-exp-dir" not in teacher
+    for method in methods:
+        flags = flags_of(recipe, f"{method}-2")
+        assert (flags["--causal"], flags["--seed"], flags["--num-epochs"]) == ("1", "2", "2")
+        guided = {name: flags[name] for name in flags if name.startswith("--teacher")}
+        expected = {} if method == "baseline" else {"--teacher-exp-dir": "exp/teacher", "--teacher-avg": "1"}
+        assert guided == expected, method
+
+
+def test_methods_that_distil_wait_for_the_teacher_and_the_baseline_does_not(monkeypatch, recipe):
+    few = ("--methods", "branch-feature,baseline", "--seeds", "1", "--jobs", 2, "--train-flags", "--warm-step 200")
+    assert compare(monkeypatch, recipe, *few) == ""
+    order = [(kind, name) for kind, name, *_ in events(recipe, "train", "trained")]
+    assert order.index(("trained", "teacher")) < order.index(("train", "branch-feature-1"))
+    assert order.index(("train", "baseline-1")) < order.index(("trained", "teacher"))
+
+
+def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkeypatch, recipe):
+    few = ("--methods", "baseline,init-from-teacher,branch-feature", "--seeds", "1", "--cache-teacher", 1)
+    assert compare(monkeypatch, recipe, *few) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
+    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache", "1"]]
+    order = [(kind, name) for kind, name, *_ in events(recipe)]
+    cached = order.index(("cache", "teacher"))
+    assert order.index(("trained", "teacher")) < cached < order.index(("train", "branch-feature-1"))
+    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache")):
+        assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
+
+
+def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags", "--kd-layers 1.0")
+    assert "--cache-teacher 1: stores the last layer of each stack" in compare(monkeypatch, recipe, *few)
+    alone = compare(monkeypatch, recipe, *few, "--cache-teacher", 0, "--cache-layers", "1.0")
+    assert "--cache-layers: of what cache?" in alone
+    assert events(recipe) == []
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
+    cache = "exp/teacher-cache-1.0"
+    assert "--layers 1.0 " in (recipe / cache / "complete").read_text()
+    assert flags_of(recipe, "branch-feature-1")["--teacher-cache"] == cache
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
+    assert len(events(recipe, "cache")) == 1
+    error = compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1")
+    assert "branch-feature-1/train-flags.txt: this training was begun with other flags" in error
+
+
+def test_the_students_cuts_are_stored_whatever_the_teacher_was_trained_on(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags")
+    flags = "--train-parts mine,more --manifest-dir data/mine --warm-step 3 --teacher-epoch 2"
+    assert compare(monkeypatch, recipe, *few, flags) == ""
+    command = (recipe / "exp" / "teacher-cache" / "complete").read_text()
+    assert "--train-parts mine,more" in command and "--manifest-dir data/mine" in command
+    assert "--warm-step" not in command
+    assert "--train-cuts '' --pseudo-cuts ''" in command and "--max-utterance-seconds 20.0" in command
+    assert "--teacher-epoch 2" in command and flags_of(recipe, "branch-feature-1")["--teacher-epoch"] == "2"
+
+
+def test_flags_that_make_chunks_are_not_of_the_teacher(monkeypatch, recipe):
+    chunks = ("--decode-flags", "--chunk-size 16 --left-context-frames 64 --beam-size 2")
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", *chunks) == ""
+    page = (recipe / "exp" / "comparison.md").read_text()
+    assert "--avg 1 --beam-size 2 --system teacher" in page
+    assert "--avg 1 --chunk-size 16 --left-context-frames 64 --beam-size 2 --system branch-feature" in page
+
+
+def test_flags_for_training_are_added_to_those_of_the_embedded_corpus(monkeypatch, recipe):
+    more = ("--train-flags", "--warm-step 7 --use-bf16 1")
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1", *more) == ""
+    flags = flags_of(recipe, "baseline-1")
+    assert (flags["--warm-step"], flags["--use-bf16"], flags["--preset"]) == ("7", "1", "tiny")
+
+
+def test_without_a_method_that_distils_there_is_no_teacher(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "baseline,baseline", "--seeds", "1,1") == ""
+    assert [name for _, name, *_ in events(recipe, "train")] == ["baseline-1"]
+    assert list(rows_of(recipe)["baseline"]) == ["method", "seeds", "clean WER %", "clean vs baseline %"] + [
+        "other WER %", "other vs baseline %", "compute (h)"
+    ]  # fmt: skip
+
+
+def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
+    teacher = recipe / "exp" / "teacher"
+    before = {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"}
+    other = ("--exp-root", recipe / "exp2", "--teacher-exp-dir", teacher, "--train-flags", "--base-lr 0.1")
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", *other) == ""
+    assert {path: path.read_bytes() for path in teacher.iterdir() if path.suffix != ".txt"} == before
+    rows = json.loads((recipe / "exp2" / "comparison.json").read_text())
+    assert [row["method"] for row in rows] == ["teacher", "branch-feature"]
+    assert [name for _, name, *_ in events(recipe, "train")] == ["teacher", "branch-feature-1", "branch-feature-1"]
+
+
+def test_our_own_teacher_of_other_flags_is_refused(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--seeds", "1")
+    assert compare(monkeypatch, recipe, *few) == ""
+    before = events(recipe)
+    error = compare(monkeypatch, recipe, *few, "--teacher-num-epochs", 4)
+    assert "teacher/train-flags.txt: this training was begun with other flags; use another --exp-root" in error
+    assert events(recipe) == before
+
+
+def test_a_second_run_does_what_is_missing_alone(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1") == ""
+    before, text = events(recipe), (recipe / "exp" / "comparison.md").read_text()
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1") == ""
+    assert events(recipe) == before and (recipe / "exp" / "comparison.md").read_text() == text
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2") == ""
+    assert {line[1] for line in events(recipe)[len(before) :]} == {f"{method}-2" for method in FEW.split(",")}
+
+
+def test_where_the_teacher_fails_the_baseline_is_still_reported(monkeypatch, recipe, capsys):
+    script = (recipe / "train.py").read_text()
+    (recipe / "train.py").write_text(script.replace('"--base-lr") == "666"', '"--causal") == "0"'))
+    error = compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1")
+    assert error.startswith("error: failed: teacher, token-full-1") and "baseline" not in error
+    assert "needs exp/teacher, which failed" in capsys.readouterr().err
+    assert list(rows_of(recipe)) == ["baseline"]
+
+
+def test_a_method_that_is_none_is_named(monkeypatch, recipe, capsys):
+    assert compare(monkeypatch, recipe, "--methods", "baseline,bets") == "2"
+    assert "no method bets; there are baseline," in capsys.readouterr().err
+
+
+def test_reductions_pool_the_seeds_and_are_against_baseline_and_best_token_form(monkeypatch, recipe):
+    """The stub's full form errs more than its collapsed one, which is therefore what to beat."""
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2") == ""
+    rows = rows_of(recipe)
+    for test_set in ("clean", "other"):
+        errors = {method: errors_of(recipe, method, test_set, "12") for method in FEW.split(",")}
+        assert errors["token-collapsed"].sum() < errors["token-full"].sum()
+        system = errors["branch-feature"]
+        for rival in ("baseline", "token-collapsed"):
+            point, low, high = map(float, re.findall(r"-?[\d.]+", rows["branch-feature"][f"{test_set} vs {rival} %"]))
+            assert point == pytest.approx(100 * (1 - system.sum() / errors[rival].sum()), abs=0.051)
+            rng = random.Random(0)
+            draws = [rng.choices(range(30), k=30) for _ in range(4000)]
+            slow = [100 * (1 - system[drawn].sum() / errors[rival][drawn].sum()) for drawn in draws]
+            assert [low, high] == pytest.approx(np.percentile(slow, [2.5, 97.5]).tolist(), abs=0.08 * (high - low))
+        assert rows["baseline"][f"{test_set} vs baseline %"] is None
+        assert rows["token-collapsed"][f"{test_set} vs token-collapsed %"] is None
+        assert f"{test_set} vs token-full %" not in rows["baseline"]
+
+
+def test_rows_have_mean_deviation_and_hours_over_the_seeds(monkeypatch, recipe):
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1,2,3") == ""
+    row = rows_of(recipe)["baseline"]
+    wers = [r.wer for seed in "123" for r in load_records(recipe / "exp" / f"baseline-{seed}" / "results.json")][::2]
+    assert row["clean WER %"] == f"{np.mean(wers):.2f} ± {np.std(wers, ddof=1):.2f}"
+    assert (row["seeds"], row["compute (h)"]) == (3, 2.5)
+
+
+def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, recipe):
+    name = recipe / "published" / "methods"
+    assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2", "--publish", name) == ""
+    assert len(load_records(name.with_name("methods.json"))) == 2 * (1 + 4 * 2)
+    assert render(name.with_name("methods-comparison.json")).startswith("| method | seeds | clean WER % |")
+    page = (recipe / "exp" / "comparison.md").read_text()
+    assert page.count("python train.py --exp-dir exp/") == 9 and page.count("python decode.py --exp-dir exp/") == 9
+
+
+def test_seeds_of_another_machine_count_too(monkeypatch, recipe):
+    """What two roots with two seeds each say together is what one with all four says."""
+    few = ("--methods", FEW)
+    here, there, all_of_them = (recipe / name for name in ("here", "there", "all"))
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,3", "--exp-root", there, "--publish", there / "seeds") == ""
+    added = ("--add-results", there / "seeds.json", "--publish", here / "seeds")
+    assert compare(monkeypatch, recipe, *few, "--seeds", "2,4", "--exp-root", here, *added) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2,3,4", "--exp-root", all_of_them) == ""
+    together, at_once = (json.loads((root / "comparison.json").read_text()) for root in (here, all_of_them))
+    assert together == at_once and together[1]["seeds"] == 4
+    assert f"are those of {there / 'seeds.json'}." in (here / "comparison.md").read_text()
+    twice = ("--seeds", "4", "--exp-root", here, "--add-results", here / "seeds.json")
+    assert compare(monkeypatch, recipe, *few, *twice) == ""
+    assert json.loads((here / "comparison.json").read_text()) == at_once  # no seed counts twice
+
+
+def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(monkeypatch, recipe):
+    few = ("--methods", "baseline", "--seeds", "1", "--add-results")
+    missing = recipe / "missing.json"
+    assert f"{missing}: not a results JSON" in compare(monkeypatch, recipe, *few, missing)
+    add_record(recipe / "other.json", make_record(system="distilled"))
+    assert "other.json: not of a comparison of methods; it has distilled" in compare(
+        monkeypatch, recipe, *few, recipe / "other.json"
+    )
+    assert not events(recipe)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({}, "baseline, seed 9, clean: its record lacks utterance_errors"),
+        ({"utterance_errors": (1, 2), "utterance_words": (5, 5)}, "scored on other utterances"),
+        ({**LIKE_THE_STUBS, "chunk_ms": 320}, "seed 9, clean: was decoded as simulated, 320, 640, greedy_search, but "),
+        ({**LIKE_THE_STUBS, "chunk_ms": 320, "seed": 1}, "baseline, seed 1, clean: was decoded as simulated, "),
+    ],
+)
+def test_seeds_of_other_utterances_or_settings_are_not_pooled(monkeypatch, recipe, changes, named):
+    few = ("--methods", "baseline", "--seeds", "1")
+    add_record(recipe / "odd.json", make_record(**{"system": "baseline", "seed": 9, "test_set": "clean", **changes}))
+    assert named in compare(monkeypatch, recipe, *few, "--add-results", recipe / "odd.json")
+
+
+def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
+    flags = ("--methods", FEW, "--seeds", "1", "--baseline", "branch-feature")
+    assert compare(monkeypatch, recipe, *flags) == ""
+    rows = rows_of(recipe)
+    assert rows["branch-feature"]["clean vs branch-feature %"] is None
+    assert rows["baseline"]["clean vs branch-feature %"] is not None and "clean vs baseline %" not in rows["baseline"]
+
+
+def test_a_comparison_without_what_to_compare_with_says_so(monkeypatch, recipe, capsys):
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
+    assert "no record of baseline, so nothing is compared with it" in capsys.readouterr().err
+    assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1") == ""
+    assert "no record of" not in capsys.readouterr().err
+
+
+def test_an_empty_comparison_is_empty():
+    assert compare_seeds([], "baseline", []) == []
+
+
+def test_a_seed_counts_once():
+    record = make_record(seed=3, **LIKE_THE_STUBS)
+    with pytest.raises(UserError, match="baseline, seed 3, test-clean: is there twice"):
+        compare_seeds([record, record], "baseline", [])
+
+
+def test_the_default_budget_is_that_of_run_sh():
+    """Every flag that run.sh gives all of its trainings as a plain number, and --kd-warmup-batches of its student."""
+    text = RUN_SH.read_text()
+    train = text[text.index("\ntrain() {") : text.index("\nif stages 5")] + re.search(r"train_flags=.*", text)[0]
+    numbers = re.findall(r"(--[a-z-]+) ([\d.]+)(?![\w.])", train)
+    settings = {name: value for name, value in numbers if name not in ("--resume", "--causal")}
+    words: list[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
+    ours = dict(zip(words[::2], words[1::2], strict=True))
+    assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
+    assert ours["--max-duration"] == re.search(r"^max_duration=(\d+)", text, re.MULTILINE)[1]
+    assert ours["--accum-grad"] == "2"  # run.sh's processes where there is no GPU

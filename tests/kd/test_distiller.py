@@ -1,0 +1,432 @@
+"""The distiller through real models: no leak, no cost at inference, a teacher that nothing changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import TOKEN_FORMS, DistillConfig, TrainConfig
+from kdstream.errors import UserError
+from kdstream.kd.distiller import FEATURE_FRAMES_PER_OUTPUT_FRAME, SCALES, Distiller
+from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
+from kdstream.kd.taps import Taps, tap_shapes
+from kdstream.kd.teacher import TransducerTeacher, load_teacher, start_from_teacher
+from kdstream.kd.token_losses import delayed, token_loss
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, pad_to_whole_chunks, padded_encoder_lens
+from kdstream.models.transducer import build_model
+from support.distillation import CHUNK, SMALL, write_tokens
+from support.models import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_config, tiny_test_model
+
+
+def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **teacher_overrides):
+    """A student, a teacher of other widths, and a distiller between them; all in eval mode."""
+    student = tiny_test_model(causal=True, encoder=student_encoder)
+    teacher = tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides})
+    torch.manual_seed(2)
+    return student, teacher, Distiller(config, student, TransducerTeacher(teacher)).eval()
+
+
+def distil(student, distiller, features, lens, tokens=None) -> dict[str, torch.Tensor]:
+    """The losses of a batch; those on the lattice too where there are tokens."""
+    taps = distiller.student_taps()
+    if tokens is None:
+        student.encode(features, lens, CHUNK, taps=taps)
+    else:
+        student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    return distiller(batch_of(features, lens), taps)
+
+
+def test_default_layers_are_the_last_of_every_stack_with_frames_of_40_ms_or_longer():
+    _, _, distiller = build()
+    assert [(pair.student, pair.teacher) for pair in distiller.pairs] == [("1.1", "1.1"), ("2.0", "2.0")]
+    _, _, deeper = build(num_encoder_layers=(1, 3, 2))
+    assert [(pair.student, pair.teacher) for pair in deeper.pairs] == [("1.1", "1.2"), ("2.0", "2.1")]
+
+
+def test_named_layers_are_paired_at_the_same_position():
+    _, _, distiller = build(replace(SMALL, kd_layers=("0.0", "1.0")))
+    assert [(pair.student, pair.teacher) for pair in distiller.pairs] == [("0.0", "0.0"), ("1.0", "1.0")]
+    assert [pair.student_shape.stride for pair in distiller.pairs] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "config, teacher, message",
+    [
+        (replace(SMALL, kd_layers=("7.0",)), {}, "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
+        (SMALL, {"downsampling_factor": (1, 3, 4)}, "1.1 has frames of 40 ms, teacher layer 1.1 of 60 ms"),
+        (replace(SMALL, kd_relation_heads=8), {"encoder_dim": (32, 60, 48)}, "heads 8: .* widths 32, 32, 24, 60 of"),
+        (replace(SMALL, kd_relation_heads=5), {}, "--kd-relation-heads 5: does not divide"),
+        (replace(SMALL, kd_branch_heads=7), {}, "--kd-branch-heads 7: does not divide"),
+        (replace(SMALL, kd_feature_scale=0, kd_relation_scale=0, kd_apc_scale=0), {}, "all 0 with a teacher"),
+    ],
+)
+def test_settings_that_cannot_work_are_clear_errors(config, teacher, message):
+    with pytest.raises(UserError, match=message):
+        build(config, **teacher)
+
+
+def test_looking_at_tap_shapes_leaves_mode_and_random_state_alone():
+    model = tiny_test_model(causal=True).train()
+    before = torch.get_rng_state()
+    shapes = tap_shapes(model)
+    assert torch.equal(torch.get_rng_state(), before) and all(module.training for module in model.modules())
+    assert list(shapes) == ["0.0", "1.0", "1.1", "2.0"]
+    assert (shapes["1.1"].features, shapes["1.1"].query, shapes["1.1"].value, shapes["1.1"].stride) == (48, 32, 24, 2)
+
+
+def test_weights_rise_linearly_to_their_scales():
+    _, _, distiller = build(replace(SMALL, kd_warmup_batches=100, kd_feature_scale=2.0, kd_apc_scale=0.0))
+    assert distiller.weights(0) == {"feature_loss": 0.0, "relation_loss": 0.0}
+    assert distiller.weights(50) == pytest.approx({"feature_loss": 1.0, "relation_loss": 0.05})
+    assert distiller.weights(1000) == pytest.approx({"feature_loss": 2.0, "relation_loss": 0.1})
+    _, _, at_once = build(replace(SMALL, kd_warmup_batches=0))
+    assert at_once.weights(0)["apc_loss"] == SMALL.kd_apc_scale
+
+
+def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_later():
+    student, _, distiller = build()
+    features, lens, _ = random_batch((100,))
+    features.requires_grad_()
+    taps = distiller.student_taps()
+    student.encode(features, lens, CHUNK, taps=taps)
+    for branch, pair in zip(distiller.branches, distiller.pairs, strict=True):
+        tap = taps[pair.student]
+        out = branch(tap)
+        frames = CHUNK.chunk // tap.stride
+        for index in range(4):
+            heard = index * CHUNK.shift + CHUNK.input_frames  # feature frames, once chunk `index` is computed
+            r, z = (
+                torch.autograd.grad(y[0, index * frames : (index + 1) * frames].sum(), features, retain_graph=True)[0]
+                for y in (out.r, out.z)
+            )
+            assert r[0, heard:].abs().max() == 0, f"layer {pair.student}, chunk {index}: APC has seen the future"
+            assert r[0, heard - 1].abs().max() > 0  # the bound is sharp
+            assert z[0, heard:].abs().max() > 0  # z does see the future, so the test can fail
+
+
+def test_a_batch_costs_the_sum_of_its_utterances_through_both_models():
+    student, _, distiller = build()
+    features, lens, _ = random_batch((170, 100))
+    together = distil(student, distiller, *pad_to_whole_chunks(features, lens, CHUNK.chunk))
+    alone = [
+        distil(student, distiller, *pad_to_whole_chunks(features[n : n + 1], lens[n : n + 1], CHUNK.chunk))
+        for n in range(2)
+    ]
+    for name, loss in together.items():
+        assert loss.item() == pytest.approx(sum(one[name].item() for one in alone), rel=1e-5), name
+
+
+def test_a_loss_with_scale_0_is_left_out_with_its_part_of_the_branch():
+    student, _, distiller = build(replace(SMALL, kd_relation_scale=0.0, kd_apc_scale=0.0))
+    features, lens, _ = random_batch()
+    assert list(distil(student, distiller, features, lens)) == ["feature_loss"]
+    assert not any("predictor" in name for name, _ in distiller.named_parameters())
+    _, _, only_apc = build(replace(SMALL, kd_feature_scale=0.0, kd_relation_scale=0.0))
+    assert list(distil(student, only_apc, features, lens)) == ["apc_loss"]
+    assert not any(".layer." in name for name, _ in only_apc.named_parameters())
+
+
+def test_a_step_changes_student_and_branches_but_not_the_teacher():
+    student, teacher, distiller = build()
+    teacher_before = copy.deepcopy(teacher.state_dict())
+    trained = [*student.encoder.parameters(), *distiller.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    student.train()
+    distiller.train()
+    features, lens, _ = random_batch()
+    sum(distil(student, distiller, features, lens).values()).backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in distiller.parameters())
+    assert student.encoder.encoders[1].encoder.layers[1].norm.bias.grad.abs().max() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+    torch.testing.assert_close(teacher.state_dict(), teacher_before, rtol=0, atol=0)
+
+
+def test_neither_the_distiller_nor_the_student_owns_the_teacher_or_each_other():
+    student, teacher, distiller = build()
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"branches"}
+    assert student.state_dict().keys() == build_model(student.config).state_dict().keys()
+    outsiders = {id(p) for p in [*teacher.parameters(), *student.parameters()]}
+    assert not outsiders & {id(p) for p in distiller.parameters()}
+
+
+NOTHING = replace(SMALL, kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0)
+METHODS = {
+    "feature_loss": SMALL,
+    "relation_loss": SMALL,
+    "apc_loss": replace(SMALL, kd_apc_shift=4),
+    "direct feature_loss": replace(SMALL, kd_branch="none"),
+    "direct relation_loss": replace(SMALL, kd_branch="none"),
+    "shared feature_loss": replace(SMALL, kd_share_branches=True),
+    "learned feature_loss": replace(SMALL, kd_layer_map="learned"),
+    "full token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_temperature=2.0),
+    "collapsed token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="collapsed"),
+    "one-best token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="one-best", kd_token_shift=1),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(method):
+    student, _, distiller = build(METHODS[method])
+    features, lens, tokens = random_batch((60, 45))
+    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.01)
+    history = []
+    for _ in range(20):
+        loss = distil(student, distiller, features, lens, tokens)[method.split()[-1]]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_losses_between_layers_are_those_that_the_flags_name(distance, shift, heads):
+    flags = dict(kd_distance=distance, kd_apc_shift=shift, kd_relation_heads=heads)
+    student, _, distiller = build(replace(SMALL, kd_layers=("1.0",), **flags))
+    features, lens, _ = random_batch((100, 80))
+    taps = distiller.student_taps()
+    student.encode(features, lens, CHUNK, taps=taps)
+    batch, ours = batch_of(features, lens), taps["1.0"]
+    frames, output_frames = ours.features.size(1), lens // FEATURE_FRAMES_PER_OUTPUT_FRAME
+    theirs = distiller.teacher.listen(batch, {"1.0"}).layers["1.0"].first(frames)
+    out = distiller.branches[0](ours)
+    weights = frame_weights(ours.lens, frames, output_frames)
+    relations = (theirs.query, theirs.key, theirs.value), (out.query, out.key, out.value)
+    expected = {
+        "feature_loss": feature_loss(theirs.features, out.z, weights, distance),
+        "relation_loss": relation_loss(*relations, weights, heads),
+        "apc_loss": apc_loss(theirs.features, out.r, ours.lens, output_frames, shift, distance),
+    }
+    torch.testing.assert_close(distiller(batch, taps), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("form", TOKEN_FORMS)
+def test_the_token_loss_is_the_one_that_the_flags_name(form, temperature, shift):
+    flags = dict(kd_token_form=form, kd_token_temperature=temperature, kd_token_shift=shift)
+    student, _, distiller = build(replace(NOTHING, kd_token_scale=1.0, **flags))
+    features, lens, tokens = random_batch((100, 80))
+    taps = distiller.student_taps()
+    student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    batch, lattice, teacher = batch_of(features, lens), taps.lattice, distiller.teacher
+    heard = teacher.listen(batch, ()).encoder_out[:, : lattice.ranges.size(1)]
+    logits = teacher.lattice_logits(delayed(heard, shift), lattice.tokens, lattice.ranges)
+    expected = token_loss(logits, lattice.logits, lattice, student.config.blank_id, form, temperature, shift)
+    torch.testing.assert_close(distiller(batch, taps), {"token_loss": expected}, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("theirs", SETTINGS)
+@pytest.mark.parametrize("ours", SETTINGS)
+def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs):
+    student = tiny_test_model(causal=True, encoder=ours, **CHEAP_FRONT_END)
+    teacher = tiny_test_model(causal=False, seed=1, encoder=theirs, **CHEAP_FRONT_END)
+    torch.manual_seed(2)
+    distiller = Distiller(replace(SMALL, kd_token_scale=1.0), student, TransducerTeacher(teacher))
+    features, lens, tokens = random_batch((60, 45))
+    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.003)
+    history = []
+    for _ in range(20):
+        losses = distil(student, distiller, features, lens, tokens)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    assert history[0].keys() == distiller.scales.keys()
+    for name, first in history[0].items():
+        assert history[-1][name] < 0.9 * first, name
+
+
+def test_all_methods_together_give_every_loss_and_every_branch_a_gradient():
+    config = replace(SMALL, kd_token_scale=1.0, kd_layer_map="learned")
+    student, _, distiller = build(config)
+    features, lens, tokens = random_batch()
+    losses = distil(student, distiller, features, lens, tokens)
+    assert losses.keys() == distiller.scales.keys() == SCALES.keys()
+    sum(losses.values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in distiller.parameters())
+
+
+def test_branches_of_equal_width_share_their_layer_and_predictor_where_asked():
+    student, _, apart = build(replace(SMALL, kd_layers=("1.0", "1.1", "2.0")))
+    _, _, shared = build(replace(SMALL, kd_layers=("1.0", "1.1", "2.0"), kd_share_branches=True))
+    assert shared.branches[0].layer is shared.branches[1].layer is not shared.branches[2].layer
+    assert shared.branches[0].predictor is shared.branches[1].predictor
+    assert shared.branches[0].projection is not shared.branches[1].projection
+    sizes = [sum(p.numel() for p in distiller.parameters()) for distiller in (shared, apart)]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_a_learned_layer_map_weighs_all_layers_of_the_teacher_equally_to_begin_with():
+    _, _, distiller = build(replace(SMALL, kd_layer_map="learned"))
+    assert [pair.teacher for pair in distiller.pairs] == 2 * ["0.0", "1.0", "1.1", "2.0"]
+    torch.testing.assert_close(distiller.pair_weights(), torch.full((8,), 0.25))
+
+
+def test_a_streaming_student_that_starts_from_its_teacher_gives_the_teachers_output_in_full_context():
+    teacher, student = tiny_test_model(causal=False, seed=3), tiny_test_model(causal=True)
+    features, lens, _ = random_batch()
+    expected = teacher.encode(features, lens)[0]
+    assert (student.encode(features, lens)[0] - expected).abs().max() > 0.1
+    start_from_teacher(student, teacher)
+    torch.testing.assert_close(student.encode(features, lens)[0], expected, rtol=0, atol=2e-5)
+    assert (student.encode(features, lens, CHUNK)[0] - expected).abs().max() > 0.01  # it streams all the same
+
+
+def test_a_streaming_conformer_that_starts_from_its_teacher_gives_its_output_where_no_convolution_saw_the_future():
+    teacher, student = (tiny_test_model(causal, seed=3, encoder="conformer") for causal in (False, True))
+    features, lens, _ = random_batch()
+    with torch.no_grad():
+        for layer in teacher.encoder.layers:
+            layer.conv_module.depthwise_conv.weight[:, :, 8:] = 0.0
+    expected = teacher.encode(features, lens)[0]
+    assert (student.encode(features, lens)[0] - expected).abs().max() > 0.1
+    start_from_teacher(student, teacher)
+    torch.testing.assert_close(student.encode(features, lens)[0], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("teacher", [dict(encoder_dim=(32, 64, 48)), dict(encoder="conformer")], ids=str)
+def test_a_student_of_another_shape_cannot_start_from_its_teacher(teacher):
+    with pytest.raises(UserError, match="--init-from-teacher 1: teacher and student differ in shape"):
+        start_from_teacher(tiny_test_model(causal=True), tiny_test_model(causal=False, **teacher))
+
+
+def test_a_full_context_student_cannot_start_from_a_streaming_teacher():
+    teacher, student = (tiny_test_model(causal, encoder="conformer") for causal in (True, False))
+    with pytest.raises(UserError, match="a --causal 0 student cannot begin with a streaming teacher's weights"):
+        start_from_teacher(student, teacher)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("encoder", ["zipformer", "conformer"])
+def test_a_teacher_hears_each_utterance_as_if_alone(encoder, causal):
+    teacher = TransducerTeacher(tiny_test_model(causal, encoder=encoder))
+    features, lens, _ = random_batch()
+    names = list(teacher.shapes)
+    both = teacher.listen(batch_of(features, lens), iter(names))
+    assert list(both.layers) == names
+    for n, end in enumerate(lens.tolist()):
+        alone = teacher.listen(batch_of(features[n : n + 1, :end], lens[n : n + 1]), names)
+        frames = int(padded_encoder_lens(lens[n : n + 1], teacher.model.max_downsampling)) // OUTPUT_DOWNSAMPLING
+        torch.testing.assert_close(both.encoder_out[n, :frames], alone.encoder_out[0, :frames], rtol=0, atol=2e-5)
+        for name, tap in alone.layers.items():
+            valid = int(tap.lens)
+            assert int(both.layers[name].lens[n]) == valid and both.layers[name].stride == tap.stride
+            for field in ("features", "query", "key", "value"):
+                ours, theirs = (getattr(t, field) for t in (both.layers[name], tap))
+                torch.testing.assert_close(ours[n, :valid], theirs[0, :valid], rtol=0, atol=2e-5)
+
+
+def exported(student, path):
+    """The student as a user of its checkpoint gets it: a fresh model with the saved parameters."""
+    torch.save({"model": student.state_dict()}, path)
+    model = build_model(student.config).eval()
+    model.load_state_dict(torch.load(path, weights_only=True)["model"], strict=True)
+    return model
+
+
+def inference_flops(model) -> int:
+    """Of one chunk through encoder, predictor and joiner."""
+    counter = pytest.importorskip("torch.utils.flop_counter", reason="this torch counts no flops")
+    with torch.no_grad(), counter.FlopCounterMode(display=False) as flops:
+        features = torch.zeros(1, CHUNK.input_frames, 80)
+        state = model.init_state(1, CHUNK, torch.device("cpu"))
+        encoder_out, _, _ = model.encode(features, torch.tensor([CHUNK.input_frames]), CHUNK, state)
+        decoder_out = model.decoder(torch.zeros(1, model.config.context_size, dtype=torch.int64), need_pad=False)
+        model.joiner(encoder_out, decoder_out)
+    return flops.get_total_flops()
+
+
+@pytest.mark.parametrize("encoder", SETTINGS)
+def test_a_distilled_student_costs_at_inference_exactly_what_the_baseline_costs(tmp_path, encoder):
+    student, _, distiller = build(student_encoder=encoder)
+    features, lens, _ = random_batch()
+    optimizer = torch.optim.SGD([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
+    sum(distil(student, distiller, features, lens).values()).backward()
+    optimizer.step()
+    distilled, baseline = exported(student, tmp_path / "distilled.pt"), build_model(student.config).eval()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (distilled, baseline)]
+    assert sizes[0] == sizes[1] and sum(p.numel() for p in distiller.parameters()) > 0
+    flops = [inference_flops(model) for model in (distilled, baseline)]
+    assert flops[0] == flops[1] > 0
+
+
+WHOSE = "--teacher-exp-dir exp/teacher"
+
+
+def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"), **teacher_model):
+    """Configs of a teacher and a student with the given tokens."""
+    teacher = ExperimentConfig(
+        model=tiny_test_config(False, len(theirs), **teacher_model), data=write_tokens(tmp_path / "theirs", theirs)
+    )
+    student = ExperimentConfig(
+        model=tiny_test_config(True, len(ours)),
+        data=write_tokens(tmp_path / "ours", ours),
+        distill=DistillConfig(teacher_exp_dir="exp/teacher", kd_token_scale=1.0),
+    )
+    return teacher, student
+
+
+def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    saved = tiny_test_model(causal=False, vocab_size=4)
+    loaded = load_teacher(WHOSE, teacher, saved.state_dict(), student, torch.device("cpu"))
+    features, lens, _ = random_batch()
+    torch.testing.assert_close(loaded.encode(features, lens), saved.encode(features, lens), rtol=0, atol=0)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (("<blk>", "<unk>", "\u2581A"), "another vocabulary .*it has 3 tokens, the student 4"),
+        (("<blk>", "<unk>", "\u2581B", "\u2581A"), "another vocabulary .*2 is '\u2581B', the student's '\u2581A'"),
+    ],
+)
+def test_a_teacher_with_another_vocabulary_is_a_clear_error(tmp_path, tokens, message):
+    teacher, student = experiments(tmp_path, tokens)
+    with pytest.raises(UserError, match=f"{WHOSE}: .*{message}"):
+        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
+
+
+def test_losses_between_layers_do_not_ask_for_the_students_tokens(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A"))
+    student = replace(student, distill=replace(student.distill, kd_token_scale=0.0))
+    weights = tiny_test_model(causal=False, vocab_size=3).state_dict()
+    assert load_teacher(WHOSE, teacher, weights, student, torch.device("cpu")).config.vocab_size == 3
+
+
+def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    forty_bins = replace(teacher, model=replace(teacher.model, feature_dim=40))
+    with pytest.raises(UserError, match="reads 40 mel bins, the student 80"):
+        load_teacher(WHOSE, forty_bins, {}, student, torch.device("cpu"))
+    with pytest.raises(UserError, match="does not fit what is known of its model"):
+        load_teacher(WHOSE, teacher, {"encoder.nothing": torch.zeros(1)}, student, torch.device("cpu"))
+
+
+def test_missing_tokens_are_a_clear_error(tmp_path):
+    teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
+    (tmp_path / "theirs" / "tokens.txt").unlink()
+    with pytest.raises(UserError, match="theirs/tokens.txt: no such file; it belongs beside --bpe-model"):
+        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
+
+
+def test_taps_record_only_what_is_wanted():
+    model = tiny_test_model(causal=True)
+    features, lens, _ = random_batch()
+    taps = Taps(["1.0"])
+    model.encode(features, lens, CHUNK, taps=taps)
+    tap = taps["1.0"]
+    assert taps.names() == ["1.0"] and "1.1" not in taps and taps.wants("1.0") and not taps.wants("1.1")
+    encoder_lens = (lens - 7) // 2
+    assert tap.stride == 2 and tap.lens.tolist() == ((encoder_lens + 1) // 2).tolist()
+    assert tap.features.shape == (2, int(tap.lens.max()), 48) and tap.query.shape == tap.key.shape == (2, 28, 32)

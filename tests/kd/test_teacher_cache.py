@@ -1,0 +1,241 @@
+"""A cached teacher says what the live one says, and notices when it no longer would."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream.config.sections import DistillConfig
+from kdstream.data.cuts import REPEATED
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.teacher import Teacher, TransducerTeacher
+from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerprint, read_index
+from kdstream.kd.teachers import find_teacher
+from kdstream.training import loop
+from support.distillation import CHUNK, SMALL
+from support.models import batch_of, random_batch, tiny_test_model
+from support.paths import ROOT
+from support.training import experiment, make_corpus
+
+LAYERS = ["1.1", "2.0"]
+FEATURES = {"num_filters": 80}
+CONFIG = replace(SMALL, kd_token_scale=1.0)
+
+
+def teacher_model(seed: int = 1):
+    return tiny_test_model(causal=False, seed=seed)
+
+
+def write(directory: Path, storage: str = "float16", lens=(120, 90), ids=("a/1", "b")) -> CachedTeacher:
+    features, feature_lens, _ = random_batch(lens)
+    model = teacher_model()
+    identity = fingerprint(model, FEATURES)
+    CacheWriter(directory, TransducerTeacher(model), LAYERS, storage, identity).add(
+        batch_of(features, feature_lens, ids)
+    )
+    return CachedTeacher(model, directory, identity)
+
+
+def losses(teacher: Teacher, cut_ids) -> dict:
+    student = tiny_test_model(causal=True)
+    torch.manual_seed(2)
+    distiller = Distiller(CONFIG, student, teacher).eval()
+    features, lens, tokens = random_batch()
+    taps = distiller.student_taps()
+    student(features, lens, tokens, CHUNK, experiment(Path(), None).train, taps=taps)
+    return distiller(batch_of(features, lens, cut_ids), taps)
+
+
+@pytest.mark.parametrize("storage, tolerance", [("float16", 1e-3), ("lilcom", 2e-2)])
+def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, storage, tolerance):
+    live = losses(TransducerTeacher(teacher_model()), ["a/1", "b"])
+    cached = losses(write(tmp_path, storage), ["a/1", "b"])
+    assert len(live) == 4
+    for name, loss in live.items():
+        assert cached[name].item() == pytest.approx(loss.item(), rel=tolerance), name
+
+
+def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_path):
+    teacher = write(tmp_path)
+    features, lens, _ = random_batch()
+    teacher.check_cuts(["b", f"b{REPEATED}3"])
+    alone = teacher.listen(batch_of(features[1:, :90], lens[1:], [f"b{REPEATED}3"]), LAYERS)
+    together = teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
+    frames = alone.layers["2.0"].features.size(1)
+    torch.testing.assert_close(alone.layers["2.0"].features[0], together.layers["2.0"].features[1, :frames])
+    assert torch.equal(alone.layers["2.0"].lens, together.layers["2.0"].lens[1:])
+
+
+def test_a_cache_of_8_bits_is_smaller(tmp_path):
+    sizes = []
+    for storage in ("float16", "lilcom"):
+        write(tmp_path / storage, storage)
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / storage / "arrays").rglob("*.*")))
+    assert 0.3 * sizes[0] < sizes[1] < 0.7 * sizes[0]
+
+
+def test_what_float16_cannot_hold_is_stored_as_its_largest_number(tmp_path, monkeypatch):
+    hear = TransducerTeacher.hear
+    louder = lambda *args: hear(*args)._replace(encoder_out=1e6 * hear(*args).encoder_out)  # noqa: E731
+    monkeypatch.setattr(TransducerTeacher, "hear", louder)
+    features, lens, _ = random_batch()
+    stored = write(tmp_path).listen(batch_of(features, lens, ["a/1", "b"]), LAYERS).encoder_out
+    assert stored.abs().max().item() == 65504.0
+
+
+def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
+    write(tmp_path)
+    index = tmp_path / INDEX
+    whole = index.read_text()
+    index.write_text(whole[: len(whole) - 20])  # killed while the second cut was written down
+    assert read_index(write(tmp_path).directory).keys() == {"a/1", "b"}
+    losses(write(tmp_path), ["a/1", "b"])
+
+
+def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
+    teacher = write(tmp_path)
+    features, lens, _ = random_batch()
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(c\); run local/cache_teacher.py on all of"):
+        teacher.listen(batch_of(features, lens, ["a/1", "c"]), LAYERS)
+    with pytest.raises(UserError, match="cut b has 22 frames there and 18 here; its features have changed"):
+        teacher.listen(batch_of(features, torch.tensor([120, 80]), ["a/1", "b"]), LAYERS)
+    with pytest.raises(UserError, match="lacks layers 0.0; write it with --layers 0.0,1.1,2.0"):
+        teacher.listen(batch_of(features, lens, ["a/1", "b"]), ["0.0"])
+    with pytest.raises(UserError, match="is of another teacher or of other features"):
+        CachedTeacher(teacher_model(), tmp_path, fingerprint(teacher_model(), {"num_filters": 40}))
+    with pytest.raises(UserError, match="is of another teacher"):
+        CachedTeacher(teacher_model(3), tmp_path, fingerprint(teacher_model(3), FEATURES))
+    with pytest.raises(UserError, match="holds the cache of another teacher, layers or format"):
+        write(tmp_path, "lilcom")
+    with pytest.raises(UserError, match="--teacher-cache .*none: .*write it with local/cache_teacher.py"):
+        CachedTeacher(teacher_model(), tmp_path / "none", "")
+    for path in (tmp_path / "arrays").rglob("*.npy"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cut a/1 cannot be read"):
+        teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
+
+
+def load_script():
+    script = ROOT / "local" / "cache_teacher.py"
+    spec = importlib.util.spec_from_file_location("cache_teacher", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
+    data = make_corpus(tmp_path, 12)
+    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
+    loop.run(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
+    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
+    load_script().main()
+    assert "layers 1.1, 2.0 of" in capsys.readouterr().out
+    assert len(read_index(tmp_path / "cache")) == 12
+
+    cached = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), kd_branch_feedforward_dim=32, kd_apc_dim=16,
+                           teacher_cache=str(tmp_path / "cache"))  # fmt: skip
+    seen = []
+    for name, distill in (("cached", cached), ("live", replace(cached, teacher_cache=""))):
+        config = experiment(tmp_path / name, data, num_epochs=1, save_every_n=1000)
+        loop.run(replace(config, distill=distill))
+        saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
+        seen.append((saved["best_train_loss"], saved["batch_idx_train"]))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
+
+
+def make_teacher(tmp_path: Path, data, monkeypatch) -> None:
+    """Trains it, and stores what it hears."""
+    loop.run(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
+    load_script().main()
+
+
+def distilled(tmp_path: Path, name: str, data):
+    directories = {"teacher_exp_dir": str(tmp_path / "teacher"), "teacher_cache": str(tmp_path / "cache")}
+    return replace(experiment(tmp_path / name, data, num_epochs=1), distill=DistillConfig(**directories))
+
+
+def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 12)
+    make_teacher(tmp_path, data, monkeypatch)
+    index = tmp_path / "cache" / INDEX
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(lines[1:]))
+    missing = json.loads(lines[0])["cut"]
+    with pytest.raises(UserError, match=rf"lacks 1 of the training cuts \({missing}\); run local/cache_teacher.py"):
+        loop.run(distilled(tmp_path, "student", data))
+    assert not (tmp_path / "student" / "config.json").exists()
+    load_script().main()  # goes on
+    loop.run(distilled(tmp_path, "student", data))
+
+
+def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 12)
+    make_teacher(tmp_path, data, monkeypatch)
+    index = tmp_path / "cache" / INDEX
+    entries = [json.loads(line) for line in index.read_text().splitlines()]
+    for entry in entries:
+        entry["mean"] += 0.1
+    index.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its features"):
+        loop.run(distilled(tmp_path, "student", data))
+    with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
+        load_script().main()
+    masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)  # no telling then
+    loop.run(distilled(tmp_path, "masked", masked))
+
+
+def test_a_damaged_cache_is_a_clear_error(tmp_path):
+    write(tmp_path)
+    header = tmp_path / "cache.json"
+    text = header.read_text()
+    header.write_text(text[:50])
+    with pytest.raises(UserError, match="holds the cache of another teacher, layers or format; delete it"):
+        write(tmp_path)
+    with pytest.raises(UserError, match="--teacher-cache .*; write it with local/cache_teacher.py"):
+        CachedTeacher(teacher_model(), tmp_path, "")
+    header.write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(UserError, match="--teacher-cache .*of version 1, not 2; write it with"):
+        CachedTeacher(teacher_model(), tmp_path, "")
+
+
+def test_two_cuts_of_one_name_are_refused(tmp_path, monkeypatch):
+    data = make_corpus(tmp_path, 4)
+    twice = replace(data, train_cuts=2 * data.train_cuts)
+    with pytest.raises(UserError, match="two cuts have the name utterance-.*, by which the cache finds them"):
+        make_teacher(tmp_path, twice, monkeypatch)
+
+
+def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
+    alone = write(tmp_path / "alone", ids=("a/1", "b"))
+    both = write(tmp_path / "both", ids=("a/1", "a_1"))
+    features, lens, _ = random_batch()
+    expected = alone.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS).layers[LAYERS[0]].features
+    heard = both.listen(batch_of(features, lens, ["a/1", "a_1"]), LAYERS).layers[LAYERS[0]].features
+    torch.testing.assert_close(heard, expected, rtol=0, atol=0)
+
+
+def test_time_warping_beside_a_cache_is_refused(tmp_path):
+    data = replace(make_corpus(tmp_path, 8), enable_spec_aug=True)
+    teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1)
+    loop.run(teacher)
+    config = experiment(tmp_path / "student", data)
+    distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), teacher_cache=str(tmp_path / "cache"))
+    vocab_size = Tokenizer(data.bpe_model).vocab_size
+    config = replace(config, distill=distill, model=replace(config.model, vocab_size=vocab_size))
+    with pytest.raises(UserError, match="--teacher-cache: time warping .* --spec-aug-time-warp-factor 0"):
+        find_teacher(config, torch.device("cpu"))
+    with pytest.raises(UserError, match="--teacher-cache .*cache: .*No such file"):
+        find_teacher(replace(config, data=replace(data, spec_aug_time_warp_factor=0)), torch.device("cpu"))
+    with pytest.raises(UserError, match="--teacher-cache: needs a teacher"):
+        find_teacher(replace(config, distill=DistillConfig(teacher_cache="cache")), torch.device("cpu"))

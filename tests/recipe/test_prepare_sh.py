@@ -1,0 +1,104 @@
+"""prepare.sh on small trees of audio: what it makes, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet
+
+from kdstream.config.sections import DataConfig
+from support.data import batches_of, make_part
+from support.paths import ROOT
+
+
+def run_prepare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "egs" / "librispeech" / "prepare.sh"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tmp_path):
+    make_part(tmp_path / "mine", "train-a", 1, 8, seed=1)
+    make_part(tmp_path / "mine", "train-b", 2, 8, seed=2)
+    make_part(tmp_path / "mine", "dev-a", 3, 3, seed=3)
+    arguments = ["--corpus-dir", "mine", "--train-parts", "train-a,train-b", "--dev-parts", "dev-a"]
+    arguments += ["--test-parts", "dev-a", "--vocab-size", "30", "--data-dir", "my data", "--perturb-speed", "true"]
+    result = run_prepare(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    data = tmp_path / "my data"
+    tokens = (data / "lang_bpe_30" / "tokens.txt").read_text().splitlines()
+    assert tokens[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
+    assert [line.split()[1] for line in tokens] == [str(i) for i in range(30)]
+    assert any(line.startswith("\u2581") for line in tokens)
+    cuts = list(CutSet.from_file(data / "fbank" / "librispeech_cuts_train-a.jsonl.gz"))
+    copies = ("", "_sp0.9", "_sp1.1")
+    assert sorted(cut.id for cut in cuts) == sorted(f"1-1-{i:04d}{copy}" for i in range(8) for copy in copies)
+    assert len(list(CutSet.from_file(data / "fbank" / "librispeech_cuts_dev-a.jsonl.gz"))) == 3
+    config = DataConfig(
+        manifest_dir=str(data / "fbank"),
+        train_parts=("train-a", "train-b"),
+        dev_parts=("dev-a",),
+        test_parts=("dev-a",),
+        bpe_model=str(data / "lang_bpe_30" / "bpe.model"),
+        max_duration=10.0,
+        num_workers=0,
+    )
+    seen = [i for b in batches_of(config) for i in b.cut_ids]
+    assert len(seen) == len(set(seen)) == 48
+
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    again = run_prepare(*arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()} == before
+
+    lost = data / "fbank" / "librispeech_cuts_train-a.jsonl.gz"
+    lost.unlink()
+    assert run_prepare(*arguments, cwd=tmp_path).returncode == 0 and lost.is_file()
+    after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    anew = [str(path.relative_to(data)) for path in after if after[path] != before.get(path)]
+    assert anew and all("train-a" in name for name in anew)
+
+    tokens_before = (data / "lang_bpe_30" / "bpe.model").read_bytes()
+    other = run_prepare(*arguments, "--train-parts", "train-a", cwd=tmp_path)
+    assert other.returncode == 1 and "lang_bpe_30: has the tokens of other text" in other.stderr
+    assert (data / "lang_bpe_30" / "bpe.model").read_bytes() == tokens_before
+    both = run_prepare(*arguments, "--test-parts", "train-a", cwd=tmp_path)
+    assert both.returncode == 1 and "part train-a: is to be trained on" in both.stderr
+
+
+def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
+    for index, part in enumerate(("train-clean-5", "dev-clean-2"), start=1):
+        make_part(tmp_path / "there", part, index, 4, seed=index)
+    kept = {path: path.read_bytes() for path in (tmp_path / "there").rglob("*.flac")}
+    flags = ("--corpus", "mini-librispeech", "--dl-dir", "there", "--data-dir", "data", "--stop-stage", "1")
+    assert run_prepare(*flags, cwd=tmp_path).returncode == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "there").rglob("*.flac")} == kept
+    assert (tmp_path / "data" / "manifests" / "librispeech_supervisions_dev-clean-2.jsonl.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--corpus", "maxi"], "--corpus maxi"),
+        (["--vocabsize", "3"], "--vocabsize"),
+        (["--stage"], "--stage"),
+        (["--corpus-dir", "nowhere", "--train-parts", "a", "--dev-parts", "b", "--test-parts", "c"], "nowhere"),
+        (["--corpus-dir", "."], "--train-parts"),
+        (["--perturb-speed", "maybe"], "--perturb-speed"),
+    ],
+)
+def test_prepare_refuses_wrong_flags_with_one_line(tmp_path, arguments, expected):
+    result = run_prepare("--data-dir", str(tmp_path / "data"), *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,125 @@
+"""run.sh with a python that only pretends: what it does again, what it does not, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+
+RECIPE = ROOT / "egs" / "librispeech"
+
+# Notes its arguments; a training leaves its last epoch and its config.json.  Where there is a file `slow`, a decoding
+# notes its process and waits.
+PYTHON = """#!/usr/bin/env bash
+[[ $1 != -c ]] || { echo 0; exit; }
+echo "$*" >>calls
+if [[ $1 == train.py ]]; then
+  while (($#)); do
+    case $1 in --exp-dir) exp_dir=$2 ;; --num-epochs) epoch=$2 ;; esac
+    shift
+  done
+  mkdir -p "$exp_dir"
+  echo '{"use_ctc": false}' >"$exp_dir/config.json"
+  touch "$exp_dir/epoch-$epoch.pt"
+elif [[ -f slow ]]; then
+  echo $$ >>slow
+  exec sleep 60
+fi
+"""
+
+
+@pytest.fixture()
+def recipe(tmp_path: Path) -> Path:
+    """A checkout, in a directory with a space, of which run.sh is real."""
+    recipe = tmp_path / "a checkout" / "egs" / "librispeech"
+    recipe.mkdir(parents=True)
+    for name in ("run.sh", "corpora.sh"):
+        shutil.copy(RECIPE / name, recipe)
+    python = recipe.parents[1] / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return recipe
+
+
+def run(recipe: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(recipe / "run.sh"), "--stage", "2", "--stop-stage", "5", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def calls(recipe: Path) -> list[str]:
+    """The commands since the last question."""
+    path = recipe / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def test_a_second_run_does_nothing_again(recipe):
+    assert run(recipe).returncode == 0
+    first = calls(recipe)
+    assert [line.split()[2] for line in first[:3]] == ["exp/teacher", "exp/baseline", "exp/distilled"]
+    assert sum(line.startswith(("decode.py", "streaming_decode.py")) for line in first) == 1 + 2 * 4
+    assert run(recipe).returncode == 0
+    assert calls(recipe) == []
+
+
+@pytest.mark.parametrize("flags", [("--distill-flags", "--init-from-teacher 1"), ("--preset", "small")])
+def test_a_training_with_other_flags_is_refused(recipe, flags):
+    run(recipe)
+    calls(recipe)
+    refused = run(recipe, *flags)
+    assert refused.returncode == 1 and calls(recipe) == []
+    assert "train-flags.txt: this training was begun with other flags; use another --exp-root" in refused.stderr
+
+
+def test_more_epochs_are_trained_and_decoded(recipe):
+    run(recipe)
+    calls(recipe)
+    assert run(recipe, "--num-epochs", "9").returncode == 0
+    again = calls(recipe)
+    assert len(again) == 3 + 9 and all("--num-epochs 9" in line for line in again[:3])
+
+
+def test_what_has_been_trained_anew_is_decoded_anew(recipe):
+    run(recipe)
+    calls(recipe)
+    (recipe / "exp" / "distilled" / "epoch-8.pt").unlink()
+    assert run(recipe).returncode == 0
+    again = calls(recipe)
+    assert len(again) == 1 + 4 and all("--exp-dir exp/distilled" in line for line in again)
+
+
+def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
+    refused = run(recipe, "--num-epochs", "2")
+    assert refused.returncode == 1 and "--avg 3: is more than --num-epochs 2" in refused.stderr
+    assert calls(recipe) == []
+
+
+def test_a_run_that_is_told_to_end_takes_its_decodings_along(recipe):
+    run(recipe)
+    for system in ("baseline", "distilled"):
+        for mark in (recipe / "exp" / system).glob(".decoded*"):
+            mark.unlink()
+    (recipe / "slow").touch()
+    command = ["bash", str(recipe / "run.sh"), "--stage", "5", "--stop-stage", "5"]
+    runner = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    pids: list[int] = []
+    end = time.monotonic() + 30
+    while len(pids) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+        pids = [int(line) for line in (recipe / "slow").read_text().split()]
+    assert len(pids) == 2
+    os.killpg(runner.pid, signal.SIGINT)  # what Ctrl-C does
+    runner.wait(timeout=30)
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

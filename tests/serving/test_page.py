@@ -1,0 +1,196 @@
+"""The live page in a real browser without a screen, whose microphone is a wav file."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from kdstream.serving.engine import load_recognizer
+from support.serving import Served, noise, running_script, serve_tiny_preset
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = "no headless browser: apt-get install chromium chromium-driver (and selenium stands in requirements.txt)"
+MICROPHONE_RATE = 16000
+PATIENCE = 90  # seconds until a test gives up on the page
+# Keeps what the page sends: what the browser's microphone makes of a file, no file says.
+RECORD = """
+window.sent = [];
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (data) { sent.push(data.slice()); send.call(this, data); };
+"""
+RECORDED = """
+const done = arguments[0];
+const blob = new Blob(sent.filter((data) => typeof data !== "string"));
+const reader = new FileReader();
+reader.onload = () => done([sent.filter((data) => typeof data === "string"), reader.result.split(",")[1] || ""]);
+reader.readAsDataURL(blob);
+"""
+DROP = """
+const transfer = new DataTransfer();
+for (const [name, data] of arguments[0]) {
+  transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+}
+document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+"""
+
+pytestmark = pytest.mark.skipif(
+    None in (BROWSER, DRIVER, importlib.util.find_spec("selenium")),
+    reason=MISSING + os.environ.get("KDSTREAM_NO_BROWSER", ""),
+)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Served:
+    return serve_tiny_preset(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    """What the microphone hears."""
+    path = tmp_path_factory.mktemp("spoken") / "spoken.wav"
+    soundfile.write(path, 0.8 * noise(20.0, seed=3), MICROPHONE_RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(served, spoken) -> Iterator[Any]:
+    """A browser on the page, driven by selenium."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (
+        "--headless=new",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={spoken}%noloop",
+    ):
+        options.add_argument(flag)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # it does not work for root
+    with running_script(served.files.encoder) as url:
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        try:
+            browser.set_script_timeout(PATIENCE)
+            browser.url = url
+            yield browser
+        finally:
+            browser.quit()
+
+
+def reload(page: Any) -> None:
+    page.get(page.url)
+    page.execute_script(RECORD)
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the page did not come so far"
+        time.sleep(0.05)
+    return condition()
+
+
+def text(page: Any, selector: str) -> str:
+    """Of the first such element, "" where there is none."""
+    return page.execute_script("return (document.querySelector(arguments[0]) || {}).textContent || ''", selector)
+
+
+def heard(page: Any) -> list[str]:
+    """The finished texts on the page, without their names."""
+    return page.execute_script("return [...document.querySelectorAll('#heard p')].map((p) => p.lastChild.textContent)")
+
+
+def recorded(page: Any) -> tuple[int, np.ndarray]:
+    """The rate and the samples of the one utterance that the page has sent."""
+    (start, end), data = page.execute_async_script(RECORDED)
+    assert json.loads(end) == {"type": "end"}
+    return json.loads(start)["sample_rate"], np.frombuffer(base64.b64decode(data), "<f4")
+
+
+def no_errors(page: Any) -> bool:
+    """Nor any breach of the content security policy."""
+    return not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def likeness(samples: np.ndarray, of: np.ndarray) -> float:
+    """The largest correlation of a stretch in the middle of `samples` with any of `of`, both at one rate."""
+    middle = samples[len(samples) // 2 :][:4000]
+    products = np.correlate(of, middle, "valid")
+    energies = np.convolve(of**2, np.ones(len(middle)), "valid")
+    return float(np.max(products / np.sqrt(energies * np.sum(middle**2) + 1e-9)))
+
+
+def test_words_of_the_microphone_appear_while_it_runs_and_the_keyboard_is_enough(page, served, spoken):
+    from selenium.webdriver.common.keys import Keys
+
+    reload(page)
+    page.switch_to.active_element.send_keys(Keys.TAB)
+    assert page.switch_to.active_element.get_attribute("id") == "microphone"
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    first = wait(lambda: text(page, "#partial"))
+    wait(lambda: len(text(page, "#partial")) > len(first) + 10)
+    assert text(page, "#status") == "Listening." and heard(page) == []
+    assert page.switch_to.active_element.get_attribute("id") == "microphone"
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    (final,) = wait(lambda: heard(page))
+    assert text(page, "#partial") == "" and text(page, "#microphone") == "Start microphone"
+
+    rate, samples = recorded(page)
+    recognizer = load_recognizer(served.files, num_threads=1)
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, samples)
+    stream.accept_waveform(rate, np.zeros((served.files.tail + 1) * rate // 100, np.float32))
+    stream.input_finished()
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+    assert final == recognizer.get_result(stream).strip() and len(final) > len(first)
+
+    original, _ = soundfile.read(spoken, dtype="float32")
+    places = np.arange(0, len(samples), rate / MICROPHONE_RATE)
+    at_16k = np.interp(places, np.arange(len(samples)), samples)
+    # noise up to 8 kHz, interpolated without a filter: not all of it comes through
+    assert likeness(at_16k, original) > 0.5 > likeness(noise(20.0, seed=4)[: len(at_16k)], original)
+    assert no_errors(page)
+
+
+def test_a_file_gives_the_words_of_chunk_wise_decoding(page, served, tmp_path):
+    samples = noise(4.0, seed=6)
+    soundfile.write(tmp_path / "said.wav", samples, 16000, subtype="FLOAT")
+    reload(page)
+    page.find_element("id", "files").send_keys(str(tmp_path / "said.wav"))
+    (final,) = wait(lambda: heard(page))
+    assert final == served.offline({"said": samples})["said"]
+    assert text(page, "#heard small") == "said.wav"
+    rate, sent = recorded(page)
+    assert rate == 16000 and np.array_equal(sent, samples)
+    assert no_errors(page)
+
+
+def test_dropped_files_are_heard_in_turn_and_the_broken_named(page, served, tmp_path):
+    audio = {name: noise(seconds, seed=8) for name, seconds in (("a.flac", 1.5), ("c.wav", 2.0))}
+    for name, samples in audio.items():
+        soundfile.write(tmp_path / name, samples, 16000)
+    (tmp_path / "b.mp3").write_bytes(b"no sound" * 100)
+    names = ("a.flac", "b.mp3", "c.wav")
+    reload(page)
+    page.execute_script(DROP, [[name, base64.b64encode((tmp_path / name).read_bytes()).decode()] for name in names])
+    wait(lambda: "no sound that this browser can read" in text(page, "#status"))
+    assert text(page, "#status").startswith("b.mp3: ") and len(heard(page)) == 2
+    exact = {name: soundfile.read(tmp_path / name, dtype="float32")[0] for name in audio}
+    assert heard(page) == list(served.offline(exact).values())
+    assert no_errors(page)

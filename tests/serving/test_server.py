@@ -1,0 +1,471 @@
+"""The live page's server: finals are those of chunk-wise decoding, and no client can spoil another's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import sherpa_onnx
+from aiohttp import WSCloseCode
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig
+from kdstream.serving import engine as engine_module
+from kdstream.serving.engine import Engine, find_model, load_recognizer
+from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, within
+from support.decoding import run_script
+from support.serving import END, ROOT, START, RawClient, Served, noise, running_script, serve_tiny_preset, speak
+
+SECONDS = 2.5
+CLIENTS, CLIENT_SECONDS = 64, 30.0
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Served:
+    return serve_tiny_preset(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def recognizer(served) -> sherpa_onnx.OnlineRecognizer:
+    return load_recognizer(served.files, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def said(served) -> dict[int, tuple[np.ndarray, str]]:
+    """Audio and what chunk-wise decoding hears in it."""
+    audio = {str(seed): noise(SECONDS, seed) for seed in range(3)}
+    return {int(seed): (audio[seed], text) for seed, text in served.offline(audio).items()}
+
+
+class Running:
+    """A server in this process; counts whom it hears."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self.server, self.url = server, url
+
+    async def empty(self) -> None:
+        """Waits until it has let every client go."""
+        deadline = time.monotonic() + 60
+        while self.server.clients:
+            assert time.monotonic() < deadline, "a client is still held"
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def serving(served, recognizer) -> Callable:
+    @asynccontextmanager
+    async def start(recognizer=recognizer, **limits: Any) -> AsyncIterator[Running]:
+        server = Server(Engine(recognizer, served.files.tail), Limits(**limits), LOOPBACK_NAMES)
+        async with TestServer(server.app()) as running:
+            yield Running(server, str(running.make_url("/")))
+
+    return start
+
+
+@pytest.fixture
+def undisturbed(serving, said) -> Callable:
+    """Runs a nuisance while clients who behave speak, and asserts that these notice nothing."""
+
+    def check(nuisance: Callable[[Running], Awaitable[Any]], **limits: Any) -> Any:
+        async def run() -> Any:
+            async with serving(**limits) as running:
+                witnesses = [asyncio.create_task(speak(running.url, audio)) for audio, _ in said.values()]
+                await asyncio.sleep(0.5)
+                result = await nuisance(running)
+                for witness, (_, text) in zip(witnesses, said.values(), strict=True):
+                    heard = await witness
+                    assert (heard.final, heard.error, heard.close_code) == (text, None, WSCloseCode.OK)
+                after, text = said[0]
+                assert (await speak(running.url, after, speed=None)).final == text
+                await running.empty()
+                return result
+
+        return asyncio.run(run())
+
+    return check
+
+
+def test_64_clients_at_real_time_speed_get_what_chunk_wise_decoding_hears(served):
+    audio = {str(seed): noise(CLIENT_SECONDS, 10 + seed) for seed in range(8)}
+    expected = served.offline(audio)
+    assert len(set(expected.values())) == 8 and all(len(text) > 50 for text in expected.values())
+
+    async def everybody(url: str):
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await asyncio.gather(
+                *(speak(url, audio[str(n % 8)], delay=0.01 * n, session=session) for n in range(CLIENTS))
+            )
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with running_script(served.files.encoder) as url:
+        begin = time.monotonic()
+        heard = asyncio.run(everybody(url))
+        wall = time.monotonic() - begin
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    lags = np.percentile([one.lag for one in heard], [50, 90, 100])
+    print(f"{CLIENTS} clients in {wall:.1f} s, server {seconds:.1f} s of CPU; from the last sample to the final text: "
+          f"50/90/100 % {' / '.join(f'{lag:.2f}' for lag in lags)} s")  # fmt: skip
+    assert [one.final for one in heard] == [expected[str(n % 8)] for n in range(CLIENTS)]
+    assert all(one.error is None and one.close_code == WSCloseCode.OK for one in heard)
+    assert all(len(set(one.partials)) > 10 for one in heard)
+
+
+def test_a_client_that_vanishes_disturbs_nobody(undisturbed, said):
+    def vanish(url: str) -> None:
+        for size in (0, 4000, len(said[0][0])):
+            client = RawClient(url)
+            client.frame(1, json.dumps(START).encode())
+            client.frame(2, said[0][0][:size].tobytes())
+            client.reset()
+
+    async def nuisance(running: Running) -> None:
+        await asyncio.to_thread(vanish, running.url)
+
+    undisturbed(nuisance)
+
+
+def test_a_client_that_falls_silent_is_let_go_and_told(undisturbed):
+    async def nuisance(running: Running) -> aiohttp.WSMessage:
+        async with aiohttp.ClientSession() as session, session.ws_connect(running.url + "stream") as ws:
+            await ws.send_json(START)
+            await ws.send_bytes(bytes(400))
+            messages = [message.json() async for message in ws]
+            return messages[-1], ws.close_code
+
+    message, code = undisturbed(nuisance, idle_seconds=1.0)
+    assert message == {"type": "error", "message": "nothing was sent for 1 s"} and code == WSCloseCode.POLICY_VIOLATION
+
+
+GARBAGE = {  # messages, and the close code that they earn
+    "no JSON": (["{"], WSCloseCode.UNSUPPORTED_DATA),
+    "deep JSON": (["[" * 100000], WSCloseCode.UNSUPPORTED_DATA),
+    "no object": (["[1]"], WSCloseCode.UNSUPPORTED_DATA),
+    "no start": ([END], WSCloseCode.POLICY_VIOLATION),
+    "samples first": ([bytes(400)], WSCloseCode.POLICY_VIOLATION),
+    "odd rate": ([{**START, "sample_rate": 47999}], WSCloseCode.POLICY_VIOLATION),
+    "no rate": ([{**START, "sample_rate": [16000]}], WSCloseCode.POLICY_VIOLATION),
+    "odd format": ([{**START, "format": ["f32le"]}], WSCloseCode.POLICY_VIOLATION),
+    "two starts": ([START, START], WSCloseCode.POLICY_VIOLATION),
+    "no whole samples": ([START, bytes(401)], WSCloseCode.UNSUPPORTED_DATA),
+    "not a number": ([START, np.full(99, np.nan, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
+    "endless": ([START, np.full(99, np.inf, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
+    "no scale": ([START, np.full(99, 3e4, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
+    "more after the end": ([START, END, END], WSCloseCode.POLICY_VIOLATION),
+}
+
+
+def test_a_client_that_sends_garbage_is_told_and_disturbs_nobody(undisturbed):
+    async def one(session: aiohttp.ClientSession, url: str, messages: Any) -> tuple[str, int]:
+        async with session.ws_connect(url + "stream") as ws:
+            for message in messages:
+                await (ws.send_bytes if isinstance(message, bytes) else ws.send_str)(
+                    json.dumps(message) if isinstance(message, dict) else message
+                )
+            kinds = [message.json()["type"] async for message in ws]
+            return kinds[-1:], ws.close_code
+
+    def raw(url: str) -> None:
+        for opcode, payload, bits in ((1, b"\xff\xfe", 0x80), (2, b"x", 0xF0), (7, b"x", 0x80), (9, bytes(999), 0x80)):
+            RawClient(url).frame(opcode, payload, bits)
+        with socket.create_connection(url.split("/")[2].split(":")) as plain:
+            plain.sendall(bytes(range(256)) * 40 + b"\r\n\r\n")
+
+    async def nuisance(running: Running) -> dict[str, tuple[str, int]]:
+        await asyncio.to_thread(raw, running.url)
+        async with aiohttp.ClientSession() as session:
+            answers = [await one(session, running.url, messages) for messages, _ in GARBAGE.values()]
+        return dict(zip(GARBAGE, answers, strict=True))
+
+    answers = undisturbed(nuisance)
+    assert answers == {name: (["error"], code) for name, (_, code) in GARBAGE.items()}
+
+
+def test_a_client_that_sends_100_megabytes_is_stopped_and_disturbs_nobody(undisturbed, caplog):
+    def in_one_message(client: RawClient) -> int:
+        client.socket.sendall(bytes([0x82, 0xFF]) + (100 * MEGABYTE).to_bytes(8, "big") + bytes(4))
+        sent = 0
+        with suppress(OSError):
+            while sent < 100 * MEGABYTE:
+                client.socket.sendall(bytes(MEGABYTE))
+                sent += MEGABYTE
+        return sent
+
+    def in_fragments(client: RawClient) -> int:
+        return client.frames_until_refused(2, bytes(MEGABYTE // 4), count=400, first_bits=0)
+
+    def in_messages(client: RawClient) -> int:
+        return client.frames_until_refused(2, bytes(MEGABYTE // 4), count=400)
+
+    def flood(url: str, send: Callable[[RawClient], int]) -> int:
+        client = RawClient(url)
+        client.frame(1, json.dumps(START).encode())
+        sent = send(client)
+        client.socket.close()
+        return sent
+
+    async def nuisance(running: Running) -> list[int]:
+        ways = (in_one_message, in_fragments, in_messages)
+        return [await asyncio.to_thread(flood, running.url, way) for way in ways]
+
+    caplog.set_level(logging.INFO)
+    sent = undisturbed(nuisance, max_seconds=20.0)
+    assert max(sent[:2]) < 20 * MEGABYTE  # what fits into the network's buffers
+    assert "let go: more than 20 s of audio" in caplog.text  # the messages, of which the rest is thrown away
+
+
+def test_a_message_above_the_limit_is_told_by_its_code(undisturbed):
+    async def nuisance(running: Running) -> int:
+        async with aiohttp.ClientSession() as session, session.ws_connect(running.url + "stream") as ws:
+            await ws.send_json(START)
+            await ws.send_bytes(bytes(10000))
+            await asyncio.wait_for(ws.receive(), 60)
+            return ws.close_code
+
+    assert undisturbed(nuisance, max_message_bytes=6500) == WSCloseCode.MESSAGE_TOO_BIG
+
+
+def test_more_seconds_than_allowed_are_refused_in_words(undisturbed):
+    async def nuisance(running: Running) -> str:
+        return (await speak(running.url, noise(4.0, seed=4), speed=None)).error
+
+    assert undisturbed(nuisance, max_seconds=3.0) == "more than 3 s of audio"
+
+
+def test_a_client_that_never_reads_is_let_go_and_disturbs_nobody(undisturbed, caplog):
+    audio = noise(0.5, seed=5).tobytes()
+
+    def talk(url: str) -> int:
+        client = RawClient(url, receive_buffer=1)
+        client.frame(1, json.dumps(START).encode())
+        return client.frames_until_refused(2, audio, count=1000) // len(audio)
+
+    async def nuisance(running: Running) -> int:
+        return await asyncio.to_thread(talk, running.url)
+
+    caplog.set_level(logging.INFO)
+    assert undisturbed(nuisance, send_seconds=1.0, max_seconds=1000.0) < 1000
+    assert "gone: it reads nothing" in caplog.text
+
+
+def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, said):
+    audio, expected = said[0]
+
+    async def late() -> tuple[str, bool]:
+        engine = Engine(recognizer, served.files.tail)
+        running = asyncio.create_task(engine.run())
+        utterance = engine.open(16000)
+        await utterance.accept(audio)
+        utterance.finish()
+        while utterance.has_work:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        running.cancel()
+        return await utterance.next_text()
+
+    assert asyncio.run(late()) == (expected, True)
+
+
+def test_audio_that_comes_too_fast_waits_with_the_client(served, recognizer, monkeypatch):
+    monkeypatch.setattr(engine_module, "QUEUED_SECONDS", 2.0)
+
+    async def fast() -> float:
+        engine = Engine(recognizer, served.files.tail)
+        running = asyncio.create_task(engine.run())
+        utterance, most = engine.open(16000), 0.0
+        for _ in range(10):
+            await utterance.accept(np.zeros(16000, np.float32))
+            most = max(most, sum(map(len, utterance.blocks)) / 16000)
+        running.cancel()
+        return most
+
+    assert 1.0 <= asyncio.run(fast()) <= 3.0
+
+
+@pytest.mark.parametrize("rate, encoding", [(16000, "s16le"), (48000, "f32le"), (8000, "s16le")])
+def test_rates_and_formats_are_converted(serving, served, recognizer, rate, encoding):
+    samples = noise(SECONDS, seed=7, rate=rate)
+    if encoding == "s16le":
+        integers = (samples * 32767).astype("<i2")
+        samples, sent = integers.astype(np.float32) / 32768, integers
+    else:
+        sent = samples
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, samples)
+    stream.accept_waveform(rate, np.zeros(rate // 4, np.float32))
+    stream.input_finished()
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+    expected = recognizer.get_result(stream).strip()
+
+    async def run() -> str:
+        async with serving() as running:
+            start = {**START, "sample_rate": rate, "format": encoding}
+            return (await speak(running.url, sent, start, speed=None)).final
+
+    heard = asyncio.run(run())
+    # 250 ms of silence may hold a chunk more than the tail does
+    assert len(heard) > 20 and expected.startswith(heard) and len(expected) - len(heard) < 10
+
+
+def test_a_final_text_comes_of_no_audio_at_all(serving):
+    async def run() -> str:
+        async with serving() as running:
+            return (await speak(running.url, np.zeros(0, np.float32))).final
+
+    assert asyncio.run(run()) is not None
+
+
+def test_one_client_too_many_is_turned_away_until_another_leaves(serving, said):
+    audio, expected = said[0]
+
+    async def run() -> None:
+        async with serving(max_clients=1) as running:
+            first = asyncio.create_task(speak(running.url, audio))
+            await asyncio.sleep(0.5)
+            second = await speak(running.url, audio)
+            assert (second.error, second.close_code) == ("1 clients are here already", WSCloseCode.TRY_AGAIN_LATER)
+            assert (await first).final == expected
+            await running.empty()
+            assert (await speak(running.url, audio, speed=None)).final == expected
+
+    asyncio.run(run())
+
+
+def test_a_cancellation_is_kept_even_as_what_was_waited_for_comes():
+    async def run() -> None:
+        text = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(within(60, text))
+        await asyncio.sleep(0)
+        text.set_result("words")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_fails_ends_its_clients_and_no_others(served, recognizer, serving, said):
+    class Failing:
+        """Fails once."""
+
+        failed = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(recognizer, name)
+
+        def decode_streams(self, streams: Any) -> None:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("out of memory")
+            recognizer.decode_streams(streams)
+
+    audio, expected = said[0]
+
+    async def run() -> None:
+        async with serving(recognizer=Failing()) as running:
+            failed = await speak(running.url, audio, speed=None)
+            assert (failed.error, failed.close_code) == ("the recogniser failed", WSCloseCode.INTERNAL_ERROR)
+            assert (await speak(running.url, audio, speed=None)).final == expected
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 101),
+        ({"Origin": "http://{host}"}, 101),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[evil"}, 400),
+        ({"Origin": "http://evil.example:{port}", "Host": "evil.example:{port}"}, 403),
+        ({"Origin": "http://localhost:{port}", "Host": "localhost:{port}"}, 101),
+    ],
+    ids=str,
+)
+def test_pages_from_elsewhere_may_not_use_the_server(serving, headers, status):
+    async def run() -> int:
+        async with serving() as running, aiohttp.ClientSession() as session:
+            host = running.url.split("/")[2]
+            filled = {name: text.format(host=host, port=host.split(":")[1]) for name, text in headers.items()}
+            try:
+                async with session.ws_connect(running.url + "stream", headers=filled):
+                    return 101
+            except aiohttp.WSServerHandshakeError as error:
+                return error.status
+
+    assert asyncio.run(run()) == status
+
+
+def test_the_page_comes_with_a_strict_policy_and_nothing_else_is_served(serving):
+    paths = ("page.html", "server.py", "..%2fserver.py", "%2e%2e/%2e%2e/README.md", "%2fetc%2fpasswd", "stream/x")
+
+    async def run() -> None:
+        async with serving() as running, aiohttp.ClientSession() as session:
+            async with session.get(running.url) as page:
+                policy, text = page.headers["Content-Security-Policy"], await page.text()
+            assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
+            assert not re.search(r"(src|href)=.?(http|/)", text) and text.count("<script>") == 1
+            for path in paths:
+                async with session.get(URL(running.url + path, encoded=True)) as answer:
+                    assert answer.status == 404, path
+            async with session.post(running.url, data=bytes(MEGABYTE)) as answer:
+                assert answer.status == 405
+            async with session.get(running.url + "stream") as answer:
+                assert answer.status == 400  # no upgrade
+
+    asyncio.run(run())
+
+
+def test_the_tail_is_that_of_the_chunk(served):
+    assert served.files.tail == ChunkConfig(8, 32).tail
+    for chunk in (ChunkConfig(16, 32), ChunkConfig(32, 32), ChunkConfig(4, 4)):
+        assert chunk.input_frames - engine_module.NOT_OF_TAIL == chunk.tail
+
+
+def test_serving_needs_no_torch():
+    code = "import sys; import kdstream.serving.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(served, tmp_path, monkeypatch):
+    encoder = served.files.encoder
+    (tmp_path / "encoder-lonely.onnx").write_bytes(b"")
+    for part in ("encoder", "decoder", "joiner"):
+        (tmp_path / f"{part}-swapped.onnx").write_bytes(served.files.decoder.read_bytes())
+        (tmp_path / f"{part}-junk.onnx").write_bytes(b"junk")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for args, named in (
+            ((tmp_path / "encoder-none.onnx",), "encoder-none.onnx: no such file"),
+            ((tmp_path / "encoder-lonely.onnx",), "decoder-lonely.onnx: no such file"),
+            ((served.files.tokens,), "encoder-...onnx"),
+            ((encoder, "--max-message-bytes", 0), "--max-message-bytes 0"),
+            ((encoder, "--tls-cert", "none.pem"), "--tls-cert none.pem"),
+            ((encoder, "--port", port), f"--port {port}"),
+        ):
+            error = run_script(monkeypatch, "egs/librispeech/serve.py", *args)
+            assert error.startswith("error: ") and named in error and "\n" not in error
+        (tmp_path / "tokens.txt").write_text("")
+        for name in ("swapped", "junk"):
+            with pytest.raises(UserError, match=f"encoder-{name}.onnx: "):
+                find_model(tmp_path / f"encoder-{name}.onnx")
