@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from kdstream.config.flags import from_dict
+from kdstream.config.flags import from_dict, to_dict
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.errors import UserError
 
@@ -24,7 +24,9 @@ class ExperimentConfig:
 
     def save(self, exp_dir: str | Path) -> None:
         """Writes `exp_dir`/config.json."""
-        (Path(exp_dir) / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (Path(exp_dir) / CONFIG_FILE).write_text(
+            json.dumps({name: to_dict(section) for name, section in vars(self).items()}, indent=2) + "\n"
+        )
 
     @staticmethod
     def load(exp_dir: str | Path) -> ExperimentConfig:

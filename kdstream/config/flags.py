@@ -3,69 +3,158 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+
+
+class Flag(NamedTuple):
+    """One setting: its name, with underscores, its type, its default and its help text.
+
+    more: `choices`; `minimum`, or `above`, that of which a number must be more; `unset`, what help shows for None.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    more: Mapping[str, Any]
+
+
+EXTENSIONS: dict[type, dict[str, Flag]] = {}  # by section: flags that `extend` has added
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the dataclasses of settings.
+
+    extensions: values of the flags that `extend` has added; they read like fields, and stand in config.json.
+    """
+
+    extensions: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __getattr__(self, name: str) -> Any:
+        added = EXTENSIONS.get(type(self), {})
+        if name not in added:
+            raise AttributeError(f"{type(self).__name__} has no setting {name}")
+        return self.extensions.get(name, added[name].default)
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:
     """A dataclass field that is also a command-line flag.
 
     Args:
-      more: `choices`; `minimum`, or `above`, that of which a number must be more; `unset`, what help shows for None.
+      more: see `Flag`.
     """
     return field(default=default, metadata={"help": help, **more})
 
 
+def extend(section: type, **flags: Any) -> None:
+    """Adds flags to a section from outside: extend(DistillConfig, kd_my_scale=flag(0.0, "Weight of my loss.")).
+
+    The type of a flag is that of its default; an empty tuple is one of texts.  Raises ValueError where the section has
+    a setting of this name.
+    """
+    added = EXTENSIONS.setdefault(section, {})
+    for name, item in flags.items():
+        if name in added or name in {f.name for f in fields(section)}:
+            raise ValueError(f"{section.__name__} has a setting {name} already")
+        more = dict(item.metadata)
+        added[name] = Flag(name, _annotation_of(item.default), item.default, more.pop("help"), more)
+
+
+def _annotation_of(default: Any) -> Any:
+    if isinstance(default, tuple):
+        return tuple[type(default[0]) if default else str, ...]
+    return type(default)
+
+
+def flags_of(section: type) -> list[Flag]:
+    """The flags of a section, those that `extend` has added last."""
+    types = get_type_hints(section)
+    own = [
+        Flag(f.name, types[f.name], f.default, f.metadata["help"], f.metadata)
+        for f in fields(section)
+        if "help" in f.metadata
+    ]
+    return [*own, *EXTENSIONS.get(section, {}).values()]
+
+
+def settings_of(section: Any) -> dict[str, Any]:
+    """All settings by name, those of added flags among them."""
+    values = asdict(section)
+    return {**values, **values.pop("extensions", {})}
+
+
+def with_settings(section: Config, **values: Any) -> Config:
+    """`dataclasses.replace` that knows added flags too."""
+    own = {f.name for f in fields(section)}
+    added = {name: value for name, value in values.items() if name not in own}
+    values = {name: value for name, value in values.items() if name in own}
+    if added:
+        values["extensions"] = {**section.extensions, **added}
+    return replace(section, **values)
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`."""
+    return {name: value for name, value in asdict(section).items() if name != "extensions" or value}
+
+
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A dataclass from JSON values; lists become tuples.  Raises TypeError on unknown names."""
-    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def tuples(items: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in items.items()}
+
+    values = tuples(values)
+    if "extensions" in values:
+        values["extensions"] = tuples(values["extensions"])
+    return config_class(**values)
 
 
 def add_arguments(
     parser: argparse.ArgumentParser, config_class: type, leave_out: Sequence[str] = (), **defaults: Any
 ) -> None:
-    """Adds one flag per flag field of `config_class` but `leave_out`; `defaults` override the fields' own."""
-    types = get_type_hints(config_class)
+    """Adds one flag per flag of `config_class` but `leave_out`; `defaults` override the flags' own."""
     group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0])
-    for item in fields(config_class):
-        if "help" not in item.metadata or item.name in leave_out:
-            continue
-        default = defaults.get(item.name, item.default)
-        _add_flag(group, item, types[item.name], default, _shown(default, item.metadata.get("unset", "by preset")))
+    for item in flags_of(config_class):
+        if item.name not in leave_out:
+            default = defaults.get(item.name, item.default)
+            _add_flag(group, item, default, _shown(default, item.more.get("unset", "by preset")))
 
 
 def add_overrides(parser: argparse.ArgumentParser, config_class: type, *names: str) -> None:
-    """Adds these flags of `config_class` for a script that reads config.json; see `override`."""
-    types = get_type_hints(config_class)
+    """Adds these flags of `config_class` for a command that reads config.json; see `override`."""
     group = parser.add_argument_group("Instead of what config.json has")
-    for item in fields(config_class):
+    for item in flags_of(config_class):
         if item.name in names:
-            _add_flag(group, item, types[item.name], None, "as config.json has it")
+            _add_flag(group, item, None, "as config.json has it")
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:
     """`config` with the flags of `add_overrides` that were given."""
-    given = {f.name: getattr(args, f.name, None) for f in fields(config)}
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+    given = {item.name: getattr(args, item.name, None) for item in flags_of(type(config))}
+    return with_settings(config, **{name: value for name, value in given.items() if value is not None})
 
 
-def _add_flag(group: Any, item: Any, annotation: Any, default: Any, shown: str) -> None:
+def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
     group.add_argument(
         "--" + item.name.replace("_", "-"),
-        type=_parser_of(annotation, item.metadata.get("minimum"), item.metadata.get("above")),
+        type=_parser_of(item.annotation, item.more.get("minimum"), item.more.get("above")),
         default=default,
-        choices=item.metadata.get("choices"),
-        help=f"{item.metadata['help']} (default: {shown})",
+        choices=item.more.get("choices"),
+        help=f"{item.help} (default: {shown})",
     )
 
 
 def from_args(config_class: type[Config], args: argparse.Namespace) -> Config:
     """Reads the flags of `config_class` back out of parsed arguments."""
-    return config_class(**{f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)})
+    names = [item.name for item in flags_of(config_class) if hasattr(args, item.name)]
+    return with_settings(config_class(), **{name: getattr(args, name) for name in names})
 
 
 def str2bool(text: str) -> bool:

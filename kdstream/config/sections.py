@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kdstream.config.flags import flag
+from kdstream.config.flags import Section, flag
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 DECODING_METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Architecture of a transducer.  None in a flag means: as the preset has it."""
 
     encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer", "conformer"))
@@ -60,7 +60,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where the cuts come from and how they become batches."""
 
     manifest_dir: str = flag("data/fbank", "Directory of librispeech_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
@@ -87,7 +87,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The training loop, its losses, optimiser, checkpoints and logs."""
 
     exp_dir: str = flag("exp", "Experiment directory: checkpoints, logs, TensorBoard, config.json.")
@@ -133,7 +133,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Section):
     """Distillation through auxiliary non-streaming branches (arXiv 2308.16415)."""
 
     teacher_exp_dir: str = flag("", "Experiment directory of the frozen teacher; empty: no distillation.")
@@ -246,7 +246,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Section):
     """Which checkpoint to decode with, how, and where the score goes."""
 
     exp_dir: str = flag("exp", "Experiment directory that train.py wrote.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from kdstream.checkpoints.average import load_averaged
 from kdstream.checkpoints.store import load_checkpoint, load_weights
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import flags_of
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.data.features import FBANK
 from kdstream.errors import UserError
@@ -107,7 +108,7 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
 
 def flags_without_effect(distill: DistillConfig) -> list[str]:
     """Names of the fields that are not at their defaults and that no other setting here makes anything read."""
-    given = [f.name for f in fields(distill) if getattr(distill, f.name) != f.default]
+    given = [item.name for item in flags_of(DistillConfig) if getattr(distill, item.name) != item.default]
     if not distill.has_teacher:
         return given
     kind = distill.teacher_type

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdstream.checkpoints.store import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
-from kdstream.config.flags import flag_value
+from kdstream.config.flags import flag_value, settings_of
 from kdstream.config.sections import DistillConfig, ModelConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError
@@ -52,7 +52,7 @@ class Progress:
 def checkpoint_params(config: ExperimentConfig, progress: Progress) -> dict[str, Any]:
     """The top level of a checkpoint: progress and every setting, as icefall's tools expect."""
     sections = (config.model, config.data, config.train, config.distill)
-    return {**{name: value for section in sections for name, value in asdict(section).items()}, **asdict(progress)}
+    return {**{name: value for section in sections for name, value in settings_of(section).items()}, **asdict(progress)}
 
 
 def with_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
@@ -83,7 +83,7 @@ def check_same_model(config: ExperimentConfig) -> None:
     exp_dir = Path(config.train.exp_dir)
     if not (exp_dir / CONFIG_FILE).is_file():
         return
-    old, new = asdict(ExperimentConfig.load(exp_dir).model), asdict(config.model)
+    old, new = settings_of(ExperimentConfig.load(exp_dir).model), settings_of(config.model)
     differing = [name for name in new if name not in FREE_MODEL_FIELDS and old.get(name) != new[name]]
     if differing:
         values = ((name, flag_value(old.get(name)), flag_value(new[name])) for name in differing[:4])
@@ -96,7 +96,10 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
     exp_dir = Path(config.train.exp_dir)
     if not (exp_dir / CONFIG_FILE).is_file():
         return
-    old, new = asdict(ExperimentConfig.load(exp_dir)), asdict(config)
+    old, new = (
+        {name: settings_of(section) for name, section in vars(one).items()}
+        for one in (ExperimentConfig.load(exp_dir), config)
+    )
     changed = [
         f"--{name.replace('_', '-')} {flag_value(old[section].get(name))} there, {flag_value(value)} now"
         for section, values in new.items()
