@@ -4,4 +4,24 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Input that the user can mend.  Commands print its one line and exit with status 1."""
+    """Input that the user can mend.  Commands print its one line and exit with status 1.
+
+    The line reads `FLAG: PROBLEM; FIX`.
+
+    Args:
+      problem: what is wrong, with the file or cut at fault where there is one.
+      flag: the flags at fault, as they are typed; see `option`.
+      fix: what the user can do about it.
+    """
+
+    def __init__(self, problem: str, *, flag: str = "", fix: str = "") -> None:
+        self.problem, self.flag, self.fix = problem, flag, fix
+        begin = f"{flag}: " if flag else ""
+        end = f"; {fix}" if fix else ""
+        super().__init__(f"{begin}{problem}{end}")
+
+
+def option(name: str, value: object = None) -> str:
+    """A setting as its flag is typed: option("beam_size", 4) is "--beam-size 4"."""
+    flag = "--" + name.replace("_", "-")
+    return flag if value is None else f"{flag} {value}"

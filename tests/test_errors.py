@@ -1,0 +1,27 @@
+"""UserError: one line that names flag, problem and fix."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from kdstream.errors import UserError, option
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (UserError("a.wav: no such file"), "a.wav: no such file"),
+        (UserError("a.wav: no such file", fix="give another"), "a.wav: no such file; give another"),
+        (UserError("must be positive", flag=option("beam_size", 0)), "--beam-size 0: must be positive"),
+        (UserError("too many", flag=option("avg"), fix="lower it"), "--avg: too many; lower it"),
+    ],
+)
+def test_an_error_is_one_line_of_flag_problem_and_fix(error, line):
+    assert str(error) == line
+
+
+def test_an_error_comes_whole_from_another_process():
+    error = pickle.loads(pickle.dumps(UserError("too many", flag="--avg 3", fix="lower it")))
+    assert (str(error), error.flag, error.fix) == ("--avg 3: too many; lower it", "--avg 3", "lower it")
