@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-Config = TypeVar("Config")
-
 
 class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
@@ -41,6 +39,9 @@ class Section:
         if name not in added:
             raise AttributeError(f"{type(self).__name__} has no setting {name}")
         return self.extensions.get(name, added[name].default)
+
+
+Config = TypeVar("Config", bound=Section)
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:

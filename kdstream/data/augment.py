@@ -1,12 +1,17 @@
-"""What training does to an utterance: noise before its features are computed, masks after."""
+"""What training does to an utterance: transforms of its cut before features are computed, and of the utterance after.
+
+Every transform stands once in TRANSFORMS.  What it does to a cut depends on (seed, epoch, cut id) alone, so workers,
+processes and a resumed training see the same.
+"""
 
 from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, SpecAugment
 
+from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Utterance
 from kdstream.data.cuts import read_manifest
@@ -22,16 +28,97 @@ from kdstream.errors import UserError
 MUSAN_CUTS = "musan_cuts.jsonl.gz"
 
 
-def read_noise(manifest_dir: Path) -> list[Cut]:
+class Epoch(NamedTuple):
+    """What randomness is drawn from: the seed of the training and the number of the epoch."""
+
+    seed: int
+    epoch: int
+
+    def seed_of(self, transform: str, cut_id: str) -> int:
+        """Another number for every transform, epoch and cut."""
+        return zlib.crc32(f"{transform}/{self.seed}/{self.epoch}/{cut_id}".encode())
+
+
+class TransformSpec(NamedTuple):
+    """One transform.
+
+    flag: the setting of DataConfig that switches it on.
+    stage: "cut" for a function of a Lhotse cut, "utterance" for one of an `Utterance`.
+    make: (config, epoch) to the function.
+    """
+
+    flag: str
+    stage: Literal["cut", "utterance"]
+    make: Callable[[DataConfig, Epoch], Callable[[Any], Any]]
+
+
+TRANSFORMS: Registry[TransformSpec] = Registry("transform")
+
+
+class Augmentation:
+    """The transforms that `config` switches on, in the order of TRANSFORMS."""
+
+    def __init__(self, config: DataConfig, epoch: Epoch) -> None:
+        wanted = [TRANSFORMS[name] for name in active_transforms(config)]
+        self._of_cuts = [spec.make(config, epoch) for spec in wanted if spec.stage == "cut"]
+        self._of_utterances = [spec.make(config, epoch) for spec in wanted if spec.stage == "utterance"]
+
+    def change_cut(self, cut: Cut) -> Cut:
+        """The cut as its features are computed."""
+        for transform in self._of_cuts:
+            cut = transform(cut)
+        return cut
+
+    def change_utterance(self, utterance: Utterance) -> Utterance:
+        """The utterance as training gets it, before padding."""
+        for transform in self._of_utterances:
+            utterance = transform(utterance)
+        return utterance
+
+
+def active_transforms(config: DataConfig) -> list[str]:
+    """Names of the transforms that `config` switches on."""
+    return [name for name, spec in TRANSFORMS.items() if getattr(config, spec.flag)]
+
+
+def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
+    """MUSAN noise at 10 to 20 dB, over the whole length of every second cut, as icefall sets it."""
+    noise = read_noise(Path(config.manifest_dir))
+
+    def mix(cut: Cut) -> Cut:
+        rng = random.Random(epoch.seed_of("noise", cut.id))
+        few = CutSet.from_cuts(rng.sample(noise, min(4, len(noise))))
+        mixed = CutMix(few, snr=(10, 20), p=0.5, pad_to_longest=True, preserve_id=True, seed=rng)
+        return next(iter(mixed(CutSet.from_cuts([cut]))))
+
+    return mix if noise else lambda cut: cut
+
+
+def read_noise(manifest_dir: Path) -> Sequence[Cut]:
     """MUSAN's cuts.  Raises UserError where prepare.sh has not made them."""
     path = manifest_dir / MUSAN_CUTS
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; run prepare.sh --musan true, or give --enable-musan 0")
+        raise UserError(f"{path}: no such manifest", fix="run prepare.sh --musan true, or give --enable-musan 0")
     return list(read_manifest(path))
 
 
-def _seed_of(*parts: object) -> int:
-    return zlib.crc32("/".join(map(str, parts)).encode())
+def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utterance]:
+    """SpecAugment with icefall's masks, and time warping by --spec-aug-time-warp-factor."""
+    augment = SpecAugment(
+        time_warp_factor=config.spec_aug_time_warp_factor,
+        num_feature_masks=2,
+        features_mask_size=27,
+        num_frame_masks=10,
+        frames_mask_size=100,
+        max_frames_mask_fraction=0.15,
+    )
+
+    def mask(utterance: Utterance) -> Utterance:
+        with _seeded(epoch.seed_of("spec", utterance.cut_id)):
+            features = augment(utterance.features.unsqueeze(0)).squeeze(0)
+        return utterance._replace(features=features)
+
+    return mask
 
 
 @contextmanager
@@ -49,35 +136,5 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-class Augmentation:
-    """Noise and SpecAugment, as icefall sets them, drawn anew for each (seed, epoch, cut id)."""
-
-    def __init__(self, config: DataConfig, seed: int, epoch: int, noise: Sequence[Cut] = ()) -> None:
-        self.seed, self.epoch, self.noise = seed, epoch, noise
-        self.spec_augment: SpecAugment | None = None
-        if config.enable_spec_aug:
-            self.spec_augment = SpecAugment(
-                time_warp_factor=config.spec_aug_time_warp_factor,
-                num_feature_masks=2,
-                features_mask_size=27,
-                num_frame_masks=10,
-                frames_mask_size=100,
-                max_frames_mask_fraction=0.15,
-            )
-
-    def mix_noise(self, cut: Cut) -> Cut:
-        """Adds noise at 10 to 20 dB to every second cut, over its whole length."""
-        if not self.noise:
-            return cut
-        rng = random.Random(_seed_of("noise", self.seed, self.epoch, cut.id))
-        few = CutSet.from_cuts(rng.sample(self.noise, min(4, len(self.noise))))
-        mix = CutMix(few, snr=(10, 20), p=0.5, pad_to_longest=True, preserve_id=True, seed=rng)
-        return next(iter(mix(CutSet.from_cuts([cut]))))
-
-    def mask(self, utterance: Utterance) -> Utterance:
-        """SpecAugment on one utterance, before padding."""
-        if self.spec_augment is None:
-            return utterance
-        with _seeded(_seed_of("spec", self.seed, self.epoch, utterance.cut_id)):
-            features = self.spec_augment(utterance.features.unsqueeze(0)).squeeze(0)
-        return utterance._replace(features=features)
+TRANSFORMS.add("musan", TransformSpec("enable_musan", "cut", musan_noise))
+TRANSFORMS.add("spec-augment", TransformSpec("enable_spec_aug", "utterance", spec_augment))

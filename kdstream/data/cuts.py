@@ -30,7 +30,8 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError
 def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
     """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have."""
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts")
+        fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
+        raise UserError(f"{path}: no such manifest", fix=fix)
     return CutSet(_CheckedManifest(path, needs_text))
 
 
@@ -49,11 +50,18 @@ class _CheckedManifest:
                 if not isinstance(cut, Cut):
                     raise TypeError(f"{type(cut).__name__} instead of a cut")
                 if self.needs_text and not text_of(cut):
-                    raise UserError(f"{self.path}: cut {cut.id} has no text; let local/pseudo_label.py transcribe it")
+                    raise UserError(
+                        f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it"
+                    )
                 yield cut
         except UNREADABLE as error:
             fix = "give one of cuts, or delete it and run prepare.sh again"
-            raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error}); {fix}") from error
+            raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error})", fix=fix) from error
+
+
+def iterate(cuts: CutSet) -> Iterator[Cut]:
+    """The cuts one by one; type checkers do not take Lhotse's own annotation of it."""
+    return iter(cuts)  # pyright: ignore[reportReturnType, reportCallIssue, reportArgumentType]
 
 
 def text_of(cut: Cut) -> str:
@@ -109,7 +117,7 @@ class Selection:
             return f"shorter than {self.min_seconds:g} s"
         if cut.duration > self.max_seconds:
             return f"longer than {self.max_seconds:g} s"
-        num_frames = cut.num_frames if cut.has_features else round(cut.duration * FRAMES_PER_SECOND)
+        num_frames = cut.num_frames or round(cut.duration * FRAMES_PER_SECOND)
         output_frames = ((num_frames - SUBSAMPLING_LOSS) // 2 + 1) // 2
         return "too short for their tokens" if output_frames - 2 < num_tokens else None
 
@@ -125,8 +133,8 @@ class Selection:
         )
         if self.with_unknown > self.kept / 2:
             raise UserError(
-                f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model; "
-                "is the case (upper, lower) that of its training text?"
+                f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model",
+                fix="is the case (upper, lower) that of its training text?",
             )
 
 

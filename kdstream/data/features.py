@@ -13,7 +13,8 @@ from torch import Tensor
 from kdstream.errors import UserError
 from kdstream.units import SAMPLE_RATE
 
-FBANK = Fbank(FbankConfig(num_filters=80, dither=0.0, snip_edges=False, low_freq=20.0, high_freq=-400.0))
+FBANK_CONFIG = FbankConfig(num_filters=80, dither=0.0, snip_edges=False, low_freq=20.0, high_freq=-400.0)
+FBANK = Fbank(FBANK_CONFIG)
 
 
 def compute_fbank(samples: np.ndarray | Tensor, extractor: str = "lhotse") -> Tensor:
@@ -38,10 +39,11 @@ def kaldifeat_fbank() -> KaldifeatFbank:
         import kaldifeat  # noqa: F401  Lhotse imports it only when it computes
     except (ImportError, OSError) as error:
         raise UserError(
-            f"--feature-extractor kaldifeat: it does not import ({error}); build it with local/setup_env.sh "
-            "--kaldifeat, or leave the flag out"
+            f"it does not import ({error})",
+            flag="--feature-extractor kaldifeat",
+            fix="build it with local/setup_env.sh --kaldifeat, or leave the flag out",
         ) from error
-    ours = FBANK.config
+    ours = FBANK_CONFIG
     frames = KaldifeatFrameOptions(dither=ours.dither, snip_edges=ours.snip_edges)
     bins = KaldifeatMelOptions(num_bins=ours.num_filters, low_freq=ours.low_freq, high_freq=ours.high_freq)
     return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=bins))

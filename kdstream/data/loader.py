@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.cuts import iterate
 from kdstream.data.reading import read_audio, read_utterance
 from kdstream.errors import UserError
 
@@ -45,8 +46,8 @@ class AsrDataset(Dataset):
         if self.augmentation is None:
             utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:
-            cut = self.augmentation.mix_noise(cut)
-            utterance = self.augmentation.mask(read_utterance(cut, self.from_audio, self.extractor))
+            cut = self.augmentation.change_cut(cut)
+            utterance = self.augmentation.change_utterance(read_utterance(cut, self.from_audio, self.extractor))
         return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
 
 
@@ -71,7 +72,7 @@ class BatchLoader:
         remaining = islice(self.cut_batches, self.start_batch, None)
         loader = DataLoader(
             self.dataset,
-            sampler=_Once(remaining),
+            sampler=Once(remaining),
             batch_size=None,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
@@ -82,7 +83,7 @@ class BatchLoader:
             yield batch
 
 
-class _Once:
+class Once:
     """An iterator dressed as what DataLoader takes for a sampler."""
 
     def __init__(self, iterator: Iterator[CutSet]) -> None:
@@ -92,7 +93,7 @@ class _Once:
         return self.iterator
 
 
-class _Share:
+class Share:
     """Every world_size-th batch, from the rank-th on.
 
     All processes get equally many: what is left over in the end is divided among them cut by cut (and
@@ -108,6 +109,6 @@ class _Share:
             if len(group) == self.world_size:
                 yield group[self.rank]
                 continue
-            cuts = [cut for batch in group for cut in batch]
+            cuts = [cut for batch in group for cut in iterate(batch)]
             if len(cuts) >= self.world_size:
                 yield CutSet.from_cuts(cuts[self.rank :: self.world_size])

@@ -1,7 +1,4 @@
-"""From Lhotse cuts to batches of features.
-
-Here lives the only Fbank of the project: prepare.sh, training, decoding, export checks and live
-transcription all use it, so features cannot differ between them.
+"""Loaders of the training, validation and test cuts that the settings name.
 
 What makes a batch depends on (seed, epoch, position in the epoch) alone: the sampler runs in the
 training process, and augmentation draws from a generator seeded by (seed, epoch, cut id).  So the
@@ -23,13 +20,13 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 
 from kdstream.config.sections import DataConfig
-from kdstream.data.augment import Augmentation, read_noise
+from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
-from kdstream.data.cuts import PseudoCuts, Selection, read_manifest, text_of
-from kdstream.data.loader import AsrDataset, BatchLoader, _Share
+from kdstream.data.cuts import PseudoCuts, Selection, iterate, read_manifest, text_of
+from kdstream.data.loader import AsrDataset, BatchLoader, Share
 from kdstream.data.reading import read_utterance
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 
 class Utterances(Sequence[Utterance]):
@@ -73,33 +70,32 @@ class AsrDataModule:
             train.of_epoch(epoch),
             max_duration=config.max_duration,
             num_buckets=train.num_buckets,
-            duration_bins=None if train.num_buckets > 1 else [config.max_utterance_seconds],
+            duration_bins=None if train.num_buckets > 1 else [config.max_utterance_seconds],  # pyright: ignore
             shuffle=config.shuffle,
             world_size=1,  # its own division would make the order of the batches depend on their number
             rank=0,
             seed=self.seed,
         )
         sampler.set_epoch(epoch)
-        noise = read_noise(Path(config.manifest_dir)) if config.enable_musan else ()
-        augmentation = Augmentation(config, self.seed, epoch, noise)
+        augmentation = Augmentation(config, Epoch(self.seed, epoch))
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
-        return BatchLoader(dataset, _Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
+        return BatchLoader(dataset, Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
 
     def training_cut_ids(self) -> Iterator[str]:
         """Of all cuts that an epoch may take."""
         if self._train is None:
             self._train = self._select_training_cuts()
-        for cuts in (self._train.labelled, self._train.pseudo.cuts if self._train.pseudo else ()):
-            yield from (cut.id for cut in cuts)
+        for cuts in (self._train.labelled, *([self._train.pseudo.cuts] if self._train.pseudo else [])):
+            yield from (cut.id for cut in iterate(cuts))
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
         usable = Selection(self.tokenizer, 0.0, math.inf)
-        cuts = [cut for path in self.paths("dev") for cut in read_manifest(path) if usable(cut)]
+        cuts = [cut for path in self.paths("dev") for cut in iterate(read_manifest(path)) if usable(cut)]
         usable.log("validation")
         if not cuts:
-            raise UserError("no validation cut is left; look at --dev-parts or --valid-cuts and their texts")
+            raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
         return self.in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
 
     def test_dataloaders(self) -> dict[str, BatchLoader]:
@@ -115,13 +111,16 @@ class AsrDataModule:
         paths = self.paths("test")
         sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
         if len(sets) < len(paths):
-            raise UserError(f"--test-cuts: two manifests are named alike ({', '.join(map(str, paths))}); rename one")
+            names = ", ".join(map(str, paths))
+            raise UserError(f"two manifests are named alike ({names})", flag="--test-cuts", fix="rename one")
         for name, utterances in sets.items():
             if not utterances:
-                raise UserError(f"test set {name}: holds no cuts; look at --test-parts or --test-cuts")
+                raise UserError(f"test set {name}: holds no cuts", fix="look at --test-parts or --test-cuts")
             for cut in utterances.cuts:
                 if not text_of(cut):
-                    raise UserError(f"test set {name}: cut {cut.id} has an empty transcript; mend it or take it out")
+                    raise UserError(
+                        f"test set {name}: cut {cut.id} has an empty transcript", fix="mend it or take it out"
+                    )
         return sets
 
     def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
@@ -156,7 +155,11 @@ class AsrDataModule:
         """The pseudo-labelled cuts, and their mean duration in seconds."""
         ratio = self.config.pseudo_ratio
         if not 0 < ratio < 1:
-            raise UserError(f"--pseudo-ratio {ratio:g}: must lie between 0 and 1, e.g. 0.5; or leave out --pseudo-cuts")
+            raise UserError(
+                "must lie between 0 and 1, e.g. 0.5",
+                flag=option("pseudo_ratio", f"{ratio:g}"),
+                fix="or leave out --pseudo-cuts",
+            )
         manifests = [read_manifest(Path(path), needs_text=True) for path in self.config.pseudo_cuts]
         cuts, usable = self._select("pseudo-labelled", manifests)
         return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
@@ -164,10 +167,12 @@ class AsrDataModule:
     def _select(self, what: str, manifests: Sequence[CutSet]) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
         usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
-        seconds = [sum(cut.duration for cut in manifest if usable(cut)) for manifest in manifests]
+        seconds = [sum(cut.duration for cut in iterate(manifest) if usable(cut)) for manifest in manifests]
         usable.log(what)
         if not usable.kept:
-            raise UserError(f"no {what} cut is left; look at --min-utterance-seconds, --max-utterance-seconds, texts")
+            raise UserError(
+                f"no {what} cut is left", fix="look at --min-utterance-seconds, --max-utterance-seconds, texts"
+            )
         kept = [manifest for manifest, total in zip(manifests, seconds, strict=True) if total > 0]
         cuts = kept[0]
         if len(kept) > 1:  # by weight, so that a window of the stream holds all of them

@@ -17,11 +17,13 @@ class Tokenizer:
 
     def __init__(self, bpe_model: str | Path) -> None:
         if not Path(bpe_model).is_file():
-            raise UserError(f"{bpe_model}: no such file; run prepare.sh stage 5 or give --bpe-model")
+            raise UserError(f"{bpe_model}: no such file", fix="run prepare.sh stage 5 or give --bpe-model")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(bpe_model))
         except RuntimeError as error:
-            raise UserError(f"{bpe_model}: not a sentencepiece model; delete it and run prepare.sh again") from error
+            raise UserError(
+                f"{bpe_model}: not a sentencepiece model", fix="delete it and run prepare.sh again"
+            ) from error
         self.unk_id: int = self._model.unk_id()
 
     @property

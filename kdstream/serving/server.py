@@ -31,8 +31,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from kdstream.config.flags import flag
-from kdstream.errors import UserError
+from kdstream.config.flags import Section, flag, settings_of
+from kdstream.errors import UserError, option
 from kdstream.serving.engine import Engine, EngineError, Utterance
 
 PAGE = Path(__file__).with_name("page.html")
@@ -52,7 +52,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Section):
     """What a client may ask of the server."""
 
     max_clients: int = flag(64, "Clients that are heard at once; more are turned away.")
@@ -62,9 +62,9 @@ class Limits:
     send_seconds: float = flag(10.0, "Seconds for which a client may read nothing while there is text for it.")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in settings_of(self).items():
             if not value > 0:
-                raise UserError(f"--{name.replace('_', '-')} {value:g}: must be more than 0")
+                raise UserError("must be more than 0", flag=option(name, f"{value:g}"))
 
 
 class Refusal(Exception):

@@ -1,0 +1,129 @@
+"""Batches of an epoch: their order, their augmentation, and who reads them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import MonoCut
+
+from kdstream.corpus import fbank as fbank_script
+from kdstream.data.module import AsrDataModule
+from support.data import (
+    assert_same,
+    batches_of,
+    config_of,
+)
+
+
+def test_an_epoch_repeats_and_another_differs(corpus):
+    config = config_of(corpus)
+    first, second = batches_of(config, epoch=1), batches_of(config, epoch=2)
+    assert_same(first, batches_of(config, epoch=1))
+    assert sorted(i for b in first for i in b.cut_ids) == sorted(i for b in second for i in b.cut_ids)
+    assert [b.cut_ids for b in first] != [b.cut_ids for b in second]
+    by_id = {i: f for b in second for i, f in zip(b.cut_ids, b.features, strict=True)}
+    assert any(
+        not torch.equal(f[:100], by_id[i][:100]) for b in first for i, f in zip(b.cut_ids, b.features, strict=True)
+    )
+
+
+def test_a_resumed_epoch_gives_the_batches_and_the_augmentation_of_an_uninterrupted_one(corpus):
+    config = config_of(corpus)
+    whole = batches_of(config)
+    assert len(whole) > 6
+    plain = batches_of(replace(config, enable_spec_aug=False))
+    assert not torch.equal(whole[-1].features, plain[-1].features)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    assert_same(whole[5:], batches_of(config, start_batch=5))
+
+
+def test_skipped_batches_are_not_read(corpus, monkeypatch):
+    read = []
+    original = MonoCut.load_features
+    monkeypatch.setattr(MonoCut, "load_features", lambda self: read.append(self.id) or original(self))
+    batches = batches_of(config_of(corpus), start_batch=5)
+    assert read == [i for b in batches for i in b.cut_ids]
+
+
+def test_worker_processes_do_not_change_batches(corpus):
+    assert_same(batches_of(config_of(corpus)), batches_of(config_of(corpus, num_workers=2)))
+
+
+@pytest.mark.parametrize("max_duration", [7.0, 8.0, 9.0, 10.0])
+def test_two_processes_see_the_batches_of_one_in_turn(corpus, max_duration):
+    config = config_of(corpus, max_duration=max_duration)
+    one = batches_of(config)
+    two = [batches_of(config, world_size=2, rank=rank) for rank in (0, 1)]
+    assert len(two[0]) == len(two[1])
+    whole = len(one) // 2
+    assert_same([b for pair in zip(two[0][:whole], two[1][:whole], strict=True) for b in pair], one[: 2 * whole])
+    left_over = one[2 * whole].cut_ids if len(one) % 2 else []
+    divided = [i for batches in two for b in batches[whole:] for i in b.cut_ids]
+    assert sorted(divided) == (sorted(left_over) if len(left_over) > 1 else [])
+
+
+def test_loading_leaves_the_random_generators_of_the_model_alone(corpus):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    batches_of(config_of(corpus))
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+@pytest.mark.parametrize("num_buckets", [1, 2, 30])
+def test_every_epoch_holds_every_cut_once_in_batches_of_like_lengths(corpus, num_buckets):
+    module = AsrDataModule(config_of(corpus, num_buckets=num_buckets), 0)
+    for epoch in range(1, 11):
+        batches = list(module.train_dataloader(epoch))
+        assert sorted(i for b in batches for i in b.cut_ids) == [f"1-1-{i:04d}" for i in range(40)]
+        assert all(batch.duration <= 8.0 + 3.0 for batch in batches)  # it may go over by part of a cut
+
+
+def test_valid_and_test_loaders_cover_their_sets_in_one_order_without_augmentation(corpus):
+    module = AsrDataModule(config_of(corpus), 0)
+    valid, again = list(module.valid_dataloader()), list(AsrDataModule(config_of(corpus), 5).valid_dataloader())
+    assert_same(valid, again)
+    assert sorted(i for b in valid for i in b.cut_ids) == [f"2-1-{i:04d}" for i in range(6)]
+    split = [i for rank in (0, 1) for b in module.valid_dataloader(2, rank) for i in b.cut_ids]
+    assert sorted(split) == sorted(i for b in valid for i in b.cut_ids)
+    loader = module.test_dataloaders()["test"]
+    batches = list(loader)
+    assert len(batches) == loader.num_batches
+    by_id = {u.cut_id: u for u in module.test_sets()["test"]}
+    assert sorted(by_id) == sorted(i for b in batches for i in b.cut_ids)
+    for batch in batches:
+        for cut_id, text, features, length in zip(
+            batch.cut_ids, batch.texts, batch.features, batch.feature_lens, strict=True
+        ):
+            assert text == by_id[cut_id].text
+            assert torch.equal(features[:length], by_id[cut_id].features)
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_fly):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        soundfile.write(folder / f"{index}.wav", 0.1 * rng.standard_normal(12 * 16000), 16000)
+    from lhotse.recipes.musan import scan_recordings
+
+    scan_recordings(folder).to_file(tmp_path / "musan_recordings_noise.jsonl.gz")
+    with ThreadPool(1) as pool:
+        fbank_script.compute_musan(tmp_path, corpus / "fbank", pool)
+    config = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=on_the_fly)
+    clean, noisy = batches_of(config), batches_of(replace(config, enable_musan=True))
+    assert_same(noisy[2:], batches_of(replace(config, enable_musan=True), start_batch=2))
+    assert [b.cut_ids for b in clean] == [b.cut_ids for b in noisy]
+    changed = [
+        not torch.equal(a[:n], b[:n])
+        for c, d in zip(clean, noisy, strict=True)
+        for a, b, n in zip(c.features, d.features, c.feature_lens, strict=True)
+    ]
+    assert 10 <= sum(changed) <= 30

@@ -1,0 +1,79 @@
+"""Manifests that a data module refuses, and cuts that it leaves out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+from lhotse import CutSet, SupervisionSegment
+
+from kdstream.data.module import AsrDataModule
+from kdstream.data.tokenizer import Tokenizer
+from support.data import (
+    WORDS,
+    batches_of,
+    config_of,
+    error_of,
+    feature_cut,
+)
+
+
+def test_missing_and_damaged_manifests_name_themselves(corpus, tmp_path):
+    path = tmp_path / "cuts.jsonl.gz"
+    config = config_of(corpus, train_cuts=(str(path),))
+    assert f"{path}: no such manifest" in error_of(lambda: batches_of(config))
+    content = (corpus / "fbank" / "librispeech_cuts_train.jsonl.gz").read_bytes()
+    for damaged in (content[: len(content) // 2], b"{]", b""):
+        path.write_bytes(damaged)
+        error_of(lambda: batches_of(config))
+    plain = tmp_path / "cuts.jsonl"
+    plain.write_text('{"what": "is this"}\n')
+    assert f"{plain}: damaged" in error_of(lambda: batches_of(replace(config, train_cuts=(str(plain),))))
+
+
+def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_path, caplog):
+    frames = lambda n: np.zeros((n, 80), dtype=np.float32)  # noqa: E731
+    tokenizer = Tokenizer(corpus / "lang_bpe_30" / "bpe.model")
+    text = " ".join(3 * WORDS)
+    need = len(tokenizer.encode([text])[0])  # output frames ((n - 7) // 2 + 1) // 2 - 2 must reach it
+    fits = next(n for n in range(9, 3000) if ((n - 7) // 2 + 1) // 2 - 2 >= need)
+    cuts = [
+        feature_cut(tmp_path, "fits", frames(fits), text),
+        feature_cut(tmp_path, "crowded", frames(fits - 1), text),
+        feature_cut(tmp_path, "short", frames(99), "ONE"),
+        feature_cut(tmp_path, "long", frames(2001), "ONE"),
+        feature_cut(tmp_path, "longest", frames(2000), "ONE"),
+        feature_cut(tmp_path, "shortest", frames(100), "ONE"),
+        feature_cut(tmp_path, "silent", frames(200), " "),
+    ]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    config = config_of(corpus, train_cuts=(str(tmp_path / "cuts.jsonl.gz"),), enable_spec_aug=False)
+    with caplog.at_level(logging.INFO):
+        kept = [i for b in batches_of(config) for i in b.cut_ids]
+    assert sorted(kept) == ["fits", "longest", "shortest"]
+    lines = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(lines) == 1
+    for expected in (
+        "training cuts: 3 kept",
+        "1 too short for their tokens (crowded)",
+        "1 shorter than 1 s (short)",
+        "1 longer than 20 s (long)",
+        "1 with an empty transcript (silent)",
+    ):
+        assert expected in lines[0]
+    only_bad = tmp_path / "bad.jsonl.gz"
+    CutSet.from_cuts(cuts[1:4]).to_file(only_bad)
+    assert "no training cut is left" in error_of(lambda: batches_of(replace(config, train_cuts=(str(only_bad),))))
+
+
+def test_test_cuts_without_a_transcript_or_with_several_are_named(corpus, tmp_path):
+    same = str(corpus / "fbank" / "librispeech_cuts_test.jsonl.gz")
+    assert "named alike" in error_of(AsrDataModule(config_of(corpus, test_cuts=(same, same)), 0).test_sets)
+    silent = feature_cut(tmp_path, "silent", np.zeros((200, 80), dtype=np.float32), "")
+    double = feature_cut(tmp_path, "double", np.zeros((200, 80), dtype=np.float32), "ONE")
+    double.supervisions = [*double.supervisions, SupervisionSegment("b", "double", 1, 0.5, text="TWO")]
+    for name, cut in (("silent", silent), ("double", double)):
+        CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl.gz")
+        module = AsrDataModule(config_of(corpus, test_cuts=(str(tmp_path / "cuts.jsonl.gz"),)), 0)
+        assert f"cut {name}" in error_of(lambda module=module: list(module.test_dataloaders()["cuts"]))
