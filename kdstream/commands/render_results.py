@@ -1,9 +1,11 @@
-"""Fills the tables of RESULTS.md from the JSON files of published runs.
+"""Fills the tables of the results pages from the JSON files of published runs.
 
-    python local/render_results.py --results egs/librispeech/RESULTS.md --json-dir egs/librispeech/results
+    kdstream render-results
+    kdstream render-results --results egs/librispeech/results/methods.md --check 1
 
-Between `<!-- table: NAME -->` and `<!-- end -->` it puts what DIR/NAME.json says; what stands outside the markers is
-left alone.  With --check 1 nothing is written, and the exit status tells whether the file is up to date.
+Between `<!-- table: NAME -->` and `<!-- end -->` it puts the table of DIR/NAME.json.  It leaves all other text alone.
+Without --results it fills RESULTS.md and every page in results/.  With --check 1 it writes nothing, and the exit
+status tells whether all pages are up to date.
 """
 
 from __future__ import annotations
@@ -22,26 +24,32 @@ TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re
 MARKER = re.compile(r"<!-- (?:table: [\w.-]+|end) -->")
 
 
-def fill(text: str, json_dir: Path) -> str:
-    """`text` with every table rendered anew.  Raises UserError on a marker without its partner, or a missing file."""
+def fill(page: Path, json_dir: Path) -> str:
+    """The text of `page` with every table rendered anew.
+
+    Raises UserError for a page that is missing, a marker without its partner, or a missing JSON file.
+    """
+    if not page.is_file():
+        raise UserError(f"{page}: no such file; give --results")
+    text = page.read_text(encoding="utf8")
     if 2 * len(TABLE.findall(text)) != len(MARKER.findall(text)):
-        raise UserError("RESULTS.md: every `<!-- table: NAME -->` needs one `<!-- end -->` after it, and the reverse")
+        raise UserError(f"{page}: every `<!-- table: NAME -->` needs one `<!-- end -->` after it, and the reverse")
     return TABLE.sub(lambda found: f"{found[1]}{render(json_dir / (found['name'] + '.json'))}{found[3]}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--results", type=Path, default=RECIPE / "RESULTS.md", help="Markdown file (default: %(default)s)"
+        "--results", type=Path, nargs="+", help="Markdown files (default: the recipe's RESULTS.md and results/*.md)"
     )
     parser.add_argument("--json-dir", type=Path, default=RECIPE / "results", help="JSON files (default: %(default)s)")
     parser.add_argument("--check", type=str2bool, default=False, help="Write nothing, only compare (default: 0)")
     args = parser.parse_args(argv)
-    if not args.results.is_file():
-        raise UserError(f"{args.results}: no such file; give --results")
-    text = args.results.read_text(encoding="utf8")
-    filled = fill(text, args.json_dir)
-    if args.check and filled != text:
-        raise UserError(f"{args.results}: its tables are not those of {args.json_dir}; run local/render_results.py")
-    if filled != text:
-        args.results.write_text(filled, encoding="utf8")
+    pages = args.results or [RECIPE / "RESULTS.md", *sorted((RECIPE / "results").glob("*.md"))]
+    filled = {page: fill(page, args.json_dir) for page in pages}
+    stale = [page for page, text in filled.items() if text != page.read_text(encoding="utf8")]
+    if stale and args.check:
+        names = ", ".join(map(str, stale))
+        raise UserError(f"{names}: not the tables of {args.json_dir}; run local/render_results.py")
+    for page in stale:
+        page.write_text(filled[page], encoding="utf8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -270,8 +271,33 @@ def test_results_md_is_filled_between_its_markers_only(tmp_path, monkeypatch):
     assert render(page, "--check", 1) == ""
 
 
-def test_tables_of_the_committed_results_page_are_those_of_its_json(monkeypatch):
+def test_several_pages_are_filled_or_none_at_all(tmp_path, monkeypatch):
+    render = partial(run_script, monkeypatch, "local/render_results.py", "--json-dir", tmp_path, "--results")
+    (tmp_path / "speech.json").write_text(json.dumps([{"part": "x", "ratio": 2.0}]))
+    empty = "<!-- table: speech -->\n<!-- end -->\n"
+    full = "<!-- table: speech -->\n| part | ratio |\n| --- | ---: |\n| x | 2.00 |\n<!-- end -->\n"
+    first, second, broken = pages = [tmp_path / name for name in ("first.md", "second.md", "broken.md")]
+    for page in pages:
+        page.write_text(empty)
+    broken.write_text("<!-- end -->")
+    assert str(broken) in render(*pages) and first.read_text() == second.read_text() == empty
+    stale = render(first, second, "--check", 1)
+    assert str(first) in stale and str(second) in stale and first.read_text() == empty
+    assert render(first) == "" and str(first) not in render(first, second, "--check", 1)
+    assert render(first, second) == "" and first.read_text() == second.read_text() == full
+
+
+def test_tables_of_the_committed_results_pages_are_those_of_their_json(monkeypatch):
     assert run_script(monkeypatch, "local/render_results.py", "--check", 1) == ""
+
+
+def test_every_published_json_is_a_table_of_one_page():
+    """But for the records of which another JSON is the comparison: methods.json and depth.json."""
+    pages = [PUBLISHED.with_name("RESULTS.md"), *PUBLISHED.glob("*.md")]
+    tables = [name for page in pages for name in re.findall(r"<!-- table: ([\w.-]+) -->", page.read_text())]
+    published = {path.stem for path in PUBLISHED.glob("*.json")}
+    compared = {name for name in published if f"{name}-comparison" in published}
+    assert sorted(tables) == sorted(published - compared)
 
 
 @pytest.mark.parametrize(
