@@ -45,7 +45,7 @@ distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the
 usage() {
   sed -n '2,/^set /p' "$self" | sed '/^set /d; s/^# \{0,1\}//'
   echo "Flags and defaults:"
-  sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ -
+  sed -n 's/^\([a-z0-9_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ -
 }
 
 fail() { echo "error: $*" >&2; exit 1; }
