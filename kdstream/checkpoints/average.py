@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,15 @@ from kdstream.checkpoints.store import (
     PRETRAINED,
     PathLike,
     StateDict,
-    _what_there_is,
     as_float32,
     find_checkpoints,
     last_epoch,
     load_checkpoint,
     load_weights,
+    params_of,
+    what_there_is,
 )
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 
 @torch.no_grad()
@@ -45,86 +48,134 @@ def float64_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
 
 
-def load_averaged(exp_dir: PathLike, epoch: int, iter_: int, avg: int, use_averaged_model: bool) -> StateDict:
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoints of an experiment are averaged, as the flags of decode.py name them.
+
+    epoch: epoch-N.pt; 0 is the last one there is, or else a bare pretrained.pt.
+    iter: if more than 0, checkpoint-N.pt instead of an epoch.
+    avg: how many checkpoints are averaged: this one and those before it.
+    use_averaged_model: average over every batch of these checkpoints (model_avg), not over the files alone.
+    prefix: of the flags in messages, e.g. "teacher_" where the user typed --teacher-epoch.
+    """
+
+    exp_dir: PathLike
+    epoch: int = 0
+    iter: int = 0
+    avg: int = 1
+    use_averaged_model: bool = True
+    prefix: str = ""
+
+    def option(self, name: str, value: object = None) -> str:
+        """A field as its flag is typed, for messages."""
+        return option(self.prefix + name, value)
+
+
+class Averaged(NamedTuple):
+    """What `load_averaged` read.
+
+    weights: float32 tensors by parameter name.
+    last: the last one of the averaged files.
+    params: the training parameters at the top level of that file.
+    """
+
+    weights: StateDict
+    last: Path
+    params: dict[str, Any]
+
+
+def load_averaged(choice: CheckpointChoice) -> Averaged:
     """The parameters that icefall's decode.py would use for --epoch/--iter, --avg, --use-averaged-model.
 
     With use_averaged_model: the mean over all batches after epoch (epoch - avg) up to epoch `epoch`,
     from the running averages in those two files; epoch == avg means from the start of training.
-    Without: the plain mean of the last `avg` files.  `iter_` > 0 counts checkpoint-N.pt files
-    instead.  Epoch 0 is the last one there is, or else a bare pretrained.pt.
+    Without: the plain mean of the last `avg` files.
 
-    Returns:
-      float32 tensors by parameter name.
     Raises:
       UserError: a file that is missing or damaged, or one without what the average needs.
     """
-    exp_dir = Path(exp_dir)
-    if avg < 1:
-        raise UserError(f"--avg {avg}: must be at least 1")
-    if epoch == 0 and iter_ == 0:
-        epoch = last_epoch(exp_dir)
-        if not epoch and (exp_dir / PRETRAINED).is_file():
-            return load_weights(exp_dir / PRETRAINED)
-        if not epoch:
-            raise UserError(f"{exp_dir}: no epoch-N.pt{_what_there_is(exp_dir)}; or name one with --iter")
-    wanted = avg + 1 if use_averaged_model else avg
-    if iter_ > 0:
-        paths = find_checkpoints(exp_dir, until=iter_)[:wanted]
-        if len(paths) < wanted:
-            fix = "lower --avg" if avg > 1 else "give --use-averaged-model 0 for the weights of that batch alone"
-            raise UserError(
-                f"--iter {iter_} --avg {avg}: needs {wanted} checkpoint-N.pt files up to {iter_}, "
-                f"{exp_dir} holds {len(paths)}; {fix}"
-            )
-    else:
-        if avg > epoch:
-            raise UserError(f"--epoch {epoch} --avg {avg}: averages more epochs than there were; lower --avg")
-        paths = [exp_dir / f"epoch-{e}.pt" for e in range(epoch, epoch - wanted, -1) if e >= 1]
-    if not use_averaged_model:
+    if choice.avg < 1:
+        raise UserError("must be at least 1", flag=choice.option("avg", choice.avg))
+    pretrained = Path(choice.exp_dir) / PRETRAINED
+    if not (choice.epoch or choice.iter or last_epoch(choice.exp_dir)) and pretrained.is_file():
+        return Averaged(load_weights(pretrained), pretrained, {})
+    paths, first = _files_of(choice)
+    if not choice.use_averaged_model:
         return _mean_of(paths)
-    start = paths[-1] if len(paths) == wanted else None  # None: from the start of training
-    return _mean_between(start, paths[0])
+    return _mean_between(first, paths[0], choice)
 
 
-def _mean_of(paths: list[Path]) -> StateDict:
+def _files_of(choice: CheckpointChoice) -> tuple[list[Path], Path | None]:
+    """The files to average, the last one first; and the one before them, None at the start of training."""
+    exp_dir, avg, epoch = Path(choice.exp_dir), choice.avg, choice.epoch
+    wanted = avg + 1 if choice.use_averaged_model else avg
+    if choice.iter > 0:
+        paths = find_checkpoints(exp_dir, until=choice.iter)[:wanted]
+        if len(paths) < wanted:
+            weights_alone = f"give {choice.option('use_averaged_model', 0)} for the weights of that batch alone"
+            raise UserError(
+                f"needs {wanted} checkpoint-N.pt files up to {choice.iter}, {exp_dir} holds {len(paths)}",
+                flag=f"{choice.option('iter', choice.iter)} {choice.option('avg', avg)}",
+                fix=f"lower {choice.option('avg')}" if avg > 1 else weights_alone,
+            )
+        return paths[:avg], paths[avg] if choice.use_averaged_model else None
+    epoch = epoch or last_epoch(exp_dir)
+    if not epoch:
+        raise UserError(f"{exp_dir}: no epoch-N.pt{what_there_is(exp_dir)}; or name one with {choice.option('iter')}")
+    if avg > epoch:
+        raise UserError(
+            "averages more epochs than there were",
+            flag=f"{choice.option('epoch', epoch)} {choice.option('avg', avg)}",
+            fix=f"lower {choice.option('avg')}",
+        )
+    paths = [exp_dir / f"epoch-{epoch - i}.pt" for i in range(avg)]
+    return paths, exp_dir / f"epoch-{epoch - avg}.pt" if epoch > avg else None
+
+
+def _mean_of(paths: list[Path]) -> Averaged:
     total: StateDict = {}
+    params: dict[str, Any] = {}
     for path in paths:
-        for name, value in load_checkpoint(path)["model"].items():
+        checkpoint = load_checkpoint(path)
+        params = params or params_of(checkpoint)  # of the first one read, which is the last one saved
+        for name, value in checkpoint["model"].items():
             value = value.double() if value.is_floating_point() else value
             total[name] = total[name] + value if name in total and value.is_floating_point() else value
-    return _map_floats(lambda value: value / len(paths), total)
+    return Averaged(_map_floats(lambda value: value / len(paths), total), paths[0], params)
 
 
-def _mean_between(start: Path | None, end: Path) -> StateDict:
+def _mean_between(start: Path | None, end: Path, choice: CheckpointChoice) -> Averaged:
     """The mean of the models after `start` up to `end`: (n_end avg_end - n_start avg_start) / (n_end - n_start)."""
-    average, n_end = _running_average(end)
+    average, n_end, params = _running_average(end, choice)
     if start is None:
         previous, n_start = {}, 0
     else:
-        previous, n_start = _running_average(start)
+        previous, n_start, _ = _running_average(start, choice)
     if n_end <= n_start:
         raise UserError(
-            f"{end}: its running average was not updated after {start or 'the start'}; "
-            "raise --avg, give --use-averaged-model 0, or train with a lower --average-period"
+            f"{end}: its running average was not updated after {start or 'the start'}",
+            fix=f"raise {choice.option('avg')}, give {choice.option('use_averaged_model', 0)}, or train with a lower "
+            "--average-period",
         )
-    weight = n_end / (n_end - n_start)
     if start is None:
-        return as_float32(average)
-    return {
+        return Averaged(as_float32(average), end, params)
+    weight = n_end / (n_end - n_start)
+    weights = {
         name: (weight * value.double() + (1 - weight) * previous[name].double()).float()
         if value.is_floating_point()
         else value
         for name, value in average.items()
     }
+    return Averaged(weights, end, params)
 
 
-def _running_average(path: Path) -> tuple[StateDict, int]:
-    """model_avg, and the batches that it covers."""
+def _running_average(path: Path, choice: CheckpointChoice) -> tuple[StateDict, int, dict[str, Any]]:
+    """model_avg, the batches that it covers, and the training parameters."""
     checkpoint = load_checkpoint(path)
-    if not checkpoint.get("model_avg") or "batch_idx_train" not in checkpoint:
-        raise UserError(f"{path}: holds no running average; give --use-averaged-model 0")
+    if not checkpoint.get("model_avg") or not {"batch_idx_train", "average_period"} <= set(checkpoint):
+        raise UserError(f"{path}: holds no running average", fix=f"give {choice.option('use_averaged_model', 0)}")
     period = checkpoint["average_period"]
-    return checkpoint["model_avg"], checkpoint["batch_idx_train"] // period * period
+    return checkpoint["model_avg"], checkpoint["batch_idx_train"] // period * period, params_of(checkpoint)
 
 
 def _map_floats(function: Callable[[Tensor], Tensor], state: StateDict) -> StateDict:

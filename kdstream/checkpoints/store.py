@@ -9,11 +9,13 @@ A bare {"model": state_dict}, icefall's pretrained.pt, is read as well.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pathlib
 import pickle
 import re
 import shutil
+import zipfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -104,15 +106,23 @@ def as_float32(state: StateDict) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def load_checkpoint(path: PathLike, bare: bool = False) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU; with `bare`, a state dict alone, .safetensors too, is taken for its "model".
+def params_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The training parameters at the top level of a checkpoint."""
+    return {name: value for name, value in checkpoint.items() if name not in RESERVED}
 
+
+def load_checkpoint(path: PathLike, bare: bool = False, lazily: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU.
+
+    Args:
+      bare: accept a state dict alone, .safetensors too, as the checkpoint's "model".
+      lazily: leave tensors on the disk until they are used, where torch can; for who wants the parameters alone.
     Raises:
       UserError: no such file, a file cut short, or one that is not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{_what_there_is(path.parent)}")
+        raise UserError(f"{path}: no such checkpoint{what_there_is(path.parent)}")
     if bare and path.suffix == ".safetensors":
         try:
             return {"model": load_file(path)}
@@ -120,7 +130,10 @@ def load_checkpoint(path: PathLike, bare: bool = False) -> dict[str, Any]:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     try:
         with PATHS_ALLOWED([pathlib.PosixPath]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if lazily and "mmap" in inspect.signature(torch.load).parameters and zipfile.is_zipfile(path):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
             raise UserError(
@@ -158,7 +171,7 @@ def _damaged(path: Path) -> str:
     )
 
 
-def _what_there_is(exp_dir: Path) -> str:
+def what_there_is(exp_dir: Path) -> str:
     """ "; DIR holds ..." for error messages."""
     names = [path.name for path in (*find_epochs(exp_dir), *find_checkpoints(exp_dir))]
     if not names:
@@ -241,9 +254,19 @@ def remove_old_checkpoints(exp_dir: PathLike, keep: int) -> None:
 
 
 def latest_checkpoint(exp_dir: PathLike) -> Path | None:
-    """The checkpoint that saw most batches, of epoch-N.pt and checkpoint-N.pt; None if there is neither."""
+    """The checkpoint that saw most batches, of epoch-N.pt and checkpoint-N.pt; None if there is neither.
+
+    Raises:
+      UserError: an epoch-N.pt that does not say how many it saw.
+    """
     epochs, checkpoints = find_epochs(exp_dir)[:1], find_checkpoints(exp_dir)[:1]
     if not epochs or not checkpoints:
         return next(iter(epochs + checkpoints), None)
     steps = int(checkpoints[0].stem.split("-")[1])
-    return epochs[0] if load_checkpoint(epochs[0])["batch_idx_train"] >= steps else checkpoints[0]
+    steps_of_epoch = load_checkpoint(epochs[0], lazily=True).get("batch_idx_train")
+    if steps_of_epoch is None:
+        raise UserError(
+            f"{epochs[0]}: holds no batch_idx_train, so training cannot go on from it",
+            fix=f"name the checkpoint with --start-batch {steps}, or move {epochs[0].name} away",
+        )
+    return epochs[0] if steps_of_epoch >= steps else checkpoints[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdstream.checkpoints.average import load_averaged
-from kdstream.checkpoints.store import find_checkpoints, find_epochs, load_checkpoint, load_strictly, load_weights
+from kdstream.checkpoints.average import Averaged, CheckpointChoice, load_averaged
+from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
 from kdstream.models.presets import resolve
@@ -37,25 +37,20 @@ def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
     Raises:
       UserError: a checkpoint that is missing, damaged, or not of this config.
     """
-    source = Path(decode.checkpoint or decode.exp_dir)
-    if decode.checkpoint:
-        weights = load_weights(source)
-    else:
-        weights = load_averaged(source, decode.epoch, decode.iter, decode.avg, decode.use_averaged_model)
+    averaged = _read_weights(decode)
     model = build_model(resolve(config.model)).eval()
-    load_strictly(model, weights, source)
-    last = None if decode.checkpoint else _last_checkpoint(source, decode)
-    if last is None:
-        return Trained(model, source.stem if decode.checkpoint else "pretrained", 0.0, 0.0)
-    params = load_checkpoint(last)
-    name = f"{last.stem.replace('checkpoint', 'iter')}_avg-{decode.avg}"
+    load_strictly(model, averaged.weights, decode.checkpoint or decode.exp_dir)
+    name = averaged.last.stem
+    if not decode.checkpoint and averaged.last.name != PRETRAINED:
+        name = f"{name.replace('checkpoint', 'iter')}_avg-{decode.avg}"
+    params = averaged.params
     return Trained(model, name, params.get("speech_seconds_trained", 0.0), params.get("compute_seconds", 0.0))
 
 
-def _last_checkpoint(exp_dir: Path, decode: DecodeConfig) -> Path | None:
-    """The last of the files that `decode` averages; None for a bare pretrained.pt."""
-    if decode.iter > 0:
-        return find_checkpoints(exp_dir, until=decode.iter)[0]
-    if decode.epoch > 0:
-        return exp_dir / f"epoch-{decode.epoch}.pt"
-    return next(iter(find_epochs(exp_dir)), None)
+def _read_weights(decode: DecodeConfig) -> Averaged:
+    if decode.checkpoint:
+        path = Path(decode.checkpoint)
+        return Averaged(load_weights(path), path, {})
+    return load_averaged(
+        CheckpointChoice(decode.exp_dir, decode.epoch, decode.iter, decode.avg, decode.use_averaged_model)
+    )

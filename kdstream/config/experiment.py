@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdstream.config.flags import from_dict, to_dict
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 CONFIG_FILE = "config.json"
 
@@ -29,11 +29,18 @@ class ExperimentConfig:
         )
 
     @staticmethod
-    def load(exp_dir: str | Path) -> ExperimentConfig:
-        """Reads `exp_dir`/config.json.  Raises UserError if there is none or it does not parse."""
+    def load(exp_dir: str | Path, prefix: str = "") -> ExperimentConfig:
+        """Reads `exp_dir`/config.json.
+
+        Args:
+          prefix: of the flag in messages, e.g. "teacher_" where the user typed --teacher-exp-dir.
+        Raises:
+          UserError: there is none, or it does not parse.
+        """
         path = Path(exp_dir) / CONFIG_FILE
         if not path.is_file():
-            raise UserError(f"{path}: no such file; --exp-dir must name a directory that train.py wrote")
+            fix = f"{option(prefix + 'exp_dir')} must name a directory that train.py wrote"
+            raise UserError(f"{path}: no such file", fix=fix)
         try:
             sections = json.loads(path.read_text())
             return ExperimentConfig(

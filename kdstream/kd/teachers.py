@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from kdstream.checkpoints.average import load_averaged
+from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, load_weights
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of
@@ -63,13 +62,15 @@ def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
     """The averaged model of --teacher-exp-dir."""
     distill = config.distill
     exp_dir = distill.teacher_exp_dir
-    try:
-        teacher = ExperimentConfig.load(exp_dir)
-        averaged = (distill.teacher_epoch, 0, distill.teacher_avg, distill.teacher_use_averaged_model)
-        weights = load_averaged(exp_dir, *averaged)
-    except UserError as error:  # which speaks of decode.py's flags
-        flags = r"(?<!\S)--(exp-dir|epoch|avg|use-averaged-model)(?![\w-])"  # words, not parts of a path
-        raise UserError(re.sub(flags, r"--teacher-\1", str(error))) from error
+    teacher = ExperimentConfig.load(exp_dir, prefix="teacher_")
+    choice = CheckpointChoice(
+        exp_dir,
+        distill.teacher_epoch,
+        avg=distill.teacher_avg,
+        use_averaged_model=distill.teacher_use_averaged_model,
+        prefix="teacher_",
+    )
+    weights = load_averaged(choice).weights
     if teacher.model.causal and -1 not in teacher.model.chunk_size:
         logging.warning(
             f"--teacher-exp-dir {exp_dir}: a streaming model that was never trained in full context (--chunk-size "

@@ -129,19 +129,19 @@ def mean_of(history: list[dict[str, torch.Tensor]], steps: range, name: str = "0
 @pytest.mark.parametrize(
     "choice, steps",
     [
-        (dict(epoch=4, iter_=0, avg=2, use_averaged_model=True), range(11, 21)),
-        (dict(epoch=3, iter_=0, avg=1, use_averaged_model=True), range(11, 16)),
-        (dict(epoch=3, iter_=0, avg=3, use_averaged_model=True), range(1, 16)),  # from the start
-        (dict(epoch=0, iter_=0, avg=1, use_averaged_model=True), range(16, 21)),  # the last there is
-        (dict(epoch=0, iter_=16, avg=2, use_averaged_model=True), range(9, 17)),
-        (dict(epoch=4, iter_=0, avg=2, use_averaged_model=False), range(15, 21, 5)),
-        (dict(epoch=2, iter_=0, avg=1, use_averaged_model=False), range(10, 11)),
-        (dict(epoch=0, iter_=14, avg=3, use_averaged_model=False), range(4, 13, 4)),
+        (dict(epoch=4, iter=0, avg=2, use_averaged_model=True), range(11, 21)),
+        (dict(epoch=3, iter=0, avg=1, use_averaged_model=True), range(11, 16)),
+        (dict(epoch=3, iter=0, avg=3, use_averaged_model=True), range(1, 16)),  # from the start
+        (dict(epoch=0, iter=0, avg=1, use_averaged_model=True), range(16, 21)),  # the last there is
+        (dict(epoch=0, iter=16, avg=2, use_averaged_model=True), range(9, 17)),
+        (dict(epoch=4, iter=0, avg=2, use_averaged_model=False), range(15, 21, 5)),
+        (dict(epoch=2, iter=0, avg=1, use_averaged_model=False), range(10, 11)),
+        (dict(epoch=0, iter=14, avg=3, use_averaged_model=False), range(4, 13, 4)),
     ],
 )
 def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: dict, steps: range):
     exp_dir, history = trained
-    averaged = average.load_averaged(exp_dir, **choice)
+    averaged = average.load_averaged(average.CheckpointChoice(exp_dir, **choice)).weights
     torch.testing.assert_close(averaged["0.weight"], mean_of(history, steps), atol=1e-6, rtol=1e-5)
     assert averaged["0.weight"].dtype == torch.float32
 
@@ -149,16 +149,16 @@ def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: dict, 
 @pytest.mark.parametrize(
     "choice, message",
     [
-        (dict(epoch=9, iter_=0, avg=1, use_averaged_model=False), "epoch-9.pt: no such checkpoint; .* holds epoch-4"),
-        (dict(epoch=2, iter_=0, avg=5, use_averaged_model=True), "lower --avg"),
-        (dict(epoch=0, iter_=8, avg=2, use_averaged_model=True), "needs 3 .* holds 2; lower --avg"),
-        (dict(epoch=0, iter_=4, avg=1, use_averaged_model=True), "holds 1; give --use-averaged-model 0"),
-        (dict(epoch=2, iter_=0, avg=0, use_averaged_model=True), "--avg 0"),
+        (dict(epoch=9, iter=0, avg=1, use_averaged_model=False), "epoch-9.pt: no such checkpoint; .* holds epoch-4"),
+        (dict(epoch=2, iter=0, avg=5, use_averaged_model=True), "lower --avg"),
+        (dict(epoch=0, iter=8, avg=2, use_averaged_model=True), "needs 3 .* holds 2; lower --avg"),
+        (dict(epoch=0, iter=4, avg=1, use_averaged_model=True), "holds 1; give --use-averaged-model 0"),
+        (dict(epoch=2, iter=0, avg=0, use_averaged_model=True), "--avg 0"),
     ],
 )
 def test_impossible_averages_are_refused(trained, choice: dict, message: str):
     with pytest.raises(UserError, match=message):
-        average.load_averaged(trained[0], **choice)
+        average.load_averaged(average.CheckpointChoice(trained[0], **choice))
 
 
 def test_average_that_was_never_updated_is_refused(tmp_path: Path):
@@ -166,20 +166,21 @@ def test_average_that_was_never_updated_is_refused(tmp_path: Path):
     params = {"batch_idx_train": 30, "average_period": 200}
     store.save_checkpoint(tmp_path / "epoch-1.pt", model, average.float64_copy(model), params=params)
     with pytest.raises(UserError, match="--use-averaged-model 0"):
-        average.load_averaged(tmp_path, 1, 0, 1, use_averaged_model=True)
+        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=1))
 
 
 def test_bare_pretrained_model_is_accepted(tmp_path: Path):
     model = make_model()
     torch.save({"model": model.state_dict()}, tmp_path / "pretrained.pt")
     for choice in (dict(use_averaged_model=True), dict(use_averaged_model=False)):
-        averaged = average.load_averaged(tmp_path, 0, 0, 1, **choice)
+        averaged = average.load_averaged(average.CheckpointChoice(tmp_path, **choice)).weights
         assert torch.equal(averaged["0.weight"], model[0].weight)
     (tmp_path / "pretrained.pt").rename(tmp_path / "epoch-99.pt")  # icefall's way
-    averaged = average.load_averaged(tmp_path, 99, 0, 1, use_averaged_model=False)
+    icefalls = average.CheckpointChoice(tmp_path, epoch=99, use_averaged_model=False)
+    averaged = average.load_averaged(icefalls).weights
     assert torch.equal(averaged["0.weight"], model[0].weight)
     with pytest.raises(UserError, match="--use-averaged-model 0"):
-        average.load_averaged(tmp_path, 99, 0, 99, use_averaged_model=True)
+        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=99, avg=99))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1])

@@ -13,7 +13,7 @@ import sentencepiece
 import torch
 from lhotse.supervision import AlignmentItem
 
-from kdstream.checkpoints.average import load_averaged
+from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.command_line import read_flags
 from kdstream.config.experiment import ExperimentConfig
@@ -150,7 +150,7 @@ def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
 def test_a_bare_checkpoint_is_decoded_like_the_epochs_it_was_averaged_from(exp_dir, tmp_path, monkeypatch):
     averaged = decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1)
     bare = tmp_path / "mine.pt"
-    torch.save({"model": load_averaged(exp_dir, 2, 0, 1, use_averaged_model=True)}, bare)
+    torch.save({"model": load_averaged(CheckpointChoice(exp_dir, epoch=2)).weights}, bare)
     record = decode(monkeypatch, "whole", exp_dir, "--checkpoint", bare)
     assert record.checkpoint == "mine" and "-mine_chunk-8" in record.recogs
     assert read_recogs(exp_dir / record.recogs) == read_recogs(exp_dir / averaged.recogs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdstream.checkpoints.average import load_averaged
+from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.search import Search
@@ -55,7 +55,7 @@ def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
 
     trained = ExperimentConfig.load(tmp_path / "exp")
     model = build_model(trained.model).eval()
-    model.load_state_dict(load_averaged(tmp_path / "exp", epoch=0, iter_=0, avg=4, use_averaged_model=True))
+    model.load_state_dict(load_averaged(CheckpointChoice(tmp_path / "exp", avg=4)).weights)
     module = AsrDataModule(trained.data, seed=0)
     (loader,) = module.test_dataloaders().values()
     references, hypotheses = [], []
