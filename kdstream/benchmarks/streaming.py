@@ -36,7 +36,7 @@ from tqdm import tqdm
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, from_args, in_range
+from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.search import Search
@@ -265,7 +265,7 @@ def get_parser() -> argparse.ArgumentParser:
     def words(text: str) -> tuple[str, ...]:
         return tuple(part for part in text.split(",") if part)
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
     parser.add_argument("--runtimes", type=words, default=tuple(RUNTIMES), help=f"Of {','.join(RUNTIMES)}.")
     parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")

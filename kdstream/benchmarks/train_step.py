@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kdstream
-from kdstream.config.flags import add_arguments, from_args, in_range, str2bool
+from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--repetitions", type=in_range(int, minimum=1), default=5, help="Counted repetitions.")
     seconds = in_range(float, above=0)
     parser.add_argument("--utterance-seconds", type=seconds, default=6.0, help="Longest of a synthetic batch.")

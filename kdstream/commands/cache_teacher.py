@@ -9,7 +9,6 @@ the student alone, and time warping is refused.  Killed, it goes on where it sto
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from kdstream.config.command_line import CACHE_DATA_FLAGS
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_overrides, override
+from kdstream.config.flags import add_overrides, override, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.data.features import FBANK
 from kdstream.data.module import AsrDataModule
@@ -49,7 +48,7 @@ def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
     parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
     parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")

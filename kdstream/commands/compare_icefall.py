@@ -9,12 +9,12 @@ conformer-streaming and conformer-streaming-2; their rows with their source are 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
 from kdstream.evaluation.records import Record, load_records
 from kdstream.evaluation.tables import markdown_table
@@ -57,7 +57,7 @@ def test_sets_of(records: Sequence[Record]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     published = json.loads(PUBLISHED.read_text())
     baselines = list(dict.fromkeys(row["baseline"] for row in published["rows"]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("exp_dir", type=Path, metavar="EXP", help="Experiment directory.")
     parser.add_argument("--baseline", choices=baselines, default="zipformer-streaming", help="(default: %(default)s)")
     args = parser.parse_args(argv)

@@ -9,7 +9,6 @@ utterances of the validation set.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_overrides, in_range, override
+from kdstream.config.flags import add_overrides, in_range, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.settings import choose_chunk
@@ -62,7 +61,7 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
     parser.add_argument("--epoch", type=int, default=0, help="Its epoch-N.pt (default: the last)")
     parser.add_argument("--avg", type=int, default=1, help="Its checkpoints to average (default: %(default)s)")

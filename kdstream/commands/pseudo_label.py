@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, add_overrides, from_args, override
+from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig
 from kdstream.corpus.fbank import write_cuts
 from kdstream.data.cuts import read_manifest
@@ -133,7 +133,7 @@ def plot_confidences(confidences: Sequence[float], min_confidence: float, path: 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises UserError for flags that could only fail after the cuts have been transcribed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--cuts", type=Path, required=True, help="Lhotse cut manifest to transcribe.")
     parser.add_argument("--output", type=Path, required=True, help="Cut manifest to write, .jsonl.gz or .jsonl.")
     parser.add_argument("--min-confidence", type=float, default=0.8, help="Keep from here on (default: %(default)s)")

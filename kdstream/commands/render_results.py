@@ -10,12 +10,11 @@ status tells whether all pages are up to date.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import str2bool
+from kdstream.config.flags import parser_of, str2bool
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render
 
@@ -38,7 +37,7 @@ def fill(page: Path, json_dir: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--results", type=Path, nargs="+", help="Markdown files (default: the recipe's RESULTS.md and results/*.md)"
     )

@@ -12,17 +12,17 @@ measured, NAME-latency.json, which local/render_results.py turns into tables of 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
 from kdstream.evaluation.records import publish
 from kdstream.reporting.report import Report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--exp-root", type=Path, required=True, help="Directory of the experiment directories.")
     parser.add_argument("--systems", default="teacher,baseline,distilled", help="Which of them (default: %(default)s)")
     parser.add_argument(

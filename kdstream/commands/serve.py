@@ -12,14 +12,13 @@ are listed at the top of kdstream/serving/server.py.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.errors import UserError
 from kdstream.serving.engine import Engine, find_model, load_recognizer
 from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, serve
@@ -43,7 +42,7 @@ def allowed_names(host: str, names: str | None) -> frozenset[str] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("encoder", type=Path, help="The exported encoder, float32 or int8.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1).")
     parser.add_argument("--port", type=int, default=6006, help="Port; 0 takes a free one (default: 6006).")

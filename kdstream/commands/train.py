@@ -17,18 +17,17 @@ where decode.py, streaming_decode.py and export.py read them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.training import dist
 from kdstream.training.loop import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     for section in (TrainConfig, ModelConfig, DataConfig, DistillConfig):
         add_arguments(parser, section)
     args = parser.parse_args(argv)

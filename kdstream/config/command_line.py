@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, add_overrides, from_args, override
+from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig
 
 DATA_FLAGS = (
@@ -38,7 +38,7 @@ def make_parser(
     description: str, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
 ) -> argparse.ArgumentParser:
     """A parser of DecodeConfig's flags but `leave_out`, and of `data_flags` that go before config.json."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add_arguments(parser, DecodeConfig, leave_out)
     add_overrides(parser, DataConfig, *data_flags)
     return parser

@@ -117,6 +117,17 @@ def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     return config_class(**values)
 
 
+def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
+    """The parser of a command.  It refuses abbreviated flags, which other commands would not know again.
+
+    Args:
+      description: the docstring of the command's module.
+      more: of argparse.ArgumentParser.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False, **more)
+
+
 def add_arguments(
     parser: argparse.ArgumentParser, config_class: type, leave_out: Sequence[str] = (), **defaults: Any
 ) -> None:

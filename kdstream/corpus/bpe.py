@@ -10,7 +10,6 @@ writes bpe.model, unigram_<V>.model, transcript_words.txt and tokens.txt ("piece
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import sentencepiece
 from lhotse import SupervisionSet
 
+from kdstream.config.flags import parser_of
 from kdstream.data.cuts import read_manifest, text_of
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
@@ -70,7 +70,7 @@ def train(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     texts_of = parser.add_mutually_exclusive_group(required=True)
     texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
     texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")

@@ -12,7 +12,6 @@ A file that cannot be read in full stops the part with one line that names it; n
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import random
@@ -28,7 +27,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
-from kdstream.config.flags import str2bool
+from kdstream.config.flags import parser_of, str2bool
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
@@ -133,7 +132,7 @@ def compute_part(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"))
     parser.add_argument("--output-dir", type=Path, default=Path("data/fbank"))
     parser.add_argument("--train-parts", default="", help="Parts to train on, separated by commas.")

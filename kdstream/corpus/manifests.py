@@ -9,7 +9,6 @@ reads CORPUS_DIR/<part>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt with t
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
+from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
 
 
@@ -95,7 +95,7 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--corpus-dir", type=Path, required=True, help="The directory that holds the parts.")
     parser.add_argument("--parts", required=True, help="Names of parts, separated by commas.")
     parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"))

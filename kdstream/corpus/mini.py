@@ -16,7 +16,6 @@ it stopped.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -33,6 +32,7 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
+from kdstream.config.flags import parser_of
 from kdstream.corpus.mini_grammar import make_parts
 from kdstream.corpus.speech_synthesis import REQUIREMENTS, synthesise
 from kdstream.errors import UserError
@@ -200,7 +200,7 @@ def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="Of sentences, tempo, loudness and noise.")
     parser.add_argument("--train-utterances", type=int, default=900, help="About 22 to a minute.")

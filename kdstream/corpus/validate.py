@@ -8,14 +8,13 @@ read too (NaN, damaged files).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lhotse.cut import Cut
 from tqdm import tqdm
 
-from kdstream.config.flags import str2bool
+from kdstream.config.flags import parser_of, str2bool
 from kdstream.data.cuts import read_manifest, text_of
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_utterance
@@ -37,7 +36,7 @@ def check(cut: Cut) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("manifests", nargs="+", type=Path)
     parser.add_argument("--read", type=str2bool, default=False, help="Read all features too.")
     args = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from kdstream.checkpoints.store import last_epoch
 from kdstream.config.command_line import read_flags
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import Config, add_arguments, from_args
+from kdstream.config.flags import Config, add_arguments, from_args, parser_of
 from kdstream.config.sections import DecodeConfig, TrainConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import Record, load_records
@@ -145,7 +145,7 @@ class Cell:
 
 def read_config(config_class: type[Config], flags: Sequence[str]) -> Config:
     """A part of the settings that `flags`, of train.py, make."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = parser_of(None, add_help=False)
     add_arguments(parser, config_class)
     return from_args(config_class, parser.parse_known_args(flags)[0])
 

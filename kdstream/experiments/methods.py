@@ -26,7 +26,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import CACHE_DATA_FLAGS
 from kdstream.config.experiment import CONFIG_FILE
-from kdstream.config.flags import flag_value, str2bool
+from kdstream.config.flags import flag_value, parser_of, str2bool
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
@@ -141,7 +141,7 @@ def decoding(args: argparse.Namespace, system: str) -> tuple[str, ...]:
 
 def without_chunks(flags: Sequence[str]) -> list[str]:
     """Flags of decode.py for a model that hears everything."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = parser_of(None, add_help=False)
     parser.add_argument("--chunk-size")
     parser.add_argument("--left-context-frames")
     return parser.parse_known_args(flags)[1]
@@ -206,7 +206,7 @@ def paths(text: str) -> list[Path]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add_runner_flags(parser, seeds="1,2,3,4,5")
     add = parser.add_argument
     add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from kdstream.config.flags import str2bool
+from kdstream.config.flags import parser_of, str2bool
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
 from kdstream.evaluation.records import write_json
@@ -274,7 +274,7 @@ def page(rows: Sequence[dict[str, Any]], comparison: Sequence[dict[str, Any]], p
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add_runner_flags(parser, seeds="1")
     add = parser.add_argument
     for name, what in (("--grid", "A flag of train.py and its values"), ("--decode-grid", "The same for decoding")):

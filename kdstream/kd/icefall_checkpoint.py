@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
 
@@ -53,7 +53,7 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
             word for name, value in known.items() for word in ("--" + name.replace("_", "-"), str(value))
         )
         flags = f"--preset medium {flags}"  # icefall's defaults, for what it has no flag for
-    parser = argparse.ArgumentParser(prog="--teacher-model", exit_on_error=False, add_help=False)
+    parser = parser_of(None, prog="--teacher-model", exit_on_error=False, add_help=False)
     add_arguments(parser, ModelConfig, preset="medium")
     try:
         args, unknown = parser.parse_known_args(shlex.split(flags))
