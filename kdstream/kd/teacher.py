@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError
@@ -25,8 +25,6 @@ from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import pad_to_whole_chunks
 from kdstream.models.transducer import Transducer, build_model
-
-TOKENS_FILE = "tokens.txt"
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

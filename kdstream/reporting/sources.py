@@ -69,7 +69,7 @@ def read_families(runs: Runs) -> dict[str, Member]:
         for system in dict.fromkeys(record.system for record in records):
             settings, penalty = system, 0.0
             if (path.parent / CONFIG_FILE).is_file():
-                config = asdict(ExperimentConfig.load(path.parent))
+                config = asdict(ExperimentConfig.as_written(path.parent))
                 penalty = config["train"]["delay_penalty"]
                 config["train"] = {name: value for name, value in config["train"].items() if name not in OF_NO_FAMILY}
                 settings = json.dumps(config)
