@@ -10,31 +10,30 @@ A student that hears 160 ms chunks with 640 ms of left context, guided by that t
     python egs/librispeech/train.py --exp-dir exp/distilled --preset tiny --causal 1 --chunk-size 8 \
         --left-context-frames 32 --teacher-exp-dir exp/teacher --max-duration 200
 
---resume 1 goes on from the last checkpoint in --exp-dir.  Several GPUs, or several processes on the
-CPU: --world-size 4, or torchrun --nproc-per-node 4.  All settings land in EXP_DIR/config.json, from
-where decode.py, streaming_decode.py and export.py read them.
+--resume 1 goes on from the last checkpoint in --exp-dir.  A flag that is not typed is then as in EXP_DIR/config.json.
+Several GPUs, or several processes on the CPU: --world-size 4, or torchrun --nproc-per-node 4.  All settings land in
+EXP_DIR/config.json, and the tokenizer beside it, from where decode.py, streaming_decode.py and export.py read them.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, from_args, parser_of
+from kdstream.config.flags import add_arguments, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.training import dist
-from kdstream.training.loop import run
+from kdstream.training.loop import train_experiment
+from kdstream.training.start import config_of_start
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """A parser that leaves out what is not typed; see `config_of_start`."""
+    parser = parser_of(__doc__)
+    for section in (TrainConfig, ModelConfig, DataConfig, DistillConfig):
+        add_arguments(parser, section, typed_only=True)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__)
-    for section in (TrainConfig, ModelConfig, DataConfig, DistillConfig):
-        add_arguments(parser, section)
-    args = parser.parse_args(argv)
-    config = ExperimentConfig(
-        model=from_args(ModelConfig, args),
-        data=from_args(DataConfig, args),
-        train=from_args(TrainConfig, args),
-        distill=from_args(DistillConfig, args),
-    )
-    dist.launch(run, config)
+    dist.launch(train_experiment, config_of_start(get_parser().parse_args(argv)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
+from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of, with_settings
 from kdstream.config.sections import DataConfig, DecodeConfig
 
 DATA_FLAGS = (
@@ -54,10 +54,16 @@ def read_experiment(args: argparse.Namespace) -> tuple[ExperimentConfig, DecodeC
     """
     decode = from_args(DecodeConfig, args)
     config = ExperimentConfig.load(decode.exp_dir)
-    data = override(config.data, args)
-    if getattr(args, "test_parts", None) and not args.test_cuts:  # config.json's cuts would go before these parts
-        data = replace(data, test_cuts=())
-    return replace(config, data=data), decode
+    return replace(config, data=override_data(config.data, args)), decode
+
+
+def override_data(data: DataConfig, args: argparse.Namespace) -> DataConfig:
+    """`override`, where parts that were typed also go before the cuts of config.json."""
+    typed = override(data, args)
+    for parts, cuts in (("train_parts", "train_cuts"), ("dev_parts", "valid_cuts"), ("test_parts", "test_cuts")):
+        if getattr(args, parts, None) and not getattr(args, cuts, None):
+            typed = with_settings(typed, **{cuts: ()})
+    return typed
 
 
 def typed_command() -> str:

@@ -32,7 +32,7 @@ class Section:
     extensions: values of the flags that `extend` has added; they read like fields, and stand in config.json.
     """
 
-    extensions: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extensions: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __getattr__(self, name: str) -> Any:
         added = EXTENSIONS.get(type(self), {})
@@ -129,14 +129,24 @@ def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, config_class: type, leave_out: Sequence[str] = (), **defaults: Any
+    parser: argparse.ArgumentParser,
+    config_class: type,
+    leave_out: Sequence[str] = (),
+    typed_only: bool = False,
+    **defaults: Any,
 ) -> None:
-    """Adds one flag per flag of `config_class` but `leave_out`; `defaults` override the flags' own."""
+    """Adds one flag per flag of `config_class` but `leave_out`.
+
+    Args:
+      typed_only: parsed arguments then hold the flags that were typed and no others; `from_args` knows the defaults.
+      defaults: override the flags' own.
+    """
     group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0])
     for item in flags_of(config_class):
         if item.name not in leave_out:
             default = defaults.get(item.name, item.default)
-            _add_flag(group, item, default, _shown(default, item.more.get("unset", "by preset")))
+            shown = _shown(default, item.more.get("unset", "by preset"))
+            _add_flag(group, item, argparse.SUPPRESS if typed_only else default, shown)
 
 
 def add_overrides(parser: argparse.ArgumentParser, config_class: type, *names: str) -> None:
@@ -148,7 +158,7 @@ def add_overrides(parser: argparse.ArgumentParser, config_class: type, *names: s
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:
-    """`config` with the flags of `add_overrides` that were given."""
+    """`config` with the flags that were typed: those of `add_overrides`, or of `add_arguments` with typed_only."""
     given = {item.name: getattr(args, item.name, None) for item in flags_of(type(config))}
     return with_settings(config, **{name: value for name, value in given.items() if value is not None})
 
@@ -164,7 +174,7 @@ def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
 
 
 def from_args(config_class: type[Config], args: argparse.Namespace) -> Config:
-    """Reads the flags of `config_class` back out of parsed arguments."""
+    """Reads the flags of `config_class` back out of parsed arguments; those that are not there have their defaults."""
     names = [item.name for item in flags_of(config_class) if hasattr(args, item.name)]
     return with_settings(config_class(), **{name: getattr(args, name) for name in names})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kdstream.config.flags import Section, flag
 
@@ -211,6 +212,10 @@ class DistillConfig(Section):
         "timing on it.",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        if self.teacher_exp_dir:  # exp/teacher/ is exp/teacher
+            object.__setattr__(self, "teacher_exp_dir", str(Path(self.teacher_exp_dir)))
 
     @property
     def has_teacher(self) -> bool:

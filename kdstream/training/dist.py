@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 HANDLER_NAME = "kdstream"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
@@ -36,16 +37,17 @@ def launch(run: Run, config: ExperimentConfig) -> None:
         return
     world_size = config.train.world_size
     if world_size < 1:
-        raise UserError(f"--world-size {world_size}: must be at least 1")
+        raise UserError("must be at least 1", flag=option("world_size", world_size))
     if torch.cuda.is_available() and world_size > torch.cuda.device_count():
-        raise UserError(f"--world-size {world_size}: there are {torch.cuda.device_count()} GPUs; lower it")
+        problem = f"there are {torch.cuda.device_count()} GPUs"
+        raise UserError(problem, flag=option("world_size", world_size), fix="lower it")
     if world_size == 1:
         run(config, 0, 1)
         return
-    errors = mp.get_context("spawn").SimpleQueue()
+    errors = get_context("spawn").SimpleQueue()
     try:
-        mp.spawn(_run_child, args=(run, config, world_size, errors), nprocs=world_size, join=True)
-    except (mp.ProcessExitedException, mp.ProcessRaisedException):  # perhaps of one that lost its partner
+        spawn(_run_child, args=(run, config, world_size, errors), nprocs=world_size, join=True)
+    except (ProcessExitedException, ProcessRaisedException):  # perhaps of one that lost its partner
         if errors.empty():
             raise
         raise UserError(errors.get()) from None
@@ -82,8 +84,8 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
-        mallopt(option, value)
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+        mallopt(parameter, value)
 
 
 def cleanup() -> None:

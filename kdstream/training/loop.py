@@ -1,6 +1,6 @@
 """The training loop of every model: teacher, streaming baseline, distilled student.
 
-`run` is one process's whole training.  A "batch" in counts and intervals is one optimiser step; with
+`train_experiment` is one process's whole training.  A "batch" in counts and intervals is one optimiser step; with
 --accum-grad A on W processes it takes A * W batches of the data.  What a step does depends on
 (config, seed, number of the step) and the parameters alone, so a training that was killed and
 resumed from its last checkpoint gives the same losses as one that was not.
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse.dataset import find_pessimistic_batches
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -45,24 +44,23 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
 from kdstream.training.diagnostics import Diagnostics, InfCheck
-from kdstream.training.experiment import (
-    Progress,
+from kdstream.training.logs import log_model_size, note_batch, tensorboard_writer
+from kdstream.training.memory import max_memory_mb, scan_for_oom
+from kdstream.training.metrics import MetricsTracker
+from kdstream.training.optim import Eden, ScaledAdam
+from kdstream.training.precision import Precision
+from kdstream.training.progress import Progress, checkpoint_params
+from kdstream.training.start import (
     check_same_model,
-    checkpoint_params,
+    check_same_tokenizer,
     checkpoint_to_resume,
-    describe,
-    max_memory_mb,
-    note_batch,
-    tensorboard_writer,
+    keep_tokenizer,
     warn_of_changed_settings,
     warn_of_flags_without_effect,
     with_preset,
     with_teacher_epoch,
     with_vocabulary,
 )
-from kdstream.training.metrics import MetricsTracker
-from kdstream.training.optim import Eden, ScaledAdam
-from kdstream.training.precision import Precision
 from kdstream.training.step import (
     StudentWithBranches,
     build_distiller,
@@ -79,10 +77,10 @@ SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
 DIAGNOSTIC_BATCHES = 5
 CLIPPING_SCALE = 2.0
-SETTLED = 100_000.0  # duration-scaled batches after which no ScheduledFloat changes; what icefall's finetune.py adds
+FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
 
 
-def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
+def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
     """Trains one experiment, as process `rank` of `world_size`.
 
     Raises:
@@ -95,6 +93,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
     try:
         data = AsrDataModule(config.data, config.train.seed, with_audio=config.distill.needs_audio)
         config = with_vocabulary(config, data.tokenizer.vocab_size)
+        check_same_tokenizer(config)
         check_same_model(config)
         resume_from = checkpoint_to_resume(config)
         config = with_teacher_epoch(config, resumes=resume_from is not None)
@@ -108,6 +107,7 @@ def run(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
         if rank == 0 and not config.train.print_diagnostics:
             warn_of_changed_settings(config)
             warn_of_flags_without_effect(config.distill)
+            keep_tokenizer(config, data.tokenizer)
             config.save(exp_dir)
             remove_leftovers(exp_dir)
         trainer.train()
@@ -141,10 +141,9 @@ class Trainer:
         if config.distill.init_from_teacher:
             start_from_teacher(self.model, teacher.model)
         self.distiller = build_distiller(config.distill, self.model, teacher)
-        describe(self.model, self.distiller, config.model)
+        log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None
-        settled = config.distill.init_from_teacher
-        self.student = StudentWithBranches(self.model, self.distiller, train, settled)
+        self.student = StudentWithBranches(self.model, self.distiller, train, config.distill.init_from_teacher)
         self.optimizer = ScaledAdam(
             [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
             lr=train.base_lr,
@@ -229,7 +228,7 @@ class Trainer:
             if self.finished:
                 return
         if progress.batch_idx_train == first_step:
-            raise UserError("the training cuts do not fill one batch; lower --max-duration")
+            raise UserError("the training cuts do not fill one batch", fix="lower --max-duration")
         self.set_bar_total(first_step, progress.batch_idx_train - first_step)
         self.end_epoch(tot_loss)
 
@@ -239,7 +238,7 @@ class Trainer:
         started = time.perf_counter()
         done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
         reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
-        set_batch_count(self.model, done * reference_batches + (SETTLED if self.student.settled else 0.0))
+        set_batch_count(self.model, done * reference_batches + (FINETUNE_BATCH_COUNT if self.student.finetune else 0.0))
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()
@@ -281,7 +280,8 @@ class Trainer:
         self.save(path, self.progress.cur_epoch)
         raise UserError(
             f"{path}: {MAX_BAD_BATCHES} batches in a row without a finite loss; the log names their cuts, "
-            "--inf-check 1 the module; lower --base-lr or mend the cuts, and go on with --resume 1"
+            "--inf-check 1 the module",
+            fix="lower --base-lr or mend the cuts, and go on with --resume 1",
         )
 
     @contextmanager
@@ -411,24 +411,14 @@ class Trainer:
             print(diagnostics.table())
 
     def scan_for_oom(self) -> None:
-        """Tries the batches that need most memory, so that too large a --max-duration shows now and not in hours."""
-        loader = self.data.train_dataloader(1, self.world_size, self.rank)
+        """Tries the batches of the training cuts that need most memory; see memory.py."""
+
+        def try_batch(batch: Batch) -> None:
+            with self.precision.autocast():
+                loss, _ = compute_loss(self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device)
+            self.precision.backward(loss)
+            self.optimizer.zero_grad(set_to_none=True)
+
         self.module.train()
-        batches, values = find_pessimistic_batches(loader.cut_batches)
-        for criterion, cuts in batches.items():
-            batch = loader.dataset[cuts]
-            if isinstance(batch, UserError):
-                raise batch
-            try:
-                with self.precision.autocast():
-                    loss, _ = compute_loss(self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device)
-                self.precision.backward(loss)
-                self.optimizer.zero_grad(set_to_none=True)
-            except RuntimeError as error:
-                if "out of memory" not in str(error):
-                    raise
-                raise UserError(
-                    f"--max-duration {self.config.data.max_duration:g}: the GPU ran out of memory on the batch with "
-                    f"{criterion} {values[criterion]:g}; lower it, and raise --accum-grad to make up for it"
-                ) from error
-        logging.info(f"No batch needs more than {max_memory_mb(self.device)}MB")
+        loader = self.data.train_dataloader(1, self.world_size, self.rank)
+        scan_for_oom(loader, try_batch, self.config.data.max_duration, self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,8 +50,8 @@ class MetricsTracker(dict[str, float]):
         sums = dict(zip(names, values.tolist(), strict=True))
         return MetricsTracker({name: sums[name] for name in self})
 
-    def write_summary(self, writer: object | None, prefix: str, batch_idx: int) -> None:
-        """Adds the values per frame to a TensorBoard writer, e.g. as train/tot_loss for the prefix "train/tot_"."""
+    def write_summary(self, writer: Any, prefix: str, batch_idx: int) -> None:
+        """Adds the values per frame to a TensorBoard writer, if any: as train/tot_loss for the prefix "train/tot_"."""
         if writer is not None:
             for name, value in self.means():
                 writer.add_scalar(prefix + name, value, batch_idx)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ MAX_LOG_SCALE_STEP = 0.1  # limit of one update of a tensor's log scale
 class _Stack:
     """Parameters of one shape, updated together as a matrix (B, n) to save kernel launches."""
 
-    params: list[nn.Parameter]
+    params: list[Tensor]
     names: list[str]
 
     @property
@@ -44,7 +44,8 @@ class _Stack:
 
     def add(self, delta: Tensor) -> None:
         """Adds the rows of delta (B, n) to the parameters."""
-        torch._foreach_add_(self.params, list(delta.view(-1, *self.params[0].shape).unbind(0)))
+        rows = list(delta.view(-1, *self.params[0].shape).unbind(0))
+        torch._foreach_add_(self.params, rows)  # pyright: ignore[reportPrivateImportUsage]  # torch.optim calls it too
 
 
 class ScaledAdam(Optimizer):
@@ -109,8 +110,14 @@ class ScaledAdam(Optimizer):
         self._stacks = list(by_shape.values())
         self._workspaces: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter from its .grad; `closure` as in torch.optim."""
         loss = None
         if closure is not None:
@@ -234,7 +241,8 @@ class ScaledAdam(Optimizer):
     def _scaled_norms(self, group: dict[str, Any], stack: _Stack) -> Tensor:
         """(B,): norms of the gradients times the RMS of their parameters."""
         scale = group["scalar_lr_scale"] if stack.scalar else self.state[stack.params[0]]["param_rms"].squeeze(1)
-        return torch.stack(torch._foreach_norm(stack.grads())) * scale
+        norms = torch._foreach_norm(stack.grads())  # pyright: ignore[reportPrivateImportUsage]  # as above
+        return torch.stack(norms) * scale
 
     def _set_norm_threshold(self, group: dict[str, Any], slack: float) -> None:
         ordered = sorted(group["norms"], key=lambda norm: norm if norm == norm else float("inf"))

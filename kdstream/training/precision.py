@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kdstream.config.sections import TrainConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 SMALL_SCALE, HOPELESS_SCALE = 0.01, 1e-5  # icefall's limits: below the first warn, below the second give up
 
@@ -26,11 +26,12 @@ class Precision:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         if config.use_fp16 and config.use_bf16:
-            raise UserError("--use-fp16 and --use-bf16: give one of them")
+            raise UserError("give one of them", flag=f"{option('use_fp16')} and {option('use_bf16')}")
         if config.use_fp16 and device.type != "cuda":
-            raise UserError("--use-fp16: needs a GPU; use --use-bf16 1 or neither")
+            fix = f"use {option('use_bf16', 1)} or neither"
+            raise UserError("needs a GPU", flag=option("use_fp16"), fix=fix)
         if config.use_bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise UserError("--use-bf16: this GPU cannot; use --use-fp16 1")
+            raise UserError("this GPU cannot", flag=option("use_bf16"), fix=f"use {option('use_fp16', 1)}")
         self.device = device
         self.enabled = config.use_fp16 or config.use_bf16
         self.dtype = torch.float16 if config.use_fp16 else torch.bfloat16 if config.use_bf16 else torch.float32
@@ -63,8 +64,8 @@ class Precision:
         scale = self.grad_scale
         if scale < HOPELESS_SCALE:
             raise UserError(
-                f"the gradient scale fell to {scale:g}: float16 overflows in every batch; "
-                "use --use-bf16 1, lower --base-lr, or look for the cause with --inf-check 1"
+                f"the gradient scale fell to {scale:g}: float16 overflows in every batch",
+                fix="use --use-bf16 1, lower --base-lr, or look for the cause with --inf-check 1",
             )
         if scale < SMALL_SCALE:
             logging.warning(f"Grad scale is small: {scale:g}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
 from kdstream.kd.teacher import Teacher
 from kdstream.models.streaming import ChunkConfig
@@ -31,17 +31,17 @@ from kdstream.training.metrics import FRAMES, MetricsTracker
 class StudentWithBranches(nn.Module):
     """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains.
 
-    settled: the student has been trained before, so what --warm-step schedules is over.
+    finetune: the student begins with trained weights, so what --warm-step schedules counts as over.
     """
 
     def __init__(
-        self, model: Transducer, distiller: Distiller | None, config: TrainConfig, settled: bool = False
+        self, model: Transducer, distiller: Distiller | None, config: TrainConfig, finetune: bool = False
     ) -> None:
         super().__init__()
         self.model = model
         self.distiller = distiller
         self.config = config
-        self.settled = settled
+        self.finetune = finetune
 
     def forward(
         self, batch: Batch, tokens: list[list[int]], chunk: ChunkConfig | None, batch_idx: int | None
@@ -57,15 +57,15 @@ class StudentWithBranches(nn.Module):
         Returns:
           The total loss, summed over the batch, and each loss alone, unweighted and detached.
         """
-        guided = self.distiller is not None and batch_idx is not None
-        taps = self.distiller.student_taps() if guided else None
-        step = math.inf if self.settled and batch_idx is not None else batch_idx
+        distiller = self.distiller if batch_idx is not None else None
+        taps = distiller.student_taps() if distiller is not None else None
+        step = math.inf if self.finetune and batch_idx is not None else batch_idx
         config = replace(self.config, delay_penalty=delay_penalty(self.config, step))
         losses = self.model(batch.features, batch.feature_lens, tokens, chunk, config, taps=taps)
         weights = transducer_weights(config, step)
-        if guided:
-            losses.update(self.distiller(batch, taps))
-            weights.update(self.distiller.weights(batch_idx))
+        if distiller is not None and batch_idx is not None:
+            losses.update(distiller(batch, taps))
+            weights.update(distiller.weights(batch_idx))
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
@@ -157,14 +157,16 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
             choices.append([None])
             continue
         if size < 1:
-            raise UserError(f"--chunk-size {size}: chunks have 1 encoder frame or more, or -1 for full context")
+            problem = "chunks have 1 encoder frame or more, or -1 for full context"
+            raise UserError(problem, flag=option("chunk_size", size))
         lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
         chunks = [ChunkConfig(size, left) for left in lefts or config.left_context_frames[:1]]
         for chunk in chunks:
             model.encoder.check_chunk(chunk)
         choices.append(list(chunks))
     if not choices or not all(choices):
-        raise UserError("--chunk-size, --left-context-frames: must not be empty with --causal 1; use 8 and 32")
+        flags = f"{option('chunk_size')}, {option('left_context_frames')}"
+        raise UserError("must not be empty with --causal 1", flag=flags, fix="use 8 and 32")
     return choices
 
 

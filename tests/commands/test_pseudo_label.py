@@ -238,7 +238,7 @@ def test_a_student_trains_on_what_the_teacher_labelled(tmp_path, monkeypatch, da
     config = experiment(tmp_path / "student", mixed, num_epochs=1)
     if distilled:
         config = replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher)))
-    loop.run(config)
+    loop.train_experiment(config)
     saved = load_checkpoint(tmp_path / "student" / "epoch-1.pt")
     seconds = sum(cut.duration for path in (pseudo, *data.valid_cuts) for cut in CutSet.from_file(path))
     assert saved["speech_seconds_trained"] == pytest.approx(seconds)

@@ -134,7 +134,7 @@ def load_script():
 def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
     data = make_corpus(tmp_path, 12)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
-    loop.run(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
+    loop.train_experiment(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
     flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
     monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
     load_script().main()
@@ -146,7 +146,7 @@ def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, caps
     seen = []
     for name, distill in (("cached", cached), ("live", replace(cached, teacher_cache=""))):
         config = experiment(tmp_path / name, data, num_epochs=1, save_every_n=1000)
-        loop.run(replace(config, distill=distill))
+        loop.train_experiment(replace(config, distill=distill))
         saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
         seen.append((saved["best_train_loss"], saved["batch_idx_train"]))
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
@@ -154,7 +154,7 @@ def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, caps
 
 def make_teacher(tmp_path: Path, data, monkeypatch) -> None:
     """Trains it, and stores what it hears."""
-    loop.run(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    loop.train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
     flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
     monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
     load_script().main()
@@ -173,10 +173,10 @@ def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path, monk
     index.write_text("".join(lines[1:]))
     missing = json.loads(lines[0])["cut"]
     with pytest.raises(UserError, match=rf"lacks 1 of the training cuts \({missing}\); run local/cache_teacher.py"):
-        loop.run(distilled(tmp_path, "student", data))
+        loop.train_experiment(distilled(tmp_path, "student", data))
     assert not (tmp_path / "student" / "config.json").exists()
     load_script().main()  # goes on
-    loop.run(distilled(tmp_path, "student", data))
+    loop.train_experiment(distilled(tmp_path, "student", data))
 
 
 def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
@@ -188,11 +188,11 @@ def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
         entry["mean"] += 0.1
     index.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its features"):
-        loop.run(distilled(tmp_path, "student", data))
+        loop.train_experiment(distilled(tmp_path, "student", data))
     with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
         load_script().main()
     masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)  # no telling then
-    loop.run(distilled(tmp_path, "masked", masked))
+    loop.train_experiment(distilled(tmp_path, "masked", masked))
 
 
 def test_a_damaged_cache_is_a_clear_error(tmp_path):
@@ -228,7 +228,7 @@ def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
 def test_time_warping_beside_a_cache_is_refused(tmp_path):
     data = replace(make_corpus(tmp_path, 8), enable_spec_aug=True)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1)
-    loop.run(teacher)
+    loop.train_experiment(teacher)
     config = experiment(tmp_path / "student", data)
     distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), teacher_cache=str(tmp_path / "cache"))
     vocab_size = Tokenizer(data.bpe_model).vocab_size

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
-import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,79 +12,14 @@ import pytest
 import torch
 
 from kdstream.checkpoints import store
-from kdstream.commands import run as run_command
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
-from kdstream.models.scaling import ScheduledFloat
-from kdstream.models.streaming import ChunkConfig
 from kdstream.training import dist, loop
-from kdstream.training.experiment import with_teacher_epoch, with_vocabulary
 from kdstream.training.metrics import MetricsTracker
-from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights, validation_loss
-from support.paths import ROOT
+from support.recording import make_trainer, record
 from support.training import experiment, make_corpus
-
-
-class Killed(BaseException):
-    """Ends a training the way a signal does."""
-
-
-class RecordingTrainer(loop.Trainer):
-    """A Trainer that remembers its losses by step, and can be killed before a step."""
-
-    losses: dict[int, float] = {}
-    kill_before: int | None = None
-
-    def train_step(self, batches) -> MetricsTracker:
-        if self.progress.batch_idx_train + 1 == self.kill_before:
-            raise Killed
-        metrics = super().train_step(batches)
-        self.losses[self.progress.batch_idx_train] = metrics.mean()
-        return metrics
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> DataConfig:
-    return make_corpus(tmp_path_factory.mktemp("corpus"), num_utterances=12)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, data: DataConfig) -> Path:
-    """An exp-dir of a teacher that was trained for three steps."""
-    exp_dir = tmp_path_factory.mktemp("teacher") / "exp"
-    loop.run(experiment(exp_dir, data, causal=False, num_epochs=1, average_period=1))
-    return exp_dir
-
-
-def record(config: ExperimentConfig, kill_before: int | None = None) -> dict[int, float]:
-    """Trains (until killed) and returns the losses by step."""
-    recorder = type("Recorder", (RecordingTrainer,), {"losses": {}, "kill_before": kill_before})
-    original, loop.Trainer = loop.Trainer, recorder
-    try:
-        loop.run(config)
-    except Killed:
-        pass
-    finally:
-        loop.Trainer = original
-    return recorder.losses
-
-
-def make_trainer(config: ExperimentConfig) -> loop.Trainer:
-    data = AsrDataModule(config.data, config.train.seed)
-    Path(config.train.exp_dir).mkdir(parents=True, exist_ok=True)
-    config = with_vocabulary(config, data.tokenizer.vocab_size)
-    return loop.Trainer(config, data, torch.device("cpu"))
-
 
 BRANCHES: dict[str, float] = {}  # the default
 TOKENS_ALONE = dict(kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)  # no branch
@@ -122,17 +54,6 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path, data, teacher, ki
         torch.testing.assert_close(saved[1]["branches"][name], value, atol=1e-6, rtol=0)
 
 
-def test_start_batch_and_start_epoch_name_the_checkpoint(tmp_path: Path, data):
-    config = experiment(tmp_path, data, save_every_n=2, num_epochs=1)
-    record(config)
-    losses = record(replace(config, train=replace(config.train, start_batch=2)))
-    assert min(losses) == 3
-    losses = record(replace(config, train=replace(config.train, start_epoch=2, num_epochs=2)))
-    assert min(losses) == store.load_checkpoint(tmp_path / "epoch-1.pt")["batch_idx_train"] + 1
-    with pytest.raises(UserError, match="checkpoint-77.pt: no such checkpoint"):
-        loop.run(replace(config, train=replace(config.train, start_batch=77)))
-
-
 def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None:
     """What each process of the test below runs."""
     torch.set_num_threads(1)
@@ -145,7 +66,7 @@ def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None
             return metrics
 
     loop.Trainer = Recorder
-    loop.run(config, rank, world_size)
+    loop.train_experiment(config, rank, world_size)
     (Path(config.train.exp_dir) / f"losses-{rank}.json").write_text(json.dumps(losses))
 
 
@@ -202,7 +123,7 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
 def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = experiment(tmp_path, data, num_epochs=1, tensorboard=True)
-    loop.run(replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1)))
+    loop.train_experiment(replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1)))
     (log,) = (tmp_path / "log").glob("log-train-*")
     text = log.read_text()
     number = r"[\d.e+-]+"
@@ -221,18 +142,6 @@ def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     assert names <= set(events.Tags()["scalars"])
 
 
-def test_exp_dir_says_everything_that_later_scripts_need(tmp_path: Path, data):
-    loop.run(experiment(tmp_path, data, num_epochs=1, use_bf16=True))
-    loaded = ExperimentConfig.load(tmp_path)
-    assert loaded.model.vocab_size > 3 and loaded.data == data
-    saved = store.load_checkpoint(tmp_path / "epoch-1.pt")
-    assert saved["speech_seconds_trained"] > 10 and saved["compute_seconds"] > 0
-    assert saved["cur_epoch"] == 1 and saved["average_period"] == 2 and saved["branches"] is None
-    assert all(torch.isfinite(value).all() for value in saved["model"].values())
-    assert (tmp_path / "best-train-loss.pt").read_bytes() == (tmp_path / "epoch-1.pt").read_bytes()
-    assert (tmp_path / "best-valid-loss.pt").is_file()
-
-
 def test_stops_at_max_train_batches_with_a_checkpoint(tmp_path: Path, data):
     losses = record(experiment(tmp_path, data, max_train_batches=2))
     assert list(losses) == [1, 2]
@@ -245,15 +154,6 @@ def test_finished_training_is_not_repeated(tmp_path: Path, data):
     before = (tmp_path / "epoch-1.pt").stat().st_mtime_ns
     assert record(experiment(tmp_path, data, num_epochs=1, resume=True)) == {}
     assert (tmp_path / "epoch-1.pt").stat().st_mtime_ns == before
-
-
-def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
-    record(experiment(tmp_path, data, num_epochs=1))
-    with pytest.raises(UserError, match="epoch-1.pt of an earlier training; go on with --resume 1"):
-        loop.run(experiment(tmp_path, data))
-    other = experiment(tmp_path, data, resume=True)
-    with pytest.raises(UserError, match=r"another model \(decoder_dim 64 there, 32 now\)"):
-        loop.run(replace(other, model=replace(other.model, decoder_dim=32)))
 
 
 def poison(monkeypatch, bad_ids, error: Exception | None = None) -> None:
@@ -285,7 +185,7 @@ def test_batch_without_finite_loss_is_left_out_and_named(tmp_path: Path, data, m
 def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, None)
     with pytest.raises(UserError, match="bad-model-0.pt: 10 batches in a row"):
-        loop.run(experiment(tmp_path, data, num_epochs=9))
+        loop.train_experiment(experiment(tmp_path, data, num_epochs=9))
     store.load_checkpoint(tmp_path / "bad-model-0.pt")
 
 
@@ -299,7 +199,7 @@ def test_batches_without_finite_loss_that_are_not_in_a_row_end_nothing(tmp_path:
 def test_batch_that_raises_is_noted_with_its_cuts(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, ["utterance-05"], RuntimeError("boom"))
     with pytest.raises(RuntimeError, match="boom"):
-        loop.run(experiment(tmp_path, data, num_epochs=1))
+        loop.train_experiment(experiment(tmp_path, data, num_epochs=1))
     (note,) = tmp_path.glob("batch-*.json")
     noted = json.loads(note.read_text())
     assert noted["error"] == "RuntimeError: boom"
@@ -326,7 +226,7 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
     original, loop.AsrDataModule = loop.AsrDataModule, Breaking
     try:
         with pytest.raises(UserError, match="u.wav: cut short"):
-            loop.run(experiment(tmp_path / "broken", data))
+            loop.train_experiment(experiment(tmp_path / "broken", data))
     finally:
         loop.AsrDataModule = original
     rest = record(experiment(tmp_path / "broken", data, resume=True))
@@ -334,221 +234,8 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
     assert rest == pytest.approx({step: whole[step] for step in rest}, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(train=dict(use_fp16=True)), "--use-fp16: needs a GPU"),
-        (dict(train=dict(use_fp16=True, use_bf16=True)), "give one of them"),
-        (dict(model=dict(chunk_size=(6,), left_context_frames=(12,))), "chunk 6: not a multiple of 4"),
-        (dict(model=dict(chunk_size=(8,), left_context_frames=(12,))), "left context 12: not a multiple of chunk 8"),
-        (dict(model=dict(chunk_size=(0,))), "--chunk-size 0: chunks have 1 encoder frame or more"),
-        (dict(model=dict(preset="huge")), "--preset huge: unknown"),
-        (dict(distill=dict(teacher_exp_dir="nowhere")), "config.json: no such file"),
-    ],
-)
-def test_impossible_settings_are_refused_in_one_line(tmp_path: Path, data, change, message: str):
-    if torch.cuda.is_available() and "needs a GPU" in message:
-        pytest.skip("this machine has a GPU")
-    config = experiment(tmp_path, data)
-    config = replace(config, **{name: replace(getattr(config, name), **values) for name, values in change.items()})
-    with pytest.raises(UserError, match=message) as info:
-        loop.run(config)
-    assert "\n" not in str(info.value)
-
-
-def test_a_refused_start_leaves_config_json_as_it_was(tmp_path: Path, data, teacher):
-    record(experiment(tmp_path, data, num_epochs=1))
-    before = (tmp_path / "config.json").read_bytes()
-    guided = replace(experiment(tmp_path, data, resume=True), distill=DistillConfig(teacher_exp_dir=str(teacher)))
-    with pytest.raises(UserError, match="branches"):
-        loop.run(guided)
-    assert (tmp_path / "config.json").read_bytes() == before
-    with pytest.raises(UserError, match="no such file"):
-        loop.run(replace(experiment(tmp_path / "new", data), distill=DistillConfig(teacher_exp_dir="nowhere")))
-    assert not (tmp_path / "new" / "config.json").exists()
-
-
-def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path, data, caplog):
-    record(experiment(tmp_path, data, num_epochs=1))
-    with caplog.at_level(logging.WARNING):
-        record(experiment(tmp_path, data, num_epochs=1, resume=True))
-    assert "other settings" not in caplog.text
-    with caplog.at_level(logging.WARNING):
-        record(experiment(tmp_path, data, num_epochs=2, base_lr=0.01, resume=True))
-    assert "config.json: this start has other settings: --num-epochs 1 there, 2 now; --base-lr" in caplog.text
-    assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
-
-
-def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_further(tmp_path: Path, data, teacher):
-    exp_dir = tmp_path / "teacher"
-    shutil.copytree(teacher, exp_dir)
-    distill = DistillConfig(teacher_exp_dir=str(exp_dir), teacher_use_averaged_model=False)
-    loop.run(replace(experiment(tmp_path / "student", data, num_epochs=1), distill=distill))
-    shutil.copy(exp_dir / "epoch-1.pt", exp_dir / "epoch-2.pt")
-    loop.run(replace(experiment(tmp_path / "student", data, num_epochs=2, resume=True), distill=distill))
-    assert ExperimentConfig.load(tmp_path / "student").distill.teacher_epoch == 1
-    loop.run(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
-    assert ExperimentConfig.load(tmp_path / "later").distill.teacher_epoch == 2
-
-
-@pytest.mark.parametrize(
-    "begun, resumes, expected",
-    [
-        ({"teacher_epoch": 1}, True, 1),
-        ({"teacher_epoch": 1, "teacher_exp_dir": "teacher/"}, True, 1),
-        ({"teacher_epoch": 1}, False, 2),  # it reached no checkpoint
-        ({"teacher_epoch": 0}, True, 2),
-        ({"teacher_epoch": 1, "teacher_exp_dir": "other"}, True, 2),
-    ],
-)
-def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeypatch, begun, resumes, expected):
-    monkeypatch.chdir(tmp_path)
-    for name in ("teacher/epoch-1.pt", "teacher/epoch-2.pt", "student/config.json"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).touch()
-    config = ExperimentConfig(train=TrainConfig(exp_dir="student"), distill=DistillConfig(teacher_exp_dir="teacher"))
-    replace(config, distill=replace(config.distill, **begun)).save("student")
-    assert with_teacher_epoch(config, resumes).distill.teacher_epoch == expected
-    named = replace(config, distill=replace(config.distill, teacher_epoch=7))
-    assert with_teacher_epoch(named, resumes) == named
-
-
-def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):
-    with caplog.at_level(logging.WARNING):
-        loop.run(experiment(tmp_path / "plain", data, num_epochs=1))
-    assert "no effect" not in caplog.text
-    config = experiment(tmp_path / "flagged", data, num_epochs=1)
-    with caplog.at_level(logging.WARNING):
-        loop.run(replace(config, distill=DistillConfig(kd_apc_scale=1.0, kd_layers=("1.1",))))
-    assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
-
-
-def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
-    config = experiment(tmp_path, data)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)
-    trainer = make_trainer(replace(config, distill=distill))
-    tried = set()
-    original = loop.compute_loss
-
-    def compute(*args):
-        loss, metrics = original(*args)
-        tried.update(metrics)
-        return loss, metrics
-
-    monkeypatch.setattr(loop, "compute_loss", compute)
-    monkeypatch.setattr(loop, "max_memory_mb", lambda device: 0)
-    trainer.scan_for_oom()
-    assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
-    assert all(p.grad is None for p in trainer.student.parameters())
-
-
-def test_validation_leaves_out_a_batch_without_a_finite_loss(tmp_path: Path, data, caplog):
-    trainer = make_trainer(experiment(tmp_path, data))
-    good, bad = list(trainer.data.train_dataloader(1))[:2]
-    arguments = trainer.data.tokenizer, None, torch.device("cpu")
-    expected = validation_loss(trainer.student, [good], *arguments)
-    bad.features = bad.features * float("nan")
-    with caplog.at_level(logging.WARNING):
-        assert validation_loss(trainer.student, [good, bad], *arguments) == expected
-    assert f"cuts: {' '.join(bad.cut_ids)}" in caplog.text
-    assert validation_loss(trainer.student, [bad], *arguments).mean() == float("inf")
-
-
-def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teacher):
-    other = make_corpus(tmp_path, num_utterances=6)
-    tokens = (tmp_path / "tokens.txt").read_text().replace("A", "Z")
-    (tmp_path / "tokens.txt").write_text(tokens)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_token_scale=1.0)
-    config = replace(experiment(tmp_path / "exp", other), distill=distill)
-    with pytest.raises(UserError, match="another vocabulary"):
-        loop.run(config)
-
-
 def test_diagnostics_are_printed_and_nothing_is_written(tmp_path: Path, data, capsys):
-    loop.run(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
+    loop.train_experiment(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
     printed = capsys.readouterr().out
     assert "model.encoder_embed.conv.0" in printed and "model.joiner.output_linear.weight" in printed
     assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "config.json").exists()
-
-
-def test_chunks_are_drawn_from_seed_and_step_alone(tmp_path: Path, data):
-    config = experiment(tmp_path, data)
-    model_config = replace(config.model, chunk_size=(8, 16, -1), left_context_frames=(16, 32, -1), vocab_size=10)
-    model = loop.build_model(model_config)
-    choices = chunk_choices(model_config, model)
-    assert choices[0][0] == ChunkConfig(8, 16)  # validation's
-    assert choices == [[ChunkConfig(c, left) for left in (16, 32, -1)] for c in (8, 16)] + [[None]]
-    drawn = [draw_chunk(choices, 42, step) for step in range(300)]
-    assert drawn == [draw_chunk(choices, 42, step) for step in range(300)]
-    assert drawn != [draw_chunk(choices, 43, step) for step in range(300)]
-    assert set(drawn) == {chunk for group in choices for chunk in group}
-    assert 60 < drawn.count(None) < 140  # each chunk size has the same chance
-    assert chunk_choices(replace(model_config, causal=False), model) == [[None]]
-
-
-def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
-    train = replace(experiment(tmp_path, data).train, warm_step=100, simple_loss_scale=0.5)
-    assert transducer_weights(train, 0) == {"simple_loss": 1.0, "pruned_loss": 0.1, "ctc_loss": 0.2}
-    assert transducer_weights(train, 50)["simple_loss"] == pytest.approx(0.75)
-    assert transducer_weights(train, 50)["pruned_loss"] == pytest.approx(0.55)
-    assert transducer_weights(train, 100) == transducer_weights(train, None)
-    assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, "ctc_loss": 0.2}
-
-
-@pytest.mark.parametrize("settled", [False, True])
-def test_delay_penalty_waits_until_the_student_can_hear_and_spares_validation(tmp_path: Path, data, settled):
-    config = experiment(tmp_path, data, warm_step=100)
-    penalised = replace(config.train, delay_penalty=0.2)
-    model = make_trainer(config).model.eval()
-    batch = next(iter(make_trainer(config).data.train_dataloader(1)))
-    chunk = ChunkConfig(8, 16)
-
-    def loss(train, step):
-        student = StudentWithBranches(model, None, train, settled)
-        return student(batch, [[3, 4, 5]] * len(batch.texts), chunk, step)[0].item()
-
-    difference = {step: loss(penalised, step) - loss(config.train, step) for step in (0, 199, 200, None)}
-    assert difference[None] == 0
-    assert abs(difference[200]) > 1e-3
-    for early in (0, 199):
-        assert difference[early] == (pytest.approx(difference[200], rel=1e-4) if settled else 0)
-
-
-@pytest.mark.parametrize("from_teacher", [False, True])
-def test_student_with_the_teachers_weights_starts_where_schedules_end(tmp_path: Path, data, teacher, from_teacher):
-    config = experiment(tmp_path, data, warm_step=10**9)
-    distill = DistillConfig(teacher_exp_dir=str(teacher), init_from_teacher=from_teacher, kd_warmup_batches=10**9)
-    trainer = make_trainer(replace(config, distill=distill))
-    trainer.scheduler.step_epoch(0)
-    metrics = trainer.train_step([next(iter(trainer.data.train_dataloader(1)))])
-    simple, pruned = (0.5, 1.0) if from_teacher else (1.0, 0.1)  # nothing yet of the guiding losses
-    expected = simple * metrics["simple_loss"] + pruned * metrics["pruned_loss"]
-    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
-
-    def counts(module):
-        return {part.batch_count for part in module.modules() if isinstance(part, ScheduledFloat)}
-
-    assert counts(trainer.model) == {100_000 if from_teacher else 0}
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "egs" / "librispeech" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-def test_script_trains_from_flags_and_ends_with_one_line_on_bad_input(tmp_path: Path, data, monkeypatch):
-    script = load_script("train")
-    command = f"train.py --exp-dir {tmp_path / 'exp'} --bpe-model {data.bpe_model} --train-cuts {data.train_cuts[0]} "
-    command += f"--valid-cuts {data.valid_cuts[0]} --max-duration 8 --num-workers 0 --max-train-batches 1 "
-    command += "--tensorboard 0 --causal 1 --chunk-size 8 --left-context-frames 32 --enable-spec-aug 0 "
-    command += "--num-encoder-layers 1,1 --downsampling-factor 1,2 --encoder-dim 32 --encoder-unmasked-dim 32 "
-    command += "--feedforward-dim 32 --cnn-module-kernel 15"
-    monkeypatch.setattr(sys, "argv", command.split())
-    run_command(script.main)
-    config = ExperimentConfig.load(tmp_path / "exp")
-    assert config.model.encoder_dim == (32, 32) and config.model.chunk_size == (8,)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "enormous"])
-    with pytest.raises(SystemExit, match="^error: --preset enormous: unknown for --encoder zipformer; use one of tiny"):
-        run_command(script.main)

@@ -51,7 +51,7 @@ def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
     model_config = tiny_test_config(
         causal=True, encoder=encoder, chunk_size=(8,), left_context_frames=(16,), **FRONT_END, **settings
     )
-    loop.run(replace(config, model=model_config))
+    loop.train_experiment(replace(config, model=model_config))
 
     trained = ExperimentConfig.load(tmp_path / "exp")
     model = build_model(trained.model).eval()

@@ -1,0 +1,49 @@
+"""What a training tells: its size in the log, its curves in TensorBoard, and notes on batches that failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdstream.config.sections import ModelConfig
+from kdstream.data.batch import Batch
+from kdstream.errors import UserError, option
+from kdstream.units import FRAMES_PER_SECOND
+
+
+def log_model_size(model: nn.Module, branches: nn.Module | None, model_config: ModelConfig) -> None:
+    """Logs what is trained and how large it is."""
+    logging.info(f"{model_config}")
+    logging.info(f"Number of model parameters: {sum(p.numel() for p in model.parameters())}")
+    if branches is not None:
+        count = sum(p.numel() for p in branches.parameters())
+        logging.info(f"Number of parameters of the auxiliary branches, which inference does without: {count}")
+
+
+def note_batch(exp_dir: Path, batch: Batch, tokens: list[list[int]], error: BaseException) -> Path:
+    """Writes ids, seconds and token counts of the batch in which `error` was raised to EXP_DIR/batch-<uuid>.json."""
+    path = exp_dir / f"batch-{uuid.uuid4()}.json"
+    cuts = [
+        {"id": cut_id, "seconds": frames / FRAMES_PER_SECOND, "tokens": len(ids), "text": text}
+        for cut_id, frames, ids, text in zip(
+            batch.cut_ids, batch.feature_lens.tolist(), tokens, batch.texts, strict=True
+        )
+    ]
+    note = {"error": f"{type(error).__name__}: {error}", "features": list(batch.features.shape), "cuts": cuts}
+    path.write_text(json.dumps(note, indent=2) + "\n")
+    return path
+
+
+def tensorboard_writer(exp_dir: Path, batch_idx: int) -> Any:
+    """A SummaryWriter for EXP_DIR/tensorboard; it drops what a killed run wrote of batches after `batch_idx`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        fix = f"pip install tensorboard, or give {option('tensorboard', 0)}"
+        raise UserError("tensorboard is not installed", flag=option("tensorboard", 1), fix=fix) from error
+    return SummaryWriter(log_dir=str(exp_dir / "tensorboard"), purge_step=batch_idx + 1 if batch_idx else None)

@@ -1,0 +1,49 @@
+"""A GPU's memory: how much is in use, and whether it is enough for the largest batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from lhotse.dataset import find_pessimistic_batches
+from lhotse.dataset.sampling.base import CutSampler
+
+from kdstream.data.batch import Batch
+from kdstream.data.loader import BatchLoader
+from kdstream.errors import UserError, option
+
+
+def max_memory_mb(device: torch.device) -> int | None:
+    """Peak memory of a GPU so far, in MB; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) // 1_000_000 if device.type == "cuda" else None
+
+
+def scan_for_oom(
+    loader: BatchLoader, try_batch: Callable[[Batch], None], max_duration: float, device: torch.device
+) -> None:
+    """Tries the batches that need most memory, so that too large a --max-duration shows now and not in hours.
+
+    Args:
+      loader: of a training epoch.
+      try_batch: forward and backward of one batch.
+    Raises:
+      UserError: the GPU has too little memory for a batch.
+    """
+    batches, values = find_pessimistic_batches(cast(CutSampler, loader.cut_batches))  # it is only iterated over
+    for criterion, cuts in batches.items():
+        batch = loader.dataset[cuts]
+        if isinstance(batch, UserError):
+            raise batch
+        try:
+            try_batch(batch)
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            raise UserError(
+                f"the GPU ran out of memory on the batch with {criterion} {values[criterion]:g}",
+                flag=option("max_duration", f"{max_duration:g}"),
+                fix=f"lower it, and raise {option('accum_grad')} to make up for it",
+            ) from error
+    logging.info(f"No batch needs more than {max_memory_mb(device)}MB")

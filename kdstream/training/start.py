@@ -1,0 +1,213 @@
+"""How a training starts: with which settings, from which checkpoint, and what in the exp-dir it must not replace."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from kdstream.checkpoints.store import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
+from kdstream.config.command_line import override_data
+from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE, ExperimentConfig, find_bpe_model
+from kdstream.config.flags import flag_value, flags_of, from_args, override, settings_of, with_settings
+from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError, option
+from kdstream.files import replacing
+from kdstream.kd.teachers import flags_without_effect
+from kdstream.models.presets import resolve
+
+FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
+# of one start alone; the next one does not take them from config.json
+START_FIELDS = ("exp_dir", "resume", "start_epoch", "start_batch", "master_port", "print_diagnostics", "inf_check")
+
+
+def config_of_start(args: argparse.Namespace) -> ExperimentConfig:
+    """The settings of a start of train.py.
+
+    What is typed holds.  What is not typed has its default or, when training resumes, its value in EXP_DIR/config.json:
+    a flag that is forgotten changes nothing.
+
+    Args:
+      args: holds the flags that were typed and no others; see `add_arguments`.
+    """
+    anew = ExperimentConfig(
+        model=from_args(ModelConfig, args),
+        data=from_args(DataConfig, args),
+        train=from_args(TrainConfig, args),
+        distill=from_args(DistillConfig, args),
+    )
+    train, exp_dir = anew.train, Path(anew.train.exp_dir)
+    resumes = train.resume or train.start_epoch > 1 or train.start_batch > 0
+    if not resumes or not (exp_dir / CONFIG_FILE).is_file():
+        return anew
+    begun = ExperimentConfig.as_written(exp_dir)
+    of_start = {name: getattr(train, name) for name in START_FIELDS}
+    return ExperimentConfig(
+        model=_resumed_model(begun.model, args),
+        data=_resumed_data(begun.data, args, exp_dir),
+        train=with_settings(override(begun.train, args), **of_start),
+        distill=_resumed_distillation(begun.distill, args),
+    )
+
+
+def _resumed_model(begun: ModelConfig, args: argparse.Namespace) -> ModelConfig:
+    """config.json holds the preset filled in; with another preset typed, nothing that the old one filled may stay."""
+    typed = override(begun, args)
+    if (typed.encoder, typed.preset) == (begun.encoder, begun.preset):
+        return typed
+    by_preset = {item.name: None for item in flags_of(ModelConfig) if item.default is None}
+    return override(with_settings(begun, **by_preset), args)
+
+
+def _resumed_data(begun: DataConfig, args: argparse.Namespace, exp_dir: Path) -> DataConfig:
+    """Where nothing is typed and the path in config.json leads nowhere any more, the exp-dir's own tokenizer."""
+    data = override_data(begun, args)
+    if not hasattr(args, "bpe_model") and not Path(data.bpe_model).is_file():
+        return replace(data, bpe_model=find_bpe_model(exp_dir, data))
+    return data
+
+
+def _resumed_distillation(begun: DistillConfig, args: argparse.Namespace) -> DistillConfig:
+    """A teacher that is typed brings no epoch of its own: `with_teacher_epoch` finds it."""
+    distill = override(begun, args)
+    if hasattr(args, "teacher_exp_dir") and not hasattr(args, "teacher_epoch"):
+        return replace(distill, teacher_epoch=0)
+    return distill
+
+
+def with_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
+    """The config of a model for `vocab_size` tokens."""
+    return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def with_preset(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with its preset filled in: what config.json keeps, so that a preset may change later."""
+    return replace(config, model=resolve(config.model))
+
+
+def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentConfig:
+    """The config with a number for --teacher-epoch 0: the epoch that a resumed training began with, else the last one.
+
+    Raises:
+      UserError: a resumed training began with an unknown epoch, and the teacher now has several weights to choose from.
+    """
+    distill, path = config.distill, Path(config.train.exp_dir) / CONFIG_FILE
+    if distill.teacher_epoch or not distill.teacher_exp_dir:
+        return config
+    epoch = last_epoch(distill.teacher_exp_dir)
+    if resumes and path.is_file():
+        begun = ExperimentConfig.as_written(path.parent).distill
+        if Path(begun.teacher_exp_dir).resolve() == Path(distill.teacher_exp_dir).resolve():
+            if epoch and not begun.teacher_epoch:
+                raise UserError(
+                    f"{path} names no epoch of {distill.teacher_exp_dir}, which has epoch-{epoch}.pt by now",
+                    flag=option("teacher_epoch", 0),
+                    fix=f"name the one that this training began with by {option('teacher_epoch')}; if it began with "
+                    "pretrained.pt, move the teacher's epoch-N.pt away",
+                )
+            epoch = begun.teacher_epoch
+    return replace(config, distill=replace(distill, teacher_epoch=epoch))
+
+
+def check_same_model(config: ExperimentConfig) -> None:
+    """Raises UserError if the exp-dir's config.json describes another model, naming what differs."""
+    exp_dir = Path(config.train.exp_dir)
+    if not (exp_dir / CONFIG_FILE).is_file():
+        return
+    old, new = settings_of(ExperimentConfig.as_written(exp_dir).model), settings_of(config.model)
+    differing = [name for name in new if name not in FREE_MODEL_FIELDS and old.get(name) != new[name]]
+    if differing:
+        values = ((name, flag_value(old.get(name)), flag_value(new[name])) for name in differing[:4])
+        shown = "; ".join(f"{name} {there} there, {now} now" for name, there, now in values)
+        raise UserError(
+            f"its config.json is of another model ({shown})",
+            flag=option("exp_dir", exp_dir),
+            fix=f"use another {option('exp_dir')}",
+        )
+
+
+def check_same_tokenizer(config: ExperimentConfig) -> None:
+    """Raises UserError if the exp-dir keeps another tokenizer than --bpe-model."""
+    own, given = Path(config.train.exp_dir) / BPE_MODEL_FILE, Path(config.data.bpe_model)
+    if own.is_file() and given.is_file() and own.read_bytes() != given.read_bytes():
+        raise UserError(
+            f"is not {own}, with which this training began",
+            flag=option("bpe_model", given),
+            fix=f"give {option('bpe_model', own)}, or use another {option('exp_dir')}",
+        )
+
+
+def keep_tokenizer(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    """Copies bpe.model, and tokens.txt from beside it, into the exp-dir, unless they are there.
+
+    tokenizer: of config.data.bpe_model; tokens.txt is written from it where there is none to copy.
+    """
+    exp_dir, bpe_model = Path(config.train.exp_dir), Path(config.data.bpe_model)
+    for source, target in (
+        (bpe_model, exp_dir / BPE_MODEL_FILE),
+        (bpe_model.with_name(TOKENS_FILE), exp_dir / TOKENS_FILE),
+    ):
+        if target.exists():
+            continue
+        with replacing(target) as temporary:
+            if source.is_file():
+                shutil.copyfile(source, temporary)
+            else:
+                tokenizer.save_tokens(temporary)
+
+
+def warn_of_changed_settings(config: ExperimentConfig) -> None:
+    """Logs which settings differ from those of the exp-dir's config.json, which is about to be written anew."""
+    exp_dir = Path(config.train.exp_dir)
+    if not (exp_dir / CONFIG_FILE).is_file():
+        return
+    old, new = (
+        {name: settings_of(section) for name, section in vars(one).items()}
+        for one in (ExperimentConfig.as_written(exp_dir), config)
+    )
+    changed = [
+        f"{option(name)} {flag_value(old[section].get(name))} there, {flag_value(value)} now"
+        for section, values in new.items()
+        for name, value in values.items()
+        if name not in START_FIELDS and old[section].get(name) != value
+    ]
+    if changed:
+        logging.warning(f"{exp_dir / CONFIG_FILE}: this start has other settings: {'; '.join(changed)}")
+
+
+def warn_of_flags_without_effect(distill: DistillConfig) -> None:
+    """Logs which distillation flags were given in vain."""
+    names = ", ".join(map(option, flags_without_effect(distill)))
+    if names:
+        why = "beside the others" if distill.has_teacher else f"without a teacher ({option('teacher_exp_dir')})"
+        logging.warning(f"Flags that have no effect {why}: {names}")
+
+
+def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
+    """The file that --resume, --start-batch or --start-epoch mean; None to start anew.
+
+    Raises:
+      UserError: to start anew would overwrite the checkpoints of an earlier training.
+    """
+    train = config.train
+    exp_dir = Path(train.exp_dir)
+    if train.start_epoch < 1 or train.start_batch < 0:
+        flags = f"{option('start_epoch', train.start_epoch)} {option('start_batch', train.start_batch)}"
+        raise UserError("epochs count from 1", flag=flags)
+    if train.start_batch > 0:
+        return exp_dir / f"checkpoint-{train.start_batch}.pt"
+    if train.start_epoch > 1:
+        return exp_dir / f"epoch-{train.start_epoch - 1}.pt"
+    if train.resume:
+        return latest_checkpoint(exp_dir)
+    there = find_epochs(exp_dir) + find_checkpoints(exp_dir)
+    if there:
+        raise UserError(
+            f"holds {there[0].name} of an earlier training",
+            flag=option("exp_dir", exp_dir),
+            fix=f"go on with {option('resume', 1)}, or use another {option('exp_dir')}",
+        )
+    return None

@@ -1,0 +1,30 @@
+"""The scan for batches that need too much memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kdstream.config.sections import DistillConfig
+from kdstream.training import loop, memory
+from support.recording import make_trainer
+from support.training import experiment
+
+
+def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
+    config = experiment(tmp_path, data)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)
+    trainer = make_trainer(replace(config, distill=distill))
+    tried = set()
+    original = loop.compute_loss
+
+    def compute(*args):
+        loss, metrics = original(*args)
+        tried.update(metrics)
+        return loss, metrics
+
+    monkeypatch.setattr(loop, "compute_loss", compute)
+    monkeypatch.setattr(memory, "max_memory_mb", lambda device: 0)
+    trainer.scan_for_oom()
+    assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
+    assert all(p.grad is None for p in trainer.student.parameters())

@@ -1,0 +1,211 @@
+"""How a training starts: with which settings, from which checkpoint, and what it refuses to replace."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream.checkpoints import store
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.errors import UserError
+from kdstream.training import loop
+from kdstream.training.start import with_teacher_epoch
+from support.decoding import run_script
+from support.recording import record
+from support.training import experiment, make_corpus
+
+
+def test_exp_dir_says_everything_that_later_scripts_need(tmp_path: Path, data):
+    loop.train_experiment(experiment(tmp_path, data, num_epochs=1, use_bf16=True))
+    written, loaded = ExperimentConfig.as_written(tmp_path), ExperimentConfig.load(tmp_path)
+    assert written.model.vocab_size > 3 and written.data == data
+    assert loaded == replace(written, data=replace(data, bpe_model=str(tmp_path / "bpe.model")))
+    for name in ("bpe.model", "tokens.txt"):
+        assert (tmp_path / name).read_bytes() == Path(data.bpe_model).with_name(name).read_bytes()
+    saved = store.load_checkpoint(tmp_path / "epoch-1.pt")
+    assert saved["speech_seconds_trained"] > 10 and saved["compute_seconds"] > 0
+    assert saved["cur_epoch"] == 1 and saved["average_period"] == 2 and saved["branches"] is None
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+    assert (tmp_path / "best-train-loss.pt").read_bytes() == (tmp_path / "epoch-1.pt").read_bytes()
+    assert (tmp_path / "best-valid-loss.pt").is_file()
+
+
+def test_start_batch_and_start_epoch_name_the_checkpoint(tmp_path: Path, data):
+    config = experiment(tmp_path, data, save_every_n=2, num_epochs=1)
+    record(config)
+    losses = record(replace(config, train=replace(config.train, start_batch=2)))
+    assert min(losses) == 3
+    losses = record(replace(config, train=replace(config.train, start_epoch=2, num_epochs=2)))
+    assert min(losses) == store.load_checkpoint(tmp_path / "epoch-1.pt")["batch_idx_train"] + 1
+    with pytest.raises(UserError, match="checkpoint-77.pt: no such checkpoint"):
+        loop.train_experiment(replace(config, train=replace(config.train, start_batch=77)))
+
+
+def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
+    record(experiment(tmp_path, data, num_epochs=1))
+    with pytest.raises(UserError, match="epoch-1.pt of an earlier training; go on with --resume 1"):
+        loop.train_experiment(experiment(tmp_path, data))
+    other = experiment(tmp_path, data, resume=True)
+    with pytest.raises(UserError, match=r"another model \(decoder_dim 64 there, 32 now\)"):
+        loop.train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(train=dict(use_fp16=True)), "--use-fp16: needs a GPU"),
+        (dict(train=dict(use_fp16=True, use_bf16=True)), "give one of them"),
+        (dict(model=dict(chunk_size=(6,), left_context_frames=(12,))), "chunk 6: not a multiple of 4"),
+        (dict(model=dict(chunk_size=(8,), left_context_frames=(12,))), "left context 12: not a multiple of chunk 8"),
+        (dict(model=dict(chunk_size=(0,))), "--chunk-size 0: chunks have 1 encoder frame or more"),
+        (dict(model=dict(preset="huge")), "--preset huge: unknown"),
+        (dict(distill=dict(teacher_exp_dir="nowhere")), "config.json: no such file"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(tmp_path: Path, data, change, message: str):
+    if torch.cuda.is_available() and "needs a GPU" in message:
+        pytest.skip("this machine has a GPU")
+    config = experiment(tmp_path, data)
+    config = replace(config, **{name: replace(getattr(config, name), **values) for name, values in change.items()})
+    with pytest.raises(UserError, match=message) as info:
+        loop.train_experiment(config)
+    assert "\n" not in str(info.value)
+
+
+def test_a_refused_start_leaves_config_json_as_it_was(tmp_path: Path, data, teacher):
+    record(experiment(tmp_path, data, num_epochs=1))
+    before = (tmp_path / "config.json").read_bytes()
+    guided = replace(experiment(tmp_path, data, resume=True), distill=DistillConfig(teacher_exp_dir=str(teacher)))
+    with pytest.raises(UserError, match="branches"):
+        loop.train_experiment(guided)
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match="no such file"):
+        loop.train_experiment(
+            replace(experiment(tmp_path / "new", data), distill=DistillConfig(teacher_exp_dir="nowhere"))
+        )
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teacher):
+    other = make_corpus(tmp_path, num_utterances=6)
+    tokens = (tmp_path / "tokens.txt").read_text().replace("A", "Z")
+    (tmp_path / "tokens.txt").write_text(tokens)
+    distill = DistillConfig(teacher_exp_dir=str(teacher), kd_token_scale=1.0)
+    config = replace(experiment(tmp_path / "exp", other), distill=distill)
+    with pytest.raises(UserError, match="another vocabulary"):
+        loop.train_experiment(config)
+
+
+def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path, data, caplog):
+    record(experiment(tmp_path, data, num_epochs=1))
+    with caplog.at_level(logging.WARNING):
+        record(experiment(tmp_path, data, num_epochs=1, resume=True))
+    assert "other settings" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        record(experiment(tmp_path, data, num_epochs=2, base_lr=0.01, resume=True))
+    assert "config.json: this start has other settings: --num-epochs 1 there, 2 now; --base-lr" in caplog.text
+    assert "--base-lr 0.045 there, 0.01 now\n" in caplog.text
+
+
+def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_further(tmp_path: Path, data, teacher):
+    exp_dir = tmp_path / "teacher"
+    shutil.copytree(teacher, exp_dir)
+    distill = DistillConfig(teacher_exp_dir=str(exp_dir), teacher_use_averaged_model=False)
+    loop.train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=1), distill=distill))
+    shutil.copy(exp_dir / "epoch-1.pt", exp_dir / "epoch-2.pt")
+    loop.train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=2, resume=True), distill=distill))
+    assert ExperimentConfig.load(tmp_path / "student").distill.teacher_epoch == 1
+    loop.train_experiment(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
+    assert ExperimentConfig.load(tmp_path / "later").distill.teacher_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "begun, resumes, expected",
+    [
+        ({"teacher_epoch": 1}, True, 1),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "teacher/"}, True, 1),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "student/../teacher"}, True, 1),
+        ({"teacher_epoch": 1}, False, 2),  # it reached no checkpoint
+        ({"teacher_epoch": 0}, False, 2),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "other"}, True, 2),
+    ],
+)
+def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeypatch, begun, resumes, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher/epoch-1.pt", "teacher/epoch-2.pt", "student/config.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    config = ExperimentConfig(train=TrainConfig(exp_dir="student"), distill=DistillConfig(teacher_exp_dir="teacher"))
+    replace(config, distill=replace(config.distill, **begun)).save("student")
+    assert with_teacher_epoch(config, resumes).distill.teacher_epoch == expected
+    named = replace(config, distill=replace(config.distill, teacher_epoch=7))
+    assert with_teacher_epoch(named, resumes) == named
+
+
+def test_a_training_that_does_not_say_its_teachers_epoch_is_resumed_only_while_that_cannot_matter(tmp_path: Path):
+    teacher = tmp_path / "teacher"
+    config = ExperimentConfig(train=TrainConfig(exp_dir=str(tmp_path)), distill=DistillConfig(str(teacher)))
+    config.save(tmp_path)
+    assert with_teacher_epoch(config, resumes=True) == config  # the teacher is a bare pretrained.pt
+    teacher.mkdir()
+    (teacher / "epoch-3.pt").touch()
+    with pytest.raises(UserError, match="--teacher-epoch 0: .*config.json names no epoch of .*, which has epoch-3.pt"):
+        with_teacher_epoch(config, resumes=True)
+    named = replace(config, distill=replace(config.distill, teacher_epoch=3))
+    assert with_teacher_epoch(named, resumes=True) == named
+
+
+def test_a_teacher_is_the_same_with_a_slash_at_its_end():
+    assert DistillConfig(teacher_exp_dir="exp/teacher/") == DistillConfig(teacher_exp_dir="exp/teacher")
+
+
+def test_another_tokenizer_is_refused_and_the_kept_one_stays(tmp_path: Path, data):
+    config = experiment(tmp_path / "exp", data, num_epochs=1, max_train_batches=1)
+    loop.train_experiment(config)
+    kept = {name: (tmp_path / "exp" / name).read_bytes() for name in ("bpe.model", "tokens.txt", "config.json")}
+    other = tmp_path / "other" / "bpe.model"
+    other.parent.mkdir()
+    other.write_bytes(Path(data.bpe_model).read_bytes() + b"\x1a\x00")  # reads alike, and is another file
+    changed = replace(config, train=replace(config.train, resume=True), data=replace(data, bpe_model=str(other)))
+    message = (
+        f"--bpe-model {other}: is not {tmp_path / 'exp' / 'bpe.model'}, with which this training began; give --bpe"
+    )
+    with pytest.raises(UserError, match=message):
+        loop.train_experiment(changed)
+    assert {name: (tmp_path / "exp" / name).read_bytes() for name in kept} == kept
+
+
+def test_tokens_are_written_where_there_are_none_to_copy(tmp_path: Path, data):
+    shutil.copy(data.bpe_model, tmp_path)
+    alone = replace(data, bpe_model=str(tmp_path / "bpe.model"))
+    loop.train_experiment(experiment(tmp_path / "exp", alone, max_train_batches=1))
+    assert (tmp_path / "exp" / "tokens.txt").read_bytes() == Path(data.bpe_model).with_name("tokens.txt").read_bytes()
+
+
+def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):
+    with caplog.at_level(logging.WARNING):
+        loop.train_experiment(experiment(tmp_path / "plain", data, num_epochs=1))
+    assert "no effect" not in caplog.text
+    config = experiment(tmp_path / "flagged", data, num_epochs=1)
+    with caplog.at_level(logging.WARNING):
+        loop.train_experiment(replace(config, distill=DistillConfig(kd_apc_scale=1.0, kd_layers=("1.1",))))
+    assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
+
+
+def test_script_trains_from_flags_and_ends_with_one_line_on_bad_input(tmp_path: Path, data, monkeypatch):
+    flags = f"--exp-dir {tmp_path / 'exp'} --bpe-model {data.bpe_model} --train-cuts {data.train_cuts[0]} "
+    flags += f"--valid-cuts {data.valid_cuts[0]} --max-duration 8 --num-workers 0 --max-train-batches 1 "
+    flags += "--tensorboard 0 --causal 1 --chunk-size 8 --left-context-frames 32 --enable-spec-aug 0 "
+    flags += "--num-encoder-layers 1,1 --downsampling-factor 1,2 --encoder-dim 32 --encoder-unmasked-dim 32 "
+    flags += "--feedforward-dim 32 --cnn-module-kernel 15"
+    assert run_script(monkeypatch, "egs/librispeech/train.py", *flags.split()) == ""
+    config = ExperimentConfig.load(tmp_path / "exp")
+    assert config.model.encoder_dim == (32, 32) and config.model.chunk_size == (8,)
+    message = run_script(monkeypatch, "egs/librispeech/train.py", "--preset", "enormous", "--bpe-model", data.bpe_model)
+    assert message.startswith("error: --preset enormous: unknown for --encoder zipformer; use one of tiny")
