@@ -1,10 +1,10 @@
-"""Checkpoints in icefall's format, written so that a killed process leaves no broken file, and their averages.
+"""Checkpoint files in icefall's format: they are saved, found, loaded, restored and removed here.
 
-An exp-dir holds epoch-N.pt (from 1), checkpoint-N.pt (N optimiser steps; the last few), and copies
-best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg,
-optimizer, scheduler, grad_scaler, sampler, branches, and every training parameter at top level.
-"model" and "model_avg" hold what is deployed and nothing else; "branches" what distillation added.
-A bare {"model": state_dict}, icefall's pretrained.pt, is read as well.
+An exp-dir holds epoch-N.pt (from 1), the last few checkpoint-N.pt (after N optimiser steps), and the copies
+best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg, optimizer, scheduler,
+grad_scaler, sampler, branches, and every training parameter at the top level.  "model" and "model_avg" hold the
+weights that are deployed; "branches" holds those that distillation added.  A bare {"model": state_dict}, as icefall's
+pretrained.pt, is read as well.  A process that is killed while it saves leaves no broken file.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "samp
 PRETRAINED = "pretrained.pt"
 # icefall's checkpoints hold directories; torch before 2.5 cannot be told that these are harmless
 PATHS_ALLOWED = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
+MMAP = "mmap" in inspect.signature(torch.load).parameters  # since torch 2.1
 
 
 def save_checkpoint(
@@ -116,7 +117,7 @@ def load_checkpoint(path: PathLike, bare: bool = False, lazily: bool = False) ->
 
     Args:
       bare: accept a state dict alone, .safetensors too, as the checkpoint's "model".
-      lazily: leave tensors on the disk until they are used, where torch can; for who wants the parameters alone.
+      lazily: where torch can, read a tensor from the disk only when it is used: the parameters alone then cost little.
     Raises:
       UserError: no such file, a file cut short, or one that is not a checkpoint.
     """
@@ -128,31 +129,37 @@ def load_checkpoint(path: PathLike, bare: bool = False, lazily: bool = False) ->
             return {"model": load_file(path)}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-    try:
-        with PATHS_ALLOWED([pathlib.PosixPath]):
-            if lazily and "mmap" in inspect.signature(torch.load).parameters and zipfile.is_zipfile(path):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            else:
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
-            raise UserError(
-                f"{path}: holds Python objects besides tensors; export its weights first, "
-                'e.g. torch.save({"model": model.state_dict()}, "pretrained.pt")'
-            ) from error
-        if "Unsupported operand 71" in str(error):  # BINFLOAT, which torch 2 supports
-            raise UserError(
-                f"{path}: torch {torch.__version__} cannot read the plain numbers in it; in the environment that "
-                "trained it, write its weights alone with export.py, and give them here as --checkpoint pretrained.pt"
-            ) from error
-        raise UserError(_damaged(path)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(_damaged(path)) from error
+    checkpoint = _read(path, lazily)
     if bare and isinstance(checkpoint, dict) and all(isinstance(value, Tensor) for value in checkpoint.values()):
         checkpoint = {"model": checkpoint}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise UserError(f'{path}: not a checkpoint: it has no "model"; give a file that train.py or export.py wrote')
+        fix = "give a file that train.py or export.py wrote"
+        raise UserError(f'{path}: not a checkpoint: it has no "model"', fix=fix)
     return checkpoint
+
+
+def _read(path: Path, lazily: bool) -> Any:
+    """torch.load, whose failures become UserErrors."""
+    try:
+        with PATHS_ALLOWED([pathlib.PosixPath]):
+            if lazily and MMAP and zipfile.is_zipfile(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):  # icefall's own, with its paths
+            raise UserError(
+                f"{path}: holds Python objects besides tensors",
+                fix='export its weights first, e.g. torch.save({"model": model.state_dict()}, "pretrained.pt")',
+            ) from error
+        if "Unsupported operand 71" in str(error):  # BINFLOAT, which torch 2 supports
+            raise UserError(
+                f"{path}: torch {torch.__version__} cannot read the plain numbers in it",
+                fix="in the environment that trained it, write its weights alone with export.py, and give them here as "
+                "--checkpoint pretrained.pt",
+            ) from error
+        raise _damaged(path) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise _damaged(path) from error
 
 
 def load_weights(path: PathLike) -> StateDict:
@@ -164,10 +171,11 @@ def load_weights(path: PathLike) -> StateDict:
     return as_float32(load_checkpoint(path, bare=True)["model"])
 
 
-def _damaged(path: Path) -> str:
-    return (
-        f"{path}: cut short or damaged; delete it and go on from an earlier one "
-        "(train.py --resume 1 takes the last that is left; --epoch or, in decoding, --iter names one)"
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: cut short or damaged",
+        fix="delete it and go on from an earlier one (train.py --resume 1 takes the last that is left; --epoch or, in "
+        "decoding, --iter names one)",
     )
 
 
@@ -206,12 +214,14 @@ def restore(
             try:
                 part.load_state_dict(state)
             except (ValueError, KeyError) as error:
-                raise UserError(f"{path}: its {name} is of another training ({error}); change --exp-dir") from error
+                problem = f"{path}: its {name} is of another training ({error})"
+                raise UserError(problem, fix="change --exp-dir") from error
 
 
 def _part(checkpoint: dict[str, Any], name: str, path: PathLike) -> Any:
     if checkpoint.get(name) is None:  # it may be empty: token distillation has no branches
-        raise UserError(f"{path}: holds no {name}, so training cannot go on from it; start anew in another --exp-dir")
+        problem = f"{path}: holds no {name}, so training cannot go on from it"
+        raise UserError(problem, fix="start anew in another --exp-dir")
     return checkpoint[name]
 
 
@@ -221,8 +231,8 @@ def load_strictly(module: nn.Module, state: StateDict, path: PathLike) -> None:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: does not fit the model in config.json ({' '.join(str(error).split())[:300]}); "
-            "use the checkpoints and the config.json of one training"
+            f"{path}: does not fit the model in config.json ({' '.join(str(error).split())[:300]})",
+            fix="use the checkpoints and the config.json of one training",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: complete, in icefall's format, safe against a kill, and averaged as icefall averages."""
+"""Checkpoint files: complete, in icefall's format, and safe against a kill."""
 
 from __future__ import annotations
 
@@ -13,27 +13,7 @@ from torch import nn
 from kdstream.checkpoints import average, store
 from kdstream.errors import UserError
 from kdstream.training.optim import Eden, ScaledAdam
-
-
-def make_model(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    return model
-
-
-def train_steps(model: nn.Module, optimizer: ScaledAdam, count: int) -> list[dict[str, torch.Tensor]]:
-    """The parameters after each step."""
-    history = []
-    for _ in range(count):
-        model(torch.randn(5, 3)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({name: value.detach().clone() for name, value in model.state_dict().items()})
-    return history
-
-
-def save_model(path: Path, model: nn.Module, step: int = 1, **parts) -> None:
-    store.save_checkpoint(path, model, params={"batch_idx_train": step, "average_period": 1}, **parts)
+from support.checkpoints import make_model, save_model, train_steps
 
 
 def test_everything_comes_back(tmp_path: Path):
@@ -79,108 +59,9 @@ def test_layout_is_icefalls_and_model_holds_the_student_alone(tmp_path: Path):
     assert saved["model_avg"]["0.weight"].dtype == torch.float32
 
 
-def test_saving_leaves_the_running_average_in_float64(tmp_path: Path):
-    model = make_model()
-    model_avg = average.float64_copy(model)
-    save_model(tmp_path / "epoch-1.pt", model, model_avg=model_avg)
-    assert model_avg[0].weight.dtype == torch.float64
-
-
 def test_parameter_with_the_name_of_an_entry_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="optimizer"):
         store.save_checkpoint(tmp_path / "epoch-1.pt", make_model(), params={"optimizer": "sgd"})
-
-
-def test_running_average_is_the_mean_of_the_models(tmp_path: Path):
-    model = make_model()
-    optimizer = ScaledAdam(model.named_parameters(), lr=0.03)
-    model_avg = average.float64_copy(model)
-    history = []
-    for step in range(1, 13):
-        history += train_steps(model, optimizer, 1)
-        if step % 3 == 0:
-            average.update_averaged_model(model, model_avg, average_period=3, batch_idx_train=step)
-    expected = torch.stack([history[i]["2.weight"].double() for i in (2, 5, 8, 11)]).mean(dim=0)
-    torch.testing.assert_close(model_avg[2].weight, expected, atol=1e-12, rtol=0)
-    assert torch.equal(model_avg[1].num_batches_tracked, model[1].num_batches_tracked)
-
-
-@pytest.fixture
-def trained(tmp_path: Path):
-    """An exp-dir with four epochs of five steps, checkpoints every four, and the model after each step."""
-    model = make_model()
-    optimizer = ScaledAdam(model.named_parameters(), lr=0.03)
-    model_avg = average.float64_copy(model)
-    history = []
-    for step in range(1, 21):
-        history += train_steps(model, optimizer, 1)
-        average.update_averaged_model(model, model_avg, average_period=1, batch_idx_train=step)
-        if step % 5 == 0:
-            save_model(tmp_path / f"epoch-{step // 5}.pt", model, step, model_avg=model_avg)
-        if step % 4 == 0:
-            save_model(tmp_path / f"checkpoint-{step}.pt", model, step, model_avg=model_avg)
-    return tmp_path, history
-
-
-def mean_of(history: list[dict[str, torch.Tensor]], steps: range, name: str = "0.weight") -> torch.Tensor:
-    return torch.stack([history[step - 1][name].double() for step in steps]).mean(dim=0).float()
-
-
-@pytest.mark.parametrize(
-    "choice, steps",
-    [
-        (dict(epoch=4, iter=0, avg=2, use_averaged_model=True), range(11, 21)),
-        (dict(epoch=3, iter=0, avg=1, use_averaged_model=True), range(11, 16)),
-        (dict(epoch=3, iter=0, avg=3, use_averaged_model=True), range(1, 16)),  # from the start
-        (dict(epoch=0, iter=0, avg=1, use_averaged_model=True), range(16, 21)),  # the last there is
-        (dict(epoch=0, iter=16, avg=2, use_averaged_model=True), range(9, 17)),
-        (dict(epoch=4, iter=0, avg=2, use_averaged_model=False), range(15, 21, 5)),
-        (dict(epoch=2, iter=0, avg=1, use_averaged_model=False), range(10, 11)),
-        (dict(epoch=0, iter=14, avg=3, use_averaged_model=False), range(4, 13, 4)),
-    ],
-)
-def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: dict, steps: range):
-    exp_dir, history = trained
-    averaged = average.load_averaged(average.CheckpointChoice(exp_dir, **choice)).weights
-    torch.testing.assert_close(averaged["0.weight"], mean_of(history, steps), atol=1e-6, rtol=1e-5)
-    assert averaged["0.weight"].dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    "choice, message",
-    [
-        (dict(epoch=9, iter=0, avg=1, use_averaged_model=False), "epoch-9.pt: no such checkpoint; .* holds epoch-4"),
-        (dict(epoch=2, iter=0, avg=5, use_averaged_model=True), "lower --avg"),
-        (dict(epoch=0, iter=8, avg=2, use_averaged_model=True), "needs 3 .* holds 2; lower --avg"),
-        (dict(epoch=0, iter=4, avg=1, use_averaged_model=True), "holds 1; give --use-averaged-model 0"),
-        (dict(epoch=2, iter=0, avg=0, use_averaged_model=True), "--avg 0"),
-    ],
-)
-def test_impossible_averages_are_refused(trained, choice: dict, message: str):
-    with pytest.raises(UserError, match=message):
-        average.load_averaged(average.CheckpointChoice(trained[0], **choice))
-
-
-def test_average_that_was_never_updated_is_refused(tmp_path: Path):
-    model = make_model()
-    params = {"batch_idx_train": 30, "average_period": 200}
-    store.save_checkpoint(tmp_path / "epoch-1.pt", model, average.float64_copy(model), params=params)
-    with pytest.raises(UserError, match="--use-averaged-model 0"):
-        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=1))
-
-
-def test_bare_pretrained_model_is_accepted(tmp_path: Path):
-    model = make_model()
-    torch.save({"model": model.state_dict()}, tmp_path / "pretrained.pt")
-    for choice in (dict(use_averaged_model=True), dict(use_averaged_model=False)):
-        averaged = average.load_averaged(average.CheckpointChoice(tmp_path, **choice)).weights
-        assert torch.equal(averaged["0.weight"], model[0].weight)
-    (tmp_path / "pretrained.pt").rename(tmp_path / "epoch-99.pt")  # icefall's way
-    icefalls = average.CheckpointChoice(tmp_path, epoch=99, use_averaged_model=False)
-    averaged = average.load_averaged(icefalls).weights
-    assert torch.equal(averaged["0.weight"], model[0].weight)
-    with pytest.raises(UserError, match="--use-averaged-model 0"):
-        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=99, avg=99))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1])
@@ -274,3 +155,24 @@ def test_latest_checkpoint_is_the_one_that_saw_most_batches(tmp_path: Path):
     save_model(tmp_path / "checkpoint-12.pt", make_model(), 12)
     save_model(tmp_path / "epoch-10.pt", make_model(), 11)
     assert store.latest_checkpoint(tmp_path).name == "checkpoint-12.pt"
+
+
+@pytest.mark.parametrize("old_torch", [False, True])
+def test_an_epoch_that_does_not_say_how_many_batches_it_saw_is_named(tmp_path: Path, monkeypatch, old_torch: bool):
+    if old_torch:  # which cannot leave tensors on the disk
+        monkeypatch.setattr(store, "MMAP", False)
+    save_model(tmp_path / "checkpoint-8.pt", make_model(), 8)
+    torch.save({"model": make_model().state_dict()}, tmp_path / "epoch-1.pt")
+    with pytest.raises(UserError, match="epoch-1.pt: holds no batch_idx_train, .* --start-batch 8, or move epoch"):
+        store.latest_checkpoint(tmp_path)
+    save_model(tmp_path / "epoch-1.pt", make_model(), 9)
+    assert store.latest_checkpoint(tmp_path).name == "epoch-1.pt"
+
+
+def test_a_checkpoint_that_is_read_lazily_is_the_same(tmp_path: Path):
+    save_model(tmp_path / "epoch-1.pt", make_model(), 7)
+    whole, lazy = (store.load_checkpoint(tmp_path / "epoch-1.pt", lazily=lazily) for lazily in (False, True))
+    torch.testing.assert_close(lazy, whole, rtol=0, atol=0)
+    (tmp_path / "epoch-1.pt").write_bytes((tmp_path / "epoch-1.pt").read_bytes()[:100])
+    with pytest.raises(UserError, match="epoch-1.pt: cut short or damaged"):
+        store.load_checkpoint(tmp_path / "epoch-1.pt", lazily=True)
