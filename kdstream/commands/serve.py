@@ -31,7 +31,8 @@ def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(cert or "", key)
     except (OSError, ValueError) as error:
-        raise UserError(f"--tls-cert {cert} --tls-key {key}: {error}; give both, as PEM files") from error
+        flag = f"--tls-cert {cert} --tls-key {key}"
+        raise UserError(str(error), flag=flag, fix="give both, as PEM files") from error
     return context
 
 
@@ -56,6 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     tls = tls_context(args.tls_cert, args.tls_key)
     model = find_model(args.encoder)
-    engine = Engine(load_recognizer(model, args.num_threads), model.tail)
+    engine = Engine(load_recognizer(model, args.num_threads), model.silence)
     server = Server(engine, from_args(Limits, args), allowed_names(args.host, args.names))
     asyncio.run(serve(server.app(), args.host, args.port, tls, lambda url: print(url, flush=True)))

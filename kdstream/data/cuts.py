@@ -20,8 +20,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from kdstream.errors import UserError
-from kdstream.models.streaming import SUBSAMPLING_LOSS
-from kdstream.units import FRAMES_PER_SECOND
+from kdstream.units import FRAMES_PER_SECOND, SUBSAMPLING_LOSS
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)

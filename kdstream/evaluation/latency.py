@@ -20,8 +20,8 @@ import numpy as np
 
 from kdstream.errors import UserError
 from kdstream.evaluation.scoring import NOTHING, Alignment, Interval, bootstrap_ratio
-from kdstream.models.streaming import LOOKAHEAD, SUBSAMPLING_LOSS, ChunkConfig
-from kdstream.units import ENCODER_FRAME_MS
+from kdstream.models.streaming import LOOKAHEAD, ChunkConfig
+from kdstream.units import ENCODER_FRAME_MS, SUBSAMPLING_LOSS
 
 FEATURE_FRAME_MS = 10
 OUTPUT_FRAME_MS = 2 * ENCODER_FRAME_MS

@@ -21,7 +21,7 @@ from kdstream.data.batch import Batch
 from kdstream.errors import UserError
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.kd.teacher import Heard, Teacher, freeze
-from kdstream.models.streaming import SUBSAMPLING_LOSS
+from kdstream.units import SUBSAMPLING_LOSS
 
 SAMPLE_RATE = 16000
 # The middle of our frame t lies 45 + 20 t ms into the utterance, that of theirs 12.5 + 20 t ms.

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
-from kdstream.units import ENCODER_FRAME_MS
+from kdstream.units import ENCODER_FRAME_MS, SUBSAMPLING_LOSS, tail_frames
 
 LOG_EPS = math.log(1e-10)  # what batches are padded with, as in icefall
 SILENCE = math.log(torch.finfo(torch.float32).eps)  # log energy that the filter bank gives to digital silence
-SUBSAMPLING_LOSS = 7  # feature frames that the front end's three convolutions consume: T' = (T - 7) // 2
 LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
 SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame
 OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
@@ -58,12 +57,8 @@ class ChunkConfig:
 
     @property
     def tail(self) -> int:
-        """Feature frames (10 ms) of silence after which a runtime has been through an utterance's last whole chunk.
-
-        It is what `pad_to_whole_chunks` may need at most, and one frame, for which sherpa-onnx waits besides: with it
-        every runtime decodes as many chunks as we do.
-        """
-        return self.shift + 2 * LOOKAHEAD - 1
+        """Feature frames (10 ms) of silence that a client sends after an utterance; see `tail_frames`."""
+        return tail_frames(self.input_frames)
 
     @property
     def chunk_ms(self) -> int:

@@ -27,7 +27,8 @@ from kdstream.models.scaling import (
     Whiten,
     scale_init_,
 )
-from kdstream.models.streaming import LOOKAHEAD, SHORTEST, SUBSAMPLING_LOSS
+from kdstream.models.streaming import LOOKAHEAD, SHORTEST
+from kdstream.units import SUBSAMPLING_LOSS
 
 
 class ChannelBalancer(Balancer):

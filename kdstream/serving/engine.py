@@ -19,12 +19,8 @@ import onnxruntime
 import sherpa_onnx
 
 from kdstream.errors import UserError
+from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
-MODEL_RATE = 16000
-FRAMES_PER_SECOND = 100
-# Of the T feature frames that a step reads all but these are `ChunkConfig.tail`: a test holds the two together, for
-# this room does without torch.
-NOT_OF_TAIL = 8
 QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
 BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
 
@@ -32,7 +28,7 @@ BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it ha
 class ExportedModel(NamedTuple):
     """The files of a streaming model, and how much silence its clients' audio ends with.
 
-    tail: feature frames of 10 ms.
+    tail: feature frames of 10 ms; see `tail_frames`.
     """
 
     encoder: Path
@@ -41,6 +37,12 @@ class ExportedModel(NamedTuple):
     tokens: Path
     tail: int
 
+    def silence(self, sample_rate: int) -> np.ndarray:
+        """Zeros (S,) at `sample_rate`, which a client sends after an utterance."""
+        # a resampler holds back the last fraction of a millisecond: one frame more, or the last chunk could stay short
+        frames = self.tail + (sample_rate != SAMPLE_RATE)
+        return np.zeros(frames * sample_rate // FRAMES_PER_SECOND, np.float32)
+
 
 def find_model(encoder: Path) -> ExportedModel:
     """The model whose encoder is `encoder`, as export.py writes it: the other files lie beside it.
@@ -48,12 +50,13 @@ def find_model(encoder: Path) -> ExportedModel:
     Raises UserError where a file is missing, or is no such encoder.
     """
     if not encoder.name.startswith("encoder-"):
-        raise UserError(f"{encoder}: name the exported file encoder-...onnx; export.py writes it")
+        raise UserError(f"{encoder}: not an encoder", fix="name the exported file encoder-...onnx; export.py writes it")
     rest = encoder.name[len("encoder") :]
     others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", "tokens.txt")]
     for path in (encoder, *others):
         if not path.is_file():
-            raise UserError(f"{path}: no such file; export.py writes encoder, decoder, joiner and tokens.txt together")
+            fix = "export.py writes encoder, decoder, joiner and tokens.txt together"
+            raise UserError(f"{path}: no such file", fix=fix)
     return ExportedModel(encoder, *others, tail=_tail(encoder))
 
 
@@ -62,21 +65,31 @@ def _tail(encoder: Path) -> int:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is never run
     try:
         session = onnxruntime.InferenceSession(str(encoder), options, providers=["CPUExecutionProvider"])
-        return int(session.get_modelmeta().custom_metadata_map["T"]) - NOT_OF_TAIL
+        return tail_frames(int(session.get_modelmeta().custom_metadata_map["T"]))
     except KeyError as error:
-        raise UserError(f"{encoder}: not the encoder of a streaming model; export one with export.py") from error
+        raise UserError(f"{encoder}: not the encoder of a streaming model", fix="export one with export.py") from error
     except Exception as error:  # onnxruntime's own errors have no common class
-        raise UserError(f"{encoder}: {error}; export it anew with export.py") from error
+        raise UserError(f"{encoder}: {error}", fix="export it anew with export.py") from error
 
 
-def load_recognizer(model: ExportedModel, num_threads: int) -> sherpa_onnx.OnlineRecognizer:
-    """Greedy search over the model's files."""
+def load_recognizer(
+    model: ExportedModel, num_threads: int, method: str = "greedy_search", beam_size: int = 4
+) -> sherpa_onnx.OnlineRecognizer:
+    """sherpa-onnx on the model's files.
+
+    Args:
+      num_threads: of onnxruntime.
+      method: greedy_search or modified_beam_search, with `beam_size` paths.
+    """
     return sherpa_onnx.OnlineRecognizer.from_transducer(
         tokens=str(model.tokens),
         encoder=str(model.encoder),
         decoder=str(model.decoder),
         joiner=str(model.joiner),
         num_threads=num_threads,
+        decoding_method=method,
+        max_active_paths=beam_size,
+        temperature_scale=1.0,  # token probabilities are the model's own
     )
 
 
@@ -91,7 +104,7 @@ class EngineError(Exception):
     """The recogniser failed on a batch."""
 
 
-class Utterance:
+class ClientStream:
     """What one client says, on its way through the recogniser.
 
     The event loop appends blocks on one side, the decoding thread takes them on the other, and the thread alone touches
@@ -158,7 +171,7 @@ class Utterance:
 
 
 class Progress(NamedTuple):
-    """What a step has done for one utterance; taken: samples."""
+    """What a step has done for one stream; taken: samples."""
 
     taken: int
     text: Text
@@ -166,36 +179,33 @@ class Progress(NamedTuple):
 
 
 class Engine:
-    """Decodes every open utterance, chunk by chunk, in one thread of its own.
+    """Decodes every open stream, chunk by chunk, in one thread of its own.
 
     Args:
-      tail: feature frames (10 ms) of silence that end an utterance.
+      silence: the samples of silence that end a stream, by sample rate; see `ExportedModel.silence`.
     """
 
-    def __init__(self, recognizer: sherpa_onnx.OnlineRecognizer, tail: int) -> None:
-        self._recognizer, self._tail = recognizer, tail
-        self._open: set[Utterance] = set()
+    def __init__(self, recognizer: sherpa_onnx.OnlineRecognizer, silence: Callable[[int], np.ndarray]) -> None:
+        self._recognizer, self._silence = recognizer, silence
+        self._open: set[ClientStream] = set()
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
 
-    def open(self, sample_rate: int) -> Utterance:
-        # a resampler holds back the last fraction of a millisecond: one frame more, or the last chunk could stay short
-        frames = self._tail + (sample_rate != MODEL_RATE)
-        silence = np.zeros(frames * sample_rate // FRAMES_PER_SECOND, np.float32)
-        utterance = Utterance(sample_rate, silence, self._work.set)
-        self._open.add(utterance)
-        return utterance
+    def open(self, sample_rate: int) -> ClientStream:
+        client = ClientStream(sample_rate, self._silence(sample_rate), self._work.set)
+        self._open.add(client)
+        return client
 
-    def close(self, utterance: Utterance) -> None:
+    def close(self, client: ClientStream) -> None:
         """Forgets it, heard out or not."""
-        self._open.discard(utterance)
+        self._open.discard(client)
 
     async def run(self) -> None:
         """Decodes until it is cancelled."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                batch = [utterance for utterance in self._open if utterance.has_work]
+                batch = [client for client in self._open if client.has_work]
                 if not batch:
                     self._work.clear()
                     await self._work.wait()
@@ -204,41 +214,40 @@ class Engine:
                     progress = await loop.run_in_executor(self._thread, self._step, batch)
                 except Exception:
                     logging.exception("a batch of %d clients failed", len(batch))
-                    for utterance in batch:
-                        utterance.fail()
-                        self.close(utterance)
+                    for client in batch:
+                        client.fail()
+                        self.close(client)
                     continue
-                for utterance, done in zip(batch, progress, strict=True):
-                    utterance.update(done)
+                for client, done in zip(batch, progress, strict=True):
+                    client.update(done)
         finally:
             self._thread.shutdown(wait=True)
 
-    def _step(self, batch: Sequence[Utterance]) -> list[Progress]:
+    def _step(self, batch: Sequence[ClientStream]) -> list[Progress]:
         """In the thread: gives each stream a chunk, if there is one, and decodes all that have one."""
         recognizer = self._recognizer
-        taken = [self._feed(utterance) for utterance in batch]
-        ready = [utterance.stream for utterance in batch if recognizer.is_ready(utterance.stream)]
+        taken = [self._feed(client) for client in batch]
+        ready = [client.stream for client in batch if recognizer.is_ready(client.stream)]
         if ready:
             recognizer.decode_streams(ready)
         progress = []
-        for utterance, samples in zip(batch, taken, strict=True):
-            unfinished = recognizer.is_ready(utterance.stream)
-            text = recognizer.get_result(utterance.stream).strip()
-            final = utterance.ended and not unfinished
+        for client, samples in zip(batch, taken, strict=True):
+            unfinished = recognizer.is_ready(client.stream)
+            text = recognizer.get_result(client.stream).strip()
+            final = client.ended and not unfinished
             progress.append(Progress(samples, Text(text, final), unfinished))
         return progress
 
-    def _feed(self, utterance: Utterance) -> int:
+    def _feed(self, client: ClientStream) -> int:
         """Samples that the stream was given: no more than it needs to be ready."""
-        if utterance.stream is None:
-            utterance.stream = self._recognizer.create_stream()
+        stream = client.stream = client.stream or self._recognizer.create_stream()
         taken = 0
-        while utterance.blocks and not self._recognizer.is_ready(utterance.stream):
-            block = utterance.blocks.popleft()
+        while client.blocks and not self._recognizer.is_ready(stream):
+            block = client.blocks.popleft()
             if block is None:
-                utterance.stream.input_finished()
-                utterance.ended = True
+                stream.input_finished()
+                client.ended = True
             else:
-                utterance.stream.accept_waveform(utterance.sample_rate, block)
+                stream.accept_waveform(client.sample_rate, block)
                 taken += len(block)
         return taken

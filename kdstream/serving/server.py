@@ -29,16 +29,15 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from kdstream.config.flags import Section, flag, settings_of
 from kdstream.errors import UserError, option
-from kdstream.serving.engine import Engine, EngineError, Utterance
+from kdstream.serving.engine import ClientStream, Engine, EngineError
+from kdstream.units import SAMPLE_RATES
 
 PAGE = Path(__file__).with_name("page.html")
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
-# Common ones alone: a resampler between two rates that share no divisor costs megabytes and most of a second to make.
-SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
 LOUDEST = 8.0  # float samples beyond are not on a scale of [-1, 1]
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
@@ -175,9 +174,8 @@ class Server:
             writer_limit=0,  # each text waits until those before it are under way
         )
         await ws.prepare(request)
-        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        request.transport.set_write_buffer_limits(high=SEND_BUFFER)
         try:
+            keep_few_texts(request)
             if len(self.clients) >= self._limits.max_clients:
                 raise Refusal(WSCloseCode.TRY_AGAIN_LATER, f"{self._limits.max_clients} clients are here already")
             self.clients.add(ws)
@@ -204,9 +202,9 @@ class Server:
         if message.type is not WSMsgType.TEXT:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "the first message must be of type start")
         form = Format.parse(message.data)
-        utterance = self._engine.open(form.sample_rate)
-        listening = asyncio.create_task(self._listen(ws, form, utterance))
-        telling = asyncio.create_task(self._tell(ws, utterance))
+        stream = self._engine.open(form.sample_rate)
+        listening = asyncio.create_task(self._listen(ws, form, stream))
+        telling = asyncio.create_task(self._tell(ws, stream))
         tasks = (listening, telling)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -214,12 +212,12 @@ class Server:
         except EngineError as error:
             raise Refusal(WSCloseCode.INTERNAL_ERROR, str(error)) from error
         finally:
-            self._engine.close(utterance)
+            self._engine.close(stream)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, ws: web.WebSocketResponse, form: Format, utterance: Utterance) -> None:
+    async def _listen(self, ws: web.WebSocketResponse, form: Format, stream: ClientStream) -> None:
         """Takes what the client sends, until it is cancelled."""
         limits, samples, idle_seconds = self._limits, 0, self._limits.idle_seconds
         while True:
@@ -229,16 +227,16 @@ class Server:
             if message.type is WSMsgType.TEXT:
                 if parse_json(message.data).get("type") != "end":
                     raise Refusal(WSCloseCode.POLICY_VIOLATION, "after the start, text messages must be of type end")
-                utterance.finish()
+                stream.finish()
                 idle_seconds = None
                 continue
             block = form.samples(message.data)
             samples += len(block)
             if samples > limits.max_seconds * form.sample_rate:
                 raise Refusal(WSCloseCode.MESSAGE_TOO_BIG, f"more than {limits.max_seconds:g} s of audio")
-            await utterance.accept(block)
+            await stream.accept(block)
 
-    async def _receive(self, ws: web.WebSocketResponse, seconds: float | None) -> web.WSMessage:
+    async def _receive(self, ws: web.WebSocketResponse, seconds: float | None) -> WSMessage:
         """The next message with content.  Raises Refusal where none comes, ConnectionError where the client left."""
         try:
             message = await ws.receive(seconds)
@@ -248,17 +246,25 @@ class Server:
             raise ConnectionError(f"closed with {ws.close_code}" + f", {message.data}" * bool(message.data))
         return message
 
-    async def _tell(self, ws: web.WebSocketResponse, utterance: Utterance) -> None:
+    async def _tell(self, ws: web.WebSocketResponse, stream: ClientStream) -> None:
         """Sends texts, the final one last."""
         final = False
         while not final:
-            text, final = await utterance.next_text()
+            text, final = await stream.next_text()
             kind = "final" if final else "partial"
             await within(self._limits.send_seconds, ws.send_json({"type": kind, "text": text}))
 
     async def _refuse(self, ws: web.WebSocketResponse, refusal: Refusal) -> None:
         await ws.send_json({"type": "error", "message": str(refusal)})
         await ws.close(code=refusal.code, message=str(refusal).encode()[:120])
+
+
+def keep_few_texts(request: web.Request) -> None:
+    """Bounds the texts that are under way to a client.  Raises ConnectionError where it left."""
+    if request.transport is None:
+        raise ConnectionError("it left at once")
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    request.transport.set_write_buffer_limits(high=SEND_BUFFER)
 
 
 async def within(seconds: float, doing: Awaitable[Any]) -> Any:
@@ -310,6 +316,6 @@ async def serve(
         await stop.wait()
     except (OSError, OverflowError) as error:  # a port above 65535 is the latter
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: {reason}; choose another") from error
+        raise UserError(str(reason), flag=f"--host {host} --port {port}", fix="choose another") from error
     finally:
         await runner.cleanup()

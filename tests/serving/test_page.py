@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from kdstream.serving.engine import load_recognizer
-from support.serving import Served, noise, running_script, serve_tiny_preset
+from support.serving import noise, running_script
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "no headless browser: apt-get install chromium chromium-driver (and selenium stands in requirements.txt)"
@@ -44,15 +44,13 @@ for (const [name, data] of arguments[0]) {
 document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
 """
 
-pytestmark = pytest.mark.skipif(
-    None in (BROWSER, DRIVER, importlib.util.find_spec("selenium")),
-    reason=MISSING + os.environ.get("KDSTREAM_NO_BROWSER", ""),
-)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Served:
-    return serve_tiny_preset(tmp_path_factory.mktemp("model"))
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        None in (BROWSER, DRIVER, importlib.util.find_spec("selenium")),
+        reason=MISSING + os.environ.get("KDSTREAM_NO_BROWSER", ""),
+    ),
+]
 
 
 @pytest.fixture(scope="module")

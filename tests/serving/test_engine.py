@@ -1,0 +1,96 @@
+"""The engine behind the live page: its files, its silence, its queues."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig
+from kdstream.serving import engine as engine_module
+from kdstream.serving.engine import Engine, find_model
+from kdstream.units import tail_frames
+from support.decoding import run_script
+from support.serving import ROOT
+
+
+def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, said):
+    audio, expected = said[0]
+
+    async def late() -> tuple[str, bool]:
+        engine = Engine(recognizer, served.files.silence)
+        running = asyncio.create_task(engine.run())
+        client = engine.open(16000)
+        await client.accept(audio)
+        client.finish()
+        while client.has_work:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        running.cancel()
+        return await client.next_text()
+
+    assert asyncio.run(late()) == (expected, True)
+
+
+def test_audio_that_comes_too_fast_waits_with_the_client(served, recognizer, monkeypatch):
+    monkeypatch.setattr(engine_module, "QUEUED_SECONDS", 2.0)
+
+    async def fast() -> float:
+        engine = Engine(recognizer, served.files.silence)
+        running = asyncio.create_task(engine.run())
+        client, most = engine.open(16000), 0.0
+        for _ in range(10):
+            await client.accept(np.zeros(16000, np.float32))
+            most = max(most, sum(map(len, client.blocks)) / 16000)
+        running.cancel()
+        return most
+
+    assert 1.0 <= asyncio.run(fast()) <= 3.0
+
+
+def test_the_tail_is_that_of_the_chunk(served):
+    assert served.files.tail == ChunkConfig(8, 32).tail
+    for chunk in (ChunkConfig(16, 32), ChunkConfig(32, 32), ChunkConfig(4, 4)):
+        assert tail_frames(chunk.input_frames) == chunk.tail
+
+
+def test_the_silence_lasts_as_long_as_the_tail_at_every_rate(served):
+    frames = served.files.tail
+    assert len(served.files.silence(16000)) == frames * 160
+    assert len(served.files.silence(44100)) == (frames + 1) * 441  # and a frame that the resampler may hold back
+
+
+def test_serving_needs_no_torch():
+    code = "import sys; import kdstream.serving.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(served, tmp_path, monkeypatch):
+    encoder = served.files.encoder
+    (tmp_path / "encoder-lonely.onnx").write_bytes(b"")
+    for part in ("encoder", "decoder", "joiner"):
+        (tmp_path / f"{part}-swapped.onnx").write_bytes(served.files.decoder.read_bytes())
+        (tmp_path / f"{part}-junk.onnx").write_bytes(b"junk")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for args, named in (
+            ((tmp_path / "encoder-none.onnx",), "encoder-none.onnx: no such file"),
+            ((tmp_path / "encoder-lonely.onnx",), "decoder-lonely.onnx: no such file"),
+            ((served.files.tokens,), "encoder-...onnx"),
+            ((encoder, "--max-message-bytes", 0), "--max-message-bytes 0"),
+            ((encoder, "--tls-cert", "none.pem"), "--tls-cert none.pem"),
+            ((encoder, "--port", port), f"--port {port}"),
+        ):
+            error = run_script(monkeypatch, "egs/librispeech/serve.py", *args)
+            assert error.startswith("error: ") and named in error and "\n" not in error
+        (tmp_path / "tokens.txt").write_text("")
+        for name in ("swapped", "junk"):
+            with pytest.raises(UserError, match=f"encoder-{name}.onnx: "):
+                find_model(tmp_path / f"encoder-{name}.onnx")
