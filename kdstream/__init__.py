@@ -1,1 +1,13 @@
-"""kdstream: streaming speech recognition by distillation from a non-streaming teacher."""
+"""kdstream: streaming speech recognition by distillation from a non-streaming teacher.
+
+    recognizer = kdstream.load("exp/distilled")
+    print(recognizer.transcribe("audio.wav").text)
+
+torch, sherpa-onnx and the rest are imported when they are used.
+"""
+
+from kdstream.errors import UserError
+from kdstream.recognizer import Recognizer, Stream, load
+from kdstream.transcription import Transcription, Word
+
+__all__ = ["Recognizer", "Stream", "Transcription", "UserError", "Word", "load"]

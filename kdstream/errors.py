@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Input that the user can mend.  Commands print its one line and exit with status 1.
@@ -25,3 +28,21 @@ def option(name: str, value: object = None) -> str:
     """A setting as its flag is typed: option("beam_size", 4) is "--beam-size 4"."""
     flag = "--" + name.replace("_", "-")
     return flag if value is None else f"{flag} {value}"
+
+
+@contextmanager
+def packages_of(extra: str, what: str) -> Iterator[None]:
+    """Around imports and what they are for: a package that is not installed becomes a UserError that names `extra`.
+
+    Args:
+      extra: of kdstream, as in pyproject.toml.
+      what: what needs it, e.g. "kdstream export".
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "kdstream"):
+            raise
+        fix = f"run: pip install 'kdstream[{extra}]'"
+        raise UserError(f"{what}: needs {package}, which is not installed", fix=fix) from error

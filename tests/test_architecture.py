@@ -20,17 +20,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "errors": set(),
     "files": set(),
+    "transcription": {"units"},
     "config": {"units", "errors", "files"},
     "models": {"units", "errors", "config"},
     "devices": {"errors", "models"},
     "data": {"units", "errors", "files", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
-    "decoding": {"units", "errors", "config", "data", "models", "checkpoints", "devices"},
+    "decoding": {"units", "errors", "transcription", "config", "data", "models", "checkpoints", "devices"},
     "evaluation": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "decoding"},
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
     "export": {"units", "errors", "files", "config", "data", "models", "decoding", "evaluation"},
     "serving": {"units", "errors", "config"},
+    "recognizer": {
+        "units", "errors", "transcription", "config", "data", "checkpoints", "devices", "decoding", "serving",
+    },
     "reporting": {
         "units", "errors", "config", "data", "models", "checkpoints", "kd", "training", "decoding", "evaluation",
     },
@@ -40,11 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation", "export", "reporting",
     },
     "corpus": {"units", "errors", "files", "config", "data"},
-    "__init__": set(),
+    "__init__": {"errors", "transcription", "recognizer"},
 }  # fmt: skip
 ON_TOP = ("commands", "__main__")  # they may import every room
 FORBIDDEN_AT_INFERENCE = ("kdstream.kd", "kdstream.training")
-INFERENCE_ROOMS = ("decoding", "evaluation", "export", "serving")
+INFERENCE_ROOMS = ("decoding", "evaluation", "export", "serving", "recognizer")
 INFERENCE_COMMANDS = ("decode", "streaming_decode", "export", "transcribe", "serve", "align")
 
 

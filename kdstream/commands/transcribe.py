@@ -23,9 +23,10 @@ from kdstream.config.flags import str2bool
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import find_audio, microphone
 from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
-from kdstream.decoding.transcribe import Transcriber, Transcription
+from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError
+from kdstream.transcription import Transcription
 
 
 class GrowingLine:

@@ -17,7 +17,6 @@ Shapes: N streams, B paths per stream, T output frames (40 ms), C predictor cont
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from kdstream.config.sections import DECODING_METHODS
 from kdstream.errors import UserError
+from kdstream.transcription import mean_probability
 
 HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
 
@@ -48,9 +48,7 @@ class Result:
     @property
     def confidence(self) -> float | None:
         """The geometric mean of the tokens' probabilities, in (0, 1]; None where nothing is said."""
-        if not self.tokens:
-            return None
-        return math.exp(sum(self.token_log_probs) / len(self.tokens))
+        return mean_probability(self.token_log_probs)
 
 
 class State(Protocol):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,44 +18,10 @@ from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_wh
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
-from kdstream.units import ENCODER_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
-
-OUTPUT_FRAME_SECONDS = 2 * ENCODER_FRAME_MS / 1000
+from kdstream.transcription import Transcription, group_words
+from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
 Watch = Callable[[str], None]
-
-
-class Word(NamedTuple):
-    """A word and when it was said, in seconds.
-
-    start, end: of the output frames that emitted its first and its last token; a streaming model emits them while it
-    hears the word, or shortly after.
-    """
-
-    text: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Transcription:
-    """What was said in `audio`."""
-
-    audio: str
-    seconds: float
-    text: str
-    words: list[Word]
-    confidence: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        words = [{"word": word.text, "start": word.start, "end": word.end} for word in self.words]
-        return {
-            "audio": self.audio,
-            "seconds": round(self.seconds, 2),
-            "text": self.text,
-            "words": words,
-            "confidence": self.confidence,
-        }
 
 
 class Transcriber:
@@ -100,33 +64,41 @@ class Transcriber:
                     report(path, error)
 
         for name, result in self._decode(utterances()):
-            yield self._transcription(name, seconds[name], result)
+            yield self.transcription(name, seconds[name], result)
+
+    def samples(self, samples: Tensor) -> Transcription:
+        """Transcribes (S,) at 16 kHz, at least 160 of them, as `files` does what it reads.
+
+        Raises UserError for more than a model in full context hears at once.
+        """
+        seconds = len(samples) / SAMPLE_RATE
+        self._check_length("the samples", seconds)
+        ((_, result),) = self._decode(iter([("", compute_fbank(samples))]))
+        return self.transcription("", seconds, result)
+
+    def open(self, flag: str = "") -> LiveStream:
+        """Speech that comes in pieces.  Raises UserError, which names `flag`, for a model that cannot stream."""
+        if self.chunk is None:
+            raise UserError("the model hears whole utterances only", flag=flag, fix="use a streaming one, or files")
+        return LiveStream(self, self.chunk)
 
     def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
         """Transcribes blocks of 16 kHz samples as they come, until they end or the user interrupts.
 
         Raises UserError for a model that cannot stream.
         """
-        if self.chunk is None:
-            raise UserError("--microphone 1: the model hears whole utterances only; use a streaming one, or files")
-        decoder, fbank, samples = StreamingDecoder(self.model, self.chunk, self.search, max_streams=1), FbankStream(), 0
-        stream = decoder.open()
+        stream = self.open("--microphone 1")
         try:
             for block in blocks:
-                samples += len(block)
-                stream.accept_features(fbank.accept(torch.from_numpy(block)))
-                while decoder.step():
+                stream.accept(torch.from_numpy(block))
+                while stream.step():
                     if self.watch is not None:
-                        self.watch(self._text(stream.result))
+                        self.watch(stream.text)
         except KeyboardInterrupt:
             pass
-        stream.accept_features(fbank.finish())
-        stream.finish()
-        while decoder.step():
-            pass
-        return self._transcription("microphone", samples / SAMPLE_RATE, stream.result)
+        return stream.finish("microphone")
 
-    def _check_length(self, path: Path, seconds: float) -> None:
+    def _check_length(self, path: Path | str, seconds: float) -> None:
         if self.chunk is None and seconds > self.max_seconds:
             raise UserError(
                 f"{path}: {seconds:.0f} s are more than --max-duration {self.max_seconds:g}, all that a model in full "
@@ -140,29 +112,54 @@ class Transcriber:
                 yield from zip(batch.cut_ids, results, strict=True)
             return
         decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams)
-        watch = None if self.watch is None else lambda name, result: self.watch(f"{name}: {self._text(result)}")
-        yield from decode_streams(decoder, utterances, watch=watch)
+        watch = self.watch
+        show = None if watch is None else lambda name, result: watch(f"{name}: {self.text(result)}")
+        yield from decode_streams(decoder, utterances, watch=show)
 
-    def _text(self, result: Result) -> str:
+    def text(self, result: Result) -> str:
         return self.tokenizer.decode(result.tokens)
 
-    def _transcription(self, audio: str, seconds: float, result: Result) -> Transcription:
-        words = self._words(result)
+    def transcription(self, audio: str, seconds: float, result: Result) -> Transcription:
+        """`result` as words with their times."""
+        tokens = result.tokens
+        begins = [self._pieces[token].startswith(WORD_START) for token in tokens]
+        words = group_words(
+            result.timestamps, begins, lambda places: self.tokenizer.decode([tokens[place] for place in places])
+        )
         return Transcription(audio, seconds, " ".join(word.text for word in words), words, result.confidence)
 
-    def _words(self, result: Result) -> list[Word]:
-        groups: list[list[int]] = []  # places in the result of each word's tokens
-        for place, token in enumerate(result.tokens):
-            if not groups or self._pieces[token].startswith(WORD_START):
-                groups.append([])
-            groups[-1].append(place)
-        words = []
-        for places in groups:
-            text = self.tokenizer.decode([result.tokens[place] for place in places]).strip()
-            start, end = result.timestamps[places[0]], result.timestamps[places[-1]] + 1
-            if text:
-                words.append(Word(text, round(start * OUTPUT_FRAME_SECONDS, 2), round(end * OUTPUT_FRAME_SECONDS, 2)))
-        return words
+
+class LiveStream:
+    """Speech that comes in pieces, at 16 kHz.  `Transcriber.open` makes it."""
+
+    def __init__(self, transcriber: Transcriber, chunk: ChunkConfig) -> None:
+        self._transcriber = transcriber
+        self._decoder = StreamingDecoder(transcriber.model, chunk, transcriber.search, max_streams=1)
+        self._stream = self._decoder.open()
+        self._fbank = FbankStream()
+        self._samples = 0
+
+    def accept(self, samples: Tensor) -> None:
+        """Takes the next (S,) samples; `step` decodes them."""
+        self._samples += len(samples)
+        self._stream.accept_features(self._fbank.accept(samples))
+
+    def step(self) -> bool:
+        """Decodes a chunk; False if there is no whole one."""
+        return bool(self._decoder.step())
+
+    @property
+    def text(self) -> str:
+        """What has been heard so far."""
+        return self._transcriber.text(self._stream.result)
+
+    def finish(self, audio: str = "") -> Transcription:
+        """Decodes the rest, and returns everything that was said in `audio`."""
+        self._stream.accept_features(self._fbank.finish())
+        self._stream.finish()
+        while self.step():
+            pass
+        return self._transcriber.transcription(audio, self._samples / SAMPLE_RATE, self._stream.result)
 
 
 def _batches(utterances: Iterable[tuple[str, Tensor]], max_seconds: float) -> Iterator[Batch]:

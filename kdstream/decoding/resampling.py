@@ -1,0 +1,54 @@
+"""Resampling to 16 kHz by Lhotse's windowed-sinc filter, of whole audio and of audio that comes in pieces."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lhotse.augmentation import get_or_create_resampler
+from torch import Tensor
+
+from kdstream.units import SAMPLE_RATE
+
+
+def resample(samples: Tensor, sample_rate: int) -> Tensor:
+    """(S,) at `sample_rate` to (S * 16000 / sample_rate, rounded up) at 16 kHz."""
+    if sample_rate == SAMPLE_RATE:
+        return samples
+    return get_or_create_resampler(sample_rate, SAMPLE_RATE)(samples[None])[0]
+
+
+class ResamplingStream:
+    """`resample` of audio that comes in pieces: the same samples, but for float32 rounding (less than 1e-6).
+
+    The filter's coefficients repeat after a period: `_period` samples that go in, `_made` that come out.  Periods are
+    given out once all samples that the filter reads for them are there.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        divisor = math.gcd(sample_rate, SAMPLE_RATE)
+        self._sample_rate = sample_rate
+        self._period, self._made = sample_rate // divisor, SAMPLE_RATE // divisor
+        # the filter reads so many samples before a period, and after it
+        resampler: Any = get_or_create_resampler(sample_rate, SAMPLE_RATE)
+        self._reach = 0 if sample_rate == SAMPLE_RATE else int(resampler.width)
+        self._samples = torch.zeros(0)  # from the beginning of a period
+        self._given = 0  # periods of them that were given out
+
+    def accept(self, samples: Tensor) -> Tensor:
+        """Takes (S,) at the stream's rate; returns the (S',) at 16 kHz, perhaps none, that are now complete."""
+        self._samples = torch.cat([self._samples, samples])
+        complete = max(0, (len(self._samples) - self._reach) // self._period)
+        if complete <= self._given:
+            return torch.zeros(0)
+        made = resample(self._samples, self._sample_rate)[self._given * self._made : complete * self._made]
+        kept = min(complete, math.ceil(self._reach / self._period))  # periods that the next ones' filter reads
+        self._samples, self._given = self._samples[(complete - kept) * self._period :], kept
+        return made
+
+    def finish(self) -> Tensor:
+        """The last samples."""
+        if len(self._samples) <= self._given * self._period:
+            return torch.zeros(0)
+        return resample(self._samples, self._sample_rate)[self._given * self._made :]

@@ -1,0 +1,135 @@
+"""The interface of a recogniser, and the checks of what it is given."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdstream.errors import UserError
+from kdstream.transcription import Transcription
+from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLE_RATES
+
+
+class Recognizer(ABC):
+    """Writes down speech.  `kdstream.load` makes it.  One thread at a time may use it."""
+
+    def transcribe(self, audio: Any, sample_rate: int = SAMPLE_RATE) -> Transcription:
+        """Transcribes one file or one array of samples.
+
+        Args:
+          audio: path of a file (wav, flac, mp3; channels are averaged), or samples (S,) as floats in [-1, 1]: an array,
+            a tensor or a list.
+          sample_rate: of the samples, in Hz; one of kdstream.units.SAMPLE_RATES.  A file knows its own.
+        Returns:
+          Text, words with their times in seconds, and the confidence.  Less than 10 ms of samples say nothing.
+        Raises:
+          UserError: a file that is missing or damaged; samples that are not one channel of finite floats; another rate;
+            more seconds than a full-context model takes at once.
+        """
+        if isinstance(audio, (str, os.PathLike)):
+            return self._transcribe_file(Path(audio))
+        samples = check_samples(audio)
+        check_rate(sample_rate)
+        if is_short(len(samples), sample_rate):
+            return nothing(len(samples) / sample_rate)
+        return self._transcribe_samples(samples, sample_rate)
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """Speech that comes in pieces.  Raises UserError for a full-context model, which cannot stream."""
+
+    @abstractmethod
+    def _transcribe_file(self, path: Path) -> Transcription:
+        """`transcribe` of a file."""
+
+    @abstractmethod
+    def _transcribe_samples(self, samples: np.ndarray, sample_rate: int) -> Transcription:
+        """`transcribe` of (S,) float32 samples, 10 ms or more."""
+
+
+class Stream(ABC):
+    """Speech that comes in pieces of any size.  `Recognizer.stream` makes it.
+
+    What it says in the end is what `Recognizer.transcribe` says of all samples together.
+    """
+
+    def __init__(self) -> None:
+        self._sample_rate = SAMPLE_RATE
+        self._samples = 0
+        self._result: Transcription | None = None
+
+    def accept(self, samples: Any, sample_rate: int = SAMPLE_RATE) -> None:
+        """Takes the next samples and decodes every chunk that is complete.
+
+        Args:
+          samples: (S,) floats in [-1, 1]: an array, a tensor or a list, of any length.
+          sample_rate: in Hz; one of kdstream.units.SAMPLE_RATES, and the same for all samples of the stream.
+        Raises:
+          UserError: samples that are not one channel of finite floats, or another rate.
+          ValueError: the stream was finished.
+        """
+        if self._result is not None:
+            raise ValueError("samples after finish(); open another stream")
+        block = check_samples(samples)
+        check_rate(sample_rate)
+        if self._samples and sample_rate != self._sample_rate:
+            problem = f"sample_rate {sample_rate}: the stream began at {self._sample_rate}"
+            raise UserError(problem, fix="give all samples of a stream at one rate")
+        if len(block):
+            self._sample_rate = sample_rate
+            self._samples += len(block)
+            self._accept(block, sample_rate)
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The words so far."""
+
+    def finish(self) -> Transcription:
+        """Decodes the rest.  Called again, it returns the same."""
+        if self._result is None:
+            seconds = self._samples / self._sample_rate
+            self._result = nothing(seconds) if is_short(self._samples, self._sample_rate) else self._finish(seconds)
+        return self._result
+
+    @abstractmethod
+    def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
+        """`accept` of (S,) float32 samples, at least one; `sample_rate` is always the same."""
+
+    @abstractmethod
+    def _finish(self, seconds: float) -> Transcription:
+        """`finish` of a stream of 10 ms or more."""
+
+
+def check_samples(samples: Any) -> np.ndarray:
+    """(S,) float32.  Raises UserError for what is not one channel of finite floats."""
+    array = np.asarray(samples)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, np.float32)
+    if array.ndim != 1:
+        raise UserError(f"samples of shape {array.shape}: not one channel", fix="give (S,), e.g. their mean")
+    if array.dtype.kind != "f":
+        fix = "give floats in [-1, 1]; 16-bit integers: samples / 32768"
+        raise UserError(f"samples of type {array.dtype}: not floats", fix=fix)
+    if not np.isfinite(array).all():
+        raise UserError("samples are NaN or infinite", fix="give finite floats in [-1, 1]")
+    return array.astype(np.float32)
+
+
+def check_rate(sample_rate: int) -> None:
+    if sample_rate not in SAMPLE_RATES:
+        known = ", ".join(map(str, SAMPLE_RATES))
+        raise UserError(f"sample_rate {sample_rate}: not a common rate", fix=f"resample to one of {known}")
+
+
+def is_short(samples: int, sample_rate: int) -> bool:
+    """Whether so many samples are less than a feature frame (10 ms)."""
+    return samples * FRAMES_PER_SECOND < sample_rate
+
+
+def nothing(seconds: float) -> Transcription:
+    return Transcription("", seconds, "", [], None)

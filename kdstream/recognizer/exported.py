@@ -1,0 +1,99 @@
+"""An exported model in sherpa-onnx, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import sherpa_onnx
+import soundfile
+
+from kdstream.errors import UserError
+from kdstream.recognizer.base import Recognizer, Stream, is_short
+from kdstream.serving.engine import ExportedModel, load_recognizer
+from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
+
+METHODS = ("greedy_search", "modified_beam_search")  # sherpa-onnx's for transducers
+
+
+class ExportedRecognizer(Recognizer):
+    """The model in these files.
+
+    Args:
+      method: one of METHODS.
+      beam_size: paths that modified_beam_search keeps.
+      num_threads: of onnxruntime.
+    Raises:
+      UserError: another method.
+    """
+
+    def __init__(self, model: ExportedModel, method: str, beam_size: int, num_threads: int) -> None:
+        if method not in METHODS:
+            raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(METHODS)}")
+        self._model = model
+        self._runtime = load_recognizer(model, num_threads, method, beam_size)
+
+    def stream(self) -> Stream:
+        return ExportedStream(self._model, self._runtime)
+
+    def _transcribe_file(self, path: Path) -> Transcription:
+        samples, sample_rate = read_file(path)
+        return self._decode(samples, sample_rate, str(path))
+
+    def _transcribe_samples(self, samples: np.ndarray, sample_rate: int) -> Transcription:
+        return self._decode(samples, sample_rate, "")
+
+    def _decode(self, samples: np.ndarray, sample_rate: int, audio: str) -> Transcription:
+        stream = ExportedStream(self._model, self._runtime, audio)
+        stream._accept(samples, sample_rate)
+        return stream._finish(len(samples) / sample_rate)
+
+
+class ExportedStream(Stream):
+    """A stream of an ExportedRecognizer."""
+
+    def __init__(self, model: ExportedModel, runtime: sherpa_onnx.OnlineRecognizer, audio: str = "") -> None:
+        super().__init__()
+        self._model, self._runtime, self._audio = model, runtime, audio
+        self._stream = runtime.create_stream()
+
+    @property
+    def text(self) -> str:
+        return self._runtime.get_result(self._stream).strip()
+
+    def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._stream.accept_waveform(sample_rate, samples)
+        while self._runtime.is_ready(self._stream):
+            self._runtime.decode_stream(self._stream)
+
+    def _finish(self, seconds: float) -> Transcription:
+        self._accept(self._model.silence(self._sample_rate), self._sample_rate)
+        self._stream.input_finished()
+        while self._runtime.is_ready(self._stream):
+            self._runtime.decode_stream(self._stream)
+        pieces = self._runtime.tokens(self._stream)  # a blank stands where a word begins
+        frames = [round(seconds / OUTPUT_FRAME_SECONDS) for seconds in self._runtime.timestamps(self._stream)]
+        words = group_words(
+            frames,
+            [piece.startswith(" ") for piece in pieces],
+            lambda places: "".join(pieces[place] for place in places),
+        )
+        confidence = mean_probability(self._runtime.ys_probs(self._stream))
+        return Transcription(self._audio, seconds, " ".join(word.text for word in words), words, confidence)
+
+
+def read_file(path: Path) -> tuple[np.ndarray, int]:
+    """Samples (S,), the mean of all channels, and their rate.  Raises UserError for a missing or damaged file."""
+    fix = "give another file, or convert it to wav or flac"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path}: cut short or damaged", fix=fix) from error
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: samples are NaN or infinite", fix=fix)
+    if is_short(len(samples), sample_rate):
+        raise UserError(f"{path}: less than 10 ms of sound", fix=fix)
+    return samples.mean(axis=1), sample_rate

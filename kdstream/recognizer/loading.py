@@ -1,0 +1,141 @@
+"""Which model a path holds, and the recogniser for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from kdstream.config.sections import DecodeConfig
+from kdstream.errors import UserError, packages_of
+from kdstream.recognizer.base import Recognizer
+
+RUNTIMES = ("torch", "sherpa-onnx")
+CONFIG_FILE = "config.json"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    epoch: int = 0,
+    iter: int = 0,
+    avg: int = 1,
+    use_averaged_model: bool = True,
+    checkpoint: str | os.PathLike[str] = "",
+    chunk: int | None = None,
+    left_context: int | None = None,
+    search: str = "greedy_search",
+    beam_size: int = 4,
+    device: str = "",
+    int8: bool | None = None,
+    num_threads: int = 1,
+    runtime: str = "",
+) -> Recognizer:
+    """Loads a model that writes down speech.
+
+    Args:
+      path: an exp-dir of train.py, which runs in torch; or a directory with the files that export.py wrote, or one
+        encoder-*.onnx of them, which run in sherpa-onnx, without torch.  A directory that holds both runs in torch.
+      epoch: the model of epoch-N.pt (0: the last); in sherpa-onnx: its export.
+      iter: the model of checkpoint-N.pt, instead of an epoch's (0: off); in sherpa-onnx: its export.
+      avg: checkpoints to average, the given one and those before it.
+      use_averaged_model: average over all batches of these checkpoints, not over the files alone (torch only).
+      checkpoint: a file with weights, e.g. pretrained.pt, instead of an epoch's (torch only).
+      chunk: in encoder frames of 20 ms; -1 is full context.  None: the first that config.json names, or the only one
+        that was exported.
+      left_context: likewise, in encoder frames of 20 ms; -1 is unlimited, which cannot stream.
+      search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
+      beam_size: paths that modified_beam_search keeps.
+      device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
+      int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
+      num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
+      runtime: "torch" or "sherpa-onnx" ("": as `path` says).
+    Returns:
+      A recogniser; its transcribe and stream have the rest.
+    Raises:
+      UserError: no such model, several exports that fit, a setting that the runtime does not have, or a package that is
+        not installed.
+    """
+    place = Path(path)
+    decode = DecodeConfig(
+        exp_dir=str(place), epoch=epoch, iter=iter, avg=avg, use_averaged_model=use_averaged_model,
+        checkpoint=str(checkpoint), decoding_method=search, beam_size=beam_size, chunk_size=chunk,
+        left_context_frames=left_context, device=device,
+    )  # fmt: skip
+    if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
+        refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
+        return load_trained(decode)
+    of_torch = {"use_averaged_model": not use_averaged_model, "checkpoint": bool(checkpoint), "device": bool(device)}
+    refuse_settings("sherpa-onnx", **of_torch)
+    return load_exported(place, decode, int8, num_threads)
+
+
+def load_trained(decode: DecodeConfig) -> Recognizer:
+    with packages_of("decode", "a trained model"):
+        from kdstream.recognizer.trained import TrainedRecognizer
+
+        return TrainedRecognizer(decode)
+
+
+def load_exported(place: Path, decode: DecodeConfig, int8: bool | None, num_threads: int) -> Recognizer:
+    encoder = place if place.is_file() else find_encoder(place, decode, int8)
+    with packages_of("serve", "an exported model"):
+        from kdstream.recognizer.exported import ExportedRecognizer
+        from kdstream.serving.engine import find_model
+
+        return ExportedRecognizer(find_model(encoder), decode.decoding_method, decode.beam_size, num_threads)
+
+
+def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:
+    """The runtime that is asked for, or that of what lies in `place`.  Raises UserError where there is no model."""
+    if runtime not in ("", *RUNTIMES):
+        raise UserError(f"runtime {runtime}: unknown", fix=f"use {' or '.join(RUNTIMES)}")
+    if not place.exists():
+        raise UserError(f"{place}: no such file or directory", fix="give an exp-dir, or what export.py wrote")
+    if runtime:
+        return runtime
+    if place.is_file():
+        return "sherpa-onnx"
+    if (place / CONFIG_FILE).is_file() and (has_checkpoint or any(place.glob("*.pt"))):
+        return "torch"
+    if any(place.glob("encoder-*.onnx")):
+        return "sherpa-onnx"
+    problem = f"{place}: holds neither {CONFIG_FILE} and checkpoints, nor an exported encoder-*.onnx"
+    raise UserError(problem, fix="give a directory that train.py or export.py wrote")
+
+
+def refuse_settings(runtime: str, **given: bool) -> None:
+    """Raises UserError for a setting that is given and that the runtime does not have."""
+    for name, is_given in given.items():
+        if is_given:
+            other = next(other for other in RUNTIMES if other != runtime)
+            raise UserError(f"{name}: not in {runtime}", fix=f'leave it out, or use runtime="{other}"')
+
+
+def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
+    """The one exported encoder in `folder` that fits; epoch, iter, avg and the chunk are as in `load`.
+
+    Raises UserError, with the names, where none or several do.
+    """
+    encoders = sorted(folder.glob("encoder-*.onnx"))
+    weights, chunk, left = ".*", r"\d+", r"\d+"
+    if decode.iter or decode.epoch:
+        weights = f"iter-{decode.iter}-avg-{decode.avg}" if decode.iter else f"epoch-{decode.epoch}-avg-{decode.avg}"
+    if decode.chunk_size is not None:
+        chunk = str(decode.chunk_size)
+    if decode.left_context_frames is not None:
+        left = str(decode.left_context_frames)
+    fitting = [
+        path
+        for path in encoders
+        if re.fullmatch(rf"encoder-{weights}-chunk-{chunk}-left-{left}(\.int8)?.onnx", path.name)
+    ]
+    small = [path for path in fitting if path.name.endswith(".int8.onnx")]
+    exact = [path for path in fitting if path not in small]
+    fitting = small if int8 or (int8 is None and not exact) else exact
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(path.name for path in fitting or encoders) or "none"
+    if fitting:
+        raise UserError(f"{folder}: several exports fit: {names}", fix="choose one by chunk, left_context, epoch, avg")
+    raise UserError(f"{folder}: no export fits; there are: {names}", fix="export one with export.py")

@@ -1,0 +1,75 @@
+"""A trained model in torch, from its exp-dir."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DecodeConfig
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.resampling import ResamplingStream, resample
+from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.decoding.transcribe import Transcriber
+from kdstream.devices import to_device
+from kdstream.errors import UserError
+from kdstream.recognizer.base import Recognizer, Stream
+from kdstream.transcription import Transcription
+
+
+class TrainedRecognizer(Recognizer):
+    """The model that `decode` names.  Raises UserError where it, its tokenizer or its search is not to be had."""
+
+    def __init__(self, decode: DecodeConfig) -> None:
+        config = ExperimentConfig.load(decode.exp_dir)
+        tokenizer = Tokenizer(config.data.bpe_model)
+        check_vocabulary(tokenizer, config, decode)
+        self._transcriber = Transcriber(
+            to_device(load_trained(config, decode).model, decode.device),
+            tokenizer,
+            choose_search(decode),
+            choose_chunk(config.model, decode),
+            num_streams=1,
+            max_seconds=config.data.max_duration,
+        )
+
+    def stream(self) -> Stream:
+        return TrainedStream(self._transcriber)
+
+    def _transcribe_file(self, path: Path) -> Transcription:
+        def refuse(path: Path, error: UserError) -> None:
+            raise error
+
+        (transcription,) = self._transcriber.files([path], refuse)
+        return transcription
+
+    def _transcribe_samples(self, samples: np.ndarray, sample_rate: int) -> Transcription:
+        return self._transcriber.samples(resample(torch.from_numpy(samples), sample_rate))
+
+
+class TrainedStream(Stream):
+    """A stream of a TrainedRecognizer."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        super().__init__()
+        self._stream = transcriber.open()
+        self._resampling: ResamplingStream | None = None
+
+    @property
+    def text(self) -> str:
+        return self._stream.text
+
+    def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
+        if self._resampling is None:
+            self._resampling = ResamplingStream(sample_rate)
+        self._stream.accept(self._resampling.accept(torch.from_numpy(samples)))
+        while self._stream.step():
+            pass
+
+    def _finish(self, seconds: float) -> Transcription:
+        assert self._resampling is not None  # there were samples
+        self._stream.accept(self._resampling.finish())
+        return self._stream.finish()

@@ -1,0 +1,245 @@
+"""kdstream.load(...).transcribe(...) and its streams say the same, in torch and in sherpa-onnx."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import kdstream
+from kdstream.recognizer.exported import ExportedRecognizer
+from kdstream.recognizer.trained import TrainedRecognizer
+from support.decoding import make_experiment
+from support.serving import noise
+
+SECONDS = 2.5
+RUNTIMES = ("trained", "exported")
+RATES = (16000, 8000, 44100)
+
+
+@pytest.fixture(scope="session")
+def recognizers(exp_dir, exported) -> dict[str, kdstream.Recognizer]:
+    trained = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu")
+    return {"trained": trained, "exported": kdstream.load(exported)}
+
+
+def stream_all(recognizer: kdstream.Recognizer, blocks: list[np.ndarray], rate: int) -> kdstream.Transcription:
+    stream = recognizer.stream()
+    for block in blocks:
+        stream.accept(block, rate)
+    return stream.finish()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("size", [97, 0.1, 10.0], ids=lambda size: f"{size}")
+def test_a_stream_says_what_transcribe_says_for_any_block_size(recognizers, runtime, rate, size):
+    samples = noise(SECONDS, seed=1, rate=rate)
+    step = size if isinstance(size, int) else int(size * rate)
+    whole = recognizers[runtime].transcribe(samples, rate)
+    heard = stream_all(recognizers[runtime], np.split(samples, range(step, len(samples), step)), rate)
+    assert len(whole.text) > 20
+    assert (heard.text, heard.words, heard.seconds) == (whole.text, whole.words, whole.seconds) and whole.seconds == 2.5
+    assert heard.confidence == pytest.approx(whole.confidence, abs=1e-5)
+
+
+def test_both_runtimes_give_the_same_words_times_and_confidence(recognizers):
+    for seed in range(3):
+        samples = noise(SECONDS, seed)
+        trained, exported = (recognizers[runtime].transcribe(samples) for runtime in RUNTIMES)
+        assert (exported.text, exported.words) == (trained.text, trained.words) and len(trained.text) > 20
+        assert exported.confidence == pytest.approx(trained.confidence, abs=1e-4)
+        assert " ".join(word.text for word in exported.words) == exported.text
+
+
+def test_modified_beam_search_finds_the_same_in_both_runtimes(exp_dir, exported):
+    samples = noise(SECONDS, seed=1)
+    settings = dict(search="modified_beam_search", beam_size=3)
+    trained = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu", **settings)
+    greedy = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu")
+    heard = trained.transcribe(samples)
+    assert kdstream.load(exported, **settings).transcribe(samples).text == heard.text
+    assert heard.text != greedy.transcribe(samples).text
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_file_says_what_its_samples_say(recognizers, runtime, tmp_path):
+    for rate in RATES:
+        path, samples = tmp_path / f"{rate}.wav", noise(SECONDS, seed=2, rate=rate)
+        soundfile.write(path, np.stack([samples, samples], axis=1), rate, subtype="FLOAT")
+        heard = recognizers[runtime].transcribe(path)
+        assert (heard.audio, heard.seconds) == (str(path), SECONDS)
+        assert heard.words == recognizers[runtime].transcribe(samples, rate).words != []
+        assert heard.words == recognizers[runtime].transcribe(str(path)).words
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_partial_text_grows_into_the_final_one(recognizers, runtime):
+    stream, partial = recognizers[runtime].stream(), []
+    for block in np.split(noise(SECONDS, seed=1), 25):
+        stream.accept(block)
+        partial.append(stream.text)
+    final = stream.finish()
+    assert len(set(partial)) > 5 and all(final.text.startswith(text) for text in partial)
+    assert stream.finish() == final and stream.text == final.text
+    with pytest.raises(ValueError, match="after finish"):
+        stream.accept(np.zeros(1600, np.float32))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_streams_side_by_side_do_not_mix(recognizers, runtime):
+    audio = [noise(SECONDS, seed) for seed in range(3)]
+    streams = [recognizers[runtime].stream() for _ in audio]
+    for pieces in zip(*(np.split(samples, 10) for samples in audio), strict=True):
+        for stream, piece in zip(streams, pieces, strict=True):
+            stream.accept(piece)
+    texts = [recognizers[runtime].transcribe(samples).text for samples in audio]
+    assert [stream.finish().text for stream in streams] == texts and len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_lists_tensors_and_doubles_are_samples_too(recognizers, runtime):
+    samples = noise(1.0, seed=3)
+    words = recognizers[runtime].transcribe(samples).words
+    for same in (samples.tolist(), torch.from_numpy(samples), samples.astype(np.float64)):
+        assert recognizers[runtime].transcribe(same).words == words
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_less_than_10_ms_says_nothing(recognizers, runtime):
+    for samples in ([], np.zeros(159, np.float32)):
+        nothing = kdstream.Transcription("", len(samples) / 16000, "", [], None)
+        assert recognizers[runtime].transcribe(samples) == nothing
+        assert stream_all(recognizers[runtime], [samples], 16000) == nothing
+
+
+@pytest.mark.parametrize(
+    "samples, rate, named",
+    [
+        (np.zeros((2, 1600), np.float32), 16000, r"samples of shape \(2, 1600\): not one channel; give"),
+        (np.zeros(1600, np.int16), 16000, "samples of type int16: not floats; give"),
+        (np.full(1600, np.nan, np.float32), 16000, "NaN or infinite; give"),
+        (np.zeros(1600, np.float32), 47999, "sample_rate 47999: not a common rate; resample"),
+    ],
+)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_bad_samples_are_refused_in_one_line(recognizers, runtime, samples, rate, named):
+    with pytest.raises(kdstream.UserError, match=named):
+        recognizers[runtime].transcribe(samples, rate)
+    with pytest.raises(kdstream.UserError, match=named):
+        recognizers[runtime].stream().accept(samples, rate)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_stream_has_one_rate(recognizers, runtime):
+    stream = recognizers[runtime].stream()
+    stream.accept(np.zeros(800, np.float32), 8000)
+    with pytest.raises(kdstream.UserError, match="sample_rate 16000: the stream began at 8000; give"):
+        stream.accept(np.zeros(800, np.float32))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_bad_files_are_refused_in_one_line(recognizers, runtime, tmp_path):
+    (tmp_path / "junk.wav").write_bytes(b"no sound" * 100)
+    soundfile.write(tmp_path / "short.wav", np.zeros(20), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    for name, named in (
+        ("none.wav", "no such file"),
+        ("junk.wav", "cut short or damaged; give another"),
+        ("short.wav", "less than 10 ms of sound; give another"),
+        ("nan.wav", "samples are NaN or infinite; give another"),
+    ):
+        with pytest.raises(kdstream.UserError, match=f"{name}: {named}"):
+            recognizers[runtime].transcribe(tmp_path / name)
+
+
+def test_a_full_context_model_hears_whole_utterances_only(tmp_path):
+    recognizer = kdstream.load(make_experiment(tmp_path, causal=False), device="cpu")
+    assert len(recognizer.transcribe(noise(SECONDS, seed=1)).words) > 1
+    with pytest.raises(kdstream.UserError, match="whole utterances only; use a streaming one"):
+        recognizer.stream()
+
+
+def test_a_directory_of_both_runs_in_torch_unless_asked(both):
+    assert isinstance(kdstream.load(both, device="cpu"), TrainedRecognizer)
+    assert isinstance(kdstream.load(both, runtime="sherpa-onnx"), ExportedRecognizer)
+    (both / "pretrained.pt").unlink()
+    assert isinstance(kdstream.load(both), ExportedRecognizer)
+
+
+def test_weights_and_chunk_are_those_that_are_named(both):
+    samples = noise(SECONDS, seed=1)
+    (both / "pretrained.pt").rename(both / "mine.pt")
+    named = kdstream.load(both, checkpoint=both / "mine.pt", chunk=8, left_context=32, device="cpu")
+    other = kdstream.load(both, checkpoint=both / "mine.pt", chunk=16, left_context=16, device="cpu")
+    exported = kdstream.load(both, runtime="sherpa-onnx")
+    assert named.transcribe(samples).words == exported.transcribe(samples).words != other.transcribe(samples).words
+
+
+def copies(folder: Path, *names: str) -> None:
+    """The exported files once more, under other names."""
+    for name in names:
+        for part in ("encoder", "decoder", "joiner"):
+            source = folder / f"{part}-epoch-3-avg-2-chunk-8-left-32.onnx"
+            (folder / f"{part}-{name}.onnx").write_bytes(source.read_bytes())
+
+
+def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
+    copies(both, "epoch-3-avg-2-chunk-16-left-32", "epoch-3-avg-2-chunk-16-left-64", "epoch-12-avg-2-chunk-8-left-32")
+    chosen = dict(runtime="sherpa-onnx")
+    with pytest.raises(
+        kdstream.UserError, match="several exports fit: encoder-epoch-12-avg-2-chunk-8.*chunk-16-left-32"
+    ):
+        kdstream.load(both, **chosen)
+    with pytest.raises(
+        kdstream.UserError, match="several exports fit: encoder-.*-left-32.onnx, encoder-.*-left-64.onnx"
+    ):
+        kdstream.load(both, epoch=3, avg=2, chunk=16, **chosen)
+    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*export.py"):
+        kdstream.load(both, epoch=4, avg=2, **chosen)
+    for keywords in ({"epoch": 12, "avg": 2}, {"chunk": 16, "left_context": 64}, {"int8": True}):
+        assert isinstance(kdstream.load(both, **keywords, **chosen), ExportedRecognizer)
+    assert isinstance(kdstream.load(both / "encoder-epoch-12-avg-2-chunk-8-left-32.onnx"), ExportedRecognizer)
+
+
+def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
+    samples = noise(SECONDS, seed=1)
+    for path in exported.iterdir():
+        if not path.name.endswith("-32.onnx"):
+            shutil.copy(path, tmp_path)
+    exact, small, alone = (kdstream.load(exported), kdstream.load(exported, int8=True), kdstream.load(tmp_path))
+    confidences = [recognizer.transcribe(samples).confidence for recognizer in (exact, small, alone)]
+    assert confidences[0] != confidences[1] == confidences[2]
+    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*int8.onnx"):
+        kdstream.load(tmp_path, int8=False)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(runtime="onnx"), "runtime onnx: unknown; use torch or sherpa-onnx"),
+        (dict(runtime="torch", int8=True), "int8: not in torch"),
+        (dict(runtime="torch", num_threads=2), "num_threads: not in torch"),
+        (dict(runtime="sherpa-onnx", device="cpu"), "device: not in sherpa-onnx"),
+        (dict(runtime="sherpa-onnx", checkpoint="a.pt"), "checkpoint: not in sherpa-onnx"),
+        (dict(runtime="sherpa-onnx", use_averaged_model=False), "use_averaged_model: not in sherpa-onnx"),
+        (dict(runtime="sherpa-onnx", search="fast_beam_search"), "search fast_beam_search: not in sherpa-onnx; use gr"),
+        (dict(search="widest_search"), "widest_search"),
+        (dict(chunk=7, left_context=7), "chunk"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_runtime_does_not_have_are_refused(both, settings, named):
+    with pytest.raises(kdstream.UserError, match=named):
+        kdstream.load(both, **settings).transcribe(noise(1.0, seed=1))
+
+
+def test_what_holds_no_model_is_refused_with_the_fix(tmp_path):
+    with pytest.raises(kdstream.UserError, match="none: no such file or directory; give an exp-dir"):
+        kdstream.load(tmp_path / "none")
+    with pytest.raises(kdstream.UserError, match="holds neither config.json and checkpoints, nor an exported"):
+        kdstream.load(tmp_path)
