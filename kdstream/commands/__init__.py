@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kdstream.errors import UserError
+from kdstream.errors import UserError, packages_of
 
 
 class Command(NamedTuple):
-    """module: has `main(argv)`.  extra: what `pip install kdstream[EXTRA]` brings for it.  summary: for --help."""
+    """module: has `main(argv)`.  extra: `pip install kdstream[EXTRA]` brings what it needs.  summary: for --help."""
 
     module: str
     extra: str
@@ -30,7 +30,7 @@ COMMANDS = {
     "export": Command("commands.export", "export", "write weights and ONNX files for sherpa-onnx, and check them"),
     "serve": Command("commands.serve", "serve", "serve a web page that transcribes as it hears"),
     "align": Command("commands.align", "train", "find when words end, with a model's CTC head"),
-    "pseudo-label": Command("commands.pseudo_label", "train", "transcribe unlabelled cuts with a teacher"),
+    "pseudo-label": Command("commands.pseudo_label", "report", "transcribe unlabelled cuts with a teacher"),
     "cache-teacher": Command("commands.cache_teacher", "train", "store what a teacher computes, for its students"),
     "layer-similarity": Command("commands.layer_similarity", "report", "measure how similar two models' layers are"),
     "report": Command("commands.report", "report", "compare trained systems on one page"),
@@ -39,13 +39,13 @@ COMMANDS = {
     "compare-methods": Command("experiments.methods", "report", "train every method with several seeds and compare"),
     "sweep": Command("experiments.sweep", "report", "run a grid of flags and draw the error rates"),
     "bench-train-step": Command("benchmarks.train_step", "train", "measure what distillation costs a training step"),
-    "bench-streaming": Command("benchmarks.streaming", "export", "measure streaming speed in three runtimes"),
+    "bench-streaming": Command("benchmarks.streaming", "all", "measure streaming speed in three runtimes"),
     "make-mini-corpus": Command("corpus.mini", "corpus", "speak the embedded corpus"),
     "prepare-manifests": Command("corpus.manifests", "train", "make Lhotse manifests of LibriSpeech's layout"),
     "compute-fbank": Command("corpus.fbank", "train", "compute and store features"),
     "train-bpe-model": Command("corpus.bpe", "train", "train a sentencepiece model"),
     "validate-manifest": Command("corpus.validate", "train", "look through a manifest of cuts"),
-    "doctor": Command("commands.doctor", "decode", "say what is installed, and what will be used"),
+    "doctor": Command("commands.doctor", "", "say what is installed, and what will be used"),
 }
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(usage())
         return
     if name not in COMMANDS:
-        sys.exit(f"error: {name}: no such command; see kdstream --help")
+        sys.exit(f"error: {name}: no such command; kdstream --help lists them")
     sys.argv = [f"kdstream {name}", *rest]
     run_command(name)
 
@@ -64,13 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_command(name: str) -> None:
     """Runs a command on sys.argv; scripts that bear icefall's names call it too."""
     command = COMMANDS[name]
-    try:
-        module = importlib.import_module(f"kdstream.{command.module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "kdstream":
-            raise
-        sys.exit(f"error: kdstream {name}: needs {error.name}; run: pip install 'kdstream[{command.extra}]'")
-    run(module.main)
+
+    def import_and_run() -> int | None:
+        with packages_of(command.extra, f"kdstream {name}"):
+            return importlib.import_module(f"kdstream.{command.module}").main()
+
+    run(import_and_run)
 
 
 def run(command: Callable[[], int | None]) -> None:
