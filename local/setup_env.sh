@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Makes the Python environment; does nothing when it is already there for the same requirements.
 #
-#   bash local/setup_env.sh          # .venv: everything kdstream needs (about 6 GB)
+#   bash local/setup_env.sh          # .venv: kdstream and everything that it can use (about 6 GB)
 #   bash local/setup_env.sh --k2     # .venv-k2: the real k2, for the k2 tests (about 4 GB)
 #   bash local/setup_env.sh --kaldifeat   # into .venv: kaldifeat, built from its sources (some minutes; needs g++)
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter (3.10 or newer; k2: 3.10 or 3.11).  pip's own settings
-# (index, proxy, cache) are the user's.  Interrupted, it goes on where it was; delete the folder to start anew.
+# (index, proxy, cache) are the user's.  With PIP_EXTRA_INDEX_URL=ADDRESS, where ADDRESS is PyTorch's index of wheels
+# for CPUs (it ends in /whl/cpu), pip takes torch without CUDA, and .venv has 2 GB.
+# After an interruption it continues; delete the folder to start anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,6 +48,7 @@ install_main() {
     echo "constraints.txt holds for Python 3.11; installing the newest versions that requirements.txt allows"
     quietly "$python" -m pip install --no-compile -r requirements.txt
   fi
+  quietly "$python" -m pip install --no-compile --no-build-isolation --no-deps -e . # with the setuptools from above
 }
 
 install_k2() {
@@ -58,6 +61,7 @@ install_k2() {
   esac
   echo "k2==1.23.4 --hash=sha256:$hash" >"$venv/k2.txt"
   quietly "$python" -m pip install --no-compile --no-deps -r "$venv/k2.txt"
+  quietly "$python" -m pip install --no-compile --no-deps -e . # pip finds a setuptools that can build it
 }
 
 # kaldifeat's cmake would download pybind11, and look for a CUDA toolkit beside a torch that was built with CUDA.
@@ -102,11 +106,11 @@ EOF
 marker=.done
 case "${1:-}" in
   "")
-    venv=.venv versions='3\.1[0-4]' install=install_main files="requirements.txt constraints.txt"
+    venv=.venv versions='3\.1[0-4]' install=install_main files="pyproject.toml requirements.txt constraints.txt"
     imports="torch, lhotse, sentencepiece, soundfile" gigabytes=6
     ;;
   --k2)
-    venv=.venv-k2 versions='3\.1[01]' install=install_k2 files=requirements-k2.txt
+    venv=.venv-k2 versions='3\.1[01]' install=install_k2 files="pyproject.toml requirements-k2.txt"
     imports="torch, k2, lhotse, soundfile" gigabytes=4
     ;;
   --kaldifeat)
@@ -120,9 +124,10 @@ esac
 wanted=$(cat $files local/setup_env.sh | sha256sum | cut -d' ' -f1)
 [ "$(cat "$venv/$marker" 2>/dev/null)" != "$wanted" ] || exit 0
 
+base=$(find_python "$versions")
+case "$venv $("$base" -m pip config list 2>/dev/null)" in .venv\ */whl/cpu*) gigabytes=2 ;; esac
 free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
 [ -d "$venv" ] || [ "$free" -ge "$gigabytes" ] || die "$venv takes about $gigabytes GB; $PWD has $free GB free"
-base=$(find_python "$versions")
 python=$venv/bin/python
 "$python" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$venv"
 log=$venv/setup.log
