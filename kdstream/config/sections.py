@@ -99,7 +99,10 @@ class TrainConfig(Section):
     num_epochs: int = flag(30, "Epochs to train.", minimum=1)
     start_epoch: int = flag(1, "Resume from epoch-{start-epoch - 1}.pt.", minimum=1)
     start_batch: int = flag(0, "Resume from checkpoint-{start-batch}.pt.", minimum=0)
-    resume: bool = flag(False, "Resume from the last checkpoint in --exp-dir, if there is one.")
+    resume: bool = flag(
+        False,
+        "Resume from the last checkpoint in --exp-dir, if any; flags that are not typed are as in its config.json.",
+    )
     base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.", above=0)
     lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.", above=0)
     lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.", above=0)

@@ -162,7 +162,7 @@ class Trainer:
         self.writer: Any = None
 
     def restore(self, path: Path) -> None:
-        """Goes on from a checkpoint: the next step is the one that would have followed."""
+        """Continues from a checkpoint: the next step is the one that would have followed without a stop."""
         saved = load_checkpoint(path)
         parts = (self.model, self.model_avg, self.distiller, self.optimizer, self.scheduler, self.precision.scaler)
         restore_parts(saved, path, *parts)
@@ -218,7 +218,7 @@ class Trainer:
         self.set_bar_total(first_step, math.ceil(loader.num_batches / train.accum_grad))
         self.module.train()
         tot_loss = MetricsTracker(progress.tot_loss)
-        for batches in self.keeping_what_was_done(grouped(loader, train.accum_grad)):
+        for batches in self.saving_before_an_error(grouped(loader, train.accum_grad)):
             batch_idx = progress.batch_idx_train - first_step  # in this epoch
             loss = self.train_step(batches)
             self.data_position += len(batches) * self.world_size
@@ -244,7 +244,7 @@ class Trainer:
         total = MetricsTracker()
         for index, batch in enumerate(batches):
             seed_step(train.seed, progress.batch_idx_train, index * self.world_size + self.rank)
-            with self.naming_cuts(batch):
+            with self.noting_its_cuts(batch):
                 total = total + self.add_gradient(batch, chunk)
         self.scheduler.step_batch(progress.batch_idx_train)
         if total:
@@ -254,7 +254,7 @@ class Trainer:
         return total
 
     def add_gradient(self, batch: Batch, chunk: ChunkConfig | None) -> MetricsTracker:
-        """Forward and backward; empty metrics and no gradient where the loss of some process is not finite."""
+        """Forward and backward.  Metrics are empty, and there is no gradient, if any process's loss is not finite."""
         if self.inf_check is not None:
             self.inf_check.new_batch()
         step = self.progress.batch_idx_train
@@ -264,16 +264,16 @@ class Trainer:
             logging.warning(f"The loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}")
         metrics["seconds"] = batch.duration
         metrics = metrics.reduced(self.world_size, self.device)
-        if not math.isfinite(metrics["loss"]):  # in some process: none may go on alone
+        if not math.isfinite(metrics["loss"]):  # in some process: all leave the batch out together
             self.bad_batches += 1
-            self.give_up_if_hopeless()
+            self.stop_after_bad_batches()
             return MetricsTracker()
         self.bad_batches = 0
         self.progress.speech_seconds_trained += metrics.pop("seconds")
         self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
         return metrics
 
-    def give_up_if_hopeless(self) -> None:
+    def stop_after_bad_batches(self) -> None:
         if self.bad_batches < MAX_BAD_BATCHES:
             return
         path = self.exp_dir / f"bad-model-{self.rank}.pt"
@@ -285,8 +285,8 @@ class Trainer:
         )
 
     @contextmanager
-    def naming_cuts(self, batch: Batch) -> Iterator[None]:
-        """Notes which cuts a batch that raises was made of."""
+    def noting_its_cuts(self, batch: Batch) -> Iterator[None]:
+        """Writes down the cuts of `batch` if the step on it raises an error."""
         try:
             yield
         except UserError:
@@ -296,10 +296,10 @@ class Trainer:
             logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
             raise
 
-    def keeping_what_was_done(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
-        """Saves before the error of an unreadable cut ends the training, so that --resume 1 goes on right there.
+    def saving_before_an_error(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        """Saves a checkpoint when the next batch has an unreadable cut, so that --resume 1 continues at that batch.
 
-        Only where the first process meets the cut: it alone saves, and the others' end takes it along.
+        The error then ends the training.  Only the first process saves: if another one meets the cut, nothing is saved.
         """
         try:
             yield from steps
@@ -309,7 +309,7 @@ class Trainer:
             raise
 
     def after_step(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
-        """Averages, logs, validates and saves when it is time to."""
+        """Averages, logs, validates and saves, each at its interval."""
         train, step = self.config.train, self.progress.batch_idx_train
         if self.model_avg is not None and step % train.average_period == 0:
             update_averaged_model(self.model, self.model_avg, train.average_period, step)
@@ -377,7 +377,7 @@ class Trainer:
             remove_old_checkpoints(self.exp_dir, self.config.train.keep_last_k)
 
     def save(self, path: Path, next_epoch: int) -> None:
-        """Writes a checkpoint from the first process; to be resumed in `next_epoch` at the data's position."""
+        """Writes a checkpoint from the first process.  It resumes in `next_epoch`, at the data's position."""
         if self.rank != 0:
             return
         save_checkpoint(
@@ -393,7 +393,7 @@ class Trainer:
         )
 
     def set_bar_total(self, first_step: int, steps_per_epoch: int) -> None:
-        """The bar's end, from what is known of an epoch's length."""
+        """Sets the progress bar's end from the expected length of an epoch."""
         train = self.config.train
         total = first_step + steps_per_epoch * (train.num_epochs - self.progress.cur_epoch + 1)
         self.bar.total = min(total, train.max_train_batches or total)
