@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {
         "units", "errors", "config", "data", "models", "checkpoints", "kd", "training", "decoding", "evaluation",
     },
-    "experiments": {"errors", "files", "config", "checkpoints", "evaluation", "reporting"},
+    "experiments": {"errors", "files", "config", "checkpoints", "kd", "evaluation", "reporting"},
     "benchmarks": {
         "units", "errors", "config", "data", "models", "checkpoints", "devices", "kd", "training", "decoding",
         "evaluation", "export", "reporting",

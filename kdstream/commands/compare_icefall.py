@@ -16,9 +16,8 @@ from typing import Any
 
 from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
-from kdstream.evaluation.records import Record, load_records
+from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
 from kdstream.evaluation.tables import markdown_table
-from kdstream.reporting.sources import RESULTS_JSON
 
 PUBLISHED = Path(__file__).with_name("icefall_results.json")
 TEST_SETS = ("test-clean", "test-other")

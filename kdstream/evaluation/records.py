@@ -23,6 +23,7 @@ from kdstream.evaluation.latency import (
     latency_from_json,
 )
 
+RESULTS_JSON = "results.json"  # in an experiment directory
 MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
 

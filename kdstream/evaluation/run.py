@@ -29,7 +29,7 @@ from kdstream.evaluation.latency import (
     summarise,
     write_delays,
 )
-from kdstream.evaluation.records import Record, add_record
+from kdstream.evaluation.records import RESULTS_JSON, Record, add_record
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
 
@@ -87,7 +87,7 @@ class DecodingRun:
         scoring.write_wer_summary(summary, {self._key(): score.wer})
         logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
         logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
-        results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, "results.json"))
+        results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, RESULTS_JSON))
         latency: Latency = {}
         if self.word_ends:
             latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))

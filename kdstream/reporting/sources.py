@@ -14,9 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.errors import UserError
-from kdstream.evaluation.records import Record, load_records
+from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
 
-RESULTS_JSON = "results.json"
 SIMILARITY_JSON = "layer_similarity.json"
 SWEEPS = "sweep*.png"
 CURVE_TAG = re.compile(r"train/(tot|valid)_(.+)")

@@ -1,153 +1,46 @@
-"""Many experiments in a row: what is finished is skipped, what was killed goes on, what fails is told."""
+"""One training and its decodings: their commands, what they leave, and flags with which they are refused."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kdstream.errors import UserError
-from kdstream.experiments.cells import RECIPE, Cell, as_typed, report_failures, run_cells, seen_from
-from support.experiments import events, make_recipe
+from kdstream.experiments.cells import Cell, CommandLine, seen_from
+from kdstream.experiments.flags import CHECKOUT_RECIPE
+from kdstream.experiments.runner import run_cells
+from support.experiments import events, make_cell, make_recipe, run
+from support.paths import ROOT
 from support.training import make_corpus
-
-RUNNER = """
-import signal
-import sys
-from pathlib import Path
-from experiments import Cell, run_cells
-from kdstream.commands import run as run_command
-cells = [Cell(Path.cwd(), f"exp/{name}", ("--num-epochs", "2"), (("decode.py",),)) for name in "ab"]
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
-run_command(lambda: run_cells(cells, 2))
-"""
 
 
 @pytest.fixture()
-def recipe(tmp_path, monkeypatch) -> Path:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def recipe(tmp_path) -> Path:
     return make_recipe(tmp_path / "egs" / "recipe")
 
 
-def make_cell(recipe: Path, name: str, *flags: Any, **changes: Any) -> Cell:
-    train_flags = ("--num-epochs", "2", *map(str, flags))
-    return Cell(recipe, f"exp/{name}", **{"train_flags": train_flags, "decodings": (("decode.py",),), **changes})
-
-
-def run(cells: list[Cell], jobs: int = 1) -> None:
-    assert run_cells(cells, jobs) == {}
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-def alive(pid: str) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_a_cell_is_trained_then_decoded_with_its_last_epoch(recipe):
-    cell = make_cell(recipe, "a", "--seed", 7, decodings=(("decode.py", "--avg", "3"),))
+    cell = make_cell(recipe, "a", "--seed", 7, decodings=(("decode", "--avg", "3"),))
     run([cell])
     assert [line[0] for line in events(recipe)] == ["train", "epoch", "epoch", "trained", "decode"]
     (command,) = cell.decode_commands()
-    assert as_typed(command) == "python decode.py --exp-dir exp/a --epoch 2 --avg 3"
+    assert command.typed == "python decode.py --exp-dir exp/a --epoch 2 --avg 3"
     assert [(r.test_set, r.seed) for r in cell.records(command)] == [("clean", 7), ("other", 7)]
 
 
-def test_what_is_finished_is_not_done_again_and_more_decodings_are(recipe):
-    run([make_cell(recipe, "a")])
-    before = events(recipe)
-    run([make_cell(recipe, "a")])
-    assert events(recipe) == before
-    run([make_cell(recipe, "a", decodings=(("decode.py",), ("decode.py", "--chunk-size", "16")))])
-    assert events(recipe)[len(before) :] == [["decode", "a", "16"]]
-
-
-def test_a_test_set_that_is_missing_is_decoded(recipe):
-    cell = make_cell(recipe, "a")
-    (recipe / "half").touch()
-    assert "exit status 1" in run_cells([cell], 1)[cell]
-    assert not cell.is_finished()
-    (recipe / "half").unlink()
+def test_an_experiment_that_exists_is_only_decoded(recipe):
+    run([make_cell(recipe, "a", "--seed", 3)])
+    decodings = (("decode", "--results-json", "exp/elsewhere.json"),)
+    cell = make_cell(recipe, "a", train_flags=None, decodings=decodings)
     run([cell])
-    assert cell.is_finished() and len(events(recipe, "train")) == 1 and len(events(recipe, "decode")) == 2
-
-
-def test_a_failure_is_told_with_the_end_of_its_log_and_the_others_go_on(recipe, capsys):
-    bad, good = make_cell(recipe, "bad", "--base-lr", 666), make_cell(recipe, "good")
-    failures = run_cells([bad, good], 1)
-    assert list(failures) == [bad] and good.is_finished()
-    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("bad: ", "good: "))]
-    assert first.startswith("bad: failed, see ") and first.endswith("bad.log")
-    assert re.fullmatch(r"good: clean [\d.]+ %, other [\d.]+ %", second)
-    with pytest.raises(UserError, match="failed: bad;"):
-        report_failures(failures)
-    shown = capsys.readouterr().err
-    assert "bad.log" in shown and "first line\nerror: --base-lr 666: the devil's\nexit status 1" in shown
-    assert "$ python train.py --exp-dir exp/bad --resume 1 --num-epochs 2 --base-lr 666" in bad.log.read_text()
-    report_failures({})
-
-
-def test_a_script_that_leaves_no_record_has_failed(recipe):
-    cell = make_cell(recipe, "a")
-    (recipe / "decode.py").write_text("")
-    assert "left no record" in run_cells([cell], 1)[cell]
-
-
-def test_a_cell_waits_for_the_one_it_needs(recipe):
-    teacher = make_cell(recipe, "teacher", "--warm-step", 200)
-    students = [make_cell(recipe, name, after=teacher) for name in ("a", "b")]
-    run([teacher, *students], jobs=3)
-    assert [line[1] for line in events(recipe)][:5] == ["teacher"] * 5
-
-
-def test_a_cell_fails_with_the_one_it_needs(recipe):
-    teacher = make_cell(recipe, "teacher", "--base-lr", 666)
-    student, baseline = make_cell(recipe, "a", after=teacher), make_cell(recipe, "b")
-    failures = run_cells([teacher, student, baseline], 2)
-    assert set(failures) == {teacher, student} and "exp/teacher" in failures[student]
-
-
-@pytest.mark.parametrize("jobs", [1, 2, 3])
-def test_so_many_run_at_a_time_and_share_the_cores(recipe, monkeypatch, jobs):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
-    run([make_cell(recipe, f"c{n}", "--warm-step", 50) for n in range(4)], jobs)
-    running, most = 0, 0
-    for kind, *_ in events(recipe, "train", "trained"):
-        running += 1 if kind == "train" else -1
-        most = max(most, running)
-    assert most == jobs
-    assert {threads for _, _, threads, _ in events(recipe, "train")} == {str(7 // jobs)}
-
-
-def test_threads_are_never_less_than_one_and_as_the_user_set_them(recipe, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    run([make_cell(recipe, "a")], 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    run([make_cell(recipe, "b")], 4)
-    assert [threads for _, _, threads, _ in events(recipe, "train")] == ["1", "5"]
-
-
-def test_only_trainings_of_several_processes_get_ports_and_each_its_own(recipe):
-    run([make_cell(recipe, "a"), *(make_cell(recipe, f"w{n}", "--world-size", 2) for n in range(3))], 2)
-    ports = {name: port for _, name, _, port in events(recipe, "train")}
-    assert ports.pop("a") == "-" and len(set(ports.values())) == 3 and "-" not in ports.values()
+    (command,) = cell.decode_commands()
+    assert command.flags[2:4] == ("--epoch", "2") and [r.seed for r in cell.records(command)] == [3, 3]
+    assert cell.results_json(command) == recipe / "exp" / "elsewhere.json" and len(events(recipe, "train")) == 1
+    (cell.folder / "epoch-3.pt").touch()  # trained further since
+    assert cell.decode_commands()[0].flags[2:4] == ("--epoch", "3") and not cell.is_finished()
+    with pytest.raises(UserError, match="nowhere.*--exp-dir"):
+        run_cells([make_cell(recipe, "nowhere", train_flags=None)], 1)
 
 
 def test_other_flags_in_a_used_directory_are_refused_before_anything_runs(recipe):
@@ -158,69 +51,39 @@ def test_other_flags_in_a_used_directory_are_refused_before_anything_runs(recipe
     assert events(recipe) == before
 
 
-def test_an_experiment_that_is_there_is_only_decoded(recipe):
-    run([make_cell(recipe, "a", "--seed", 3)])
-    elsewhere = (("decode.py", "--results-json", "exp/elsewhere.json"),)
-    cell = make_cell(recipe, "a", train_flags=None, decodings=elsewhere)
-    run([cell])
-    (command,) = cell.decode_commands()
-    assert command[3:5] == ["--epoch", "2"] and [r.seed for r in cell.records(command)] == [3, 3]
-    assert cell.results_json(command) == recipe / "exp" / "elsewhere.json" and len(events(recipe, "train")) == 1
-    (cell.folder / "epoch-3.pt").touch()  # trained further since
-    assert cell.decode_commands()[0][3:5] == ["--epoch", "3"] and not cell.is_finished()
-    with pytest.raises(UserError, match="nowhere.*--exp-dir"):
-        run_cells([make_cell(recipe, "nowhere", train_flags=None)], 1)
+@pytest.mark.parametrize("flags", [("--beam", "3", "--chunk", "16"), ("--preset", "tiny")])
+def test_flags_that_decoding_does_not_have_are_refused_before_anything_runs(recipe, flags):
+    unknown = " ".join(flags[-2:])
+    with pytest.raises(UserError, match=f"^{unknown}: decode has no such flag; "):
+        run_cells([make_cell(recipe, "a"), make_cell(recipe, "b", decodings=(("decode", *flags),))], 1)
+    assert events(recipe) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_runner_that_is_killed_takes_its_scripts_along_and_the_next_one_goes_on(recipe, number):
-    (recipe / "slow").touch()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with open(recipe / "stderr", "w") as stderr:
-        runner = subprocess.Popen([sys.executable, "-c", RUNNER], cwd=recipe, env=env, stderr=stderr)
-    wait_until(lambda: len(events(recipe, "hanging")) == 2)
-    pids = [pid for line in events(recipe, "hanging") for pid in line[1:]]
-    assert all(map(alive, pids))
-    runner.send_signal(number)
-    assert runner.wait(timeout=30) == 130
-    wait_until(lambda: not any(map(alive, pids)))
-    assert "Traceback" not in (recipe / "stderr").read_text()
-    (recipe / "slow").unlink()
-    run([make_cell(recipe, "a"), make_cell(recipe, "b")])
-    epochs = sorted((name, epoch) for _, name, epoch in events(recipe, "epoch"))
-    assert epochs == [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")]
+def test_a_command_is_the_recipes_script_where_it_has_one_and_else_kdstreams(recipe):
+    decode, streaming = (CommandLine(recipe, name, ("--system", "a b")) for name in ("decode", "streaming-decode"))
+    (recipe / "streaming_decode.py").unlink()
+    assert decode.typed == "python decode.py --system 'a b'" and decode.arguments == ["decode.py", "--system", "a b"]
+    assert streaming.typed == "kdstream streaming-decode --system 'a b'"
+    assert streaming.arguments == ["-m", "kdstream", "streaming-decode", "--system", "a b"]
 
 
-def test_jobs_below_one_are_refused(recipe):
-    with pytest.raises(UserError, match="--jobs 0"):
-        run_cells([make_cell(recipe, "a")], 0)
-
-
-def test_the_scripts_of_the_recipe_make_a_finished_cell(tmp_path):
-    """Real ones: the record of decode.py has the command, the checkpoint and the test set that the runner looks for."""
+@pytest.mark.parametrize("where", ["recipe", "elsewhere"])
+def test_the_real_commands_make_a_finished_cell(tmp_path, monkeypatch, where):
+    """The record has the command, the checkpoint and the test set that the runner looks for."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    recipe = CHECKOUT_RECIPE if where == "recipe" else tmp_path
     data = make_corpus(tmp_path, 6)
-    cuts, bpe_model = (seen_from(RECIPE, Path(path)) for path in (data.train_cuts[0], data.bpe_model))
+    cuts, bpe_model = (seen_from(recipe, Path(path)) for path in (data.train_cuts[0], data.bpe_model))
     flags = f"""--train-cuts {cuts} --valid-cuts {cuts} --test-cuts {cuts} --bpe-model {bpe_model} --num-workers 0
         --max-duration 10 --num-buckets 2 --enable-spec-aug 0 --num-epochs 1 --average-period 1 --tensorboard 0 --seed 5
         --causal 1 --num-encoder-layers 1,1 --downsampling-factor 1,2 --encoder-dim 32 --encoder-unmasked-dim 32
         --feedforward-dim 32 --cnn-module-kernel 15"""
-    decodings = (("decode.py", "--system", "a b"), ("decode.py", "--chunk-size", "16"))
-    cell = Cell(RECIPE, seen_from(RECIPE, tmp_path / "exp"), tuple(flags.split()), decodings)
+    decoding = ("decode", "--system", "a b", "--chunk-size", "16")
+    cell = Cell(recipe, seen_from(recipe, tmp_path / "exp"), tuple(flags.split()), (decoding,))
     run([cell])
     assert cell.is_finished()
-    first, second = (cell.records(command)[0] for command in cell.decode_commands())
-    assert (first.system, first.seed, first.checkpoint, first.test_set) == ("a b", 5, "epoch-1_avg-1", "cuts")
-    assert (first.chunk_ms, second.chunk_ms, second.system) == (160, 320, "exp")
-
-
-def test_cells_at_a_time_have_a_gpu_each_where_there_are_several(recipe, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    run([make_cell(recipe, name, "--warm-step", 300) for name in "ab"], jobs=2)
-    run([make_cell(recipe, "both", "--world-size", 2)])
-    assert {(recipe / "exp" / name / "gpu").read_text() for name in "ab"} == {"4", "7"}
-    assert (recipe / "exp" / "both" / "gpu").read_text() == "4,7"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    run([make_cell(recipe, "only")])
-    assert (recipe / "exp" / "only" / "gpu").read_text() == "-"
+    (record,) = cell.all_records()
+    assert (record.system, record.seed, record.checkpoint, record.test_set) == ("a b", 5, "epoch-1_avg-1", "cuts")
+    assert (record.chunk_ms, record.mode) == (320, "simulated")
+    program = "python decode.py" if where == "recipe" else "kdstream decode"
+    assert record.command.startswith(f"{program} --exp-dir ")

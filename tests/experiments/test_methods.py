@@ -6,18 +6,22 @@ import json
 import random
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kdstream.config.experiment import ExperimentConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
 from kdstream.evaluation.records import add_record, load_records
 from kdstream.evaluation.scoring import read_recogs
 from kdstream.evaluation.tables import render
-from kdstream.experiments import methods as compare_methods
+from kdstream.experiments import methods
+from kdstream.experiments.methods import METHODS
+from kdstream.kd.teacher_cache import VERSION
 from support.decoding import run_script
 from support.experiments import events, make_recipe
 from support.paths import ROOT
@@ -59,12 +63,11 @@ def errors_of(recipe: Path, method: str, test_set: str, seeds: str) -> np.ndarra
 def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--seeds", "2", "--jobs", 2) == ""
     trained = [name for _, name, *_ in events(recipe, "train")]
-    methods = list(compare_methods.METHODS)
-    assert sorted(trained) == sorted(["teacher", *(f"{method}-2" for method in methods)])
+    assert sorted(trained) == sorted(["teacher", *(f"{method}-2" for method in METHODS)])
     teacher = flags_of(recipe, "teacher")
     assert (teacher["--causal"], teacher["--seed"], teacher["--num-epochs"]) == ("0", "1", "3")
     assert "--teacher-exp-dir" not in teacher
-    for method in methods:
+    for method in METHODS:
         flags = flags_of(recipe, f"{method}-2")
         assert (flags["--causal"], flags["--seed"], flags["--num-epochs"]) == ("1", "2", "2")
         guided = {name: flags[name] for name in flags if name.startswith("--teacher")}
@@ -84,11 +87,11 @@ def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkey
     few = ("--methods", "baseline,init-from-teacher,branch-feature", "--seeds", "1", "--cache-teacher", 1)
     assert compare(monkeypatch, recipe, *few) == ""
     assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
-    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache", "1"]]
+    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache-v2", "1"]]
     order = [(kind, name) for kind, name, *_ in events(recipe)]
     cached = order.index(("cache", "teacher"))
     assert order.index(("trained", "teacher")) < cached < order.index(("train", "branch-feature-1"))
-    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache")):
+    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache-v2")):
         assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
 
 
@@ -96,23 +99,23 @@ def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch,
     few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags", "--kd-layers 1.0")
     assert "--cache-teacher 1: stores the last layer of each stack" in compare(monkeypatch, recipe, *few)
     alone = compare(monkeypatch, recipe, *few, "--cache-teacher", 0, "--cache-layers", "1.0")
-    assert "--cache-layers: of what cache?" in alone
+    assert "--cache-layers: no cache is written; give --cache-teacher 1" in alone
     assert events(recipe) == []
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
-    cache = "exp/teacher-cache-1.0"
+    cache = "exp/teacher-cache-v2-1.0"
     assert "--layers 1.0 " in (recipe / cache / "complete").read_text()
     assert flags_of(recipe, "branch-feature-1")["--teacher-cache"] == cache
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
     assert len(events(recipe, "cache")) == 1
-    error = compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1")
-    assert "branch-feature-1/train-flags.txt: this training was begun with other flags" in error
+    assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0,2.1") == ""  # the student taps what it tapped
+    assert len(events(recipe, "cache")) == 2 and len(events(recipe, "train")) == 2
 
 
 def test_the_students_cuts_are_stored_whatever_the_teacher_was_trained_on(monkeypatch, recipe):
     few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags")
     flags = "--train-parts mine,more --manifest-dir data/mine --warm-step 3 --teacher-epoch 2"
     assert compare(monkeypatch, recipe, *few, flags) == ""
-    command = (recipe / "exp" / "teacher-cache" / "complete").read_text()
+    command = (recipe / "exp" / "teacher-cache-v2" / "complete").read_text()
     assert "--train-parts mine,more" in command and "--manifest-dir data/mine" in command
     assert "--warm-step" not in command
     assert "--train-cuts '' --pseudo-cuts ''" in command and "--max-utterance-seconds 20.0" in command
@@ -152,6 +155,93 @@ def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
     rows = json.loads((recipe / "exp2" / "comparison.json").read_text())
     assert [row["method"] for row in rows] == ["teacher", "branch-feature"]
     assert [name for _, name, *_ in events(recipe, "train")] == ["teacher", "branch-feature-1", "branch-feature-1"]
+
+
+@pytest.fixture()
+def other_teacher(monkeypatch, recipe) -> Path:
+    """A teacher that was trained in another comparison, for three epochs."""
+    assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
+    return recipe / "exp" / "teacher"
+
+
+def under_another(recipe: Path, teacher: Path, train_flags: str = "--base-lr 0.1") -> tuple[Any, ...]:
+    """Flags of a comparison in exp2 under a teacher that was trained elsewhere."""
+    shared = ("--methods", "branch-feature", "--cache-teacher", 1, "--train-flags", train_flags)
+    return (*shared, "--exp-root", recipe / "exp2", "--teacher-exp-dir", teacher)
+
+
+def teacher_epochs(recipe: Path) -> list[str | None]:
+    """Of the students in exp2, the epoch of their teacher."""
+    students = sorted((recipe / "exp2").glob("branch-feature-*/flags.json"))
+    return [json.loads(path.read_text()).get("--teacher-epoch") for path in students]
+
+
+def decoded_epochs(recipe: Path) -> list[str]:
+    """The epochs of the teacher that the page of exp2 decodes."""
+    page = (recipe / "exp2" / "comparison.md").read_text()
+    return re.findall(r"decode.py --exp-dir exp/teacher --epoch (\d)", page)
+
+
+def test_seeds_that_are_added_have_the_teachers_epoch_of_the_others(monkeypatch, recipe, other_teacher):
+    few = under_another(recipe, other_teacher)
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1") == ""
+    (other_teacher / "epoch-4.pt").touch()  # trained further since
+    before = events(recipe)
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
+    assert teacher_epochs(recipe) == ["3", "3"] and decoded_epochs(recipe) == ["3"]
+    added = events(recipe)[len(before) :]
+    assert {name for _, name, *_ in added} == {"branch-feature-2"}  # nothing is stored or decoded again
+
+
+def test_a_comparison_that_was_begun_without_the_teachers_epoch_goes_on(monkeypatch, recipe, other_teacher):
+    few = under_another(recipe, other_teacher)
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1") == ""
+    begun = recipe / "exp2" / "branch-feature-1"
+    text = (begun / "train-flags.txt").read_text()
+    (begun / "train-flags.txt").write_text(text.replace(" --teacher-epoch 3", ""))
+    config = ExperimentConfig.load(begun)
+    replace(config, distill=replace(config.distill, teacher_epoch=2)).save(begun)  # the last one at that time
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
+    assert teacher_epochs(recipe) == ["3", "2"] and decoded_epochs(recipe) == ["2"]
+    assert len(events(recipe, "train")) == 2 + 2
+
+
+def test_the_teachers_epoch_that_is_typed_teaches_and_is_decoded(monkeypatch, recipe, other_teacher):
+    few = (*under_another(recipe, other_teacher, "--base-lr 0.1 --teacher-epoch 2"), "--seeds", "1")
+    assert compare(monkeypatch, recipe, *few) == ""
+    assert teacher_epochs(recipe) == ["2"] and decoded_epochs(recipe) == ["2"]
+    assert "--teacher-epoch 2 " in (recipe / "exp2" / "teacher-cache-v2" / "complete").read_text()
+    other = (*under_another(recipe, other_teacher, "--base-lr 0.1 --teacher-epoch 1"), "--seeds", "1")
+    assert "branch-feature-1/train-flags.txt: this training was begun with other" in compare(
+        monkeypatch, recipe, *other
+    )
+
+
+def test_a_comparison_with_a_cache_of_an_old_version_goes_on(monkeypatch, recipe):
+    few = ("--methods", "branch-feature", "--cache-teacher", 1)
+    monkeypatch.setattr(methods, "VERSION", 1)
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1") == ""
+    monkeypatch.undo()
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
+    assert [line[2] for line in events(recipe, "cache")] == ["exp/teacher-cache-v1", f"exp/teacher-cache-v{VERSION}"]
+    caches = [flags_of(recipe, f"branch-feature-{seed}")["--teacher-cache"] for seed in (1, 2)]
+    assert caches == ["exp/teacher-cache-v1", f"exp/teacher-cache-v{VERSION}"]
+    assert len(events(recipe, "train")) == 3  # the first student is not trained again
+
+
+def test_trainings_without_a_teacher_get_no_distillation_flags(monkeypatch, recipe):
+    few = ("--methods", "baseline,branch-feature", "--seeds", "1", "--train-flags", "--kd-layers 1.0 --warm-step 3")
+    assert compare(monkeypatch, recipe, *few) == ""
+    for name in ("teacher", "baseline-1", "branch-feature-1"):
+        flags = flags_of(recipe, name)
+        given = {"--kd-layers", "--kd-warmup-batches", "--kd-feature-scale"} & set(flags)
+        assert bool(given) == (name == "branch-feature-1") and flags["--warm-step"] == "3"
+
+
+@pytest.mark.parametrize("flags", ["--chunk 16", "--beam_size 2", "--kd-layers 1.0"])
+def test_flags_that_decoding_does_not_have_are_refused_before_anything_runs(monkeypatch, recipe, flags):
+    error = compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1", "--decode-flags", flags)
+    assert error.startswith(f"error: {flags}: decode has no such flag;") and events(recipe) == []
 
 
 def test_our_own_teacher_of_other_flags_is_refused(monkeypatch, recipe):
@@ -244,7 +334,7 @@ def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(mon
     missing = recipe / "missing.json"
     assert f"{missing}: not a results JSON" in compare(monkeypatch, recipe, *few, missing)
     add_record(recipe / "other.json", make_record(system="distilled"))
-    assert "other.json: not of a comparison of methods; it has distilled" in compare(
+    assert "other.json: not from a comparison of methods; it has distilled" in compare(
         monkeypatch, recipe, *few, recipe / "other.json"
     )
     assert not events(recipe)
@@ -296,7 +386,7 @@ def test_the_default_budget_is_that_of_run_sh():
     train = text[text.index("\ntrain() {") : text.index("\nif stages 5")] + re.search(r"train_flags=.*", text)[0]
     numbers = re.findall(r"(--[a-z-]+) ([\d.]+)(?![\w.])", train)
     settings = {name: value for name, value in numbers if name not in ("--resume", "--causal")}
-    words: list[str] = shlex.split(compare_methods.EMBEDDED_CORPUS)
+    words: list[str] = shlex.split(methods.EMBEDDED_CORPUS)
     ours = dict(zip(words[::2], words[1::2], strict=True))
     assert len(settings) >= 13 and {name: ours.get(name) for name in settings} == settings
     assert ours["--max-duration"] == re.search(r"^max_duration=(\d+)", text, re.MULTILINE)[1]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig
-from kdstream.experiments.cells import CACHE_SCRIPT
+from kdstream.experiments.cells import SCRIPTS, Cell
+from kdstream.experiments.runner import run_cells
 from support.records import make_record
 
 # Both know their flags as pairs.  Behaviour is chosen by flags and by files beside the scripts: `slow` makes a training
@@ -87,8 +89,9 @@ def make_recipe(folder: Path) -> Path:
     (folder / "train.py").write_text(COMMON + TRAIN)
     (folder / "decode.py").write_text(COMMON + DECODE)
     (folder / "streaming_decode.py").write_text(COMMON + DECODE)
-    (folder / CACHE_SCRIPT).parent.mkdir()
-    (folder / CACHE_SCRIPT).write_text(COMMON + CACHE)
+    cache_script = folder / SCRIPTS["cache-teacher"]
+    cache_script.parent.mkdir()
+    cache_script.write_text(COMMON + CACHE)
     ExperimentConfig(data=DataConfig(test_parts=("clean", "other"))).save(folder)
     (folder / "record.json").write_text(json.dumps(asdict(make_record())))
     return folder
@@ -99,3 +102,14 @@ def events(recipe: Path, *kinds: str) -> list[list[str]]:
     path = recipe / "events.txt"
     lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return [line for line in lines if not kinds or line[0] in kinds]
+
+
+def make_cell(recipe: Path, name: str, *flags: Any, **changes: Any) -> Cell:
+    """A cell of two epochs; `flags` are of train.py."""
+    train_flags = ("--num-epochs", "2", *map(str, flags))
+    return Cell(recipe, f"exp/{name}", **{"train_flags": train_flags, "decodings": (("decode",),), **changes})
+
+
+def run(cells: list[Cell], jobs: int = 1) -> None:
+    """Runs cells, which all succeed."""
+    assert run_cells(cells, jobs) == {}

@@ -1,0 +1,100 @@
+"""Trains every distillation method under one budget, with several seeds, and compares them.
+
+    kdstream compare-methods --exp-root egs/librispeech/exp/methods --jobs 2
+
+By default it trains on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh.
+--train-flags adds to these settings or changes any of them.  The teacher is trained first if --teacher-exp-dir does not
+exist.  It is trained longer than the students: they have one budget, and a teacher that is no better than they are has
+nothing to teach.  What is finished is skipped, and what was killed goes on.  With --cache-teacher 1 what the teacher
+computes is stored once, below EXP_ROOT, and no student runs the teacher.
+
+It writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
+--baseline and against the best form of token distillation, both with intervals (95 %, bootstrap over utterances), and
+the commands.  With --publish egs/librispeech/results/NAME it also writes NAME.json (the records) and
+NAME-comparison.json, which `kdstream render-results` turns into tables of the results pages.  --add-results takes
+NAME.json of another machine, or of another day, whose seeds then count too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from kdstream.config.flags import parser_of, str2bool
+from kdstream.evaluation.compare import compare_seeds
+from kdstream.evaluation.records import publish, write_json
+from kdstream.evaluation.tables import rows_table
+from kdstream.experiments.cells import Cell
+from kdstream.experiments.flags import add_runner_flags
+from kdstream.experiments.methods import METHODS, TOKEN_FORMS, Comparison, load_added, records_of
+from kdstream.experiments.runner import report_failures, run_cells
+
+
+def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], added: Sequence[Path]) -> str:
+    """comparison.md."""
+    trainings = [cell.train_command() for cell in cells if cell.train_flags is not None]
+    decodings = [command for cell in cells for command in cell.decode_commands()]
+    lines = "\n".join(command.typed for command in trainings + decodings)
+    more = f" Seeds that are not among the commands are those of {', '.join(map(str, added))}." if added else ""
+    return (
+        "# Comparison of methods\n\nWER: mean ± standard deviation over the seeds. Relative reductions are of the "
+        "errors of all seeds together, in brackets their 95 % interval (paired bootstrap over utterances)."
+        f"{more}\n\n{rows_table(rows)}\n```bash\n{lines}\n```\n"
+    )
+
+
+def method_names(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    return names
+
+
+def paths(text: str) -> list[Path]:
+    return [Path(path) for path in text.split(",")]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
+    add_runner_flags(parser, seeds="1,2,3,4,5")
+    add = parser.add_argument
+    add("--teacher-exp-dir", type=Path, help="The teacher (default: EXP_ROOT/teacher)")
+    add("--cache-teacher", type=str2bool, default=False, help="Store what the teacher computes (default: %(default)s)")
+    add("--cache-layers", default="", help="Its layers to store (default: the last of each stack that downsamples)")
+    add("--methods", type=method_names, default=",".join(METHODS), help="Methods (default: %(default)s)")
+    add("--baseline", choices=list(METHODS), default="baseline", help="What to compare with (default: %(default)s)")
+    add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
+    add("--teacher-num-epochs", type=int, default=24, help="Epochs to train the teacher (default: %(default)s)")
+    add("--avg", type=int, default=1, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
+    add("--add-results", type=paths, default=(), help="Results JSONs whose seeds count too (default: none)")
+    add("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    comparison = Comparison(**{field.name: getattr(args, field.name) for field in fields(Comparison)})
+    comparison.check()
+    args.exp_root.mkdir(parents=True, exist_ok=True)
+    cells = comparison.cells()
+    added = load_added(args.add_results)
+    failures = run_cells(cells, args.jobs)
+    records = records_of(cells, added)
+    if records:
+        if args.baseline not in {record.system for record in records}:
+            print(
+                f"no record of {args.baseline}, so nothing is compared with it; add it to --methods, bring its records "
+                "with --add-results, or name another --baseline",
+                file=sys.stderr,
+            )
+        rows = compare_seeds(records, args.baseline, TOKEN_FORMS)
+        write_json(args.exp_root / "comparison.json", rows)
+        (args.exp_root / "comparison.md").write_text(page(rows, cells, args.add_results), encoding="utf8")
+        if args.publish:
+            publish(args.publish, records, comparison=rows)
+        print(f"comparison: {args.exp_root / 'comparison.md'}")
+    report_failures(failures)
