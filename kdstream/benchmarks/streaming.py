@@ -1,84 +1,63 @@
-"""How fast streams are decoded: real-time factor and milliseconds per chunk, by runtime, threads and streams.
-
-    python local/bench_streaming.py --exp-dir egs/librispeech/exp/distilled --epoch 8 --avg 3 \
-        --audio speech.wav --json streaming-speed.json --plot streaming-speed.png
-
-Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another
-place, and advance together, one chunk a step; features are there before the clock starts, so a step is encoder and
-search.  onnxruntime and sherpa-onnx run the files that export.py writes, in float32 and int8, and search greedily.
-Every runtime is timed in turn before the number of streams or threads changes, so that what else the machine does hits
-all alike.  Where other programs run all the time, take --clock cpu and one thread.
-
-`real time %` is the processing time of a second of one stream's audio; `of one stream's` is its ratio to that of a
-stream alone; p50 and p99 are over the steps, each of which every stream waits for.
-"""
+"""Streaming speed: how long a step takes that decodes one chunk of every stream, in several runtimes."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 import torch
-from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from kdstream.checkpoints.trained import load_trained
-from kdstream.config.command_line import RECORD_FLAGS
-from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
-from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.search import Search
-from kdstream.decoding.settings import choose_chunk, choose_search
 from kdstream.decoding.stream import StreamingDecoder
-from kdstream.errors import UserError
-from kdstream.evaluation.records import write_json
-from kdstream.evaluation.tables import rows_table
+from kdstream.errors import UserError, option
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer
 from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
-from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 from kdstream.units import SAMPLE_RATE
 
 WARM_UP = 5  # steps that are not counted
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "device")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The model as files; pieces: of all tokens, and in `tokens` as sherpa-onnx reads them."""
+    """The model as files.
 
-    exact: OnnxFiles
-    int8: OnnxFiles
+    by_precision: the ONNX files in "float32" and in "int8".
+    pieces: of all tokens, by number.
+    tokens: the file in which sherpa-onnx reads them.
+    """
+
+    by_precision: dict[str, OnnxFiles]
     pieces: list[str]
     tokens: Path
 
 
 def export(model: Transducer, chunk: ChunkConfig, folder: Path) -> Exported:
-    """Writes the files into `folder`; pieces are numbers, as nobody reads them."""
+    """Writes the files into `folder`.  The pieces have numbers as names, for nobody reads them."""
     files = export_onnx(model, chunk, folder, "bench")
     pieces = ["<blk>", *(f"t{number}" for number in range(1, model.config.vocab_size))]
     tokens = folder / "tokens.txt"
     tokens.write_text("".join(f"{piece} {number}\n" for number, piece in enumerate(pieces)))
-    return Exported(files, quantize(files), pieces, tokens)
+    return Exported({"float32": files, "int8": quantize(files)}, pieces, tokens)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every runtime decodes with; exported: None where torch alone is timed."""
+    """What every runtime decodes with.
+
+    clock: seconds since any moment.
+    exported: needed by all runtimes but torch.
+    """
 
     model: Transducer
     chunk: ChunkConfig
@@ -87,16 +66,24 @@ class Setup:
     clock: Callable[[], float]
     exported: Exported | None = None
 
+    @property
+    def files(self) -> Exported:
+        """The exported model.  Raises ValueError where there is none."""
+        if self.exported is None:
+            raise ValueError("this runtime decodes with an exported model")
+        return self.exported
+
 
 class Runtime(Protocol):
-    """Something that decodes streams; made from a Setup."""
+    """A runtime that decodes streams; made from a Setup."""
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         """Decodes one stream for each of `waves` (samples in [-1, 1] at 16 kHz), all together, one chunk a step.
 
         Returns:
-          The seconds that each step took, without computing features.
+          The seconds that each step took, without the computation of features.
         """
+        ...
 
 
 class TorchRuntime:
@@ -123,11 +110,12 @@ class TorchRuntime:
 
 
 class OnnxRuntime:
-    """onnxruntime from Python, on the files of one precision ("exact" or "int8")."""
+    """onnxruntime from Python, on the files of one precision."""
 
     def __init__(self, setup: Setup, precision: str) -> None:
-        files, pieces = getattr(setup.exported, precision), setup.exported.pieces
-        self.setup, self.recognizer = setup, OnnxRecognizer(files, pieces, setup.threads)
+        files = setup.files
+        self.setup = setup
+        self.recognizer = OnnxRecognizer(files.by_precision[precision], files.pieces, setup.threads)
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         features = np.stack([compute_fbank(wave).numpy() for wave in waves])  # (N, T, F)
@@ -141,11 +129,12 @@ class OnnxRuntime:
 
 
 class SherpaRuntime:
-    """sherpa-onnx, on the files of one precision ("exact" or "int8")."""
+    """sherpa-onnx, on the files of one precision."""
 
     def __init__(self, setup: Setup, precision: str) -> None:
-        files, tokens = getattr(setup.exported, precision), setup.exported.tokens
-        self.setup, self.recognizer = setup, SherpaRecognizer(files, tokens, setup.threads).recognizer
+        files = setup.files
+        self.setup = setup
+        self.recognizer = SherpaRecognizer(files.by_precision[precision], files.tokens, setup.threads).recognizer
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         streams = [self.recognizer.create_stream() for _ in waves]
@@ -162,47 +151,52 @@ class SherpaRuntime:
 
 RUNTIMES: dict[str, Callable[[Setup], Runtime]] = {
     "torch": TorchRuntime,
-    "onnxruntime": lambda setup: OnnxRuntime(setup, "exact"),
+    "onnxruntime": lambda setup: OnnxRuntime(setup, "float32"),
     "onnxruntime-int8": lambda setup: OnnxRuntime(setup, "int8"),
-    "sherpa-onnx": lambda setup: SherpaRuntime(setup, "exact"),
+    "sherpa-onnx": lambda setup: SherpaRuntime(setup, "float32"),
     "sherpa-onnx-int8": lambda setup: SherpaRuntime(setup, "int8"),
 }
 
 
 def read_audio(paths: Sequence[str]) -> np.ndarray:
-    """All files in one, in [-1, 1]; a minute of noise that swells and fades where there are none."""
+    """The samples of all files in one, in [-1, 1]; without files a minute of noise of changing loudness."""
     if not paths:
         rng = np.random.default_rng(0)
         loudness = np.repeat(rng.uniform(0.01, 0.3, 600), SAMPLE_RATE // 10)
         return (loudness * rng.uniform(-1, 1, len(loudness))).astype(np.float32)
     pieces = []
     for path in paths:
+        audio = option("audio", path)
         try:
             samples, rate = soundfile.read(path, dtype="float32")
         except (OSError, soundfile.LibsndfileError) as error:
-            raise UserError(f"--audio {path}: cannot be read ({error}); give wav or flac files") from error
+            raise UserError(f"cannot be read ({error})", flag=audio, fix="give wav or flac files") from error
         if samples.ndim != 1 or rate != SAMPLE_RATE:
             raise UserError(
-                f"--audio {path}: {rate} Hz in {samples.ndim} dimensions; give mono files at {SAMPLE_RATE} Hz"
+                f"{rate} Hz in {samples.ndim} dimensions",
+                flag=audio,
+                fix=f"give mono files at {SAMPLE_RATE} Hz",
             )
         pieces.append(samples)
     if not sum(map(len, pieces)):
-        raise UserError(f"--audio {','.join(paths)}: holds no samples; give files with speech")
+        raise UserError("holds no samples", flag=option("audio", ",".join(paths)), fix="give files with speech")
     return np.concatenate(pieces)
 
 
 def waves_of(audio: np.ndarray, streams: int, seconds: float) -> list[np.ndarray]:
-    """`seconds` of the audio for each stream, from evenly spread beginnings on and around its end."""
+    """`seconds` of the audio for each stream, which begin at evenly spread places and go round at its end."""
     length = int(seconds * SAMPLE_RATE)
     starts = [len(audio) * n // streams for n in range(streams)]
     return [np.take(audio, range(start, start + length), mode="wrap") for start in starts]
 
 
 def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> dict[str, float]:
-    """The figures of one row from the seconds of all steps.  Raises UserError if they are too few."""
+    """The figures of one row from the seconds of all steps.  Raises UserError if the steps are too few."""
     counted = 1000 * np.array(steps[WARM_UP:])
     if not len(counted):
-        raise UserError(f"--seconds: {len(steps)} chunks, of which the first {WARM_UP} do not count; give more")
+        raise UserError(
+            f"{len(steps)} chunks, of which the first {WARM_UP} do not count", flag="--seconds", fix="give more"
+        )
     p50, p99 = np.percentile(counted, [50, 99]).tolist()
     return {"real time %": 100 * float(counted.mean()) / (streams * chunk_ms), "p50 ms": p50, "p99 ms": p99}
 
@@ -210,7 +204,14 @@ def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> dict[str,
 def measure(
     setups: dict[int, Setup], names: Sequence[str], counts: Sequence[int], waves: Callable[[int], list[np.ndarray]]
 ) -> list[dict[str, Any]]:
-    """One row for each runtime, number of threads (the keys of `setups`) and of streams, whose audio `waves` gives."""
+    """One row for each runtime, number of threads and number of streams.
+
+    Args:
+      setups: by number of threads.
+      names: keys of RUNTIMES.
+      counts: numbers of streams.
+      waves: gives the audio of so many streams.
+    """
     runs = [(threads, count) for threads in setups for count in counts]
     runtimes = {(name, threads): RUNTIMES[name](setup) for threads, setup in setups.items() for name in names}
     rows = []
@@ -225,87 +226,3 @@ def measure(
         base = alone.get((row["runtime"], row["threads"]))
         row["of one stream's"] = None if base is None else row["real time %"] / base
     return rows
-
-
-def plot(rows: Sequence[dict[str, Any]], chunk_ms: int, path: Path) -> None:
-    """Latency of a step, with p99 above p50, and the cost of a stream, over the number of streams."""
-    with phone_style():
-        figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 8.6), layout="constrained", sharex=True)
-        names = list(dict.fromkeys(row["runtime"] for row in rows))
-        for (name, threads), group in groupby(rows, key=lambda row: (row["runtime"], row["threads"])):
-            group = list(group)
-            streams, p50, p99, cost = (
-                [row[key] for row in group] for key in ("streams", "p50 ms", "p99 ms", "real time %")
-            )
-            style = dict(color=COLOURS[names.index(name)], linestyle="-" if threads == 1 else "--", marker="o")
-            above.plot(streams, p50, label=f"{name}, {threads} thread{'s' * (threads > 1)}", **style)
-            above.fill_between(streams, p50, p99, color=style["color"], alpha=0.15, linewidth=0)
-            below.plot(streams, cost, **style)
-        above.axhline(chunk_ms, color="#888888", linewidth=1)
-        above.text(min(row["streams"] for row in rows), chunk_ms, "real time", va="bottom", fontsize=12)
-        above.set(ylabel="ms per chunk, p50 to p99", yscale="log", xscale="log")
-        below.set(ylabel="% of real time per stream", xlabel="streams", yscale="log")
-        counts = sorted({row["streams"] for row in rows})
-        below.set_xticks(counts, [str(count) for count in counts])
-        for axes in (above, below):
-            axes.minorticks_off()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=12, columnspacing=1)
-        save(figure, path)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    def numbers(text: str) -> tuple[int, ...]:
-        values = tuple(int(part) for part in text.split(","))
-        if min(values) < 1:
-            raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-        return values
-
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(part for part in text.split(",") if part)
-
-    parser = parser_of(__doc__)
-    add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
-    parser.add_argument("--runtimes", type=words, default=tuple(RUNTIMES), help=f"Of {','.join(RUNTIMES)}.")
-    parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
-    parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
-    parser.add_argument("--audio", type=words, default=(), help="wav or flac files, mono at 16 kHz (default: noise).")
-    parser.add_argument(
-        "--seconds", type=in_range(float, above=0), default=30.0, help="Of audio for each stream (default: 30)."
-    )
-    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="Wall clock, or processor time.")
-    parser.add_argument("--json", default="", help="Also write the table to this file.")
-    parser.add_argument("--plot", default="", help="Also draw it into this file.")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    unknown = [name for name in args.runtimes if name not in RUNTIMES]
-    if unknown:
-        raise UserError(f"--runtimes {','.join(unknown)}: unknown; use some of {','.join(RUNTIMES)}")
-    decode = from_args(DecodeConfig, args)
-    config = ExperimentConfig.load(decode.exp_dir)
-    chunk = choose_chunk(config.model, decode)
-    if chunk is None:
-        raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk; see --chunk-size")
-    audio = read_audio(args.audio)
-    trained, search = load_trained(config, decode), choose_search(decode)
-    others = [name for name in args.runtimes if name != "torch"]
-    if others and search.method != "greedy_search":
-        raise UserError(f"--decoding-method {search.method}: {','.join(others)} search greedily; see --runtimes torch")
-    with tempfile.TemporaryDirectory() as folder:
-        exported = export(trained.model, chunk, Path(folder)) if others else None
-        setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}
-        rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
-    print(
-        f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "
-        f"left {chunk.left_ms} ms, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{args.clock} clock\n"
-    )
-    print(rows_table(rows))
-    if args.json:
-        write_json(Path(args.json), rows)
-    if args.plot:
-        plot(rows, chunk.chunk_ms, Path(args.plot))

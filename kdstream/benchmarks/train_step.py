@@ -1,30 +1,14 @@
 """What distillation costs while training: a distilled step against a baseline step, and its parts.
 
-    python local/bench_train_step.py --causal 1 --preset tiny --max-duration 120 --repetitions 7 --json bench.json
-
-measures on a synthetic batch (or, with --train-cuts and --bpe-model, on the first batch of real
-speech) and prints a Markdown table.  Model, data and distillation flags are those of train.py; the
-teacher has random weights and the student's architecture with --causal 0, or that of --teacher-preset.
-
-Time: all rows run one after the other in every repetition, after one that is not counted, with the
-same random numbers; the table holds medians.  Where other programs run too, take --clock cpu.
-Memory: each row runs in a process of its own that returns freed memory to the system at once.  For
-the steps it is the peak above a process without models (parameters, gradients and optimiser
-state included), for a part the peak above what was there before it began.  On the CPU that is
-resident memory (Linux only), on a GPU allocated memory.
-Parts: losses and branches forward and backward; the optimiser's work on the branches is in no part.
+Model, data and distillation settings are those of training.  The teacher has random weights.  Losses and branches are
+measured forward and backward; the optimiser's work on the branches is in no part.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -33,15 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import kdstream
-from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
+from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device
-from kdstream.errors import UserError
-from kdstream.evaluation.records import write_json
-from kdstream.evaluation.tables import rows_table
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
@@ -49,12 +29,10 @@ from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_l
 from kdstream.kd.taps import Lattice, Tap
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
-from kdstream.kd.teachers import TEACHER_FLAGS
 from kdstream.models.presets import resolve
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
-from kdstream.training.dist import keep_freed_memory
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.step import StudentWithBranches, seed_step
@@ -64,8 +42,6 @@ TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
 LEARNING_RATE = 1e-4  # small, so that a random model stays in range
 STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
-NOT_OF_RANDOM_TEACHERS = (*TEACHER_FLAGS, "teacher_cache", "init_from_teacher")
-KILOBYTE, MEGABYTE = 1024, 1024**2
 
 Tokens = list[list[int]]
 
@@ -246,55 +222,6 @@ def measure_times(bench: Bench, repetitions: int, clock: Callable[[], float]) ->
     return {name: median(values) for name, values in times.items()}
 
 
-class PeakMemory:
-    """Bytes at the highest since `start`, above those at `start`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def start(self) -> None:
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel's word for: forget the peak
-        self.before = torch.cuda.memory_allocated() if self.cuda else self.resident("VmRSS")
-
-    def read(self) -> int:
-        return (torch.cuda.max_memory_allocated() if self.cuda else self.resident("VmHWM")) - self.before
-
-    @staticmethod
-    def resident(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * KILOBYTE for line in lines if line.startswith(field))
-
-
-def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> int:
-    """Peak bytes of the row --memory-of, in this process."""
-    peak = PeakMemory(find_device(args.device))
-    peak.start()
-    bench = Bench(args, batch, tokens, vocab_size)
-    if args.memory_of != STEPS[0]:
-        bench.add_distillation()
-    bench.rows = {args.memory_of: bench.rows[args.memory_of]}
-    bench.run(args.memory_of, 0)  # makes the optimiser's state and the libraries' buffers
-    if args.memory_of not in STEPS:
-        peak.start()
-    bench.run(args.memory_of, 1)
-    return peak.read()
-
-
-def memory_in_own_process(name: str) -> float:
-    """MB of a row."""
-    # Else glibc keeps freed tensors, and resident memory tells what was once used.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, str(Path(kdstream.__file__).with_name("__main__.py")), "bench-train-step"]
-    command += [*sys.argv[1:], "--memory-of", name]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)}: failed as shown above")
-    return int(done.stdout.splitlines()[-1]) / MEGABYTE
-
-
 def table(times: dict[str, float], memory: dict[str, float]) -> list[dict[str, object]]:
     """Rows of the table, with everything over the baseline step."""
     rows: list[dict[str, object]] = []
@@ -304,54 +231,3 @@ def table(times: dict[str, float], memory: dict[str, float]) -> list[dict[str, o
             row.update({"peak MB": round(memory[name]), "of the baseline step's": memory[name] / memory[STEPS[0]]})
         rows.append(row)
     return rows
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    data = from_args(DataConfig, args)
-    if args.train_cuts:
-        batch, tokens, vocab_size = real_batch(data)
-    else:
-        (batch, tokens), vocab_size = synthetic_batch(data, args.utterance_seconds), SYNTHETIC_VOCABULARY
-    if args.memory_of:
-        print(measure_memory(args, batch, tokens, vocab_size))
-        return
-    bench = Bench(args, batch, tokens, vocab_size)
-    bench.add_distillation()
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    keep_freed_memory()  # as training does
-    times = measure_times(bench, args.repetitions, clock)
-    names = tqdm(times, desc="memory", disable=None) if args.memory else ()
-    rows = table(times, {name: memory_in_own_process(name) for name in names})
-    device = torch.cuda.get_device_name() if bench.batch.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
-    sound = "speech" if args.train_cuts else "noise"
-    print(
-        f"{batch.duration:.0f} s of {sound} in {len(batch.texts)} utterances, {device}, torch "
-        f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
-        f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs) or 'none'}\n"
-    )
-    print(rows_table(rows))
-    if args.json:
-        write_json(Path(args.json), rows)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = parser_of(__doc__)
-    parser.add_argument("--repetitions", type=in_range(int, minimum=1), default=5, help="Counted repetitions.")
-    seconds = in_range(float, above=0)
-    parser.add_argument("--utterance-seconds", type=seconds, default=6.0, help="Longest of a synthetic batch.")
-    parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
-    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="Wall clock, or processor time.")
-    parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
-    parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # what the script asks of its own processes
-    parser.add_argument("--json", default="", help="Also write the table to this file.")
-    parser.add_argument("--use-fp16", type=str2bool, default=False, help="As in train.py.")
-    parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
-    add_arguments(parser, ModelConfig, causal=True)
-    add_arguments(parser, DataConfig, max_duration=120.0)
-    add_arguments(parser, DistillConfig, leave_out=NOT_OF_RANDOM_TEACHERS)
-    return parser

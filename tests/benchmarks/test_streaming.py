@@ -69,7 +69,7 @@ def test_a_step_is_one_chunk_of_every_stream(setup, name):
 
 
 def test_streams_together_in_onnxruntime_say_what_each_says_alone(setup):
-    recognizer = OnnxRecognizer(setup.exported.exact, setup.exported.pieces)
+    recognizer = OnnxRecognizer(setup.files.by_precision["float32"], setup.files.pieces)
     features = np.random.default_rng(0).normal(-6, 3, (3, 200, 80)).astype(np.float32)
 
     def tokens(rows: np.ndarray) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,57 +9,52 @@ from pathlib import Path
 
 import pytest
 
+from kdstream.benchmarks import train_step
+from kdstream.commands import bench_train_step
+from kdstream.config.flags import from_args
+from kdstream.config.sections import DataConfig, ModelConfig
+from kdstream.errors import UserError
+from kdstream.models.presets import resolve
 from support.paths import ROOT
 
-SCRIPT = ROOT / "local" / "bench_train_step.py"
 
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_train_step", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(bench, monkeypatch, path, flags=""):
+def run(path: Path, flags: str = "") -> list[dict]:
     """The rows that the benchmark writes to path."""
-    flags = f"--memory 0 --repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu --json {path} {flags}"
-    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *flags.split()])
-    bench.main()
+    short = "--repetitions 1 --max-duration 4 --utterance-seconds 2 --clock cpu"
+    bench_train_step.main(f"--memory 0 {short} --json {path} {flags}".split())
     return json.loads(path.read_text())
 
 
-def test_every_part_is_timed_and_named(bench, tmp_path, monkeypatch, capsys):
-    rows = run(bench, monkeypatch, tmp_path / "bench.json", "--kd-relation-scale 0.1")
+def test_every_part_is_timed_and_named(tmp_path, capsys):
+    rows = run(tmp_path / "bench.json", "--kd-relation-scale 0.1")
     parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
-    assert [row["part"] for row in rows] == [*bench.STEPS, *parts]
+    assert [row["part"] for row in rows] == [*train_step.STEPS, *parts]
     assert all(row["ms"] > 0 or row["part"].endswith("loss") for row in rows)
     assert rows[0]["of the baseline step"] == 1.0
     out = capsys.readouterr().out
     assert "2.1 <- 2.1" in out and "| baseline step |" in out
 
 
-def test_token_distillation_alone_is_timed_too(bench, tmp_path, monkeypatch):
+def test_token_distillation_alone_is_timed_too(tmp_path):
     alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
-    rows = run(bench, monkeypatch, tmp_path / "bench.json", alone)
-    assert [row["part"] for row in rows] == [*bench.STEPS, "teacher forward", "token loss"]
+    rows = run(tmp_path / "bench.json", alone)
+    assert [row["part"] for row in rows] == [*train_step.STEPS, "teacher forward", "token loss"]
     assert rows[-1]["ms"] > 0
 
 
-def test_another_teachers_sizes_are_its_presets_whatever_the_students(bench):
+def test_another_teachers_sizes_are_its_presets_whatever_the_students():
     flags = "--preset tiny --feedforward-dim 64,64,64,64 --teacher-preset small --max-duration 4 --utterance-seconds 2"
-    args = bench.get_parser().parse_args(flags.split())
-    batch, tokens = bench.synthetic_batch(bench.from_args(bench.DataConfig, args), args.utterance_seconds)
-    teacher = bench.Bench(args, batch, tokens, bench.SYNTHETIC_VOCABULARY).teacher_config
-    expected = bench.ModelConfig(preset="small", vocab_size=bench.SYNTHETIC_VOCABULARY)
-    assert teacher == bench.resolve(expected)
+    args = bench_train_step.get_parser().parse_args(flags.split())
+    batch, tokens = train_step.synthetic_batch(from_args(DataConfig, args), args.utterance_seconds)
+    teacher = train_step.Bench(args, batch, tokens, train_step.SYNTHETIC_VOCABULARY).teacher_config
+    expected = ModelConfig(preset="small", vocab_size=train_step.SYNTHETIC_VOCABULARY)
+    assert teacher == resolve(expected)
 
 
 @pytest.mark.parametrize("flag", ["--teacher-exp-dir exp", "--teacher-cache cache", "--init-from-teacher 1"])
-def test_flags_of_a_trained_teacher_are_refused(bench, flag, capsys):
+def test_flags_of_a_trained_teacher_are_refused(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
-        bench.get_parser().parse_args(flag.split())
+        bench_train_step.get_parser().parse_args(flag.split())
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
@@ -68,9 +62,9 @@ def test_flags_of_a_trained_teacher_are_refused(bench, flag, capsys):
 def test_peak_memory_sees_memory_that_was_freed_before_it_looked():
     program = f"""
 import sys
-sys.path.insert(0, {str(SCRIPT.parent)!r})
+sys.path.insert(0, {str(ROOT)!r})
 import torch
-from bench_train_step import PeakMemory
+from kdstream.benchmarks.memory import PeakMemory
 peak = PeakMemory(torch.device("cpu"))
 peak.start()
 torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -79,3 +73,12 @@ print(peak.read())
     # in a process of its own: in this one training may have told malloc to keep what is freed
     peak = int(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout)
     assert 60 * 2**20 <= peak <= 100 * 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
+def test_memory_is_measured_by_the_same_command_in_a_process_of_its_own():
+    flags = "--preset tiny --max-duration 4 --utterance-seconds 2".split()
+    megabytes = bench_train_step.memory_in_own_process("baseline step", flags)
+    assert 4 * 2.35 * 4 < megabytes < 1000  # float32 parameters, gradients and two moments at least
+    with pytest.raises(UserError, match="--preset huge .*--memory-of.*: failed as shown above"):
+        bench_train_step.memory_in_own_process("baseline step", ["--preset", "huge"])

@@ -1,0 +1,98 @@
+"""Measures how fast streams are decoded: real-time factor and milliseconds per chunk, by runtime, threads and streams.
+
+    kdstream bench-streaming --exp-dir egs/librispeech/exp/distilled --epoch 8 --avg 3 \
+        --audio speech.wav --json streaming-speed.json --plot streaming-speed.png
+
+Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another
+place, and advance together, one chunk a step.  Features are computed before the clock starts, so a step is encoder and
+search.  onnxruntime and sherpa-onnx run the files that export.py writes, in float32 and int8, and search greedily.
+Every runtime is timed in turn before the number of streams or threads changes, so that other programs on the machine
+disturb all of them alike.  Where other programs run all the time, take --clock cpu and one thread.
+
+`real time %` is the processing time of a second of one stream's audio.  `of one stream's` is its ratio to that of a
+single stream.  p50 and p99 are percentiles over the steps, each of which every stream waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kdstream.benchmarks.streaming import CLOCKS, RUNTIMES, Setup, export, measure, read_audio, waves_of
+from kdstream.benchmarks.streaming_plot import plot_speed
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import RECORD_FLAGS
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
+from kdstream.config.sections import DecodeConfig
+from kdstream.decoding.settings import choose_chunk, choose_search
+from kdstream.errors import UserError, option
+from kdstream.evaluation.records import write_json
+from kdstream.evaluation.tables import rows_table
+
+LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "device")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    def numbers(text: str) -> tuple[int, ...]:
+        values = tuple(int(part) for part in text.split(","))
+        if min(values) < 1:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+        return values
+
+    def words(text: str) -> tuple[str, ...]:
+        return tuple(part for part in text.split(",") if part)
+
+    parser = parser_of(__doc__)
+    add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
+    parser.add_argument("--runtimes", type=words, default=tuple(RUNTIMES), help=f"Of {','.join(RUNTIMES)}.")
+    parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
+    parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
+    parser.add_argument("--audio", type=words, default=(), help="wav or flac files, mono at 16 kHz (default: noise).")
+    parser.add_argument(
+        "--seconds", type=in_range(float, above=0), default=30.0, help="Of audio for each stream (default: 30)."
+    )
+    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="Wall clock, or processor time.")
+    parser.add_argument("--json", default="", help="Also write the table to this file.")
+    parser.add_argument("--plot", default="", help="Also draw it into this file.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    unknown = [name for name in args.runtimes if name not in RUNTIMES]
+    if unknown:
+        raise UserError("unknown", flag=f"--runtimes {','.join(unknown)}", fix=f"use some of {','.join(RUNTIMES)}")
+    decode = from_args(DecodeConfig, args)
+    config = ExperimentConfig.load(decode.exp_dir)
+    chunk = choose_chunk(config.model, decode)
+    if chunk is None:
+        raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="see --chunk-size")
+    audio = read_audio(args.audio)
+    trained, search = load_trained(config, decode), choose_search(decode)
+    exported_runtimes = [name for name in args.runtimes if name != "torch"]
+    if exported_runtimes and search.method != "greedy_search":
+        raise UserError(
+            f"{','.join(exported_runtimes)} search greedily",
+            flag=option("decoding_method", search.method),
+            fix="see --runtimes torch",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
+        setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}
+        rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
+    print(
+        f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "
+        f"left {chunk.left_ms} ms, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"{args.clock} clock\n"
+    )
+    print(rows_table(rows))
+    if args.json:
+        write_json(Path(args.json), rows)
+    if args.plot:
+        plot_speed(rows, chunk.chunk_ms, Path(args.plot))
