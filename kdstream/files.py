@@ -9,10 +9,14 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary file to write; on success it takes the place of `path`, on failure it goes away."""
+def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """Gives a temporary file to write; on success it takes the place of `path`, on failure it goes away.
+
+    Args:
+      suffix: of the temporary file, for writers that choose a format by it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -39,12 +39,12 @@ COMMANDS = {
     "compare-methods": Command("commands.compare_methods", "report", "train every method with several seeds"),
     "sweep": Command("commands.sweep", "report", "run a grid of flags and draw the error rates"),
     "bench-train-step": Command("commands.bench_train_step", "train", "measure what distillation costs in training"),
-    "bench-streaming": Command("commands.bench_streaming", "export", "measure streaming speed in three runtimes"),
-    "make-mini-corpus": Command("corpus.mini", "corpus", "speak the embedded corpus"),
-    "prepare-manifests": Command("corpus.manifests", "train", "make Lhotse manifests of LibriSpeech's layout"),
-    "compute-fbank": Command("corpus.fbank", "train", "compute and store features"),
-    "train-bpe-model": Command("corpus.bpe", "train", "train a sentencepiece model"),
-    "validate-manifest": Command("corpus.validate", "train", "look through a manifest of cuts"),
+    "bench-streaming": Command("commands.bench_streaming", "all", "measure streaming speed in three runtimes"),
+    "make-mini-corpus": Command("commands.make_mini_corpus", "corpus", "speak the embedded corpus"),
+    "prepare-manifests": Command("commands.prepare_manifests", "train", "make manifests of LibriSpeech's layout"),
+    "compute-fbank": Command("commands.compute_fbank", "train", "compute and store features"),
+    "train-bpe-model": Command("commands.train_bpe_model", "train", "train a sentencepiece model"),
+    "validate-manifest": Command("commands.validate_manifest", "train", "look through a manifest of cuts"),
     "doctor": Command("commands.doctor", "", "say what is installed, and what will be used"),
 }
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, SEARCH_FLAGS, make_parser, read_experiment
-from kdstream.data.cuts import text_of
+from kdstream.data.cuts import text_of, write_manifest
 from kdstream.decoding.stream import encode_whole
 from kdstream.errors import UserError
 from kdstream.evaluation.latency import frame_start_ms
@@ -109,7 +109,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if not aligned:
         raise UserError(f"{decode.exp_dir}: no cut could be aligned; is it the --bpe-model of these transcripts?")
-    unfinished = output.with_name("unfinished_" + output.name)
-    SupervisionSet.from_segments(aligned).to_file(unfinished)
-    unfinished.replace(output)
+    write_manifest(SupervisionSet.from_segments(aligned), output)
     logging.info(f"{output}: {len(aligned)} utterances, {sum(len(s.alignment[WORD]) for s in aligned)} words")

@@ -1,10 +1,11 @@
-"""Prints our word error rates beside what icefall publishes for LibriSpeech.
+"""Prints our word error rates beside those that icefall publishes for LibriSpeech.
 
-    python local/compare_icefall.py egs/librispeech/exp/distilled --baseline zipformer-streaming
+    kdstream compare-icefall egs/librispeech/exp/distilled --baseline zipformer-streaming
 
-EXP is an experiment directory with a results.json on test-clean and test-other (other test sets are shown without a
-neighbour).  Baselines: zipformer, zipformer-small, zipformer-large (full context), zipformer-streaming,
-conformer-streaming and conformer-streaming-2; their rows with their source are in local/icefall_results.json.
+EXP is an experiment directory with a results.json on test-clean and test-other.  Other test sets are shown with nothing
+beside them.  Baselines: zipformer, zipformer-small, zipformer-large (full context), zipformer-streaming,
+conformer-streaming and conformer-streaming-2.  Their rows and the source of these are in icefall_results.json, beside
+this module.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TEST_SETS = ("test-clean", "test-other")
 HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search")
 
 
-def rows_of_ours(records: Sequence[Record]) -> list[list[Any]]:
-    """One row per system, seed and way of decoding, WERs in the order of `test_sets_of`."""
+def our_rows(records: Sequence[Record]) -> list[list[Any]]:
+    """One row for each system, seed and way of decoding, with WERs in the order of `test_sets_of`."""
     rows: dict[tuple, dict[str, float]] = {}
     seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
@@ -36,12 +37,12 @@ def rows_of_ours(records: Sequence[Record]) -> list[list[Any]]:
     return [[*key, *(wers.get(name) for name in names)] for key, wers in rows.items()]
 
 
-def rows_of_icefall(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Any]]:
+def icefall_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Any]]:
     return [
         [
             f"icefall, {row['model']} ({row['comment']})",
             row["parameters"] and row["parameters"] / 1e6,
-            *(row[field] for field in ("mode", "chunk_ms", "left_ms", "search")),
+            *(row[column] for column in ("mode", "chunk_ms", "left_ms", "search")),
             *(row.get(name) for name in names),
         ]
         for row in rows
@@ -49,7 +50,7 @@ def rows_of_icefall(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> lis
 
 
 def test_sets_of(records: Sequence[Record]) -> list[str]:
-    """icefall's two, and what else there is."""
+    """icefall's two test sets first, then the others of the records."""
     return list(dict.fromkeys([*TEST_SETS, *(r.test_set for r in records)]))
 
 
@@ -62,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.exp_dir / RESULTS_JSON
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run decode.py or streaming_decode.py --exp-dir {args.exp_dir} first")
+        raise UserError(f"{path}: no such file", fix=f"run decode.py or streaming_decode.py --exp-dir {args.exp_dir}")
     records = load_records(path)
     names = test_sets_of(records)
-    theirs = [row for row in published["rows"] if row["baseline"] == args.baseline]
-    rows = [*rows_of_ours(records), *rows_of_icefall(theirs, names)]
+    published_rows = [row for row in published["rows"] if row["baseline"] == args.baseline]
+    rows = [*our_rows(records), *icefall_rows(published_rows, names)]
     print(markdown_table([*HEADER, *(f"{name} WER %" for name in names)], rows))
     print(f"icefall: {published['source']}; {published['note']}")

@@ -1,16 +1,17 @@
-"""Transcribes unlabelled cuts with a teacher and keeps what it is sure of, for train.py --pseudo-cuts.
+"""Transcribes unlabelled cuts with a teacher and keeps the confident transcripts, for train.py --pseudo-cuts.
 
-    python local/pseudo_label.py --exp-dir exp/teacher --avg 3 --cuts data/unlabelled.jsonl.gz \
+    kdstream pseudo-label --exp-dir exp/teacher --avg 3 --cuts data/unlabelled.jsonl.gz \
         --output data/pseudo_cuts.jsonl.gz --min-confidence 0.8
 
 The confidence of a hypothesis is the geometric mean of the probabilities that the search gave its tokens.  Cuts that
-reach --min-confidence are written, in a random, repeatable order, with the hypothesis as their text and
-supervision.custom["confidence"]; what they had of features stays.  Left out as well is where nothing is said, or <unk>.
-A histogram of all confidences comes beside the output, as a PNG.  Where the cuts have transcripts, the word error
-rates of the kept and of all hypotheses are printed, to choose --min-confidence by.
+reach --min-confidence are written, in a random order that is the same each time, with the hypothesis as their text and
+with supervision.custom["confidence"].  They keep the features that they had.  Cuts whose hypothesis is empty or holds
+<unk> are left out too.  A histogram of all confidences is written beside the output, as a PNG.  Where the cuts have
+transcripts, the word error rates of the kept and of all hypotheses are printed, which helps to choose
+--min-confidence.
 
-Cuts are utterances (no longer than the teacher can hear at once), one supervision at most in each.  A teacher that
-is not causal hears them in full context, a causal one in its chunks.
+Cuts are utterances that the teacher can take in whole, with one supervision at most.  A teacher that is not causal
+hears them in full context, a causal one in its chunks.
 """
 
 from __future__ import annotations
@@ -21,85 +22,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-from lhotse import SupervisionSegment
-from lhotse.cut import Cut
-from lhotse.cut.data import DataCut
-from lhotse.utils import fastcopy
-from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig
-from kdstream.corpus.fbank import write_cuts
-from kdstream.data.cuts import read_manifest
-from kdstream.decoding.stream import decode_whole
-from kdstream.errors import UserError
+from kdstream.corpus.pseudo_labels import Hypothesis, labelled, read_cuts, transcribe_cuts
+from kdstream.data.cuts import write_cuts
+from kdstream.errors import UserError, option
 from kdstream.evaluation import scoring
 from kdstream.evaluation.run import DecodingRun
-from kdstream.evaluation.scoring import Transcript
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 BINS = 50
-
-
-class Hypothesis(NamedTuple):
-    """What the teacher hears in a cut; `confidence` is None where that is no text."""
-
-    cut: Cut
-    transcript: Transcript
-    confidence: float | None
-
-    def reaches(self, min_confidence: float) -> bool:
-        return self.confidence is not None and self.confidence >= min_confidence
-
-
-def read_cuts(path: Path) -> list[Cut]:
-    """The cuts to transcribe.  Raises UserError if there are none, or some that cannot be given a text of their own."""
-    cuts = list(read_manifest(path))
-    if not cuts:
-        raise UserError(f"{path}: holds no cuts; see --cuts")
-    if len({cut.id for cut in cuts}) < len(cuts):
-        raise UserError(f"{path}: several cuts have the same id; name them anew, e.g. with cut.with_id()")
-    for cut in cuts:
-        if not isinstance(cut, DataCut):
-            raise UserError(f"{path}: cut {cut.id} is a mix; store its audio first, with cut.save_audio()")
-    return cuts
-
-
-def transcribe(run: DecodingRun, cuts: Sequence[Cut]) -> list[Hypothesis]:
-    """What the teacher of `run` hears, from stored features where there are any."""
-    by_id = {cut.id: cut for cut in cuts}
-    tokenizer = run.data.tokenizer
-    hypotheses = []
-    copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
-    batches = run.data.in_order(copies, from_audio=False)
-    for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
-        results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
-        for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):
-            transcript = run.transcript(cut_id, text, result)
-            is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
-            hypotheses.append(Hypothesis(by_id[cut_id], transcript, result.confidence if is_text else None))
-    return hypotheses
-
-
-def labelled(hypothesis: Hypothesis) -> Cut:
-    """The cut with the hypothesis in place of any text; what else is known of it, as its speaker, stays."""
-    cut = hypothesis.cut
-    known = cut.supervisions or [SupervisionSegment(cut.id, cut.recording_id, 0.0, cut.duration, cut.channel)]
-    supervision = fastcopy(
-        known[0],
-        start=0.0,
-        duration=cut.duration,
-        text=" ".join(hypothesis.transcript.hyp),
-        alignment=None,  # of a text that is gone
-        custom={**(known[0].custom or {}), "confidence": hypothesis.confidence},
-    )
-    return fastcopy(cut, supervisions=[supervision])
 
 
 def log_wer(name: str, hypotheses: Sequence[Hypothesis]) -> None:
@@ -141,11 +79,11 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
-        raise UserError(f"--min-confidence {args.min_confidence:g}: must lie between 0 and 1; try 0.8")
+        raise UserError("must lie between 0 and 1", flag=f"--min-confidence {args.min_confidence:g}", fix="try 0.8")
     if not args.output.name.endswith(SUFFIXES):
-        raise UserError(f"--output {args.output}: must be named .jsonl.gz or .jsonl; rename it")
+        raise UserError("must be named .jsonl.gz or .jsonl", flag=option("output", args.output), fix="rename it")
     if args.output.resolve() == args.cuts.resolve():
-        raise UserError(f"--output {args.output}: is what --cuts names; give it another name")
+        raise UserError("is what --cuts names", flag=option("output", args.output), fix="give it another name")
     return args
 
 
@@ -157,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = read_cuts(args.cuts)
     args.output.parent.mkdir(parents=True, exist_ok=True)
 
-    hypotheses = transcribe(DecodingRun(config, decode, load_trained(config, decode), chunkwise=False), cuts)
+    hypotheses = transcribe_cuts(DecodingRun(config, decode, load_trained(config, decode), chunkwise=False), cuts)
     kept = [hypothesis for hypothesis in hypotheses if hypothesis.reaches(args.min_confidence)]
     log_kept(kept, hypotheses, args.min_confidence)
     confidences = [hypothesis.confidence for hypothesis in hypotheses if hypothesis.confidence is not None]
@@ -166,9 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not kept:
         best = max(confidences, default=0.0)
         raise UserError(
-            f"--min-confidence {args.min_confidence:g}: no cut reaches it, the best has {best:.2f}; see {histogram}, "
-            "and lower it or take a better teacher"
+            f"no cut reaches it, the best has {best:.2f}",
+            flag=f"--min-confidence {args.min_confidence:g}",
+            fix=f"see {histogram}, and lower it or take a better teacher",
         )
-    # They come longest first, and training reads manifests through a window: it should hold all lengths.
+    # They come longest first, but training reads manifests through a window, which should hold all lengths.
     random.Random(0).shuffle(kept)
     write_cuts([labelled(hypothesis) for hypothesis in kept], args.output)

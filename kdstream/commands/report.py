@@ -1,13 +1,14 @@
 """Compares trained systems on one page: report.html, which needs no network, and report.md with the same plots.
 
     cd egs/librispeech
-    python ../../local/report.py --exp-root exp --systems teacher,baseline,distilled --baseline baseline
+    kdstream report --exp-root exp --systems teacher,baseline,distilled --baseline baseline
 
 reads what training and decoding left in EXP_ROOT/teacher and so on (results.json, recogs, TensorBoard files,
-checkpoints), EXP_ROOT/sweep*.png and any layer_similarity.json, and writes EXP_ROOT/report/.  Run it where train.py
-was run: the paths in config.json lead from there to the utterance whose attention relations are drawn.  With
---publish results/NAME it also writes NAME.json (the records), NAME-reduction.json and, where delays of words were
-measured, NAME-latency.json, which local/render_results.py turns into tables of RESULTS.md.
+checkpoints), EXP_ROOT/sweep*.png and any layer_similarity.json, and writes EXP_ROOT/report/.  It works in any
+directory, but for one picture: the paths in config.json lead to the utterance whose attention relations are drawn.
+Where they do not, because train.py ran in another directory, the page says so.  With --publish results/NAME it also
+writes NAME.json (the records), NAME-reduction.json and, where delays of words were measured, NAME-latency.json, which
+`kdstream render-results` turns into tables of the results pages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.flags import parser_of
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.evaluation.records import publish
 from kdstream.reporting.report import Report
 
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     args = parser.parse_args(argv)
     if args.output and args.output.suffix == ".html":
-        raise UserError(f"--output {args.output}: is the page's directory; leave out its name, report.html")
+        raise UserError(
+            "must name the directory of the page", flag=option("output", args.output), fix="leave out report.html"
+        )
     systems = [system for system in args.systems.split(",") if system]
     report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")

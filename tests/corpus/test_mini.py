@@ -1,4 +1,4 @@
-"""local/make_mini_corpus.py: the embedded corpus."""
+"""The embedded corpus."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_sentences_and_speakers_of_the_parts_do_not_overlap():
     for speaker in mini.SPEAKERS.values():
         voices.setdefault((speaker.voice, speaker.pitch), set()).add(speaker.part)
     assert all(len(parts) == 1 for parts in voices.values())
-    spoken = Counter(mini.SPEAKERS[line.speaker].part for line in mini.assign(parts))
+    spoken = Counter(mini.SPEAKERS[line.speaker].part for line in mini.assign_speakers(parts))
     assert spoken == SIZES
 
 
@@ -60,7 +60,7 @@ def test_training_has_every_word_of_the_test_set_and_both_spellings_of_every_hom
 
 
 def test_speech_is_repeatable_bit_for_bit_whatever_was_spoken_before(tiny):
-    lines = mini.assign(make_parts(0, TINY))
+    lines = mini.assign_speakers(make_parts(0, TINY))
     assert len({mini.SPEAKERS[line.speaker].voice for line in lines}) == 4
     for line in reversed(lines):  # the fixture spoke them in another order, in two other processes
         stored, rate = soundfile.read(line.path(tiny / "LibriSpeech"), dtype="int16")

@@ -1,4 +1,4 @@
-"""kdstream/cuts.py: pseudo-labelled cuts beside labelled ones, as the batches of data.py show them."""
+"""data/cuts.py: manifests, and pseudo-labelled cuts beside labelled ones, as the batches of data.py show them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lhotse import CutSet, MonoCut, NumpyFilesWriter
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
-from kdstream.data.cuts import PseudoCuts
+from kdstream.data.cuts import PseudoCuts, write_cuts
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from support.training import make_corpus, make_cut
@@ -192,3 +192,22 @@ def test_a_missing_manifest_and_cuts_without_text_or_use_are_named(data, tmp_pat
     short = make_cut("short", np.zeros((99, 80), dtype=np.float32), "A", NumpyFilesWriter(tmp_path / "feats"))
     write([short], path)
     assert "no pseudo-labelled cut is left" in error_of(lambda: batches_of(mixed))
+
+
+@pytest.mark.parametrize("name", ["a.b_cuts.jsonl.gz", "cuts.jsonl"])
+def test_a_manifest_of_cuts_is_written_whole_or_not_at_all(tmp_path, monkeypatch, data, name):
+    cuts = list(CutSet.from_file(data.train_cuts[0]))
+    path = tmp_path / "new" / name
+    write_cuts(cuts, path)
+    assert list(CutSet.from_file(path)) == cuts
+    assert (path.read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
+
+    def fail(self: CutSet, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(CutSet, "to_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_cuts(cuts[:1], path)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [name]

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from lhotse import MonoCut
 
-from kdstream.corpus import fbank as fbank_script
+from kdstream.corpus.fbank import compute_musan
 from kdstream.data.module import AsrDataModule
 from support.data import (
     assert_same,
@@ -116,7 +116,7 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
 
     scan_recordings(folder).to_file(tmp_path / "musan_recordings_noise.jsonl.gz")
     with ThreadPool(1) as pool:
-        fbank_script.compute_musan(tmp_path, corpus / "fbank", pool)
+        compute_musan(tmp_path, corpus / "fbank", pool)
     config = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=on_the_fly)
     clean, noisy = batches_of(config), batches_of(replace(config, enable_musan=True))
     assert_same(noisy[2:], batches_of(replace(config, enable_musan=True), start_batch=2))

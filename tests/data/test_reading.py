@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from lhotse import CutSet
 
-from kdstream.corpus import fbank as fbank_script
+from kdstream.corpus.fbank import compute_part
 from kdstream.data.module import AsrDataModule
 from support.data import (
     batches_of,
@@ -38,7 +38,7 @@ def test_audio_lost_between_the_stages_names_the_file_and_leaves_nothing(small):
     path.unlink()
     (small / "fbank").mkdir()
     with ThreadPool(1) as pool:
-        compute = partial(fbank_script.compute_part, small / "manifests", small / "fbank", "train", pool)
+        compute = partial(compute_part, small / "manifests", small / "fbank", "train", pool)
         assert str(path) in error_of(compute)
         assert list((small / "fbank").iterdir()) == []
         path.write_bytes(kept)

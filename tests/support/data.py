@@ -13,9 +13,9 @@ import torch
 from lhotse import MonoCut, NumpyFilesWriter
 
 from kdstream.config.sections import DataConfig
-from kdstream.corpus import bpe as train_bpe_model
-from kdstream.corpus import fbank as fbank_script
-from kdstream.corpus import manifests as prepare_manifests
+from kdstream.corpus.bpe import train_bpe_model, transcripts_of_parts
+from kdstream.corpus.fbank import compute_part
+from kdstream.corpus.manifests import prepare_part
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
@@ -50,17 +50,17 @@ def store(root: Path, parts: tuple[str, ...], perturb_speed: bool = False) -> No
     (root / "manifests").mkdir(exist_ok=True)
     (root / "fbank").mkdir(exist_ok=True)
     for part in parts:
-        prepare_manifests.prepare_part(root / "LibriSpeech", part, root / "manifests")
+        prepare_part(root / "LibriSpeech", part, root / "manifests")
         with ThreadPool(1) as pool:
-            fbank_script.compute_part(root / "manifests", root / "fbank", part, pool, part == "train", perturb_speed)
+            compute_part(root / "manifests", root / "fbank", part, pool, part == "train", perturb_speed)
 
 
 def train_tokenizer(root: Path, vocab_size: int = 30) -> Path:
     lang = root / f"lang_bpe_{vocab_size}"
     lang.mkdir()
-    texts = train_bpe_model.of_parts(root / "manifests", "train")
+    texts = transcripts_of_parts(root / "manifests", "train")
     (lang / "transcript_words.txt").write_text("\n".join(texts))
-    train_bpe_model.train(lang / "transcript_words.txt", lang, vocab_size)
+    train_bpe_model(lang / "transcript_words.txt", lang, vocab_size)
     return lang / "bpe.model"
 
 

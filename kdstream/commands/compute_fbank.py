@@ -1,0 +1,46 @@
+"""Computes and stores features, and writes the cuts that training and decoding read.
+
+    kdstream compute-fbank --manifest-dir data/manifests --output-dir data/fbank \
+        --train-parts train-clean-5 --perturb-speed true --parts dev-clean-2 --jobs 2
+
+reads librispeech_{recordings,supervisions}_<part>.jsonl.gz and writes librispeech_cuts_<part>.jsonl.gz and
+librispeech_feats_<part>/.  The cuts of training parts are in a random order, which is the same each time.  With --musan
+true it reads the MUSAN manifests instead and writes musan_cuts.jsonl.gz: noise in pieces of 10 s.
+
+A file that cannot be read in full stops its part with one line that names it; no cuts are written then.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kdstream.config.flags import parser_of, str2bool
+from kdstream.corpus.fbank import compute_musan, compute_part
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"))
+    parser.add_argument("--output-dir", type=Path, default=Path("data/fbank"))
+    parser.add_argument("--train-parts", default="", help="Parts to train on, separated by commas.")
+    parser.add_argument("--parts", default="", help="Other parts, separated by commas.")
+    parser.add_argument("--musan", type=str2bool, default=False, help="MUSAN instead of parts.")
+    parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
+    output_dir = args.output_dir.resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # in the processes too, which are forked: importing torch anew takes seconds
+    with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
+        if args.musan:
+            compute_musan(args.manifest_dir, output_dir, pool)
+        for part in filter(None, args.train_parts.split(",")):
+            compute_part(args.manifest_dir, output_dir, part, pool, train=True, perturb_speed=args.perturb_speed)
+        for part in filter(None, args.parts.split(",")):
+            compute_part(args.manifest_dir, output_dir, part, pool)

@@ -1,0 +1,29 @@
+"""Makes Lhotse manifests of a corpus in LibriSpeech's layout.
+
+    kdstream prepare-manifests --corpus-dir download/LibriSpeech --parts train-clean-5,dev-clean-2 \
+        --output-dir data/manifests
+
+reads CORPUS_DIR/<part>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt with the audio (.flac or .wav) beside it and
+writes librispeech_{recordings,supervisions}_<part>.jsonl.gz.  Parts may have any names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdstream.config.flags import parser_of
+from kdstream.corpus.manifests import prepare_part
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="The directory that holds the parts.")
+    parser.add_argument("--parts", required=True, help="Names of parts, separated by commas.")
+    parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"))
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for part in args.parts.split(","):
+        prepare_part(args.corpus_dir.resolve(), part, args.output_dir)

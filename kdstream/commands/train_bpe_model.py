@@ -1,0 +1,35 @@
+"""Trains a sentencepiece unigram model on transcripts, and writes tokens.txt.
+
+    kdstream train-bpe-model --manifest-dir data/manifests --parts train-clean-5 --vocab-size 500 \
+        --lang-dir data/lang_bpe_500
+    kdstream train-bpe-model --cuts a.jsonl.gz,b.jsonl.gz --vocab-size 500 --lang-dir data-mine/lang_bpe_500
+
+writes bpe.model, unigram_<V>.model, transcript_words.txt and tokens.txt into LANG_DIR, as icefall does.  Each line of
+tokens.txt holds a piece and its id; <blk> is 0, <sos/eos> 1 and <unk> 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdstream.config.flags import parser_of
+from kdstream.corpus.bpe import train_bpe_model, transcripts_of_cuts, transcripts_of_parts
+from kdstream.data.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    texts_of = parser.add_mutually_exclusive_group(required=True)
+    texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
+    texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")
+    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
+    parser.add_argument("--vocab-size", type=int, default=500, help="Pieces (default: %(default)s)")
+    parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
+    args = parser.parse_args(argv)
+    texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
+    args.lang_dir.mkdir(parents=True, exist_ok=True)
+    transcripts = args.lang_dir / "transcript_words.txt"
+    transcripts.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    train_bpe_model(transcripts, args.lang_dir, args.vocab_size)
+    Tokenizer(args.lang_dir / "bpe.model").save_tokens(args.lang_dir / "tokens.txt")

@@ -1,0 +1,80 @@
+"""Pseudo labels: cuts with the hypotheses of a teacher as their transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lhotse import SupervisionSegment
+from lhotse.cut.data import DataCut
+from lhotse.utils import fastcopy
+from tqdm import tqdm
+
+from kdstream.data.cuts import iterate, read_manifest
+from kdstream.decoding.stream import decode_whole
+from kdstream.errors import UserError
+from kdstream.evaluation.run import DecodingRun
+from kdstream.evaluation.scoring import Transcript
+
+
+class Hypothesis(NamedTuple):
+    """What the teacher recognises in a cut.
+
+    confidence: geometric mean of the probabilities that the search gave its tokens; None where it is no text.
+    """
+
+    cut: DataCut
+    transcript: Transcript
+    confidence: float | None
+
+    def reaches(self, min_confidence: float) -> bool:
+        return self.confidence is not None and self.confidence >= min_confidence
+
+
+def read_cuts(path: Path) -> list[DataCut]:
+    """The cuts to transcribe.
+
+    Raises UserError if there are none, or if one cannot get a text of its own: it is a mix, or shares its id.
+    """
+    cuts = []
+    for cut in iterate(read_manifest(path)):
+        if not isinstance(cut, DataCut):
+            raise UserError(f"{path}: cut {cut.id} is a mix", fix="store its audio first, with cut.save_audio()")
+        cuts.append(cut)
+    if not cuts:
+        raise UserError(f"{path}: holds no cuts", fix="see --cuts")
+    if len({cut.id for cut in cuts}) < len(cuts):
+        raise UserError(f"{path}: several cuts have the same id", fix="rename them, e.g. with cut.with_id()")
+    return cuts
+
+
+def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesis]:
+    """The hypotheses of the teacher of `run`, from stored features where there are any; longest cuts first."""
+    by_id = {cut.id: cut for cut in cuts}
+    tokenizer = run.data.tokenizer
+    hypotheses = []
+    copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
+    batches = run.data.in_order(copies, from_audio=False)
+    for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
+        results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
+        for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):
+            transcript = run.transcript(cut_id, text, result)
+            is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
+            hypotheses.append(Hypothesis(by_id[cut_id], transcript, result.confidence if is_text else None))
+    return hypotheses
+
+
+def labelled(hypothesis: Hypothesis) -> DataCut:
+    """The cut with the hypothesis in place of any text; its speaker and all else that is known of it stay."""
+    cut = hypothesis.cut
+    known = cut.supervisions or [SupervisionSegment(cut.id, cut.recording_id, 0.0, cut.duration, cut.channel)]
+    supervision = fastcopy(
+        known[0],
+        start=0.0,
+        duration=cut.duration,
+        text=" ".join(hypothesis.transcript.hyp),
+        alignment=None,  # it was of the text before
+        custom={**(known[0].custom or {}), "confidence": hypothesis.confidence},
+    )
+    return fastcopy(cut, supervisions=[supervision])
