@@ -40,5 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")
     if args.publish:
-        tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.later}
+        tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.delays}
         publish(args.publish, report.records, **{name: rows for name, rows in tables.items() if rows})

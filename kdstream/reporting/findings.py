@@ -1,4 +1,4 @@
-"""What the numbers say: the headline, and the rows of the page's tables."""
+"""What the numbers say: the headline of a report, and the rows of its tables."""
 
 from __future__ import annotations
 
@@ -16,48 +16,52 @@ Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def preference(record: Record) -> tuple[int, int]:
-    """Sorts what tells most first: chunk by chunk before simulated before full context, and short chunks first."""
+    """A key that sorts chunk by chunk before simulated before full context, and short chunks before long ones."""
     return (-MODES.index(record.mode), record.chunk_ms or 0)
 
 
-def _together(text: str) -> str:
-    """`text` that a line does not break."""
+def _unbroken(text: str) -> str:
+    """`text` that stays on one line."""
     return text.replace(" ", "\u00a0")
 
 
 def decoding_shown(record: Record) -> str:
     """`chunk by chunk, 160 / 640 ms`"""
     name = MODE_NAMES[record.mode]
-    return name if record.chunk_ms is None else f"{name}, {_together(chunk_shown(record))}\u00a0ms"
+    return name if record.chunk_ms is None else f"{name}, {_unbroken(chunk_shown(record))}\u00a0ms"
 
 
 def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list[str]:
-    """What came out, one paragraph per test set: the best system against the baseline where latency is lowest.
+    """The main result, a paragraph for each test set: the best system against the baseline where latency is lowest.
 
-    Without a baseline to compare with, the lowest WER there is.
+    Without a baseline it is the lowest WER.
     """
     measured = [r for r in reductions if r.percent is not None]
     if not measured:
-        best = min(records, key=lambda record: record.wer)
-        return [f"{best.system} has {wer_shown(best)} % WER on {best.test_set} ({decoding_shown(best)})."]
+        lowest = min(records, key=lambda record: record.wer)
+        return [f"{lowest.system} has {wer_shown(lowest)} % WER on {lowest.test_set} ({decoding_shown(lowest)})."]
     first = min((r.record for r in measured), key=preference)
     in_setting = [r for r in measured if r.record.setting[1:] == first.setting[1:]]  # on any test set
     by_system: dict[str, list[Reduction]] = {}
     for reduction in in_setting:
         by_system.setdefault(reduction.record.system, []).append(reduction)
-    best_of = max(by_system.values(), key=lambda some: mean(r.percent for r in some))
+    best = max(by_system.values(), key=lambda some: mean(_percents(some)))
     paragraphs = []
-    for test_set in dict.fromkeys(r.record.test_set for r in best_of):
-        over_seeds = [r for r in best_of if r.record.test_set == test_set]
+    for test_set in dict.fromkeys(r.record.test_set for r in best):
+        over_seeds = [r for r in best if r.record.test_set == test_set]
         paragraphs.append(f"{_sentence(over_seeds)} {_gap(over_seeds, records)}".strip())
     return paragraphs
+
+
+def _percents(reductions: Sequence[Reduction]) -> list[float]:
+    return [reduction.percent for reduction in reductions if reduction.percent is not None]
 
 
 def _sentence(over_seeds: Sequence[Reduction]) -> str:
     """`distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test: 24.6 % against 33.7 % WER.`"""
     record, base = over_seeds[0].record, over_seeds[0].base
-    percent, several = mean(r.percent for r in over_seeds), len(over_seeds) > 1
-    percents = [r.percent for r in over_seeds]
+    percents, several = _percents(over_seeds), len(over_seeds) > 1
+    percent = mean(percents)
     interval = (min(percents), max(percents)) if several else over_seeds[0].interval
     sign = -1 if percent < 0 else 1
     bounds = "" if interval is None else "[{:.0f}, {:.0f}] ".format(*sorted(sign * bound for bound in interval))
@@ -75,10 +79,10 @@ def _sentence(over_seeds: Sequence[Reduction]) -> str:
 
 
 def _gap(over_seeds: Sequence[Reduction], records: Sequence[Record]) -> str:
-    """How far it is from the baseline to the best full-context system; "" where that is no better."""
+    """How much of the gap between the baseline and the best full-context system is closed; "" where there is none."""
     record, base = over_seeds[0].record, over_seeds[0].base
-    others = [r for r in records if r.mode == "full" and r.test_set == record.test_set and r.search == record.search]
-    goal = min((r for r in others if r.system not in (record.system, base.system)), key=lambda r: r.wer, default=None)
+    full = [r for r in records if r.mode == "full" and r.test_set == record.test_set and r.search == record.search]
+    goal = min((r for r in full if r.system not in (record.system, base.system)), key=lambda r: r.wer, default=None)
     wer, base_wer = _mean_wers(over_seeds)
     if goal is None or goal.wer >= base_wer or wer >= base_wer:
         return ""
@@ -93,7 +97,7 @@ def _mean_wers(over_seeds: Sequence[Reduction]) -> tuple[float, float]:
 
 
 def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baseline: str) -> Table:
-    """One row per system and way of decoding; per test set its WER and how much lower it is than the baseline's."""
+    """A row for each system and way of decoding: its WER on each test set and the reduction against the baseline."""
     test_sets = list(dict.fromkeys(r.test_set for r in records))
     seeds, searches = (len({getattr(r, name) for r in records}) > 1 for name in ("seed", "search"))
     reduction_of = {r.record.key: r for r in reductions}
@@ -109,7 +113,7 @@ def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baselin
         cells = [first.system, *[str(first.seed)] * seeds, decoding_shown(first), *[first.search] * searches]
         for name in test_sets:
             record = by_set.get(name)
-            cells.append("" if record is None else " ".join(map(_together, wer_shown(record).split(" ", 1))))
+            cells.append("" if record is None else " ".join(map(_unbroken, wer_shown(record).split(" ", 1))))
             if reductions:
                 cells.append("" if record is None else _reduction_shown(reduction_of.get(record.key)))
         table.append(cells)
@@ -119,19 +123,19 @@ def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baselin
 def _reduction_shown(reduction: Reduction | None) -> str:
     if reduction is None or reduction.percent is None:
         return ""
-    interval = "" if reduction.interval is None else f" {_together(interval_shown(reduction.interval))}"
+    interval = "" if reduction.interval is None else f" {_unbroken(interval_shown(reduction.interval))}"
     return f"{reduction.percent:.1f}{interval}"
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Flat objects with their names as header; figures of one cell stay on one line."""
+    """Flat objects as a table, their keys as its header; each cell stays on one line."""
     header = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [["" if row.get(name) is None else _together(str(row[name])) for name in header] for row in rows]
+    cells = [["" if row.get(name) is None else _unbroken(str(row[name])) for name in header] for row in rows]
     return header, cells
 
 
 def model_rows(records: Sequence[Record]) -> Table:
-    """One row per trained model: what it is, what it learned from and what that took."""
+    """A row for each trained model: its size, what was distilled into it and what its training took."""
     header = ["system", "seed", "model", "distilled", "checkpoint", "speech (h)", "compute (h)"]
     rows = [
         [

@@ -1,6 +1,6 @@
-"""The page: one HTML file that needs no network, no script and no other file, and reads well on a phone.
+"""The page of a report: one HTML file that needs no network, no script and no other file, and reads well on a phone.
 
-Functions take plain text and give HTML: whatever comes from outside is escaped here and nowhere else.
+Functions take plain text and return HTML.  Text is escaped here and nowhere else.
 """
 
 from __future__ import annotations
@@ -100,20 +100,20 @@ def notes(lines: Iterable[str]) -> str:
 
 
 def definitions(terms: Mapping[str, str]) -> str:
-    """What words mean."""
+    """Terms and their meanings."""
     lines = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms.items())
     return f'<dl class="note">\n{lines}\n</dl>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In a box of its own, which scrolls where the table is wider than the screen."""
+    """A table in a box of its own, which scrolls where the table is wider than the screen."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def details(summary: str, body: str) -> str:
-    """HTML that stays folded until it is asked for."""
+    """HTML that is folded until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
 
 

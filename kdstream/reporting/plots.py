@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -27,7 +28,7 @@ from kdstream.reporting.style import COLOURS, WIDTH, save
 
 MODE_SHADES = {"full": 0.35, "simulated": 0.65, "chunkwise": 1.0}
 PHASE_STYLES = {"training": {"linestyle": "-"}, "validation": {"linestyle": "--", "marker": "o", "markersize": 4}}
-LATENCY_AXES = {False: "chunk + look-ahead, ms", True: "word shown after its end, mean, ms"}  # by: was it measured
+LATENCY_AXES = {False: "chunk + look-ahead, ms", True: "word shown after its end, mean, ms"}  # by: is it measured
 LETTERS = 60  # of a legend, that fit in it
 MANY = 8  # layers; a heat map of more has no room for numbers
 
@@ -103,35 +104,38 @@ def _bar_label(record: Record) -> str:
 def plot_latencies(records: Sequence[Record], families: dict[str, Member], colours: Colours, path: Path) -> None:
     """WER over latency, one panel per test set and one curve per family; full context as a line across.
 
-    Latency is how long after its end a word can be read, on average, where that was measured of all, else the
-    algorithmic one.  A curve joins what no other point of its family beats in both; other points are hollow.
-    Shapes are chunk sizes, and numbers beside points delay penalties other than 0.
+    Latency is the mean time from the end of a word to its display where that was measured for all records, else the
+    algorithmic latency.  A curve joins the Pareto front of its family: the points that no other one beats in both
+    latency and WER.  Other points are hollow.  Shapes stand for chunk sizes, numbers beside points for delay penalties
+    other than 0.
     """
     streaming = [record for record in _drawn(records) if record.latency_ms is not None]
     measured = all(SHOWN in record.latency for record in streaming)
-    shapes = dict(zip(sorted({record.chunk_ms for record in streaming}), cycle("os^Dv")))
+    chunks = {record.chunk_ms for record in streaming if record.chunk_ms is not None}
+    shapes: dict[int | None, str] = dict(zip(sorted(chunks), cycle("os^Dv")))
 
     def latency(record: Record) -> float:
+        assert record.latency_ms is not None  # as of all records in `streaming`
         return record.latency[SHOWN].mean if measured else record.latency_ms
 
     reached = list(map(latency, streaming))
 
     def draw(axes: Axes, of_set: Sequence[Record]) -> None:
         for family in dict.fromkeys(families[record.system].family for record in of_set):
-            mine = [record for record in of_set if families[record.system].family == family]
-            points = {(latency(record), record.wer): record for record in mine if record.latency_ms is not None}
-            colour, best = colours[family], unbeaten(list(points))
-            if best:
-                axes.plot(*zip(*best, strict=True), color=colour, linewidth=2.2, label=family)
+            members = [record for record in of_set if families[record.system].family == family]
+            points = {(latency(record), record.wer): record for record in members if record.latency_ms is not None}
+            colour, front = colours[family], pareto_front(list(points))
+            if front:
+                axes.plot(*zip(*front, strict=True), color=colour, linewidth=2.2, label=family)
             for point, record in points.items():
                 axes.errorbar(
                     *point, _whiskers([record]), color=colour, marker=shapes[record.chunk_ms], markersize=9,
-                    markerfacecolor=colour if point in best else "white", capsize=4, elinewidth=1.2,
+                    markerfacecolor=colour if point in front else "white", capsize=4, elinewidth=1.2,
                 )  # fmt: skip
                 if penalty := families[record.system].delay_penalty:
                     place = {"xytext": (4, -6), "textcoords": "offset points", "rotation": -40, "va": "top"}
                     axes.annotate(f"{penalty:g}", point, fontsize=11, color=colour, **place)
-            for record in mine:
+            for record in members:
                 if record.mode == "full":
                     label = f"{record.system}, full context"
                     axes.axhline(record.wer, color=colours[record.system], linestyle="--", label=label)
@@ -150,21 +154,21 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
     save(figure, path)
 
 
-def unbeaten(points: Sequence[Point]) -> list[Point]:
-    """Of (latency, WER) those that no other one undercuts in one without losing in the other, by latency."""
-    best: list[Point] = []
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points (latency, WER) of which no other one is better in one and no worse in the other, by latency."""
+    front: list[Point] = []
     for point in sorted(points):
-        if not best or point[1] < best[-1][1]:
-            best.append(point)
-    return best
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
 
 
 def _panel_per_test_set(
     records: Sequence[Record],
     draw: Callable[[Axes, Sequence[Record]], None],
     height: Callable[[Sequence[Record]], float],
-) -> plt.Figure:
-    """Panels below each other, of the records to draw."""
+) -> Figure:
+    """A panel for each test set, below each other; `draw` fills one, `height` tells its inches."""
     by_set: dict[str, list[Record]] = {}
     for record in _drawn(records):
         by_set.setdefault(record.test_set, []).append(record)
@@ -184,15 +188,15 @@ def _panel_per_test_set(
 
 
 def _drawn(records: Sequence[Record]) -> list[Record]:
-    """Those of the first search method that there is: a phone has no room for more."""
+    """The records to draw: those of the first search method, for a phone has no room for more."""
     return [record for record in merged(records) if record.search == records[0].search]
 
 
 def merged(records: Sequence[Record]) -> list[Record]:
-    """One record per system and chunk, as plots have room for.
+    """One record for each system and chunk, which is what plots have room for.
 
-    Where a chunk was decoded chunk by chunk, its simulation is left out.  Several seeds become one record with
-    their mean WER and, as its interval, their range; what was measured of latency is a mean too.
+    Where a system was decoded chunk by chunk, its simulation with the same chunks is left out.  Several seeds become
+    one record with their mean WER and their mean latency; its interval is the range of their WERs.
     """
     by_setting: dict[tuple, list[Record]] = {}
     for record in records:
@@ -220,14 +224,14 @@ def _whiskers(records: Sequence[Record]) -> list[list[float]]:
 
 
 def _whiskers_are(records: Sequence[Record]) -> str:
-    """Of one seed the 95 % interval, of several their range, as `merged` has it."""
+    """What whiskers show: the 95 % interval of one seed, or the range of several; see `merged`."""
     seeds = Counter((record.system, record.setting) for record in records).values()
     if max(seeds) == 1:
         return "95 % interval"
     return "range of seeds" if min(seeds) > 1 else "range of seeds (of one: 95 % interval)"
 
 
-def _legend(figure: plt.Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Above all panels, in as many columns as there is room for; the figure grows by as much."""
     columns = max(1, min(3, LETTERS // (max(map(len, labels)) + 7)))
     figure.set_figheight(figure.get_figheight() + 0.32 * math.ceil(len(labels) / columns))
@@ -235,7 +239,7 @@ def _legend(figure: plt.Figure, handles: Sequence[Artist], labels: Sequence[str]
 
 
 def plot_relations(relations: Relations, path: Path) -> None:
-    """Rows Q, K and V; columns teacher, branch and student; the darker the more, one scale per row."""
+    """Rows Q, K and V; columns teacher, branch and student; darker is more, on one scale per row."""
     columns = list(dict.fromkeys(whose for whose, _ in relations.maps))
     names = list(dict.fromkeys(name for _, name in relations.maps))
     figure, panels = plt.subplots(
@@ -267,7 +271,7 @@ def plot_relations(relations: Relations, path: Path) -> None:
 
 
 def plot_similarity(similarity: Similarity, title: str, path: Path) -> None:
-    """A heat map of CKA, student layers down, teacher layers across; with numbers where there is room."""
+    """A heat map of CKA: rows are student layers, columns teacher layers; with numbers where there is room."""
     students, teachers = similarity.student_layers, similarity.teacher_layers
     figure, axes = plt.subplots(figsize=(WIDTH, 2.2 + 0.55 * min(len(students), 12)), layout="constrained")
     image = axes.imshow(similarity.cka, cmap="viridis", vmin=0, vmax=1, aspect="auto")

@@ -102,7 +102,7 @@ def read_relations(exp_dir: Path) -> Relations:
 def compare_maps(
     vectors: dict[str, Vectors], heads: int
 ) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], float]]:
-    """Maps and divergences as `Relations` holds them; fewer heads where `heads` does not divide a width."""
+    """Maps and divergences as in `Relations`; with fewer heads where `heads` does not divide a width."""
     maps, divergences = {}, {}
     for name, *of_all in zip("QKV", *vectors.values(), strict=True):
         heads_here = math.gcd(heads, *(x.size(-1) for x in of_all))
@@ -117,14 +117,14 @@ def compare_maps(
 
 
 def choose_utterance(config: ExperimentConfig) -> Utterance:
-    """The first one of the first test set that lasts `SECONDS`; with audio where the teacher listens to it."""
+    """The first utterance of the first test set that lasts `SECONDS`; with audio where the teacher needs it."""
     test_set, utterances = next(iter(AsrDataModule(config.data, config.train.seed).test_sets().items()))
     low, high = SECONDS
     for index, cut in enumerate(utterances.cuts):
         if low <= cut.duration <= high:
             utterance = utterances[index]
             return utterance._replace(audio=read_audio(cut)) if config.distill.needs_audio else utterance
-    raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s")
+    raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s", fix="name another test set")
 
 
 def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer, Distiller, Path]:
@@ -138,9 +138,10 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer,
     student = build_model(resolve(config.model))
     distiller = build_distiller(config.distill, student, find_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)
+    assert distiller is not None  # as the config names a teacher
     return student.eval(), distiller.eval(), weights
 
 
 def finest_pair(distiller: Distiller) -> tuple[int, LayerPair]:
-    """The tapped layer with the shortest frames, of several the last, and its place among the branches."""
+    """The last of the tapped layers with the shortest frames, and its place among the branches."""
     return min(enumerate(distiller.pairs), key=lambda item: (item[1].stride, -item[0]))

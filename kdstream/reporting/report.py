@@ -18,12 +18,12 @@ from kdstream.reporting.style import phone_style
 
 MAX_PICTURES = 2_000_000  # bytes; in base64, and with the text, the page stays below 3 MB
 CURVES = (
-    "Systems that differ in nothing but --delay-penalty share a curve; a penalty stands beside its points. A curve "
-    "joins what nothing else of it beats in both latency and WER; what something does beat is hollow."
+    "Systems that differ in --delay-penalty alone share a curve; the penalty stands beside their points. A curve joins "
+    "the points that no other point of it beats in both latency and WER. The other points are hollow."
 )
-LATER = (
-    "Over words that both systems got right: how much later they come, in milliseconds, mean and in brackets its 95 % "
-    "interval (bootstrap over utterances). Below zero is earlier."
+DELAYS = (
+    "How much later words come than with the baseline, in milliseconds, over words that both systems got right: the "
+    "mean and in brackets its 95 % interval (bootstrap over utterances). Below zero is earlier."
 )
 
 
@@ -44,17 +44,17 @@ class Report:
         self.runs = sources.read_runs(exp_root, systems)
         records = [record for of_system in self.runs.values() for record in of_system]
         if not records:
-            raise UserError(f"{exp_root}: no results yet; run decode.py and streaming_decode.py first")
+            raise UserError(f"{exp_root}: no results yet", fix="run decode.py and streaming_decode.py first")
         folders = zip(dict.fromkeys(systems), self.runs.values(), strict=True)
-        called = {folder: of[0].system if of else folder for folder, of in folders}
-        names = list(dict.fromkeys([*(record.system for record in records), *called.values()]))
+        system_of = {folder: of[0].system if of else folder for folder, of in folders}
+        names = list(dict.fromkeys([*(record.system for record in records), *system_of.values()]))
         self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
-        self.baseline = baseline if baseline in names else called.get(baseline, baseline)
+        self.baseline = baseline if baseline in names else system_of.get(baseline, baseline)
         self.reductions = compare(self.runs, self.baseline)
         self.headline = findings.headline(self.records, self.reductions)
         self.colours = plots.colours_of(names)
-        self.curve_colours = {folder: self.colours[system] for folder, system in called.items()}
-        self.later: list[dict[str, Any]] = []  # how much later words come than the baseline's
+        self.curve_colours = {folder: self.colours[system] for folder, system in system_of.items()}
+        self.delays: list[dict[str, Any]] = []  # how much later words come than the baseline's
         self.pictures: list[Path] = []  # in the order of the page
         self.bytes_left = MAX_PICTURES
 
@@ -84,7 +84,7 @@ class Report:
         return html
 
     def parts(self) -> dict[str, Callable[[], str]]:
-        """Headings and what makes the HTML below them; a UserError leaves a part out and is told to the reader."""
+        """By heading, what makes the HTML below it.  Where it raises UserError, the page says why it is missing."""
         return {
             "Word error rates": self.word_error_rates,
             "Latency": self.latencies,
@@ -111,10 +111,10 @@ class Report:
 
     def latencies(self) -> str:
         if all(record.latency_ms is None for record in self.records):
-            raise UserError("nothing was decoded in streaming; run streaming_decode.py")
+            raise UserError("nothing was decoded in streaming", fix="run streaming_decode.py")
         families = sources.read_families(self.runs)
         plots.plot_latencies(self.records, families, self.colours, self.output / "latency.png")
-        self.later = compare_delays(self.runs, self.baseline)
+        self.delays = compare_delays(self.runs, self.baseline)
         rows = latency_rows(self.records)
         pieces = [
             self.picture(self.output / "latency.png", "Word error rate over latency, one curve a system.", CURVES),
@@ -122,21 +122,21 @@ class Report:
             page.note(LATENCY_CELLS),
             page.definitions(latency_notes(rows)),
         ]
-        if self.later:
-            pieces += [page.heading(f"Against {self.baseline}"), page.table(*findings.as_table(self.later))]
-            pieces.append(page.note(LATER))
+        if self.delays:
+            pieces += [page.heading(f"Against {self.baseline}"), page.table(*findings.as_table(self.delays))]
+            pieces.append(page.note(DELAYS))
         return "\n".join(pieces)
 
     def losses(self) -> str:
         curves = {system: sources.read_curves(self.exp_root / system) for system in self.systems}
         if not any(curves.values()):
-            raise UserError(f"no TensorBoard files under {self.exp_root}; train with --tensorboard 1")
+            raise UserError(f"no TensorBoard files under {self.exp_root}", fix="train with --tensorboard 1")
         plots.plot_losses(curves, self.curve_colours, self.output / "loss.png")
-        caption = "Per 40 ms frame. The weighted sum holds the distillation losses in training and not in validation."
+        caption = "Per 40 ms frame. The weighted sum holds the distillation losses in training, but not in validation."
         return self.picture(self.output / "loss.png", "Small panels: each loss over batches, all systems.", caption)
 
     def relations(self) -> str:
-        """Of the first system that was distilled through branches."""
+        """The maps of the first system that was distilled through branches."""
         reasons = []
         for system in self.systems:
             try:
@@ -145,7 +145,7 @@ class Report:
                 reasons.append(str(error))
                 continue
             plots.plot_relations(relations, self.output / "relations.png")
-            alt = "Maps of which frames are alike, for queries, keys and values: teacher, auxiliary branch, student."
+            alt = "Maps of which frames are similar, for queries, keys and values: teacher, auxiliary branch, student."
             return self.picture(self.output / "relations.png", alt, _relations_caption(system, relations))
         raise UserError("; ".join(dict.fromkeys(reasons)))
 
@@ -156,8 +156,8 @@ class Report:
             if source.is_file():
                 path = self.output / f"similarity-{folder.resolve().name}.png"
                 plots.plot_similarity(sources.read_similarity(source), folder.resolve().name, path)
-                alt = "Heat map: how alike each student layer and each teacher layer are."
-                pictures.append(self.picture(path, alt, "Linear CKA: 1 is alike but for rotation and scale."))
+                alt = "Heat map: how similar each student layer and each teacher layer are."
+                pictures.append(self.picture(path, alt, "Linear CKA: 1 is equal up to rotation and scale."))
         if not pictures:
             raise UserError(f"no {sources.SIMILARITY_JSON} under {self.exp_root}")
         return "\n".join(pictures)
@@ -185,11 +185,11 @@ class Report:
                 if chosen:
                     pieces += [page.heading(f"{title} ({test_set})"), *map(page.comparison, chosen)]
         if not pieces:
-            raise UserError(f"no recogs files under {self.exp_root}; run decode.py again")
+            raise UserError(f"no recogs files under {self.exp_root}", fix="run decode.py again")
         return "\n".join(pieces)
 
     def picture(self, path: Path, alt: str, caption: str = "") -> str:
-        """The HTML of a PNG file; of one that would make the page too heavy, only where it is."""
+        """The HTML of a PNG file; where it would make the page too large, only its path."""
         self.pictures.append(path)
         self.bytes_left -= path.stat().st_size
         if self.bytes_left < 0:
@@ -215,8 +215,8 @@ class Report:
             rows = latency_rows(self.records)
             defined = "".join(f"- {name}: {meaning}\n" for name, meaning in latency_notes(rows).items())
             parts += ["## Latency\n", f"{LATENCY_CELLS}\n", rows_table(rows), defined]
-        if self.later:
-            parts += [f"{LATER}\n", rows_table(self.later)]
+        if self.delays:
+            parts += [f"{DELAYS}\n", rows_table(self.delays)]
         parts += [f"![{path.stem}]({os.path.relpath(path, self.output)})\n" for path in self.pictures]
         return "\n".join([*parts, "## Commands\n", commands_block(self.records)])
 
@@ -226,6 +226,6 @@ def _relations_caption(system: str, relations: Relations) -> str:
     return (
         f"{system}, cut {relations.cut_id}: \u201c{relations.text}\u201d. softmax(XX\u1d40/\u221ad) for X = Q, K, V, "
         f"mean over heads; frames of {relations.frame_ms} ms. Layer {student} of the student, its auxiliary branch, "
-        f"and layer {teacher} of the teacher, with the weights of {relations.weights.name}. The darker the more, one "
+        f"and layer {teacher} of the teacher, with the weights of {relations.weights.name}. Darker is more, on one "
         "scale per row; KL is the divergence from the teacher in nats."
     )

@@ -1,4 +1,4 @@
-"""What a report reads: result records, loss curves, layer similarities, and pictures that other scripts drew."""
+"""What a report reads: result records, loss curves, similarities of layers, and pictures that other commands drew."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CURVE_TAG = re.compile(r"train/(tot|valid)_(.+)")
 PHASES = {"tot": "training", "valid": "validation"}
 LOSSES = ("pruned_loss", "simple_loss", "ctc_loss", "feature_loss", "relation_loss", "apc_loss")  # shown first
 TOTAL = "loss"  # shown last: what it adds up differs between systems
-OF_NO_FAMILY = ("exp_dir", "delay_penalty", "resume", "start_epoch", "start_batch", "master_port", "tensorboard")
+NOT_OF_A_FAMILY = ("exp_dir", "delay_penalty", "resume", "start_epoch", "start_batch", "master_port", "tensorboard")
 
-Runs = dict[Path, list[Record]]  # by results JSON
+Runs = dict[Path, Sequence[Record]]  # by results JSON
 Curve = list[tuple[int, float]]  # (batch, loss per 40 ms frame)
 Curves = dict[str, dict[str, Curve]]  # by loss, by phase
 
@@ -38,7 +38,7 @@ class Similarity(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A system among those that were trained alike but for --delay-penalty; the family has the name of one of them."""
+    """A system and its family, whose trainings differ in --delay-penalty alone; one of them gives it its name."""
 
     family: str
     delay_penalty: float
@@ -51,7 +51,8 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
         path = exp_root / system / RESULTS_JSON
         if not path.is_file():
             raise UserError(
-                f"{path}: no such file; run decode.py --exp-dir {path.parent}, or leave {system} out of --systems"
+                f"{path}: no such file",
+                fix=f"run decode.py --exp-dir {path.parent}, or leave {system} out of --systems",
             )
         runs[path] = load_records(path)
     return runs
@@ -60,8 +61,8 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
 def read_families(runs: Runs) -> dict[str, Member]:
     """By system, its family and delay penalty, from the config.json beside its results.
 
-    A family is called after its member with the smallest penalty.  Systems without a config.json, and those of which
-    another has the same penalty as well, are families of their own.
+    A family bears the name of its member with the smallest penalty.  A system without a config.json is a family of its
+    own, and so is each system where two that were trained alike have the same penalty too.
     """
     found: dict[str, list[tuple[float, str]]] = {}  # by settings: penalties and systems
     for path, records in runs.items():
@@ -70,18 +71,19 @@ def read_families(runs: Runs) -> dict[str, Member]:
             if (path.parent / CONFIG_FILE).is_file():
                 config = asdict(ExperimentConfig.as_written(path.parent))
                 penalty = config["train"]["delay_penalty"]
-                config["train"] = {name: value for name, value in config["train"].items() if name not in OF_NO_FAMILY}
+                for name in NOT_OF_A_FAMILY:
+                    del config["train"][name]
                 settings = json.dumps(config)
             found.setdefault(settings, []).append((penalty, system))
     members = {}
     for family in found.values():
-        alone = len({penalty for penalty, _ in family}) < len(family)
-        members.update({system: Member(system if alone else min(family)[1], penalty) for penalty, system in family})
+        distinct = len({penalty for penalty, _ in family}) == len(family)
+        members.update({system: Member(min(family)[1] if distinct else system, penalty) for penalty, system in family})
     return members
 
 
 def read_curves(exp_dir: Path) -> Curves:
-    """Every loss in the TensorBoard files; a batch that a resumed run repeats counts once."""
+    """Every loss in the TensorBoard files; a batch that a resumed training repeats counts once."""
     folder = exp_dir / "tensorboard"
     if not folder.is_dir():
         return {}
@@ -109,10 +111,10 @@ def read_similarity(path: Path) -> Similarity:
         student, teacher = ([str(name) for name in content[f"{whose}_layers"]] for whose in ("student", "teacher"))
         cka = np.array(content["cka"], dtype=np.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a table of layer similarities ({error!r}); measure them again") from error
+        raise UserError(f"{path}: not a table of layer similarities ({error!r})", fix="measure them again") from error
     if not cka.size or cka.shape != (len(student), len(teacher)):
         raise UserError(
-            f"{path}: {len(student)} student and {len(teacher)} teacher layers, but a table of shape {cka.shape}; "
-            "measure them again"
+            f"{path}: {len(student)} student and {len(teacher)} teacher layers, but a table of shape {cka.shape}",
+            fix="measure them again",
         )
     return Similarity(student, teacher, cka)

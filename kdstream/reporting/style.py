@@ -1,19 +1,21 @@
-"""The look of every plot: drawn to a file, for a phone, 720 pixels wide with large letters."""
+"""The look of every plot: a file for a phone, 720 pixels wide, with large letters."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 COLOURS = (
     "#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77800", "#4a4a4a", "#17a2b8", "#a0522d", "#d63384", "#7a8b00",
 )  # fmt: skip
-PHONE = {
+PHONE: dict[Any, Any] = {
     "font.size": 15,
     "axes.titlesize": 16,
     "figure.dpi": 100,
@@ -27,11 +29,11 @@ WIDTH = 7.2  # inches; 720 pixels, a phone's width
 
 
 def phone_style() -> AbstractContextManager[None]:
-    """What to draw in."""
+    """The context in which to draw."""
     return plt.rc_context(PHONE)
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure and forgets it."""
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG and closes it."""
     figure.savefig(path)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Hypotheses of several systems, word under word, and which utterances are worth a look."""
+"""Hypotheses of several systems, word under word, and the utterances to show."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdstream.evaluation.scoring import read_recogs
 from kdstream.reporting.findings import preference
 from kdstream.reporting.sources import Runs
 
-GAP = ""  # stands where a row has no word; no word is empty
-SEPARATOR = " "  # kaldialign's own sign for a gap: no word of a split transcript is equal to it
+GAP = ""  # where a row has no word; no word is empty
+SEPARATOR = " "  # a gap for kaldialign; no word of a split transcript is a blank
 DIFFERING, WORST = 6, 4  # utterances shown of each test set
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One utterance in columns: a word of the reference, or GAP, over each system's word, or GAP."""
+    """One utterance in columns, each with a word of the reference and one of each system, or GAP."""
 
     cut_id: str
     reference: list[str]
@@ -40,13 +40,13 @@ class Comparison:
 
     @property
     def spread(self) -> int:
-        """Errors of the worst system less those of the best."""
+        """Errors of the worst system minus those of the best."""
         errors = [self.errors(system) for system in self.hypotheses]
         return max(errors) - min(errors)
 
 
 def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str, Sequence[str]]) -> Comparison:
-    """Aligns each hypothesis with the reference, and what they insert at the same place with one another."""
+    """Aligns each hypothesis with the reference, and words that they insert at the same place with each other."""
     inserted: dict[str, list[list[str]]] = {}  # by system: words before each reference word, and after the last
     heard: dict[str, list[str]] = {}  # by system: the word for each reference word
     for system, hypothesis in hypotheses.items():
@@ -69,7 +69,7 @@ def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str
 
 
 def comparable(runs: Runs, test_set: str) -> dict[str, tuple[Record, Path]]:
-    """By system, the run on this test set whose hypotheses to show, and its recogs file; only files that exist."""
+    """By system, the record on this test set whose hypotheses to show, and its recogs file, which exists."""
     found: dict[str, list[tuple[Record, Path]]] = {}
     for results_json, records in runs.items():
         for record in records:
@@ -80,7 +80,7 @@ def comparable(runs: Runs, test_set: str) -> dict[str, tuple[Record, Path]]:
 
 
 def compare_utterances(recogs: Mapping[str, Path]) -> list[Comparison]:
-    """Every utterance that all these systems (recogs files by system) have with the same reference."""
+    """Every utterance that all systems decoded with the same reference; `recogs` are files by system."""
     by_system = {system: {t.cut_id: t for t in read_recogs(path)} for system, path in recogs.items()}
     first, *others = by_system.values()
     shared = [t for t in first.values() if all(t.cut_id in o and o[t.cut_id].ref == t.ref for o in others)]
@@ -93,7 +93,7 @@ def compare_utterances(recogs: Mapping[str, Path]) -> list[Comparison]:
 def worth_reading(
     comparisons: Sequence[Comparison], differing: int = DIFFERING, worst: int = WORST
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Those where systems differ most, then of the others those with most errors; none without an error."""
+    """The utterances in which systems differ most, and of the others those with most errors; none without an error."""
     wrong = [c for c in comparisons if c.total]
     by_spread = sorted((c for c in wrong if c.spread), key=lambda c: (-c.spread, -c.total, c.cut_id))[:differing]
     left = [c for c in wrong if c not in by_spread]

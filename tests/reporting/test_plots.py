@@ -1,0 +1,44 @@
+"""The plots of a report: which records they show, and how."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kdstream.evaluation.latency import Spread
+from kdstream.reporting import plots
+from support.records import make_record
+
+
+def test_curves_join_what_is_not_beaten_in_latency_and_wer():
+    assert plots.pareto_front([(3.0, 5.0), (1.0, 9.0), (2.0, 9.5), (4.0, 5.0), (2.5, 7.0)]) == [
+        (1.0, 9.0),
+        (2.5, 7.0),
+        (3.0, 5.0),
+    ]
+    assert plots.pareto_front([]) == []
+
+
+def test_seeds_are_drawn_at_their_mean_latency():
+    one = make_record(seed=1, latency={"shown": Spread(9, 10.0, 1.0, 2.0, 3.0)})
+    other = make_record(seed=2, latency={"shown": Spread(9, 20.0, 1.0, 2.0, 3.0)})
+    assert plots.merged([one, other])[0].latency == {"shown": Spread(9, 15.0, 1.0, 2.0, 3.0)}
+    assert plots.merged([one, replace(other, latency={})])[0].latency == {}
+
+
+def test_plots_show_seeds_as_one_and_no_simulation_of_what_was_decoded_chunk_by_chunk():
+    simulated, chunkwise = make_record(), make_record(mode="chunkwise", wer=10.0)
+    other_seed = make_record(mode="chunkwise", wer=14.0, seed=7)
+    only_simulated = make_record(chunk_ms=320)
+    full = make_record(mode="full", chunk_ms=None, left_ms=None)
+    assert plots.merged([full, simulated, chunkwise, other_seed, only_simulated]) == [
+        full,
+        replace(chunkwise, wer=12.0, interval=(10.0, 14.0)),
+        only_simulated,
+    ]
+
+
+def test_whiskers_are_called_what_they_are():
+    one, two, other = make_record(seed=1), make_record(seed=2), make_record(system="other", seed=3)
+    assert plots._whiskers_are([one, other]) == "95 % interval"
+    assert plots._whiskers_are([one, two]) == "range of seeds"
+    assert plots._whiskers_are([one, two, other]) == "range of seeds (of one: 95 % interval)"

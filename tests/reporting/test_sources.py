@@ -1,0 +1,43 @@
+"""What a report reads: families of systems, loss curves, similarities of layers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.reporting import sources
+from kdstream.reporting.sources import Member
+from support.reporting import write_curves, write_measured
+
+
+def test_systems_that_differ_in_the_delay_penalty_alone_are_a_family(tmp_path):
+    write_measured(tmp_path)
+
+    def families() -> dict[str, Member]:
+        return sources.read_families(sources.read_runs(tmp_path, ("early", "plain", "o")))
+
+    assert families() == {"early": Member("plain", 0.01), "plain": Member("plain", 0.0), "o": Member("o", 0.0)}
+    (tmp_path / "o" / "config.json").write_text((tmp_path / "plain" / "config.json").read_text())
+    assert {member.family for member in families().values()} == {"early", "plain", "o"}  # twice the same penalty
+    (tmp_path / "o" / "config.json").unlink()
+    assert families() == {"early": Member("plain", 0.01), "plain": Member("plain", 0.0), "o": Member("o", 0.0)}
+
+
+def test_losses_are_read_whole_and_shown_in_a_fixed_order(tmp_path):
+    for system, losses in (("baseline", []), ("distilled", ["feature_loss", "token_loss"])):
+        write_curves(tmp_path / system, ["loss", "pruned_loss", *losses])
+    curves = {system: sources.read_curves(tmp_path / system) for system in ("teacher", "baseline", "distilled")}
+    assert curves["teacher"] == {}
+    assert sources.losses_in(curves) == ["pruned_loss", "feature_loss", "token_loss", "loss"]
+    assert set(curves["baseline"]["pruned_loss"]) == {"training", "validation"}
+    assert curves["distilled"]["token_loss"]["training"][1] == (20, pytest.approx(0.05))
+
+
+@pytest.mark.parametrize("cka", [[[1.0]], [], [["x", "y"]], [[1.0, 2.0], [1.0]]])
+def test_a_damaged_similarity_file_is_named(tmp_path, cka):
+    path = tmp_path / "layer_similarity.json"
+    path.write_text(json.dumps({"student_layers": ["0.0"], "teacher_layers": ["0.0", "1.0"], "cka": cka}))
+    with pytest.raises(UserError, match="layer_similarity.json"):
+        sources.read_similarity(path)
