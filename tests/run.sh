@@ -25,7 +25,7 @@ if [ "${KDSTREAM_WITHOUT_K2:-0}" != 1 ]; then
     exit 1
   }
   .venv-k2/bin/python -m pytest -q --durations=10 tests/models/test_k2_parity.py tests/models/test_rnnt_loss.py \
-    tests/decoding/test_fast_beam_search.py || status=$?
+    tests/decoding/test_lattice.py || status=$?
 fi
 .venv/bin/python -m pytest -q --durations=10 -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@" || status=$?
 exit "$status"

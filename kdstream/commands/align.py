@@ -24,15 +24,13 @@ from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
-from kdstream.config.command_line import RECORD_FLAGS, SEARCH_FLAGS, make_parser, read_experiment
+from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.data.cuts import text_of, write_manifest
 from kdstream.decoding.stream import encode_whole
 from kdstream.errors import UserError
 from kdstream.evaluation.latency import frame_start_ms
 from kdstream.evaluation.references import WORD
 from kdstream.evaluation.run import DecodingRun
-
-NOT_OF_ALIGN = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams")
 
 
 def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> list[tuple[int, int]] | None:
@@ -91,7 +89,7 @@ def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[Supe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, leave_out=NOT_OF_ALIGN)
+    parser = make_parser(__doc__, leave_out=(*search_flags(), *RECORD_FLAGS, "num_decode_streams"))
     parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
     args = parser.parse_args(argv)
     config, decode = read_experiment(args)

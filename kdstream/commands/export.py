@@ -23,10 +23,10 @@ from torch import Tensor
 
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.checkpoints.trained import load_trained
-from kdstream.config.command_line import RECORD_FLAGS, SEARCH_FLAGS, make_parser, read_experiment
+from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.settings import check_vocabulary, choose_chunk
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError
@@ -36,11 +36,9 @@ from kdstream.export.onnx import export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 
-NOT_OF_EXPORT = (*SEARCH_FLAGS, *RECORD_FLAGS, "num_decode_streams", "device")
-
 
 def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
-    decoder = StreamingDecoder(model, chunk, Search(), max_streams=1, traced=True)
+    decoder = StreamingDecoder(model, chunk, GreedySearch(), max_streams=1, traced=True)
 
     def hear(samples: Tensor) -> list[str]:
         stream = decoder.open()
@@ -54,7 +52,8 @@ def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> R
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, leave_out=NOT_OF_EXPORT, data_flags=("bpe_model",))
+    not_of_export = (*search_flags(), *RECORD_FLAGS, "num_decode_streams", "device")
+    parser = make_parser(__doc__, leave_out=not_of_export, data_flags=("bpe_model",))
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)
     speech = read_speech(args.check)

@@ -7,11 +7,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of, with_settings
-from kdstream.config.sections import DataConfig, DecodeConfig
+from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig
 
 DATA_FLAGS = (
     "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
@@ -20,11 +20,15 @@ CACHE_DATA_FLAGS = (
     "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
     "min_utterance_seconds", "max_utterance_seconds",
 )  # fmt: skip
-SEARCH_FLAGS = ("decoding_method", "beam_size", "beam", "max_contexts", "max_states", "max_sym_per_frame")
 RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and kept
 
 
-def read_flags(description: str, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:
+def search_flags() -> tuple[str, ...]:
+    """The flags that choose a search, and those of the searches."""
+    return ("decoding_method", *dict.fromkeys(item.name for search in SEARCHES.values() for item in fields(search)))
+
+
+def read_flags(description: str | None, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:
     """The experiment and how to decode it, for a script that has no flags of its own; see `read_experiment`.
 
     Args:
@@ -35,7 +39,7 @@ def read_flags(description: str, argv: Sequence[str] | None = None) -> tuple[Exp
 
 
 def make_parser(
-    description: str, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
+    description: str | None, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
 ) -> argparse.ArgumentParser:
     """A parser of DecodeConfig's flags but `leave_out`, and of `data_flags` that go before config.json."""
     parser = parser_of(description)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdstream.config.flags import Section, flag
+from kdstream.config.registry import Registry
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
-DECODING_METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
+
+# Dataclasses, of which each field is a flag below --decoding-method; kdstream.decoding.settings fills it.
+SEARCHES: Registry[Any] = Registry("decoding-method")
 
 
 @dataclass(frozen=True)
@@ -265,14 +269,7 @@ class DecodeConfig(Section):
     checkpoint: str = flag(
         "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
     )
-    decoding_method: str = flag(
-        "greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=DECODING_METHODS
-    )
-    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
-    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
-    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
-    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
-    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    decoding_method: str = flag("greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=SEARCHES)
     chunk_size: int | None = flag(
         None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
     )

@@ -1,17 +1,40 @@
-"""How a model is decoded: its chunk, its search and its tokens, from config.json and the flags."""
+"""The table of searches, and the choice of chunk and search from config.json and the flags."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig, ModelConfig
+from kdstream.config.flags import extend
+from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 
 
+def add_search(search: Any) -> Any:
+    """Adds a search to the table of --decoding-method, and its flags to DecodeConfig.  Serves as a class decorator.
+
+    Args:
+      search: a dataclass that is a subclass of Search.
+    Raises:
+      ValueError: a search or a flag of this name is there already.
+    """
+    extend(DecodeConfig, **{item.name: item for item in fields(search) if "help" in item.metadata})
+    return SEARCHES.add(search.method, search)
+
+
+for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch):
+    add_search(_search)
+
+
 def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None:
-    """The chunk to decode with; None for full context.  A flag goes before the first value in config.json."""
+    """The chunk to decode with; None for full context.  A flag takes precedence over the first value in config.json."""
     if decode.chunk_size is None and not model.causal:
         return None
     chunk = model.chunk_size[0] if decode.chunk_size is None else decode.chunk_size
@@ -20,15 +43,12 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None
 
 
 def choose_search(decode: DecodeConfig) -> Search:
-    """The search that the flags name.  Raises UserError on one that is out of range, or not there."""
-    return Search(
-        decode.decoding_method,
-        decode.beam_size,
-        decode.max_sym_per_frame,
-        decode.beam,
-        decode.max_contexts,
-        decode.max_states,
-    )
+    """The search that the flags name.
+
+    Raises UserError for a search that is unknown or cannot run here, and for a setting that is out of range.
+    """
+    search = SEARCHES.find(decode.decoding_method)
+    return search(**{item.name: getattr(decode, item.name) for item in fields(search)})
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:
@@ -36,5 +56,6 @@ def check_vocabulary(tokenizer: Tokenizer, config: ExperimentConfig, decode: Dec
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
-            f"{config.model.vocab_size}; give the --bpe-model it was trained with"
+            f"{config.model.vocab_size}",
+            fix="give the --bpe-model it was trained with",
         )

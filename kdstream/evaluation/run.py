@@ -1,4 +1,4 @@
-"""One trained model, decoded in one way: its test sets are scored, written and recorded."""
+"""One trained model, decoded in one way: scores its test sets, writes their files and adds their records."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from kdstream.evaluation.scoring import Alignment, Transcript
 
 
 class DecodingRun:
-    """A trained model that is decoded in one way.
+    """A trained model and one way of decoding it; `save` scores what was decoded.
 
     Args:
       config, decode: from `read_flags`.
       trained: the model that they name.
       chunkwise: chunk by chunk; else whole utterances, in simulated streaming where there is a chunk.
     Raises:
-      UserError: settings out of range, or none that stream.
+      UserError: settings that are out of range, or full context where streaming is asked for.
     """
 
     def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: Trained, chunkwise: bool) -> None:
@@ -51,7 +51,7 @@ class DecodingRun:
         self.chunk = choose_chunk(config.model, decode)
         if chunkwise and self.chunk is None:
             raise UserError(
-                f"{decode.exp_dir}: full context cannot go chunk by chunk; use decode.py, or see --chunk-size"
+                f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="use decode.py, or see --chunk-size"
             )
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
         self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
@@ -67,7 +67,7 @@ class DecodingRun:
         self.word_ends = {name: read_word_ends(paths, utterances.cuts) for name, utterances in sets.items()}
 
     def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
-        """Reference and hypothesis in words; with the times of the latter where delays are asked for."""
+        """Reference and hypothesis in words; with the times of the hypothesis where delays are measured."""
         tokenizer = self.data.tokenizer
         ends = tokenizer.word_ends(result.tokens) if self.word_ends else ()
         frames = tuple(result.timestamps[end] for end in ends)
@@ -76,7 +76,7 @@ class DecodingRun:
     def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
         """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON.
 
-        step_ms: what each step took, of streams that were decoded chunk by chunk.
+        step_ms: the milliseconds that each step took, where streams were decoded chunk by chunk.
         """
         transcripts = sorted(transcripts)
         alignments = scoring.align(transcripts)
@@ -100,7 +100,7 @@ class DecodingRun:
     def _measure(
         self, test_set: str, transcripts: Sequence[Transcript], alignments: Sequence[Alignment], path: Path
     ) -> Latency:
-        """Delays against --alignments, written to `path` by utterance."""
+        """Delays against --alignments; those of each utterance are written to `path`."""
         ends = self.word_ends[test_set]
         delays = [
             measure_delays(t.cut_id, alignment, t.frames, ends[t.cut_id], self.chunk)
@@ -151,31 +151,19 @@ class DecodingRun:
         return self.folder / f"{kind}-{test_set}-{self._suffix()}.txt"
 
     def _key(self) -> str:
-        """The setting, as icefall's streaming_decode.py (chunkwise) and decode.py call it."""
-        if not self.chunkwise:
-            return self.search.name
-        if self.search.method == "modified_beam_search":
-            return f"num-active-paths-{self.search.beam_size}"
-        if self.search.method == "fast_beam_search":
-            return "_".join(self.search.settings)
-        return self.search.name.replace("greedy_search", "greedy-search")
+        """The search, as icefall's streaming_decode.py (chunkwise) and decode.py call it."""
+        return self.search.streaming_name if self.chunkwise else self.search.name
 
     def _suffix(self) -> str:
-        """What sets this run's files apart, as icefall's two scripts spell it."""
-        search, suffix = self.search, self.trained.name
+        """What distinguishes this run's files from those of others, as icefall's two scripts spell it."""
+        suffix = self.trained.name
         if self.config.model.causal:
             chunk, left = (self.chunk.chunk, self.chunk.left) if self.chunk else (-1, -1)
             suffix += f"_chunk-{chunk}_left-context-{left}"
-        averaged = "use-averaged-model" if self.decode.use_averaged_model else ""
-        if self.chunkwise:
-            return suffix + (averaged and f"-{averaged}")
-        if search.method == "modified_beam_search":
-            suffix += f"__modified_beam_search__beam-size-{search.beam_size}"
-        elif search.method == "fast_beam_search":
-            suffix += "_" + "_".join(search.settings)
-        else:
-            suffix += f"_context-{self.config.model.context_size}_max-sym-per-frame-{search.max_sym_per_frame}"
-        return suffix + (averaged and f"_{averaged}")
+        if not self.chunkwise:
+            suffix += self.search.file_suffix(self.config.model.context_size)
+        averaged = f"{'-' if self.chunkwise else '_'}use-averaged-model"
+        return suffix + (averaged if self.decode.use_averaged_model else "")
 
 
 def _log_to(prefix: Path) -> None:

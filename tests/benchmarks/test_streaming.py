@@ -14,7 +14,7 @@ import torch
 from kdstream.benchmarks import streaming as bench_streaming
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render
 from kdstream.export.check import OnnxRecognizer
@@ -53,7 +53,7 @@ def test_streams_hear_the_same_audio_from_different_places():
 def setup(tmp_path_factory) -> bench_streaming.Setup:
     model, chunk = talkative_model(causal=True), ChunkConfig(8, 32)
     exported = bench_streaming.export(model, chunk, tmp_path_factory.mktemp("exported"))
-    return bench_streaming.Setup(model, chunk, Search(), 1, time.perf_counter, exported)
+    return bench_streaming.Setup(model, chunk, GreedySearch(), 1, time.perf_counter, exported)
 
 
 @pytest.mark.parametrize("name", bench_streaming.RUNTIMES)

@@ -15,9 +15,10 @@ from matplotlib.image import imread
 
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.search import Search
+from kdstream.decoding.settings import choose_search
 from kdstream.decoding.stream import decode_whole
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
@@ -101,7 +102,7 @@ def test_kept_are_the_cuts_whose_confidence_by_a_slow_reference_reaches_the_thre
 ):
     teacher = make_teacher(tmp_path / "exp", data, causal)
     chunk = ChunkConfig(8, 32) if causal else None
-    expected = slow_labels(model_of(teacher), data, chunk, Search(method))
+    expected = slow_labels(model_of(teacher), data, chunk, choose_search(DecodeConfig(decoding_method=method)))
     ranked = sorted(confidence for _, confidence in expected.values() if confidence is not None)
     threshold = (ranked[4] + ranked[5]) / 2
     flags = ("--decoding-method", method, "--max-duration", 4)

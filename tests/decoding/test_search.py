@@ -1,120 +1,27 @@
-"""Greedy and modified beam search: against slow references, batched, and continued."""
+"""What every search keeps to: streams in batches, in pieces and in any order, and results that change nothing."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Sequence
-
 import pytest
 import torch
-from torch import Tensor
 
-from kdstream.config.sections import ModelConfig
-from kdstream.decoding.search import Result, Search
-from kdstream.errors import UserError
-from kdstream.models.presets import resolve
-from kdstream.models.transducer import Transducer, build_model
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
+from support.searches import LENS, assert_same, decode, encoder_frames
 
 SEARCHES = (
-    Search("greedy_search"),
-    Search("greedy_search", max_sym_per_frame=3),
-    Search("modified_beam_search", beam_size=4),
-    Search("modified_beam_search", beam_size=1),
+    GreedySearch(),
+    GreedySearch(max_sym_per_frame=3),
+    ModifiedBeamSearch(beam_size=4),
+    ModifiedBeamSearch(beam_size=1),
 )
-LENS = (24, 15, 1, 20, 0, 24)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"context{size}")
 def model(request) -> Transducer:
     return talkative_model(context_size=request.param)
-
-
-def encoder_frames(model: Transducer, count: int = len(LENS), frames: int = 24, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 2.0 * torch.randn(count, frames, model.encoder.output_dim, generator=generator)
-
-
-def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> list[Result]:
-    return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
-
-
-def assert_same(ours: Result, theirs: Result) -> None:
-    assert ours.tokens == theirs.tokens
-    assert ours.timestamps == theirs.timestamps
-    assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
-    assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
-
-
-def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Result:
-    tokens, times, token_scores, total = [], [], [], 0.0
-    for t, frame in enumerate(frames):
-        for _ in range(max_sym_per_frame):
-            scores = log_probs(model, frame, tuple(tokens))
-            best = int(scores.argmax())
-            total += float(scores[best])
-            if best == 0:
-                break
-            tokens.append(best)
-            times.append(t)
-            token_scores.append(float(scores[best]))
-    return Result(tokens, times, total, token_scores)
-
-
-def slow_beam(model: Transducer, frames: Tensor, beam: int) -> Result:
-    """Paths in a dict from tokens to (log probability, timestamps, the tokens' own), as the definition reads."""
-    paths: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
-    for t, frame in enumerate(frames):
-        candidates = []
-        for tokens, (total, times, own) in paths.items():
-            for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
-                said = ((token,), [t], [score]) if token != 0 else ((), [], [])
-                candidates.append((total + score, tokens + said[0], times + said[1], own + said[2]))
-        candidates.sort(key=lambda candidate: -candidate[0])
-        paths = {}
-        for total, tokens, times, own in candidates[:beam]:
-            if tokens in paths:
-                before, times, own = paths[tokens]
-                total = math.log(math.exp(before - total) + 1.0) + total
-            paths[tokens] = (total, times, own)
-    best = max(paths, key=lambda tokens: paths[tokens][0] / (model.config.context_size + len(tokens)))
-    return Result(list(best), paths[best][1], paths[best][0], paths[best][2])
-
-
-@pytest.mark.parametrize("max_sym_per_frame", [1, 3])
-def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
-    encoder_out = encoder_frames(model)
-    ours = decode(model, Search(max_sym_per_frame=max_sym_per_frame), encoder_out, LENS)
-    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
-        assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame))
-    assert len(set(ours[0].tokens)) > 5  # else the model says too little for these tests to mean much
-
-
-@pytest.mark.parametrize("beam", [1, 2, 4, 7])
-def test_modified_beam_search_equals_a_slow_reference(model, beam):
-    encoder_out = encoder_frames(model)
-    ours = decode(model, Search("modified_beam_search", beam_size=beam), encoder_out, LENS)
-    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
-        assert_same(result, slow_beam(model, frames[:length], beam))
-
-
-def test_equal_hypotheses_are_merged(model):
-    """A beam that holds everything holds each sequence of at most two tokens once, and probability 1 in all."""
-    others = model.config.vocab_size - 1
-    search = Search("modified_beam_search", beam_size=(others + 1) ** 2)
-    state = search.advance(model, encoder_frames(model, count=1), torch.tensor([2]), search.start(model, 1))
-    assert int(state.log_prob.isfinite().sum()) == 1 + others + others**2
-    assert float(state.log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_beam_one_equals_greedy(model):
-    encoder_out = encoder_frames(model, seed=1)
-    greedy = decode(model, Search("greedy_search"), encoder_out, LENS)
-    beam = decode(model, Search("modified_beam_search", beam_size=1), encoder_out, LENS)
-    for one, other in zip(greedy, beam, strict=True):
-        assert_same(one, other)
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
@@ -206,63 +113,5 @@ def test_timestamps_never_fall_and_stay_within_the_stream(model):
             assert len(result.timestamps) == len(result.tokens)
             assert result.timestamps == sorted(result.timestamps)
             assert all(0 <= t < length for t in result.timestamps)
-            most = search.max_sym_per_frame if search.method == "greedy_search" else 1
+            most = search.max_sym_per_frame if isinstance(search, GreedySearch) else 1
             assert all(result.timestamps.count(t) <= most for t in result.timestamps)
-
-
-def test_one_predictor_and_one_joiner_call_per_frame(model):
-    """For all streams and paths together, and the predictor once to begin with: that is what makes a batch fast."""
-    calls: list[int] = []
-    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in (model.decoder, model.joiner)]
-    decode(model, Search("modified_beam_search"), encoder_frames(model), LENS)
-    for hook in hooks:
-        hook.remove()
-    assert len(calls) == 1 + 2 * max(LENS)
-
-
-def test_a_batch_costs_at_most_a_third_of_its_utterances_one_by_one():
-    torch.manual_seed(0)
-    config = resolve(ModelConfig(preset="tiny", causal=True, vocab_size=500))
-    model = build_model(config).eval()
-    encoder_out, search = encoder_frames(model, count=16, frames=50), Search("modified_beam_search", beam_size=4)
-
-    def seconds(pieces: Sequence[Tensor]) -> float:
-        """Of processor time, the least of three."""
-        taken = []
-        for _ in range(3):
-            start = time.process_time()
-            for piece in pieces:
-                decode(model, search, piece, [piece.size(1)] * piece.size(0))
-            taken.append(time.process_time() - start)
-        return min(taken)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would count twice while they wait for each other
-    try:
-        assert 3 * seconds([encoder_out]) <= seconds(encoder_out.split(1))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "k2", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "kdstream.decoding.fast_beam_search", raising=False)
-    monkeypatch.delattr("kdstream.decoding.fast_beam_search", raising=False)
-    with pytest.raises(UserError, match=r"fast_beam_search: needs k2 .*setup_env\.sh --k2"):
-        Search("fast_beam_search")
-
-
-@pytest.mark.parametrize(
-    "settings, named",
-    [
-        (dict(method="prefix_search"), "--decoding-method"),
-        (dict(beam_size=0), "--beam-size"),
-        (dict(max_sym_per_frame=0), "--max-sym-per-frame"),
-        (dict(beam=0.0), "--beam"),
-        (dict(max_contexts=0), "--max-contexts"),
-        (dict(max_states=-1), "--max-states"),
-    ],
-)
-def test_bad_settings_are_named(settings, named):
-    with pytest.raises(UserError, match=named):
-        Search(**settings)

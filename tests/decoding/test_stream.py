@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdstream.decoding.chunk_step import chunk_step, traced_step
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole, encode_whole
 from kdstream.errors import UserError
@@ -18,7 +20,7 @@ from support.decoding import talkative_model
 from support.models import CHEAP_FRONT_END, SETTINGS, random_batch
 
 CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64))
-SEARCHES = (Search("greedy_search"), Search("greedy_search", max_sym_per_frame=2), Search("modified_beam_search"))
+SEARCHES = (GreedySearch(), GreedySearch(max_sym_per_frame=2), ModifiedBeamSearch())
 LENS = (301, 222, 9, 97, 180, 23, 40)  # feature frames; 9 are the fewest that the front end takes
 TOLERANCE = 1e-5
 
@@ -70,31 +72,34 @@ def run_to_the_end(decoder: StreamingDecoder) -> None:
         pass
 
 
+@dataclass(frozen=True)
+class ListeningSearch(GreedySearch):
+    """Keeps what it is given."""
+
+    heard: list[Tensor] = field(default_factory=list)
+
+    def advance(self, model, encoder_out, encoder_out_lens, state):
+        assert encoder_out_lens.tolist() == [encoder_out.size(1)] * encoder_out.size(0)
+        self.heard.append(encoder_out)
+        return super().advance(model, encoder_out, encoder_out_lens, state)
+
+
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 @torch.no_grad()
-def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk, monkeypatch):
+def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk):
     """Ragged streams of different ages against one padded batch, the tails included."""
-    heard: list[Tensor] = []
-    advance = Search.advance
-
-    def listen(self, model, encoder_out, lens, state):
-        assert lens.tolist() == [encoder_out.size(1)] * encoder_out.size(0)
-        heard.append(encoder_out)
-        return advance(self, model, encoder_out, lens, state)
-
-    decoder = StreamingDecoder(model, chunk, Search(), max_streams=3)
+    search = ListeningSearch()
+    decoder = StreamingDecoder(model, chunk, search, max_streams=3)
     streams = [decoder.open() for _ in utterances]
     for stream, features in zip(streams, utterances, strict=True):
         stream.accept_features(features)
         stream.finish()
     frames: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
-    with monkeypatch.context() as patch:
-        patch.setattr(Search, "advance", listen)
-        for stepped in iter(decoder.step, []):
-            for stream, out in zip(stepped, heard[-1], strict=True):
-                frames[stream].append(out)
-            for stream in stepped:
-                stream.closed = stream.done
+    for stepped in iter(decoder.step, []):
+        for stream, out in zip(stepped, search.heard[-1], strict=True):
+            frames[stream].append(out)
+        for stream in stepped:
+            stream.closed = stream.done
 
     padded, lens = pad_to_whole_chunks(
         torch.nn.utils.rnn.pad_sequence(list(utterances), batch_first=True), torch.tensor(LENS), chunk.chunk
@@ -152,7 +157,7 @@ def test_live_streams_that_join_stall_and_leave_equal_whole_utterances(model, ut
 
 
 def test_partial_results_of_greedy_search_grow_into_the_final_one(model, utterances):
-    decoder = StreamingDecoder(model, CHUNKS[0], Search())
+    decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch())
     stream = decoder.open()
     stream.accept_features(utterances[0])
     partial = []
@@ -168,7 +173,7 @@ def test_partial_results_of_greedy_search_grow_into_the_final_one(model, utteran
 def test_the_silence_after_the_end_is_decoded_once(model):
     """A chunk of features is decoded only when its look-ahead is there, or by `finish`."""
     chunk = CHUNKS[0]
-    decoder = StreamingDecoder(model, chunk, Search())
+    decoder = StreamingDecoder(model, chunk, GreedySearch())
     stream = decoder.open()
     stream.accept_features(torch.zeros(chunk.input_frames - 1, 80))
     assert decoder.step() == [] and not stream.done
@@ -183,12 +188,12 @@ def test_the_silence_after_the_end_is_decoded_once(model):
 def test_utterances_too_short_for_the_front_end_get_one_chunk(model, frames):
     features = random_batch((12,))[0][0, :frames]
     chunk = CHUNKS[0]
-    decoder = StreamingDecoder(model, chunk, Search())
-    assert_same(chunkwise(decoder, [features]), whole(model, [features], chunk, Search()))
+    decoder = StreamingDecoder(model, chunk, GreedySearch())
+    assert_same(chunkwise(decoder, [features]), whole(model, [features], chunk, GreedySearch()))
 
 
 def test_features_after_the_end_are_refused(model):
-    stream = StreamingDecoder(model, CHUNKS[0], Search()).open()
+    stream = StreamingDecoder(model, CHUNKS[0], GreedySearch()).open()
     stream.finish()
     with pytest.raises(ValueError, match="after the end"):
         stream.accept_features(torch.zeros(10, 80))
@@ -202,14 +207,14 @@ def test_utterances_are_read_only_as_places_become_free(model, utterances):
             read.append(n)
             yield n, features
 
-    results = decode_streams(StreamingDecoder(model, CHUNKS[0], Search(), max_streams=2), reading())
+    results = decode_streams(StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=2), reading())
     next(results)
     assert len(read) < len(utterances)
     assert len(list(results)) == len(utterances) - 1
 
 
 def test_every_step_that_decodes_something_is_timed(model, utterances):
-    decoder, step_ms = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=len(utterances)), []
+    decoder, step_ms = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=len(utterances)), []
     list(decode_streams(decoder, enumerate(utterances), step_ms))
     longest = decoder.open()
     longest.accept_features(max(utterances, key=len))
@@ -225,45 +230,14 @@ def test_every_step_that_decodes_something_is_timed(model, utterances):
 @pytest.mark.parametrize("chunk", [ChunkConfig(3, 6), ChunkConfig(8, -1)], ids=str)
 def test_a_chunk_that_does_not_fit_is_refused(model, chunk):
     with pytest.raises(UserError, match="--(chunk-size|left-context-frames)"):
-        StreamingDecoder(model, chunk, Search())
+        StreamingDecoder(model, chunk, GreedySearch())
 
 
 def test_a_decoder_for_no_streams_is_refused(model):
     with pytest.raises(UserError, match="--num-decode-streams"):
-        StreamingDecoder(model, CHUNKS[0], Search(), max_streams=0)
-
-
-@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
-def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chunk):
-    steps = [chunk_step(model, chunk, traced) for traced in (False, True)]
-    generator = torch.Generator().manual_seed(0)
-    for streams in (1, 3, 8):
-        states = [model.init_state(streams, chunk)] * 2
-        states[0].processed[0] = 1000  # a stream of another age
-        for _ in range(3):
-            features = torch.randn(streams, chunk.input_frames, 80, generator=generator) * 3 - 6
-            with torch.no_grad():
-                outs, states = zip(
-                    *(step(features, state) for step, state in zip(steps, states, strict=True)), strict=False
-                )
-            for one, other in zip([outs[0], *states[0].tensors()], [outs[1], *states[1].tensors()], strict=True):
-                assert (one - other).abs().max() <= 5e-6  # sums are taken in another order
-
-
-@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
-def test_a_traced_step_computes_what_is_always_the_same_once(model, chunk):
-    """No operation has constants alone for inputs, none calls Python, and no number is cast at every step."""
-    constants = set()
-    for node in traced_step(model, chunk).graph.nodes():
-        if node.kind() == "prim::Constant":
-            constants.update(output.debugName() for output in node.outputs())
-            number = node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").dim() == 0
-            assert not number or node.t("value").dtype != torch.float64, node
-        else:
-            assert not constants.issuperset(value.debugName() for value in node.inputs()), node
-            assert node.kind() != "prim::PythonOp", node
+        StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=0)
 
 
 def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
-    decoder = StreamingDecoder(model, CHUNKS[0], Search(), max_streams=3, traced=True)
-    assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], Search()))
+    decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=3, traced=True)
+    assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], GreedySearch()))

@@ -19,7 +19,7 @@ from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import FbankStream, find_audio, microphone, read_audio_file
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.errors import UserError
@@ -62,7 +62,7 @@ def by_name(printed: str) -> dict[str, dict[str, Any]]:
 def make_transcriber(exp_dir: Path, **changed: Any) -> Transcriber:
     config = ExperimentConfig.load(exp_dir)
     model = load_trained(config, DecodeConfig(exp_dir=str(exp_dir))).model
-    settings = dict(search=Search(), chunk=CHUNK, num_streams=4, max_seconds=10.0)
+    settings = dict(search=GreedySearch(), chunk=CHUNK, num_streams=4, max_seconds=10.0)
     return Transcriber(model, Tokenizer(config.data.bpe_model), **{**settings, **changed})
 
 
@@ -104,7 +104,7 @@ def test_words_are_those_of_the_whole_text(exp_dir, audio):
     transcriber = make_transcriber(exp_dir)
     (heard,) = transcriber.files([audio / "mono.wav"], refuse)
     features = compute_fbank(read_audio_file(audio / "mono.wav"))
-    (whole,) = decode_whole(transcriber.model, features[None], torch.tensor([len(features)]), CHUNK, Search())
+    (whole,) = decode_whole(transcriber.model, features[None], torch.tensor([len(features)]), CHUNK, GreedySearch())
     assert heard.text == transcriber.tokenizer.decode(whole.tokens)
     assert heard.words[0].start == pytest.approx(whole.timestamps[0] * 0.04)
 
@@ -150,7 +150,7 @@ def test_audio_in_a_directory_is_found_in_order(audio, tmp_path):
         ((), "name audio files"),
         (("a.wav", "--microphone", 1), "name audio files"),
         (("a.wav", "--bpe-model", "none.model"), "none.model"),
-        (("a.wav", "--max-states", 0), "--max-states"),
+        (("a.wav", "--max-sym-per-frame", 0), "--max-sym-per-frame"),
     ],
 )
 def test_bad_input_gets_one_line(exp_dir, monkeypatch, args, named):

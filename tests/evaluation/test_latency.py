@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError
 from kdstream.evaluation import latency, scoring
@@ -59,7 +59,7 @@ def test_the_last_frame_of_a_chunk_waits_for_the_look_ahead_and_the_first_for_th
 @pytest.mark.parametrize("chunk", [ChunkConfig(8, 32), ChunkConfig(16, 32)], ids=str)
 def test_tokens_are_shown_when_a_stream_that_is_fed_frame_by_frame_first_has_them(chunk):
     model = talkative_model(chunk_size=(8, 16))
-    stream_decoder = StreamingDecoder(model, chunk, Search())
+    stream_decoder = StreamingDecoder(model, chunk, GreedySearch())
     stream = stream_decoder.open()
     features = random_batch((200,))[0][0]
     seen = []

@@ -17,12 +17,10 @@ from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.command_line import read_flags
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
-from kdstream.decoding.settings import choose_chunk
+from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import Record, load_records
 from kdstream.evaluation.scoring import read_recogs
-from kdstream.models.streaming import ChunkConfig
 from support.decoding import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
 from support.paths import ROOT
 
@@ -182,7 +180,7 @@ def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
         ("whole", ("--left-context-frames", 12), "--left-context-frames"),
         ("whole", ("--epoch", 5), "epoch-5.pt"),
         ("whole", ("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
-        ("whole", ("--beam-size", 0), "--beam-size"),
+        ("whole", ("--decoding-method", "modified_beam_search", "--beam-size", 0), "--beam-size 0: must be at least 1"),
         ("chunkwise", ("--num-decode-streams", 0), "--num-decode-streams"),
         ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),
         ("whole", ("--bpe-model", "none.model"), "none.model"),
@@ -213,15 +211,6 @@ def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_d
     replace(config, data=replace(config.data, test_cuts=("old.jsonl.gz",))).save(exp_dir)
     assert read_flags("", ["--exp-dir", str(exp_dir)])[0].data.test_cuts == ("old.jsonl.gz",)
     assert read_flags("", ["--exp-dir", str(exp_dir), "--test-parts", "a"])[0].data.test_cuts == ()
-
-
-def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
-    model = ModelConfig(causal=True, chunk_size=(16, 32, -1), left_context_frames=(64, -1))
-    assert choose_chunk(model, DecodeConfig()) == ChunkConfig(16, 64)
-    assert choose_chunk(model, DecodeConfig(chunk_size=8)) == ChunkConfig(8, 64)
-    assert choose_chunk(model, DecodeConfig(chunk_size=32, left_context_frames=-1)) == ChunkConfig(32, -1)
-    assert choose_chunk(model, DecodeConfig(chunk_size=-1)) is None
-    assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from kdstream.config.sections import DecodeConfig, ModelConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, check, listen, read_speech, with_tail
 from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
@@ -73,7 +73,7 @@ def heard_by_streaming_decode(exp_dir: Path, samples: dict[str, Tensor], chunk: 
     pieces = Tokenizer(config.data.bpe_model).tokens
     model = load_trained(config, DecodeConfig(exp_dir=str(exp_dir))).model
     utterances = [(name, compute_fbank(x)) for name, x in samples.items()]
-    results = decode_streams(StreamingDecoder(model, chunk, Search()), utterances)
+    results = decode_streams(StreamingDecoder(model, chunk, GreedySearch()), utterances)
     heard = {name: [pieces[token] for token in result.tokens] for name, result in results}
     assert sum(len(set(tokens)) > 3 for tokens in heard.values()) >= len(samples) // 2
     return heard

@@ -23,7 +23,7 @@ import torch
 from kdstream.config.sections import ModelConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.export.onnx import export_onnx
 from kdstream.models.presets import resolve
@@ -50,7 +50,7 @@ class Served(NamedTuple):
     def offline(self, audio: dict[str, np.ndarray]) -> dict[str, str]:
         """What torch hears in samples (S,) at 16 kHz, chunk by chunk."""
         utterances = [(name, compute_fbank(torch.from_numpy(samples))) for name, samples in audio.items()]
-        heard = decode_streams(StreamingDecoder(self.model, CHUNK, Search()), utterances)
+        heard = decode_streams(StreamingDecoder(self.model, CHUNK, GreedySearch()), utterances)
         return {name: self.tokenizer.decode(result.tokens) for name, result in heard}
 
 

@@ -11,7 +11,7 @@ import pytest
 from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.module import AsrDataModule
-from kdstream.decoding.search import Search
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
@@ -61,7 +61,7 @@ def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
     references, hypotheses = [], []
     for batch in loader:
         chunk = ChunkConfig(trained.model.chunk_size[0], trained.model.left_context_frames[0])
-        results = decode_whole(model, batch.features, batch.feature_lens, chunk, Search("greedy_search"))
+        results = decode_whole(model, batch.features, batch.feature_lens, chunk, GreedySearch())
         references += batch.texts
         hypotheses += [module.tokenizer.decode(result.tokens) for result in results]
     assert len(references) == 32

@@ -14,7 +14,8 @@ from torch import Tensor
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DistillConfig, TrainConfig
-from kdstream.decoding.search import Result, Search
+from kdstream.decoding.lattice import FastBeamSearch
+from kdstream.decoding.search import Result
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
 from kdstream.errors import UserError
 from kdstream.evaluation.records import load_records
@@ -22,36 +23,20 @@ from kdstream.evaluation.scoring import read_recogs
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from support.decoding import SCRIPTS, log_probs, noise_test_set, run_script, talkative_model
+from support.searches import LENS, assert_same, decode, encoder_frames
 
 try:
     import k2  # noqa: F401
 except ImportError:
     pytest.skip("needs k2: bash local/setup_env.sh --k2", allow_module_level=True)
 
-LENS = (24, 15, 1, 20, 0, 24)
-EVERYTHING = Search("fast_beam_search", beam=1000.0, max_contexts=1000, max_states=1000)
-USUAL = Search("fast_beam_search")
+EVERYTHING = FastBeamSearch(beam=1000.0, max_contexts=1000, max_states=1000)
+USUAL = FastBeamSearch()
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=lambda size: f"context{size}")
 def model(request) -> Transducer:
     return talkative_model(context_size=request.param, vocab_size=9)
-
-
-def encoder_frames(model: Transducer, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 2.0 * torch.randn(len(LENS), 24, model.encoder.output_dim, generator=generator)
-
-
-def decode(model: Transducer, search: Search, encoder_out: Tensor, lens) -> list[Result]:
-    return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
-
-
-def assert_same(ours: Result, theirs: Result) -> None:
-    assert ours.tokens == theirs.tokens
-    assert ours.timestamps == theirs.timestamps
-    assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
-    assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
 
 
 @torch.no_grad()
@@ -79,7 +64,7 @@ def test_with_nothing_pruned_it_finds_the_most_probable_sequence():
         model = talkative_model(context_size=context_size, vocab_size=4, seed=seed)
         with torch.no_grad():
             model.joiner.output_linear.bias[0] = 0.0
-        encoder_out, lens = encoder_frames(model, seed)[:, :5], (5, 4, 1, 5, 0, 3)
+        encoder_out, lens = encoder_frames(model, seed=seed)[:, :5], (5, 4, 1, 5, 0, 3)
         ours = decode(model, EVERYTHING, encoder_out, lens)
         for result, frames, length in zip(ours, encoder_out, lens, strict=True):
             assert_same(result, most_probable(model, frames[:length]))
@@ -90,7 +75,7 @@ def test_with_nothing_pruned_it_finds_the_most_probable_sequence():
 def test_a_narrow_beam_finds_less_probable_sequences(model):
     wide, narrow = (
         sum(result.log_prob for result in decode(model, search, encoder_frames(model), LENS))
-        for search in (EVERYTHING, Search("fast_beam_search", beam=0.1, max_contexts=1, max_states=1))
+        for search in (EVERYTHING, FastBeamSearch(beam=0.1, max_contexts=1, max_states=1))
     )
     assert narrow < wide - 0.1
 
@@ -123,6 +108,34 @@ def test_continued_in_another_order_equals_whole(model):
         order = [order[place] for place in shuffle]
     for n, result in zip(order, state.results(), strict=True):
         assert_same(result, expected[n])
+
+
+def test_looking_at_results_changes_none_of_them(model):
+    """However often, in the middle and at the end, and where the search prunes most."""
+    for search in (USUAL, FastBeamSearch(beam=4.0, max_contexts=2, max_states=4)):
+        encoder_out = encoder_frames(model)
+        pieces = [encoder_out[:, begin : begin + 4] for begin in range(0, 24, 4)]
+        lens = [(torch.tensor(LENS) - begin).clamp(0, 4) for begin in range(0, 24, 4)]
+        unseen, seen = search.start(model, len(LENS)), search.start(model, len(LENS))
+        for piece, length in zip(pieces, lens, strict=True):
+            unseen = search.advance(model, piece, length, unseen)
+            seen = search.advance(model, piece, length, seen)
+            first = seen.results()
+            assert seen.results() == first
+            assert [state.results()[0] for state in seen.unstack()] == first
+        assert seen.results() == unseen.results() == decode(model, search, encoder_out, LENS)
+
+
+def test_the_results_of_a_state_stay_when_the_search_goes_on(model):
+    encoder_out, lens = encoder_frames(model), torch.tensor(LENS)
+    state = USUAL.advance(model, encoder_out, lens, USUAL.start(model, len(LENS)))
+    before = state.results()
+    USUAL.advance(model, encoder_out, lens, state)
+    assert state.results() == before
+
+
+def test_a_stream_that_has_heard_nothing_says_nothing(model):
+    assert USUAL.start(model, 2).results() == [Result([], [], 0.0)] * 2
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["python", "traced"])

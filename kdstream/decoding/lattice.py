@@ -1,0 +1,246 @@
+"""fast_beam_search: k2's RnntDecodingStreams over many streams at once, with at most one symbol per frame.
+
+Where modified beam search keeps B paths, k2 keeps a lattice of all paths within `beam` of the best one, pruned to
+so many predictor contexts and states per frame.  The graph is trivial: any token may follow any other.  The answer is
+chosen from the lattice as modified beam search chooses among its paths.  That is close to icefall's
+fast_beam_search_nbest, but without chance; icefall's fast_beam_search takes the best alignment.
+
+k2 is imported when the search is built, not before: this module is there without it.
+
+Shapes: as in search.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdstream.config.flags import flag
+from kdstream.decoding.search import Result, Search, joiner_log_probs, predict
+from kdstream.errors import UserError, option
+from kdstream.models.transducer import Transducer
+
+KEPT = 64  # token sequences among which the answer is chosen
+NEVER = -1e9  # log probability of what must not happen; with -inf k2 would compute inf - inf
+
+RnntDecodingStream = Any  # k2's classes, which are not there without it
+RnntDecodingStreams = Any
+RnntDecodingConfig = Any
+Fsa = Any
+
+
+def import_k2() -> Any:
+    """k2.  Raises UserError, with what to do about it, where it is not installed."""
+    try:
+        import k2  # pyright: ignore[reportMissingImports]  # it is not there in most environments
+    except (ImportError, OSError) as error:  # OSError: a wheel built against another torch
+        raise UserError(
+            f"needs k2 ({error})",
+            flag=option("decoding_method", FastBeamSearch.method),
+            fix="run `bash local/setup_env.sh --k2` and decode with `.venv-k2/bin/python ... --checkpoint "
+            "EXP_DIR/pretrained.pt`, or use modified_beam_search",
+        ) from error
+    return k2
+
+
+@dataclass
+class LatticeState:
+    """Lattices of N streams between two calls.
+
+    A lattice has one frame for each output frame, and one more, a blank that costs nothing, where it began and where
+    each call ended: k2 leaves the last frame out of the paths that it gives.  The search goes on after such a frame as
+    if it had not been.
+
+    streams: N; k2 keeps in each what belongs to it, and appends to it.
+    readers: N, each with one of the streams; k2 reads lattices by objects that advance no more.
+    times: for each stream the output frame of every frame of its lattice.
+    frames: output frames that each stream has consumed.
+    config: the same in all.
+    """
+
+    streams: list[RnntDecodingStream]
+    readers: list[RnntDecodingStreams]
+    times: list[list[int]]
+    frames: list[int]
+    config: RnntDecodingConfig
+
+    @classmethod
+    def stack(cls, states: Sequence[LatticeState]) -> LatticeState:
+        """One state of all the streams of `states`."""
+        return cls(
+            [stream for state in states for stream in state.streams],
+            [reader for state in states for reader in state.readers],
+            [times for state in states for times in state.times],
+            [frames for state in states for frames in state.frames],
+            states[0].config,
+        )
+
+    def unstack(self) -> list[LatticeState]:
+        """States of one stream each."""
+        return [
+            LatticeState(
+                self.streams[n : n + 1],
+                self.readers[n : n + 1],
+                self.times[n : n + 1],
+                self.frames[n : n + 1],
+                self.config,
+            )
+            for n in range(len(self.frames))
+        ]
+
+    def results(self) -> list[Result]:
+        """The best token sequence of each stream so far, with the timestamps of its best alignment."""
+        k2, context_size = import_k2(), self.config.decoder_history_len
+        answers = []
+        with torch.inference_mode(False), torch.no_grad():
+            for reader, times in zip(self.readers, self.times, strict=True):
+                lattice = reader.format_output([len(times)], allow_partial=True)
+                lattice = k2.connect(lattice)  # without what cannot reach the end
+                answers.append(most_probable(lattice[0], times, context_size))
+        return answers
+
+
+@dataclass(frozen=True)
+class FastBeamSearch(Search[LatticeState]):
+    """Keeps the paths within `beam` of the best in k2's lattice, in so many predictor contexts and states per frame.
+
+    Raises UserError where k2 is not installed.
+    """
+
+    method = "fast_beam_search"
+    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
+    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
+    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "max_contexts", "max_states"):
+            self._require(name, getattr(self, name) > 0, "must be positive")
+        import_k2()
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"beam-{self.beam}", f"max-contexts-{self.max_contexts}", f"max-states-{self.max_states}"]
+
+    @property
+    def streaming_name(self) -> str:
+        return "_".join(self.settings)
+
+    def file_suffix(self, context_size: int) -> str:
+        return "_" + "_".join(self.settings)
+
+    @torch.inference_mode(False)  # k2 counts the versions of its tensors, which those of inference mode do not have
+    @torch.no_grad()
+    def start(self, model: Transducer, num_streams: int) -> LatticeState:
+        k2, vocab_size = import_k2(), model.config.vocab_size
+        graph = k2.trivial_graph(vocab_size - 1, next(model.parameters()).device)
+        config = k2.RnntDecodingConfig(
+            vocab_size, model.config.context_size, self.beam, self.max_states, self.max_contexts
+        )
+        streams = [k2.RnntDecodingStream(graph) for _ in range(num_streams)]
+        readers = [_append_blank([stream], config) for stream in streams]
+        return LatticeState(streams, readers, [[0] for _ in streams], [0] * num_streams, config)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def advance(
+        self, model: Transducer, encoder_out: Tensor, encoder_out_lens: Tensor, state: LatticeState
+    ) -> LatticeState:
+        k2 = import_k2()
+        encoded = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
+        lens = encoder_out_lens.tolist()
+        begin = 0
+        for end in sorted({*lens} - {0}):  # between two lengths the same streams go on
+            rows = [n for n, length in enumerate(lens) if length >= end]
+            streams = k2.RnntDecodingStreams([state.streams[n] for n in rows], state.config)
+            for frames in encoded[rows, begin:end].unbind(1):  # (N', D)
+                shape, context = streams.get_contexts()
+                context = context.to(torch.int64)  # (M, C) of all streams together
+                # k2 begins with blanks only; before the last one of them stands nothing, as in training
+                context[:, :-1] = context[:, :-1].masked_fill(context[:, 1:] == model.config.blank_id, -1)
+                frames = frames[shape.row_ids(1).to(torch.int64)]  # (M, D)
+                streams.advance(joiner_log_probs(model, frames, predict(model, context)))
+            streams.terminate_and_flush_to_streams()
+            begin = end
+        if any(lens):
+            _append_blank([stream for stream, more in zip(state.streams, lens, strict=True) if more], state.config)
+        frames = [done + more for done, more in zip(state.frames, lens, strict=True)]
+        times = [
+            [*before, *range(done, after), after] if after > done else before
+            for before, done, after in zip(state.times, state.frames, frames, strict=True)
+        ]
+        return LatticeState(state.streams, state.readers, times, frames, state.config)
+
+
+def _append_blank(streams: list[RnntDecodingStream], config: RnntDecodingConfig) -> RnntDecodingStreams:
+    """Appends a frame to each lattice on which every path takes a blank at no cost.
+
+    k2 gives each of its states another one on such a frame, in which the graph ends: with room for both, none that
+    could go on is pruned, and the search goes on as if the frame had not been.
+    """
+    k2 = import_k2()
+    room = k2.RnntDecodingConfig(
+        config.vocab_size, config.decoder_history_len, config.beam, 2 * config.max_states, config.max_contexts
+    )
+    batch = k2.RnntDecodingStreams(streams, room)
+    contexts = batch.get_contexts()[1]
+    scores = torch.full((contexts.size(0), config.vocab_size), NEVER, device=contexts.device)
+    scores[:, 0] = 0.0
+    batch.advance(scores)
+    batch.terminate_and_flush_to_streams()
+    return batch
+
+
+class Path(NamedTuple):
+    """A token sequence in a lattice: the state it has come to, the sum over its alignments, and the best of them."""
+
+    state: int
+    log_prob: float
+    best: Result
+
+
+def most_probable(lattice: Fsa, times: Sequence[int], context_size: int) -> Result:
+    """The token sequence with the highest log probability per symbol, counted as in PathState.results.
+
+    That of a sequence is the sum over its alignments.  The single best alignment would not do: where a model is
+    unsure of the time of a token, saying nothing is more probable than the token at any one time.
+
+    Args:
+      lattice: every path has one arc for each of `times`, labelled 0 for blank and -1 for the last one.
+    """
+    arcs: dict[int, list[tuple[int, int, float]]] = defaultdict(list)  # by the state that they leave
+    for (source, target, label), score in zip(
+        lattice.arcs.values()[:, :3].tolist(), lattice.scores.tolist(), strict=True
+    ):
+        arcs[source].append((target, label, score))
+    paths: dict[tuple[int, ...], Path] = {(): Path(0, 0.0, Result([], [], 0.0))}
+    for t in times:
+        longer: dict[tuple[int, ...], Path] = {}
+        for tokens, (state, log_prob, best) in paths.items():
+            for target, label, score in arcs[state]:
+                after = _after(best, label, t, score)
+                said = tokens + (label,) if label > 0 else tokens
+                total = log_prob + score
+                if said in longer:
+                    other = longer[said]
+                    total = float(np.logaddexp(total, other.log_prob))
+                    after = max(after, other.best, key=attrgetter("log_prob"))
+                longer[said] = Path(target, total, after)
+        paths = dict(heapq.nlargest(KEPT, longer.items(), key=lambda item: item[1].log_prob))
+    _, total, best = max(paths.values(), key=lambda path: path.log_prob / (context_size + len(path.best.tokens)))
+    return replace(best, log_prob=total)
+
+
+def _after(path: Result, label: int, t: int, score: float) -> Result:
+    """A path after one more arc."""
+    log_prob = path.log_prob + score
+    if label <= 0:
+        return Result(path.tokens, path.timestamps, log_prob, path.token_log_probs)
+    return Result([*path.tokens, label], [*path.timestamps, t], log_prob, [*path.token_log_probs, score])

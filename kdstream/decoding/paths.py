@@ -1,0 +1,151 @@
+"""The paths that greedy search and modified beam search keep: tokens, times and log probabilities.
+
+A path's newest part lies in tensors, so that one call of the predictor and one of the joiner serve all paths of all
+streams; Python sees tokens once per chunk.
+
+Shapes: as in search.py, and B paths per stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdstream.decoding.search import Result, predict
+from kdstream.models.transducer import Transducer
+
+
+class Segment(NamedTuple):
+    """Tokens that one call appended to a path, and the path before them; `length` tokens in all.
+
+    Paths that share a past share its segments, so that no call copies what was said before it.
+    """
+
+    tokens: list[int]
+    timestamps: list[int]
+    log_probs: list[float]
+    previous: Segment | None
+    length: int
+
+
+NO_TOKENS = Segment([], [], [], None, 0)
+
+
+@dataclass
+class PathState:
+    """B paths of each of N streams between two calls.  Dimension 0 of every tensor, and of every list, is the stream.
+
+    context: (N, B, C) int64, the tokens that the predictor sees next; -1 before the first one.
+    predicted: (N, B, D), what it makes of them.
+    log_prob: (N, B) float32; -inf marks a path that is not in use.
+    key: (N, B) int64, a hash of the path's tokens: equal keys are equal paths (one path: unused).
+    histories: N lists of B segments.
+    frames: output frames that each stream has consumed.
+    """
+
+    context: Tensor
+    predicted: Tensor
+    log_prob: Tensor
+    key: Tensor
+    histories: list[list[Segment]]
+    frames: list[int]
+
+    @classmethod
+    def stack(cls, states: Sequence[PathState]) -> PathState:
+        """One state of all the streams of `states`."""
+        return cls(
+            torch.cat([state.context for state in states]),
+            torch.cat([state.predicted for state in states]),
+            torch.cat([state.log_prob for state in states]),
+            torch.cat([state.key for state in states]),
+            [paths for state in states for paths in state.histories],
+            [frames for state in states for frames in state.frames],
+        )
+
+    def unstack(self) -> list[PathState]:
+        """States of one stream each (views of the tensors)."""
+        return [
+            PathState(
+                self.context[n : n + 1],
+                self.predicted[n : n + 1],
+                self.log_prob[n : n + 1],
+                self.key[n : n + 1],
+                self.histories[n : n + 1],
+                self.frames[n : n + 1],
+            )
+            for n in range(len(self.frames))
+        ]
+
+    def results(self) -> list[Result]:
+        """The best path of each stream so far: the highest log probability per symbol.
+
+        As in icefall, the symbols counted are the path's tokens and the C that stand before the first one.
+        """
+        context_size = self.context.size(2)
+        answers = []
+        for paths, log_probs in zip(self.histories, self.log_prob.tolist(), strict=True):
+            best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].length))
+            tokens, timestamps, token_log_probs = _unroll(paths[best])
+            answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
+        return answers
+
+
+def start_paths(model: Transducer, num_streams: int, num_paths: int) -> PathState:
+    """The state of streams that have heard nothing: one empty path each, and room for others."""
+    device = next(model.parameters()).device
+    context = torch.full((num_streams, num_paths, model.config.context_size), -1, device=device)
+    context[:, :, -1] = model.config.blank_id
+    log_prob = torch.full((num_streams, num_paths), -torch.inf, device=device)
+    log_prob[:, 0] = 0.0
+    key = torch.zeros(num_streams, num_paths, dtype=torch.int64, device=device)
+    histories = [[NO_TOKENS] * num_paths for _ in range(num_streams)]
+    with torch.no_grad():
+        predicted = predict(model, context)
+    return PathState(context, predicted, log_prob, key, histories, [0] * num_streams)
+
+
+def append_tokens(context: Tensor, token: Tensor, emits: Tensor) -> Tensor:
+    """(M, C) contexts after (M,) tokens, where `emits` (M,) says so."""
+    return torch.where(emits.unsqueeze(1), torch.cat([context[:, 1:], token.unsqueeze(1)], dim=1), context)
+
+
+def extend_histories(
+    state: PathState, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
+) -> list[list[Segment]]:
+    """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
+    histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist(), strict=True)]
+    tokens, log_probs = tokens.permute(1, 2, 0), log_probs.permute(1, 2, 0)  # (N, B, K)
+    places = (tokens != blank).nonzero()  # rows (n, b, k) in ascending order
+    spoken = zip(places.tolist(), tokens[tuple(places.T)].tolist(), log_probs[tuple(places.T)].tolist(), strict=True)
+    for (n, b), group in groupby(spoken, key=lambda item: item[0][:2]):
+        said = list(group)
+        times = [state.frames[n] + frames[k] for (_, _, k), _, _ in said]
+        before = histories[n][b]
+        length = before.length + len(said)
+        histories[n][b] = Segment([token for _, token, _ in said], times, [score for *_, score in said], before, length)
+    return histories
+
+
+def add_lens(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
+    """Frames that each stream has consumed after `encoder_out_lens` (N,) more."""
+    return [before + more for before, more in zip(frames, encoder_out_lens.tolist(), strict=True)]
+
+
+def _unroll(path: Segment) -> tuple[list[int], list[int], list[float]]:
+    """All tokens of a path, their timestamps and their log probabilities, first to last."""
+    segments: list[Segment] = []
+    segment: Segment | None = path
+    while segment is not None:
+        segments.append(segment)
+        segment = segment.previous
+    segments.reverse()
+    return (
+        [token for s in segments for token in s.tokens],
+        [time for s in segments for time in s.timestamps],
+        [log_prob for s in segments for log_prob in s.log_probs],
+    )

@@ -1,0 +1,55 @@
+"""Greedy search against a slow reference, and its names in files."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor
+
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.search import Result
+from kdstream.errors import UserError
+from kdstream.models.transducer import Transducer
+from support.decoding import log_probs, talkative_model
+from support.searches import LENS, assert_same, decode, encoder_frames
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"context{size}")
+def model(request) -> Transducer:
+    return talkative_model(context_size=request.param)
+
+
+def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Result:
+    tokens, times, token_scores, total = [], [], [], 0.0
+    for t, frame in enumerate(frames):
+        for _ in range(max_sym_per_frame):
+            scores = log_probs(model, frame, tuple(tokens))
+            best = int(scores.argmax())
+            total += float(scores[best])
+            if best == 0:
+                break
+            tokens.append(best)
+            times.append(t)
+            token_scores.append(float(scores[best]))
+    return Result(tokens, times, total, token_scores)
+
+
+@pytest.mark.parametrize("max_sym_per_frame", [1, 3])
+def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
+    encoder_out = encoder_frames(model)
+    ours = decode(model, GreedySearch(max_sym_per_frame=max_sym_per_frame), encoder_out, LENS)
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
+        assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame))
+    assert len(set(ours[0].tokens)) > 5  # else the model says too little for these tests to mean much
+
+
+def test_its_names_are_icefalls():
+    plain, several = GreedySearch(), GreedySearch(max_sym_per_frame=3)
+    assert (plain.name, plain.streaming_name) == ("greedy_search", "greedy-search")
+    assert several.name == "greedy_search_max-sym-per-frame-3"
+    assert several.streaming_name == "greedy-search_max-sym-per-frame-3"
+    assert plain.file_suffix(context_size=2) == "_context-2_max-sym-per-frame-1"
+
+
+def test_no_symbols_per_frame_are_refused():
+    with pytest.raises(UserError, match="--max-sym-per-frame 0: must be at least 1"):
+        GreedySearch(max_sym_per_frame=0)

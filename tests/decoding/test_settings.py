@@ -1,0 +1,82 @@
+"""Which chunk and which search the flags choose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from kdstream.config.command_line import make_parser, search_flags
+from kdstream.config.flags import from_args
+from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.settings import choose_chunk, choose_search
+from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig
+from support.paths import ROOT
+
+
+def parse(*argv: str) -> DecodeConfig:
+    return from_args(DecodeConfig, make_parser("").parse_args(argv))
+
+
+def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
+    model = ModelConfig(causal=True, chunk_size=(16, 32, -1), left_context_frames=(64, -1))
+    assert choose_chunk(model, DecodeConfig()) == ChunkConfig(16, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=8)) == ChunkConfig(8, 64)
+    assert choose_chunk(model, DecodeConfig(chunk_size=32, left_context_frames=-1)) == ChunkConfig(32, -1)
+    assert choose_chunk(model, DecodeConfig(chunk_size=-1)) is None
+    assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
+
+
+def test_the_search_and_its_settings_are_those_of_the_flags():
+    assert choose_search(DecodeConfig()) == choose_search(parse()) == GreedySearch()
+    assert choose_search(parse("--max-sym-per-frame", "2")) == GreedySearch(max_sym_per_frame=2)
+    beam = parse("--decoding-method", "modified_beam_search", "--beam-size", "7", "--max-sym-per-frame", "2")
+    assert choose_search(beam) == ModifiedBeamSearch(beam_size=7)
+
+
+def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
+    assert {"greedy_search", "modified_beam_search", "fast_beam_search"} <= set(SEARCHES)
+    for search in SEARCHES.values():
+        assert {item.name: getattr(parse(), item.name) for item in fields(search)} == {
+            item.name: item.default for item in fields(search)
+        }
+    assert set(search_flags()) >= {"decoding_method", "beam_size", "beam", "max_contexts", "max_states"}
+
+
+def test_an_unknown_search_is_refused_with_the_known_ones():
+    known = "greedy_search, modified_beam_search, fast_beam_search"
+    with pytest.raises(UserError, match=f"--decoding-method prefix_search: unknown; use one of {known}"):
+        choose_search(DecodeConfig(decoding_method="prefix_search"))
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (("--beam", "0"), "--beam 0.0: must be positive"),
+        (("--max-contexts", "0"), "--max-contexts 0: must be positive"),
+        (("--max-states", "-1"), "--max-states -1: must be positive"),
+    ],
+)
+def test_settings_of_a_lattice_are_checked_before_k2_is_needed(settings, named):
+    with pytest.raises(UserError, match=named):
+        choose_search(parse("--decoding-method", "fast_beam_search", *settings))
+
+
+def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"--decoding-method fast_beam_search: needs k2 .*; run .*setup_env\.sh --k2"):
+        choose_search(parse("--decoding-method", "fast_beam_search"))
+
+
+def test_help_lists_all_searches_without_importing_k2():
+    code = "import sys; sys.modules['k2'] = None; from kdstream.commands.decode import main; main(['--help'])"
+    command: list[Any] = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "{greedy_search,modified_beam_search,fast_beam_search}" in shown
+    assert "--beam-size" in shown and "--max-contexts" in shown

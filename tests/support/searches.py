@@ -1,0 +1,32 @@
+"""For tests of searches: frames to decode, one call for whole streams, and what equal results are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdstream.decoding.search import Result, Search
+from kdstream.models.transducer import Transducer
+
+LENS = (24, 15, 1, 20, 0, 24)
+
+
+def encoder_frames(model: Transducer, count: int = len(LENS), frames: int = 24, seed: int = 0) -> Tensor:
+    """(count, frames, encoder width) at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return 2.0 * torch.randn(count, frames, model.encoder.output_dim, generator=generator)
+
+
+def decode(model: Transducer, search: Search, encoder_out: Tensor, lens: Sequence[int]) -> list[Result]:
+    """The results of whole streams, in one call."""
+    return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
+
+
+def assert_same(ours: Result, theirs: Result) -> None:
+    assert ours.tokens == theirs.tokens
+    assert ours.timestamps == theirs.timestamps
+    assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
+    assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
