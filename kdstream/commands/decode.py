@@ -2,9 +2,9 @@
 
     python decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --decoding-method greedy_search
 
-Everything about the model comes from EXP_DIR/config.json.  Leaves recogs-*, errs-* and wer-summary-*.txt in
-EXP_DIR/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*, how late
-each word came.
+Everything about the model comes from EXP_DIR/config.json.  Writes recogs-*, errs-* and wer-summary-*.txt
+into EXP_DIR/<decoding method>/, and adds a record of each test set to --results-json; with --alignments also delays-*,
+how late each word came.
 """
 
 from __future__ import annotations

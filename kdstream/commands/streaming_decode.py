@@ -1,11 +1,11 @@
-"""Decodes chunk by chunk, many streams at once, as a streaming model hears speech when it is deployed.
+"""Decodes chunk by chunk, many streams at once, as a deployed streaming model does.
 
     python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --num-decode-streams 64
 
 Everything about the model comes from EXP_DIR/config.json; features are computed from audio.  Every output frame and
-every hypothesis is that of decode.py on the same chunk.  Leaves recogs-*, errs-* and wer-summary*.txt in
-EXP_DIR/streaming/<decoding method>/, and a record of each test set in --results-json; with --alignments also delays-*,
-how late each word came.
+every hypothesis is that of decode.py on the same chunk.  Writes recogs-*, errs-* and wer-summary*.txt into
+EXP_DIR/streaming/<decoding method>/, and adds a record of each test set to --results-json; with --alignments also
+delays-*, how late each word came.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kdstream.evaluation.run import DecodingRun
 def main(argv: Sequence[str] | None = None) -> None:
     config, decode = read_flags(__doc__, argv)
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
+    assert run.chunk is not None  # DecodingRun has seen to it
     decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)
     for test_set, utterances in run.data.test_sets().items():
         step_ms: list[float] = []

@@ -2,10 +2,10 @@
 
     python transcribe.py --exp-dir exp/distilled --epoch 30 --avg 9 talk.mp3 recordings/
 
-Takes wav, flac and mp3 of any sampling rate and number of channels.  A streaming model hears many files at once, chunk
-by chunk, and on a terminal the text grows as it is heard; a full-context model hears whole files.  Prints the text of
-each file as it ends, and under it when each word was said, in seconds; with --json 1 one JSON object a line instead.
-Files that cannot be read are named, the others transcribed, and the exit status is then 1.  --microphone 1 listens
+Takes wav, flac and mp3 of any sampling rate and number of channels.  A streaming model decodes many files at once,
+chunk by chunk, and on a terminal the text grows meanwhile; a full-context model decodes whole files.  Prints the text
+of each file as it ends, and below it the time of each word in seconds; with --json 1, one JSON object a line instead.
+Where files cannot be read, it names them, transcribes the others, and exits with status 1.  --microphone 1 listens
 until Ctrl-C.
 """
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
     args = parser.parse_args(argv)
     if bool(args.audio) == args.microphone:
-        raise UserError("nothing to hear, or two things: name audio files or directories, or give --microphone 1")
+        raise UserError("needs audio files or directories, or --microphone 1, and not both")
     paths = find_audio(args.audio)
     config, decode = read_experiment(args)
     tokenizer = Tokenizer(config.data.bpe_model)

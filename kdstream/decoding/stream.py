@@ -1,7 +1,7 @@
 """Decoding of whole utterances, and chunk by chunk of many streams at once, to the same hypotheses.
 
-Both ways pad an utterance by the same rule (`pad_to_whole_chunks`) and continue the same searches
-(`search.py`), so every output frame and every hypothesis agree, the tail included.
+Both ways pad an utterance by the same rule (`pad_to_whole_chunks`) and run the same searches (search.py).  So every
+output frame and every hypothesis agree, the tail included.
 
 Frames are feature frames (10 ms) unless called encoder frames (20 ms) or output frames (40 ms).
 """
@@ -10,27 +10,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Result, Search, State
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
+from kdstream.models.transducer import Transducer
 
 
 @torch.no_grad()
 def decode_whole(
-    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None, search: Search
+    model: Transducer, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None, search: Search
 ) -> list[Result]:
     """Decodes a batch of whole utterances.
 
     Args:
-      model: a transducer in eval mode.
+      model: in eval mode.
       features: (N, T, F), padded with LOG_EPS.
       feature_lens: (N,).
       chunk: simulates streaming by a mask; None for full context.
@@ -44,10 +46,11 @@ def decode_whole(
 
 @torch.no_grad()
 def encode_whole(
-    model: nn.Module, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None
+    model: Transducer, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None
 ) -> tuple[Tensor, Tensor]:
     """The encoder's output (N, T', D) and its lengths (N,) in output frames; arguments as in `decode_whole`."""
-    if chunk is None and model.config.causal and features.size(0) > 1:  # each up to its own end, not the batch's
+    # A causal model in full context sees to the end of what it is given: to each utterance's own end, not the batch's.
+    if chunk is None and model.config.causal and features.size(0) > 1:
         alone = [
             encode_whole(model, features[n : n + 1, :length], feature_lens[n : n + 1], None)
             for n, length in enumerate(feature_lens.tolist())
@@ -63,7 +66,7 @@ def encode_whole(
 class Stream:
     """One utterance as it arrives.  `StreamingDecoder.open` makes it, `accept_features` and `finish` feed it.
 
-    closed: nobody wants more of it; the decoder gives its place to another.
+    closed: set it when the stream is no longer needed; the decoder then gives its place to another.
     """
 
     def __init__(self, chunk: ChunkConfig, search_state: State) -> None:
@@ -83,7 +86,7 @@ class Stream:
         self._features, self._start = features, 0
 
     def finish(self) -> None:
-        """Marks the end: what is left is padded with silence to whole chunks, as whole utterances are."""
+        """Marks the end.  What features are left is padded with silence to whole chunks, as whole utterances are."""
         self.finished = True
         if self._features is not None:
             rest = self._features[self._start :].unsqueeze(0)
@@ -92,7 +95,7 @@ class Stream:
 
     @property
     def ready(self) -> bool:
-        """Whether a chunk of features, with its look-ahead, is there."""
+        """Whether the features of a chunk and of its look-ahead are there."""
         return self._features is not None and self._features.size(0) - self._start >= self._chunk.input_frames
 
     @property
@@ -106,7 +109,8 @@ class Stream:
         return self.search_state.results()[0]
 
     def next_chunk(self) -> Tensor:
-        """(chunk.input_frames, F); call it when `ready`."""
+        """(chunk.input_frames, F).  Only where the stream is `ready`."""
+        assert self._features is not None
         features = self._features[self._start : self._start + self._chunk.input_frames]
         self._start += self._chunk.shift
         return features
@@ -115,23 +119,23 @@ class Stream:
 class StreamingDecoder:
     """Decodes many streams of different ages, one chunk of each that is ready per step.
 
-    The caches of all streams lie in one batch.  A step on all of them runs on that batch as it is; a stream that
-    ends hands its row to the next one waiting.
+    The caches of all streams lie in one batch, a row for each.  Where every stream is ready, a step runs on that batch
+    as it is.  A stream that ends leaves its row to the next one that waits.
 
     Args:
-      model: a causal transducer in eval mode.
+      model: causal, in eval mode.
       chunk: with limited left context.
-      max_streams: streams in one batch; more wait until one of these is closed.
-      traced: makes a step on a CPU faster, for some seconds once; see `chunk_step`.
+      max_streams: streams in one batch; more have to wait until one of these is closed.
+      traced: a step on a CPU takes less time, but building the decoder takes some seconds; see `chunk_step`.
     Raises:
       UserError: a chunk that does not fit the encoder, or unlimited left context.
     """
 
     def __init__(
-        self, model: nn.Module, chunk: ChunkConfig, search: Search, max_streams: int = 64, traced: bool = False
+        self, model: Transducer, chunk: ChunkConfig, search: Search, max_streams: int = 64, traced: bool = False
     ) -> None:
         if max_streams < 1:
-            raise UserError(f"--num-decode-streams {max_streams}: must be at least 1")
+            raise UserError("must be at least 1", flag=option("num_decode_streams", max_streams))
         self.model = model
         self.chunk = chunk
         self.search = search
@@ -140,8 +144,8 @@ class StreamingDecoder:
         self._encode = chunk_step(model, chunk, traced)
         self._fresh = model.init_state(1, chunk, self._device)
         self._waiting: deque[Stream] = deque()
-        self._seated: list[Stream] = []  # in the order of the encoder state's rows
-        self._encoder_state: EncoderState | None = None
+        self._in_batch: list[Stream] = []  # in the order of the encoder state's rows
+        self._encoder_state = _take_rows(self._fresh, [])
 
     def open(self) -> Stream:
         """A new stream."""
@@ -151,14 +155,18 @@ class StreamingDecoder:
 
     @torch.inference_mode()
     def step(self) -> list[Stream]:
-        """Decodes one chunk of every stream that has one, and returns these streams (none: feed more first)."""
-        self._seat()
-        ready = [row for row, stream in enumerate(self._seated) if stream.ready]
+        """Decodes one chunk of every stream that is ready.
+
+        Returns:
+          These streams; none where all of them need more features first.
+        """
+        self._assign_rows()
+        ready = [row for row, stream in enumerate(self._in_batch) if stream.ready]
         if not ready:
             return []
-        streams = [self._seated[row] for row in ready]
+        streams = [self._in_batch[row] for row in ready]
         features = torch.stack([stream.next_chunk() for stream in streams]).to(self._device)
-        if len(ready) == len(self._seated):
+        if len(ready) == len(self._in_batch):
             encoder_out, self._encoder_state = self._encode(features, self._encoder_state)
         else:
             encoder_out, state = self._encode(features, _take_rows(self._encoder_state, ready))
@@ -170,63 +178,58 @@ class StreamingDecoder:
             stream.search_state = state_of_one
         return streams
 
-    def _seat(self) -> None:
-        """Makes rows and streams agree: closed streams leave, waiting ones come in up to `max_streams`."""
-        free = [row for row, stream in enumerate(self._seated) if stream.closed]
-        room = self.max_streams - len(self._seated) + len(free)
+    def _assign_rows(self) -> None:
+        """Takes closed streams out of the batch, and waiting ones into it, up to `max_streams`."""
+        free = [row for row, stream in enumerate(self._in_batch) if stream.closed]
+        room = self.max_streams - len(self._in_batch) + len(free)
         newcomers: list[Stream] = []
         while self._waiting and len(newcomers) < room:
             stream = self._waiting.popleft()
             if not stream.closed:
                 newcomers.append(stream)
         while free and newcomers:
-            row = free.pop()
-            self._seated[row] = newcomers.pop()
+            row = free.pop()  # a stream takes the place of another; no tensor changes its size
+            self._in_batch[row] = newcomers.pop()
             _put_rows(self._encoder_state, [row], self._fresh)
         if free:
-            kept = [row for row, stream in enumerate(self._seated) if not stream.closed]
-            self._seated = [self._seated[row] for row in kept]
+            kept = [row for row, stream in enumerate(self._in_batch) if not stream.closed]
+            self._in_batch = [self._in_batch[row] for row in kept]
             self._encoder_state = _take_rows(self._encoder_state, kept)
         if newcomers:
-            states = [] if self._encoder_state is None else [self._encoder_state]
-            self._encoder_state = stack_states([*states, *[self._fresh] * len(newcomers)])
-            self._seated += newcomers
+            self._encoder_state = stack_states([self._encoder_state, *[self._fresh] * len(newcomers)])
+            self._in_batch += newcomers
 
 
 def decode_streams(
     decoder: StreamingDecoder,
     utterances: Iterable[tuple[Any, Tensor]],
     step_ms: list[float] | None = None,
-    watch: Callable[[Any, Result], None] | None = None,
+    on_partial: Callable[[Any, Result], None] | None = None,
 ) -> Iterator[tuple[Any, Result]]:
     """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
 
     Args:
-      utterances: names and (T, F) features, read only as places become free.
-      step_ms: gets the milliseconds that each step takes.
-      watch: after every step, gets the name and the partial result of the utterance that began first.
+      utterances: names and (T, F) features.  They are read only as places become free.
+      step_ms: the milliseconds that each step takes are appended to it.
+      on_partial: called after every step with the name and the partial result of the utterance that began first.
     """
     source = iter(utterances)
     open_streams: list[tuple[Any, Stream]] = []
-    exhausted = False
-    while open_streams or not exhausted:
-        while not exhausted and len(open_streams) < decoder.max_streams:
-            item = next(source, None)
-            if item is None:
-                exhausted = True
-                break
-            name, features = item
+    while True:
+        for name, features in islice(source, decoder.max_streams - len(open_streams)):
             stream = decoder.open()
             stream.accept_features(features)
             stream.finish()
             open_streams.append((name, stream))
+        if not open_streams:
+            return
         begin = perf_counter()
         decoded = decoder.step()
         if decoded and step_ms is not None:
             step_ms.append(1000 * (perf_counter() - begin))
-        if watch is not None and open_streams:
+        if on_partial is not None:
             name, stream = open_streams[0]
-            watch(name, stream.result)
+            on_partial(name, stream.result)
         for name, stream in open_streams:
             if stream.done:
                 stream.closed = True

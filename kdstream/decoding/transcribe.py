@@ -12,27 +12,25 @@ from torch import Tensor
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import WORD_START, Tokenizer
-from kdstream.decoding.audio import FbankStream, read_audio_file
+from kdstream.decoding.audio import MICROPHONE, FbankStream, read_audio_file
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import Transcription, group_words
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
-Watch = Callable[[str], None]
-
 
 class Transcriber:
-    """A trained model that writes down what it hears: chunk by chunk, or whole utterances where it has no chunks.
+    """Transcribes with a trained model: chunk by chunk, or whole utterances where there is no chunk.
 
     Args:
       model: in eval mode.
       chunk: None for full context.
-      num_streams: files that are heard at once.
+      num_streams: files that are decoded at once, chunk by chunk.
       max_seconds: of audio in a batch of whole files.
-      watch: gets the partial text of the file that began first, whenever it may have grown; None: nobody looks.
+      on_partial: is called with the partial text of the file that began first, whenever it may have grown.
     """
 
     def __init__(
@@ -43,14 +41,14 @@ class Transcriber:
         chunk: ChunkConfig | None,
         num_streams: int,
         max_seconds: float,
-        watch: Watch | None = None,
+        on_partial: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
-        self.num_streams, self.max_seconds, self.watch = num_streams, max_seconds, watch
+        self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
         self._pieces = tokenizer.tokens
 
     def files(self, paths: Sequence[Path], report: Callable[[Path, UserError], None]) -> Iterator[Transcription]:
-        """Transcribes each file, in the order in which they end; what cannot be read goes to `report`."""
+        """Transcribes each file, in the order in which they end; errors of files that cannot be read go to `report`."""
         seconds: dict[str, float] = {}
 
         def utterances() -> Iterator[tuple[str, Tensor]]:
@@ -67,9 +65,9 @@ class Transcriber:
             yield self.transcription(name, seconds[name], result)
 
     def samples(self, samples: Tensor) -> Transcription:
-        """Transcribes (S,) at 16 kHz, at least 160 of them, as `files` does what it reads.
+        """Transcribes samples (S,) at 16 kHz, at least 160 of them, as `files` transcribes a file.
 
-        Raises UserError for more than a model in full context hears at once.
+        Raises UserError for more than a model in full context decodes at once.
         """
         seconds = len(samples) / SAMPLE_RATE
         self._check_length("the samples", seconds)
@@ -83,17 +81,17 @@ class Transcriber:
         return LiveStream(self, self.chunk)
 
     def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
-        """Transcribes blocks of 16 kHz samples as they come, until they end or the user interrupts.
+        """Transcribes blocks (S,) of 16 kHz samples as they come, until they end or the user presses Ctrl-C.
 
         Raises UserError for a model that cannot stream.
         """
-        stream = self.open("--microphone 1")
+        stream = self.open(MICROPHONE)
         try:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
-                    if self.watch is not None:
-                        self.watch(stream.text)
+                    if self.on_partial is not None:
+                        self.on_partial(stream.text)
         except KeyboardInterrupt:
             pass
         return stream.finish("microphone")
@@ -101,8 +99,9 @@ class Transcriber:
     def _check_length(self, path: Path | str, seconds: float) -> None:
         if self.chunk is None and seconds > self.max_seconds:
             raise UserError(
-                f"{path}: {seconds:.0f} s are more than --max-duration {self.max_seconds:g}, all that a model in full "
-                "context hears at once; split the file, raise it, or use a streaming model"
+                f"{path}: {seconds:.0f} s are more than {option('max_duration', f'{self.max_seconds:g}')}, all that a "
+                "model in full context hears at once",
+                fix="split the file, raise it, or use a streaming model",
             )
 
     def _decode(self, utterances: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Result]]:
@@ -112,11 +111,12 @@ class Transcriber:
                 yield from zip(batch.cut_ids, results, strict=True)
             return
         decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams)
-        watch = self.watch
-        show = None if watch is None else lambda name, result: watch(f"{name}: {self.text(result)}")
-        yield from decode_streams(decoder, utterances, watch=show)
+        on_partial = self.on_partial
+        show = None if on_partial is None else lambda name, result: on_partial(f"{name}: {self.text(result)}")
+        yield from decode_streams(decoder, utterances, on_partial=show)
 
     def text(self, result: Result) -> str:
+        """The text of all tokens."""
         return self.tokenizer.decode(result.tokens)
 
     def transcription(self, audio: str, seconds: float, result: Result) -> Transcription:
