@@ -99,8 +99,15 @@ def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[di
         had, has = summarise(before), summarise(after)
         if FRAME not in had:
             continue
-        row = {"system": record.system, "against": base.system, "test set": record.test_set, "mode": record.mode}
-        row.update({"chunk / left (ms)": chunk_shown(record), "search": record.search, "words": had[FRAME].count})
+        row: dict[str, Any] = {
+            "system": record.system,
+            "against": base.system,
+            "test set": record.test_set,
+            "mode": record.mode,
+            "chunk / left (ms)": chunk_shown(record),
+            "search": record.search,
+            "words": had[FRAME].count,
+        }
         for name in (SHOWN, "shown_first", "shown_last", FINAL, FRAME):
             if name not in had:
                 continue
@@ -124,7 +131,8 @@ def _paired_interval(baseline: Record, system: Record) -> scoring.Interval | Non
 def _unpaired(baseline: Record, system: Record) -> UserError:
     return UserError(
         f"test set {system.test_set}: {system.system} and {baseline.system} were scored on different utterances or "
-        "texts; decode both again"
+        "texts",
+        fix="decode both again",
     )
 
 
@@ -145,25 +153,13 @@ def compare_seeds(
       UserError: a record lacks its utterances' errors, is of other utterances than those before it, or of another
         mode, chunk, context or search than its system's other seeds; two records are of one seed.
     """
-    found: dict[str, dict[str, list[Record]]] = {}  # by test set and system
-    heard: dict[str, tuple[int, ...]] = {}
-    for record in records:
-        which = f"{record.system}, seed {record.seed}, {record.test_set}"
-        if not record.utterance_words:
-            raise UserError(f"{which}: its record lacks utterance_errors; decode again")
-        if record.utterance_words != heard.setdefault(record.test_set, record.utterance_words):
-            raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
-        seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
-        for other in seeds:
-            if record.setting != other.setting:
-                ours, theirs = (", ".join(map(str, r.setting[1:])) for r in (record, other))
-                raise UserError(f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}")
-            if record.seed == other.seed:
-                raise UserError(f"{which}: is there twice, and a seed counts once")
-        seeds.append(record)
+    found = _by_system(records)
     rows: dict[str, dict[str, Any]] = {}
     for test_set, systems in found.items():
-        pooled = {system: scoring.pool([record.score for record in seeds]) for system, seeds in systems.items()}
+        pooled = {
+            system: scoring.pool([record.score for record in seeds if record.score])
+            for system, seeds in systems.items()
+        }
         present = [system for system in rivals if system in pooled]
         others = [baseline] if baseline in pooled else []
         others += [min(present, key=lambda system: pooled[system].wer)] if present else []
@@ -177,6 +173,27 @@ def compare_seeds(
         hours = [record.compute_hours for systems in found.values() for record in systems.get(system, [])]
         row["compute (h)"], _ = scoring.mean_and_deviation(hours)
     return list(rows.values())
+
+
+def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """The records of each test set and system, one per seed.  Raises UserError as `compare_seeds` does."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    scored_words: dict[str, tuple[int, ...]] = {}
+    for record in records:
+        which = f"{record.system}, seed {record.seed}, {record.test_set}"
+        if not record.utterance_words:
+            raise UserError(f"{which}: its record lacks utterance_errors", fix="decode again")
+        if record.utterance_words != scored_words.setdefault(record.test_set, record.utterance_words):
+            raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
+        seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
+        for other in seeds:
+            if record.setting != other.setting:
+                ours, theirs = (", ".join(map(str, r.setting[1:])) for r in (record, other))
+                raise UserError(f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}")
+            if record.seed == other.seed:
+                raise UserError(f"{which}: is there twice, and a seed counts once")
+        seeds.append(record)
+    return found
 
 
 def _spread_shown(wers: Sequence[float]) -> str:

@@ -191,8 +191,14 @@ def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> tu
     The interval resamples the utterances that have a value.  Both are as `in_common` gives them, with one at least.
     """
     values = MEASURES[name].values
+    if values is None:
+        raise ValueError(f"{name} is not measured by words")
     differences = [
-        [late - early for early, late in zip(values(one), values(other), strict=True) if early is not None]
+        [
+            late - early
+            for early, late in zip(values(one), values(other), strict=True)
+            if early is not None and late is not None
+        ]
         for one, other in zip(before, after, strict=True)
     ]
     sums, counts = np.array([(sum(row), len(row)) for row in differences if row]).T
@@ -223,4 +229,4 @@ def read_delays(path: Path) -> list[Delays]:
     try:
         return [Delays(**json.loads(line)) for line in path.read_text(encoding="utf8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a file of delays ({error}); decode again with --alignments") from error
+        raise UserError(f"{path}: not a file of delays ({error})", fix="decode again with --alignments") from error

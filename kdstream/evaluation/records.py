@@ -1,11 +1,10 @@
-"""Result records: what was scored, on what, at what cost; kept in JSON files.
+"""Result records: what was scored, on which test set, and what training cost; kept in JSON files.
 
 A results JSON is a list of records.  Scoring the same thing again (`Record.key`) replaces its record.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,11 @@ import numpy as np
 
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
-from kdstream.evaluation.latency import (
-    Latency,
-    latency_from_json,
-)
+from kdstream.evaluation.latency import Latency, latency_from_json
 
 RESULTS_JSON = "results.json"  # in an experiment directory
+REPAIR = "mend it, or delete it and decode again"
+DECODE_AGAIN = "decode again into a new --results-json"
 MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
 
@@ -37,12 +35,12 @@ class Record:
     mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
     chunk_ms, left_ms, latency_ms (algorithmic): None in full context; left_ms -1 is unlimited.
     wer and interval (95 %, bootstrap over utterances): per cent.
-    speech_hours: speech that training has gone through, repetitions counted; compute_hours: what that took; both 0
-      for weights without their checkpoint, which do not tell.
+    speech_hours: speech that training has gone through, repetitions counted.  compute_hours: how long training took.
+      Both are 0 for weights without their checkpoint.
     recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
-    latency: what was measured of it, by the names in latency.py; a file may lack it.
-    utterance_errors, utterance_words: of each utterance in the order of its id, for intervals of what two records
-      share or differ in; a file may lack them, and no such interval is known then.
+    latency: what was measured, by the names in latency.py; a file may lack it.
+    utterance_errors, utterance_words: of each utterance in the order of their ids.  Intervals of comparisons need
+      them; a file may lack them.
     """
 
     system: str
@@ -74,7 +72,7 @@ class Record:
 
     @property
     def score(self) -> scoring.Score | None:
-        """None where utterances were not counted."""
+        """None where the errors of each utterance are not known."""
         if not self.utterance_words:
             return None
         counts = (np.array(self.utterance_errors), np.array(self.utterance_words))
@@ -82,7 +80,7 @@ class Record:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What two systems must share to be compared."""
+        """What the records of two systems must share to be compared."""
         return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search)
 
     @property
@@ -96,25 +94,27 @@ def load_records(path: Path) -> list[Record]:
 
 
 def load_list(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON file of records or of rows.  Raises UserError if it is not a list of objects."""
     try:
         items = json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a results JSON ({error}); mend it, or delete it and decode again") from error
+        raise UserError(f"{path}: not a results JSON ({error})", fix=REPAIR) from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f"{path}: a results JSON is a list of objects; mend it, or delete it and decode again")
+        raise UserError(f"{path}: a results JSON is a list of objects", fix=REPAIR)
     return items
 
 
 def to_record(path: Path, item: dict[str, Any]) -> Record:
+    """A record from its object in the file `path`.  Raises UserError where it is not one."""
     names = {f.name for f in fields(Record)}
     item = {**MAY_LACK, **item}
     if set(item) != names:
         odd = ", ".join(sorted(names.symmetric_difference(item)))
-        raise UserError(f"{path}: a record lacks or has too much of: {odd}; decode again into a new --results-json")
+        raise UserError(f"{path}: a record lacks or has too much of: {odd}", fix=DECODE_AGAIN)
     try:
         latency = latency_from_json(item["latency"])
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {error}; decode again into a new --results-json") from error
+        raise UserError(f"{path}: {error}", fix=DECODE_AGAIN) from error
     tuples = {name: tuple(item[name]) for name in ("interval", "utterance_errors", "utterance_words")}
     return Record(**{**item, **tuples, "latency": latency})
 
@@ -157,6 +157,12 @@ def publish(name: Path, records: Sequence[Record], **tables: Sequence[dict[str, 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes that lock `folder` waiting.  Where there is no fcntl (Windows), it keeps out nobody."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

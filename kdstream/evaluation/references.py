@@ -16,7 +16,7 @@ from lhotse.recipes.librispeech import parse_alignments
 from lhotse.supervision import AlignmentItem
 
 from kdstream.data.cuts import UNREADABLE, text_of
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 LIBRISPEECH = ".alignment.txt"
 WORD = "word"  # Lhotse's name of this kind of alignment
@@ -46,7 +46,8 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list
                 ends[cut.id] = [round(1000 * (item.end + delay), 3) for item in words]
     shown = ",".join(map(str, paths))
     if not ends:
-        raise UserError(f"--alignments {shown}: has none of this test set with the same words, e.g. not {cuts[0].id}")
+        problem = f"has none of this test set with the same words, e.g. not {cuts[0].id}"
+        raise UserError(problem, flag=option("alignments", shown))
     missing = [cut.id for cut in cuts if cut.id not in ends]
     if missing:
         logging.warning(f"{shown}: {len(missing)} of {len(cuts)} cuts have no alignment there, such as {missing[0]}")
@@ -71,7 +72,5 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
                 start = item.start + supervision.start if isinstance(item, Cut) else item.start
                 yield (item.id, supervision.id), start, (supervision.alignment or {}).get(WORD, [])
     except UNREADABLE as error:
-        raise UserError(
-            f"--alignments {path}: not a file of alignments ({error}); give LibriSpeech's *{LIBRISPEECH} or what "
-            "local/align.py wrote"
-        ) from error
+        fix = f"give LibriSpeech's *{LIBRISPEECH} or what local/align.py wrote"
+        raise UserError(f"not a file of alignments ({error})", flag=option("alignments", path), fix=fix) from error

@@ -1,6 +1,6 @@
 """Word error rates: counting, confidence intervals, and the three files that icefall's scripts leave behind.
 
-Words are aligned by kaldialign.  What becomes of a score, result records and tables, is in results.py.
+Words are aligned by kaldialign.  records.py keeps scores, compare.py compares them, tables.py shows them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, TypeVar
 
 import kaldialign
 import numpy as np
@@ -26,12 +26,13 @@ DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
 
 Alignment = list[tuple[str, str]]  # (reference word or NOTHING, hypothesis word or NOTHING)
 Interval = tuple[float, float]
+Number = TypeVar("Number", float, np.ndarray)
 
 
 class Transcript(NamedTuple):
     """An utterance's reference and hypothesis, in words.
 
-    frames: output frame (40 ms) on which each word of the hypothesis was complete; empty where nobody asked.
+    frames: output frame (40 ms) on which each word of the hypothesis was complete; empty where delays are not measured.
     """
 
     cut_id: str
@@ -91,7 +92,7 @@ def score(alignments: Sequence[Alignment]) -> Score:
         errors.append(len(wrong))
         words.append(sum(ref != NOTHING for ref, _ in alignment))
     if sum(words) == 0:
-        raise UserError("the test set has no reference words; a WER needs transcripts")
+        raise UserError("the test set has no reference words", fix="a WER needs transcripts")
     return Score(kinds["ins"], kinds["del"], kinds["sub"], np.array(errors), np.array(words))
 
 
@@ -148,7 +149,7 @@ def _check_paired(one: Score, other: Score) -> None:
         raise ValueError("a paired comparison needs the same utterances in the same order")
 
 
-def relative_reduction(before: float | np.ndarray, after: float | np.ndarray) -> float | np.ndarray:
+def relative_reduction(before: Number, after: Number) -> Number:
     """Per cent of `before` that `after` saves."""
     return 100.0 * (before - after) / before
 
@@ -191,7 +192,7 @@ def read_recogs(path: Path) -> list[Transcript]:
             words[cut_id][side] = ast.literal_eval(listed)
         return [Transcript(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in words.items()]
     except (OSError, ValueError, SyntaxError, KeyError) as error:
-        raise UserError(f"{path}: not a recogs file ({error}); decode again") from error
+        raise UserError(f"{path}: not a recogs file ({error})", fix="decode again") from error
 
 
 def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequence[Alignment], result: Score) -> None:

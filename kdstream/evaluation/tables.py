@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.evaluation import scoring
-from kdstream.evaluation.latency import (
-    COMPUTE,
-    FINAL,
-    FRAME,
-    MEASURES,
-    SHOWN,
-)
+from kdstream.evaluation.latency import COMPUTE, FINAL, FRAME, MEASURES, SHOWN
 from kdstream.evaluation.records import Record, load_list, to_record
 
 LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.evaluation import scoring
+from kdstream.evaluation.latency import COMPUTE, SHOWN, Spread
 from kdstream.evaluation.records import Record, add_record
 from kdstream.evaluation.scoring import Transcript
+
+LATENCY = {SHOWN: Spread(200, 151.25, 175.0, 255.0, 375.5), COMPUTE: Spread(50, 8.46, 8.5, 9.0, 36.04)}
 
 
 def random_transcripts(count: int, seed: int = 0, vocabulary: str = "ABCDEFG", noise: float = 0.3) -> list[Transcript]:

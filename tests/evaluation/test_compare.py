@@ -1,0 +1,85 @@
+"""Systems against a baseline: error rates, delays and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.evaluation.compare import compare, compare_delays
+from kdstream.evaluation.latency import FRAME, Delays, Spread, delays_file, write_delays
+from kdstream.evaluation.records import add_record, load_records
+from support.records import make_record, write_runs
+
+
+def measured(system: str, folder: Path, shown: list, **changes: Any) -> Path:
+    """A results JSON of one record, whose words' delays lie beside it: one utterance per list."""
+    record = make_record(system=system, latency={FRAME: Spread(1, 0.0, 0.0, 0.0, 0.0)}, recogs="recogs.txt", **changes)
+    add_record(folder / system / "results.json", record)
+    (folder / system / "recogs.txt").write_text("")
+    delays = [Delays(str(n), row, row, row[-1]) for n, row in enumerate(shown)]
+    write_delays(delays_file(folder / system / "recogs.txt"), delays)
+    return folder / system / "results.json"
+
+
+def test_delays_are_compared_over_words_that_both_got_right(tmp_path):
+    paths = [
+        measured("baseline", tmp_path, [[100.0, 300.0, None], [200.0, 400.0]]),
+        measured("late", tmp_path, [[150.0, None, 500.0], [230.0, 440.0]]),
+        measured("elsewhere", tmp_path, [[1.0, 1.0, 1.0], [1.0, 1.0]], chunk_ms=320),
+        measured("deaf", tmp_path, [[None, None, None], [None, None]]),
+    ]
+    runs = {path: load_records(path) for path in paths}
+    (row,) = compare_delays(runs, "baseline")
+    assert (row["system"], row["against"], row["words"]) == ("late", "baseline", 3)
+    assert row["word shown, before"].startswith("233 (200 ") and row["word shown, after"].startswith("273 (230 ")
+    assert row["word shown, later by"] == "40 [35, 50]"  # 50 in one utterance, 30 and 40 in the other
+    assert row["first word, later by"] == "40 [30, 50]"
+    assert row["last word, later by"] == row["final text, later by"] == "40 [40, 40]"
+
+
+def test_delays_that_were_not_measured_are_not_compared(tmp_path):
+    paths = [measured(system, tmp_path, [[100.0], [200.0]]) for system in ("baseline", "other")]
+    runs = {path: load_records(path) for path in paths}
+    assert len(compare_delays(runs, "baseline")) == 1
+    for changes in ({"latency": {}}, {"recogs": ""}):
+        changed = {path: [replace(record, **changes) for record in records] for path, records in runs.items()}
+        assert compare_delays(changed, "baseline") == []
+    delays_file(paths[1].parent / "recogs.txt").unlink()
+    with pytest.raises(UserError, match="delays.jsonl"):
+        compare_delays(runs, "baseline")
+
+
+def test_reductions_are_against_the_same_setting_with_a_paired_interval(tmp_path):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in sorted(tmp_path.glob("*/results.json"))}
+    rows = [reduction.row() for reduction in compare(runs, "baseline")]
+    assert [(row["test set"], row["mode"]) for row in rows] == [
+        (test_set, mode) for test_set in ("test-clean", "test-other") for mode in ("simulated", "chunkwise")
+    ]
+    for row in rows:
+        low, high = map(float, row["interval"].strip("[]").split(","))
+        assert 15 < low < row["reduction %"] < high < 60
+        assert row["reduction %"] == pytest.approx(100 * (1 - row["WER % after"] / row["WER % before"]))
+
+
+def test_systems_that_were_scored_on_different_utterances_are_named(tmp_path):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
+    path = tmp_path / "baseline" / "results.json"
+    runs[path] = [replace(r, utterance_words=(*r.utterance_words[:-1], 99)) for r in runs[path]]
+    with pytest.raises(UserError, match="test set test-.*baseline were scored on different utt.*decode both again"):
+        compare(runs, "baseline")
+
+
+def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tmp_path):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
+    path = tmp_path / "baseline" / "results.json"
+    runs[path] = [replace(r, utterance_words=()) if r.test_set == "test-other" else r for r in runs[path]]
+    reductions = compare(runs, "baseline")
+    assert {r.record.test_set: r.interval is None for r in reductions} == {"test-clean": False, "test-other": True}
+    assert {r.row()["interval"] is None for r in reductions if r.record.test_set == "test-other"} == {True}

@@ -1,0 +1,117 @@
+"""Result records and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.evaluation import records, scoring
+from kdstream.evaluation.latency import SHOWN
+from kdstream.evaluation.records import add_record, load_records
+from support.paths import ROOT
+from support.records import LATENCY, make_record, random_transcripts, scored
+
+PUBLISHED = ROOT / "egs" / "librispeech" / "results"
+
+
+def test_records_survive_the_file(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    records = [
+        make_record(),
+        make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None),
+        make_record(seed=1, latency=LATENCY),
+        make_record(seed=2, utterance_errors=(10, 0, 20), utterance_words=(80, 80, 80)),
+    ]
+    for record in records:
+        add_record(path, record)
+    assert load_records(path) == records
+
+
+def test_records_of_fewer_measurements_load_and_are_written_as_they_were(tmp_path):
+    items = json.loads((PUBLISHED / "mini.json").read_text())
+    items = [{name: value for name, value in item.items() if name not in records.MAY_LACK} for item in items]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(items))
+    loaded = load_records(path)
+    assert all(record.latency == {} and record.score is None for record in loaded)
+    records.publish(tmp_path / "again", loaded)
+    assert json.loads((tmp_path / "again.json").read_text()) == items
+
+
+@pytest.mark.parametrize("latency", [{"hunch": {}}, {SHOWN: {"mean": 1.0}}, {SHOWN: 1.0}, [1.0], None])
+def test_latency_of_another_kind_is_a_clear_error(tmp_path, latency):
+    item = {**json.loads((PUBLISHED / "mini.json").read_text())[0], "latency": latency}
+    (tmp_path / "results.json").write_text(json.dumps([item]))
+    with pytest.raises(UserError, match="results.json: .*decode again"):
+        load_records(tmp_path / "results.json")
+
+
+def test_scoring_again_replaces_the_record_of_the_same_key(tmp_path):
+    path = tmp_path / "results.json"
+    other = [
+        make_record(mode="chunkwise"),
+        make_record(seed=1),
+        make_record(test_set="test-other"),
+        make_record(chunk_ms=320),
+    ]
+    for record in [make_record(), *other, make_record(wer=10.0, checkpoint="epoch-31_avg-9")]:
+        add_record(path, record)
+    assert load_records(path) == [*other, make_record(wer=10.0, checkpoint="epoch-31_avg-9")]
+
+
+def _add_many(path: Path, system: str) -> None:
+    for seed in range(20):
+        add_record(path, make_record(system=system, seed=seed))
+
+
+def test_processes_that_add_at_the_same_time_lose_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    processes = [multiprocessing.Process(target=_add_many, args=(path, f"system{n}")) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(load_records(path)) == 80
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    add_record(path, make_record())
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(records.os, "replace", fail)
+    with pytest.raises(OSError):
+        add_record(path, make_record(seed=1))
+    assert load_records(path) == [make_record()]
+
+
+@pytest.mark.parametrize("content", ["", "[{", "{}", "[1]", '[{"system": "a"}]'])
+def test_a_file_of_something_else_is_named_and_kept(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="results.json"):
+        add_record(path, make_record())
+    assert path.read_text() == content
+
+
+def test_a_record_scores_as_what_was_scored():
+    score = scoring.score(scoring.align(random_transcripts(20, seed=3)))
+    again = scored(score).score
+    assert (again.errors, again.words, again.log_line("x")) == (score.errors, score.words, score.log_line("x"))
+    assert scoring.bootstrap_wer(again) == scoring.bootstrap_wer(score)
+    assert make_record().score is None
+
+
+def test_without_file_locks_records_are_added_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    add_record(tmp_path / "results.json", make_record())
+    assert load_records(tmp_path / "results.json") == [make_record()]
