@@ -3,10 +3,10 @@
     python ../../local/align.py --exp-dir exp/teacher --epoch 30 --avg 9 --test-parts test-clean,test-other
     python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --alignments exp/teacher/alignments.jsonl.gz
 
-The model needs --use-ctc 1.  Take the best one there is, and the same alignments for all systems that are compared: a
-full-context teacher, or a streaming model with --chunk-size -1.  Written are Lhotse supervisions named after their
-cuts, with alignment["word"].  A word lasts from the first to the last frame (40 ms) of its tokens in the best CTC path;
-CTC's tokens are shorter than what was spoken, so ends may lie some frames early.
+The model needs --use-ctc 1.  Take the best one there is: a full-context teacher, or a streaming model with
+--chunk-size -1.  Use the same alignments for all systems that you compare.  The output is a Lhotse manifest of
+supervisions, each with alignment["word"] and the id of its cut.  A word lasts from the first to the last frame (40 ms)
+of its tokens in the best CTC path; CTC's tokens are shorter than what was spoken, so ends may be some frames early.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.data.cuts import text_of, write_manifest
 from kdstream.decoding.stream import encode_whole
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.evaluation.latency import frame_start_ms
 from kdstream.evaluation.references import WORD
 from kdstream.evaluation.run import DecodingRun
 
 
 def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> list[tuple[int, int]] | None:
-    """First frame of each word, and the frame after its last, in the best CTC path.
+    """The first frame of each word, and the frame after its last one, in the best CTC path.
 
     Args:
       log_probs: (T, V).
@@ -53,7 +53,7 @@ def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) ->
 
 
 def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
-    """The cut's words and when they are said, under the cut's name, in seconds from its start."""
+    """A supervision with the cut's id, its words and their times in seconds from the cut's start."""
     items, supervision = [], cut.supervisions[0]
     for word, span in zip(text_of(cut).split(), spans, strict=True):
         start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
@@ -69,8 +69,8 @@ def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSeg
 
 
 @torch.no_grad()
-def align(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[SupervisionSegment]:
-    """The aligned cuts of a test set; those that cannot be aligned are named in the log."""
+def aligned_cuts(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[SupervisionSegment]:
+    """The cuts of a test set with their alignments; the log counts those that cannot be aligned."""
     by_id = {cut.id: cut for cut in cuts}
     tokenizer, failed = run.data.tokenizer, []
     batches = run.data.in_order(cuts, from_audio=True)
@@ -94,18 +94,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config, decode = read_experiment(args)
     if not config.model.use_ctc:
-        raise UserError(f"{decode.exp_dir}: has no CTC head to align with; train a model with --use-ctc 1")
+        raise UserError(f"{decode.exp_dir}: has no CTC head to align with", fix="train a model with --use-ctc 1")
     output = args.output or Path(decode.exp_dir) / "alignments.jsonl.gz"
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"--output {output}: is a manifest of Lhotse; end it with .jsonl.gz")
+        raise UserError("is a manifest of Lhotse", flag=option("output", output), fix="end it with .jsonl.gz")
     output.parent.mkdir(parents=True, exist_ok=True)
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
     aligned = [
         supervision
         for test_set, utterances in run.data.test_sets().items()
-        for supervision in align(run, test_set, utterances.cuts)
+        for supervision in aligned_cuts(run, test_set, utterances.cuts)
     ]
     if not aligned:
         raise UserError(f"{decode.exp_dir}: no cut could be aligned; is it the --bpe-model of these transcripts?")
     write_manifest(SupervisionSet.from_segments(aligned), output)
-    logging.info(f"{output}: {len(aligned)} utterances, {sum(len(s.alignment[WORD]) for s in aligned)} words")
+    words = sum(len((supervision.alignment or {})[WORD]) for supervision in aligned)
+    logging.info(f"{output}: {len(aligned)} utterances, {words} words")

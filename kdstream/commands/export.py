@@ -6,11 +6,11 @@ Writes into EXP_DIR pretrained.pt, pretrained.safetensors and, of a streaming mo
 {encoder,decoder,joiner}-epoch-30-avg-9-chunk-8-left-32.onnx, with .int8.onnx beside each: the same with 8-bit weights.
 Any chunk that the model can run will do, whatever it was trained with.
 
---check lets torch (chunk by chunk), onnxruntime and sherpa-onnx transcribe audio files, directories of such and cuts of
-manifests on one thread each, and prints tokens, the first difference, and seconds of compute per second of speech; at
-the end a line for each runtime, with the word error rate where cuts have transcripts.  So it tells of a whole test set
-what int8 costs.  The exit status is 1 where float32 differs.  (sherpa-onnx leaves out <unk>; a model that says it will
-differ there.)
+--check transcribes audio files, directories of such and cuts of manifests with torch (chunk by chunk), onnxruntime and
+sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
+At the end it prints a line for each runtime, with the word error rate where cuts have transcripts: on a whole test set,
+that is what int8 costs.  The exit status is 1 where float32 differs.  (sherpa-onnx leaves out <unk>; a model that emits
+it differs there.)
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from kdstream.decoding.settings import check_vocabulary, choose_chunk
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError
 from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
-from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, check, read_speech
-from kdstream.export.onnx import export_onnx, quantize
+from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, Speech, compare_runtimes, read_speech
+from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 
@@ -40,7 +40,7 @@ from kdstream.models.transducer import Transducer
 def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
     decoder = StreamingDecoder(model, chunk, GreedySearch(), max_streams=1, traced=True)
 
-    def hear(samples: Tensor) -> list[str]:
+    def transcribe(samples: Tensor) -> list[str]:
         stream = decoder.open()
         stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
         while decoder.step():
@@ -48,7 +48,33 @@ def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> R
         stream.closed = True
         return [pieces[token] for token in stream.result.tokens]
 
-    return hear
+    return transcribe
+
+
+def print_sizes(paths: Sequence[Path]) -> None:
+    print("\n".join(f"{path}  {path.stat().st_size / 1e6:.2f} MB" for path in paths))
+
+
+def check_exported(
+    model: Transducer,
+    chunk: ChunkConfig,
+    files: OnnxFiles,
+    int8: OnnxFiles,
+    tokenizer: Tokenizer,
+    speech: dict[str, Speech],
+) -> None:
+    """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
+    torch.set_num_threads(1)
+    tokens = files.encoder.with_name("tokens.txt")
+    exact = {
+        "torch": torch_runtime(model, chunk, tokenizer.tokens),
+        "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
+        "sherpa-onnx": SherpaRecognizer(files, tokens),
+    }
+    differing = compare_runtimes({**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}, speech, chunk)
+    wrong = [name for name in exact if differing[name]]
+    if wrong:
+        raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix=f"do not deploy {files.encoder}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,31 +86,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
     if speech and chunk is None:
-        raise UserError(f"--check: {decode.exp_dir} has no ONNX in full context; leave it out, or see --chunk-size")
+        raise UserError(
+            f"{decode.exp_dir} has no ONNX in full context", flag="--check", fix="leave it out, or see --chunk-size"
+        )
     tokenizer = Tokenizer(config.data.bpe_model)
     check_vocabulary(tokenizer, config, decode)
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)
     written = save_pretrained(folder, trained.model)
-    if chunk is not None:
-        files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
-        small = quantize(files)
-        tokenizer.save_tokens(folder / "tokens.txt")
-        written += [*files, *small, folder / "tokens.txt"]
-    print("\n".join(f"{path}  {path.stat().st_size / 1e6:.2f} MB" for path in written))
     if chunk is None:
+        print_sizes(written)
         return
+    files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
+    int8 = quantize(files)
+    tokenizer.save_tokens(folder / "tokens.txt")
+    print_sizes([*written, *files, *int8, folder / "tokens.txt"])
     latency = algorithmic_latency_ms(chunk)
     print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
-        torch.set_num_threads(1)
-        exact = {
-            "torch": torch_runtime(trained.model, chunk, tokenizer.tokens),
-            "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
-            "sherpa-onnx": SherpaRecognizer(files, folder / "tokens.txt"),
-        }
-        rounded = {"sherpa-onnx int8": SherpaRecognizer(small, folder / "tokens.txt")}
-        differing = check({**exact, **rounded}, speech, chunk)
-        wrong = [name for name in exact if differing[name]]
-        if wrong:
-            raise UserError(f"{' and '.join(wrong)}: not the tokens of torch; do not deploy {files.encoder}")
+        check_exported(trained.model, chunk, files, int8, tokenizer, speech)

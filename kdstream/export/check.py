@@ -1,22 +1,23 @@
-"""The proof that an exported model says in every runtime what it says in torch.
+"""The proof that an exported model gives the same tokens in every runtime as in torch.
 
-All runtimes hear the same samples: an utterance and the silence that a client sends after it (`ChunkConfig.tail`).
+All runtimes get the same samples: an utterance and the silence that a client sends after it (`ChunkConfig.tail`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import onnxruntime
 import sherpa_onnx
 import torch
 import torch.nn.functional as F
+from lhotse.cut import Cut
 from torch import Tensor
 
 from kdstream.data.cuts import read_manifest, text_of
@@ -24,7 +25,7 @@ from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import WORD_START
 from kdstream.decoding.audio import find_audio, read_audio_file
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.evaluation import scoring
 from kdstream.export.onnx import OnnxFiles
 from kdstream.models.streaming import ChunkConfig
@@ -36,14 +37,14 @@ Runtime = Callable[[Tensor], list[str]]  # samples (S,) at 16 kHz to pieces
 
 
 class Speech(NamedTuple):
-    """An utterance to check with: samples (S,) at 16 kHz, and what it says, "" where nobody knows."""
+    """An utterance to check with: samples (S,) at 16 kHz, and its transcript, "" where there is none."""
 
     samples: Tensor
     text: str = ""
 
 
-class Heard(NamedTuple):
-    """What a runtime heard: pieces, the seconds that it took, and the place of the first that is not as expected."""
+class RuntimeResult(NamedTuple):
+    """Pieces, the seconds that the runtime took, and the place of the first piece that is not as expected."""
 
     pieces: list[str]
     seconds: float
@@ -54,9 +55,9 @@ class Heard(NamedTuple):
 class OnnxStreams:
     """N streams between two chunks.
 
-    caches: by name.
-    tokens: said so far by each.
-    predicted: (N, D) after them.
+    caches: of the encoder, by name.
+    tokens: of each stream so far.
+    predicted: (N, D), the predictor's output after them.
     """
 
     caches: dict[str, np.ndarray]
@@ -64,8 +65,13 @@ class OnnxStreams:
     predicted: np.ndarray
 
 
+def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs of an exported file, in their order."""
+    return cast(list[np.ndarray], session.run(None, inputs))
+
+
 class OnnxRecognizer:
-    """Greedy search over exported files in onnxruntime: in its shortest form, what a runtime does.
+    """Greedy search over exported files in onnxruntime: the shortest form of what a runtime does.
 
     Args:
       pieces: of all tokens, in the order of their ids.
@@ -90,7 +96,7 @@ class OnnxRecognizer:
         return [self.pieces[token] for token in streams.tokens[0]]
 
     def open(self, count: int = 1) -> OnnxStreams:
-        """Streams that have heard nothing yet."""
+        """New streams."""
         tokens: list[list[int]] = [[] for _ in range(count)]
         return OnnxStreams(self.fresh_caches(count), tokens, self.predict(tokens))
 
@@ -98,7 +104,7 @@ class OnnxRecognizer:
         """Decodes the next chunk x (N, window, F) of all streams."""
         encoded, streams.caches = self.encode(x, streams.caches)
         for frame in encoded.transpose(1, 0, 2):
-            (logits,) = self.joiner.run(None, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})
+            logits = run(self.joiner, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})[0]
             best = logits.argmax(axis=1)
             (spoke,) = best.nonzero()
             if len(spoke):
@@ -107,14 +113,14 @@ class OnnxRecognizer:
                 streams.predicted[spoke] = self.predict([streams.tokens[row] for row in spoke])
 
     def fresh_caches(self, count: int = 1) -> dict[str, np.ndarray]:
-        """The caches of streams that have heard nothing yet, by name."""
+        """The caches of new streams, by name."""
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         _, *caches = self.encoder.get_inputs()
         return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
 
     def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """x (N, window, F) and the caches to (N, T, D) and the new caches."""
-        encoded, *new = self.encoder.run(None, {"x": x, **caches})
+        encoded, *new = run(self.encoder, {"x": x, **caches})
         returned = dict(zip(caches, new, strict=False))  # processed_lens is not returned
         if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
             returned["processed_lens"] = caches["processed_lens"] + self.shift
@@ -123,7 +129,7 @@ class OnnxRecognizer:
     def predict(self, tokens: Sequence[list[int]]) -> np.ndarray:
         """(N, D) after the tokens of each stream."""
         contexts = [([-1] * (self.context_size - 1) + [0, *said])[-self.context_size :] for said in tokens]
-        return self.decoder.run(None, {"y": np.array(contexts, np.int64)})[0]
+        return run(self.decoder, {"y": np.array(contexts, np.int64)})[0]
 
 
 class SherpaRecognizer:
@@ -157,27 +163,31 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     for path in paths:
         if path.endswith(MANIFESTS):
             if not Path(path).is_file():
-                raise UserError(f"--check {path}: no such file; give audio, a directory of it, or a manifest of cuts")
-            cuts = {f"{path} {cut.id}": Speech(read_audio(cut), text_of(cut)) for cut in read_manifest(Path(path))}
+                fix = "give audio, a directory of it, or a manifest of cuts"
+                raise UserError("no such file", flag=option("check", path), fix=fix)
+            manifest = cast(Iterable[Cut], read_manifest(Path(path)))  # lhotse does not say that a CutSet is iterable
+            cuts = {f"{path} {cut.id}": Speech(read_audio(cut), text_of(cut)) for cut in manifest}
             if not cuts:
-                raise UserError(f"--check {path}: no cuts in it; give another manifest, or audio files")
+                raise UserError(
+                    "no cuts in it", flag=option("check", path), fix="give another manifest, or audio files"
+                )
             speech.update(cuts)
         else:
             speech.update((str(file), Speech(read_audio_file(file))) for file in find_audio([path]))
     return speech
 
 
-def check(runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig) -> dict[str, int]:
-    """Prints what each runtime hears in each utterance, and how long it takes per second of it (real-time factor).
+def compare_runtimes(runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig) -> dict[str, int]:
+    """Prints each runtime's tokens of each utterance, and its compute time per second of speech (real-time factor).
 
-    At the end a line for each runtime: with the word error rate of those utterances whose text is known, and how much
-    higher or lower that is than the first runtime's.
+    At the end it prints a line for each runtime, with the word error rate of the utterances that have a transcript, and
+    how much higher or lower that is than the first runtime's.
 
     Args:
-      runtimes: the first is the one that the others are held against.
+      runtimes: the others are compared with the first one.
       speech: by name.
     Returns:
-      For each runtime, how many of the utterances it hears differently.
+      For each runtime, the number of utterances in which it differs from the first one.
     """
     width = max(map(len, runtimes))
     differing, busy = dict.fromkeys(runtimes, 0), dict.fromkeys(runtimes, 0.0)
@@ -186,15 +196,15 @@ def check(runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkC
         runtime(torch.zeros(SAMPLE_RATE))  # the first call of all is slower
     for name, (samples, text) in speech.items():
         print(f"{name}: {len(samples) / SAMPLE_RATE:.2f} s")
-        for runtime, heard in listen(runtimes, with_tail(samples, chunk)).items():
-            factor = heard.seconds * SAMPLE_RATE / len(samples)
-            print(f"  {runtime:{width}}  RTF {factor:.3f}  {' '.join(heard.pieces)}")
-            busy[runtime] += heard.seconds
+        for runtime, result in run_all(runtimes, with_tail(samples, chunk)).items():
+            factor = result.seconds * SAMPLE_RATE / len(samples)
+            print(f"  {runtime:{width}}  RTF {factor:.3f}  {' '.join(result.pieces)}")
+            busy[runtime] += result.seconds
             if text:
-                transcripts[runtime].append(scoring.Transcript(name, text.split(), words_of(heard.pieces)))
-            if heard.difference is not None:
+                transcripts[runtime].append(scoring.Transcript(name, text.split(), words_of(result.pieces)))
+            if result.difference is not None:
                 differing[runtime] += 1
-                print(f"  {'':{width}}  differs from its token {heard.difference + 1} on")
+                print(f"  {'':{width}}  differs from its token {result.difference + 1} on")
     seconds = sum(len(utterance.samples) for utterance in speech.values()) / SAMPLE_RATE
     rates = word_error_rates(transcripts)
     for runtime in runtimes:
@@ -209,10 +219,10 @@ def words_of(pieces: Sequence[str]) -> list[str]:
 
 
 def word_error_rates(transcripts: dict[str, list[scoring.Transcript]]) -> dict[str, str]:
-    """For each runtime "WER 3.06 % (+0.7 % of torch's)", the latter not of the first one; "" without transcripts."""
+    """For each runtime "WER 3.06 % (+0.7 % of torch's)", the first one without brackets; "" without transcripts."""
     if not any(transcripts.values()):
         return dict.fromkeys(transcripts, "")
-    wers = {runtime: scoring.score(scoring.align(heard)).wer for runtime, heard in transcripts.items()}
+    wers = {runtime: scoring.score(scoring.align(of_runtime)).wer for runtime, of_runtime in transcripts.items()}
     first, expected = next(iter(wers.items()))
     shown = {runtime: f"WER {wer:.2f} %" for runtime, wer in wers.items()}
     for runtime, wer in wers.items():
@@ -226,9 +236,9 @@ def with_tail(samples: Tensor, chunk: ChunkConfig) -> Tensor:
     return F.pad(samples, (0, chunk.tail * SAMPLE_RATE // FRAMES_PER_SECOND))
 
 
-def listen(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, Heard]:
-    """What each runtime hears, and where it first differs from what the first one hears."""
-    heard: dict[str, Heard] = {}
+def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeResult]:
+    """The answer of each runtime, and where it first differs from that of the first runtime."""
+    results: dict[str, RuntimeResult] = {}
     expected: list[str] | None = None
     for name, runtime in runtimes.items():
         start = time.perf_counter()
@@ -236,5 +246,5 @@ def listen(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, Heard]:
         seconds = time.perf_counter() - start
         expected = pieces if expected is None else expected
         pairs = enumerate(zip_longest(expected, pieces))
-        heard[name] = Heard(pieces, seconds, next((place for place, (a, b) in pairs if a != b), None))
-    return heard
+        results[name] = RuntimeResult(pieces, seconds, next((place for place, (a, b) in pairs if a != b), None))
+    return results

@@ -24,7 +24,7 @@ from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, check, listen, read_speech, with_tail
+from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, compare_runtimes, read_speech, run_all, with_tail
 from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
@@ -228,7 +228,7 @@ def test_the_check_of_cuts_ends_with_word_error_rates_beside_the_first_runtimes(
 
     mishears = {"first": "DIE", "same": "DIE", "other": "D I E"}
     runtimes = {name: lambda samples, wrong=wrong: hear(samples, wrong) for name, wrong in mishears.items()}
-    assert check(runtimes, speech, CHUNK) == {"first": 0, "same": 0, "other": 2}
+    assert compare_runtimes(runtimes, speech, CHUNK) == {"first": 0, "same": 0, "other": 2}
     last = [line.split("  ")[2:] for line in capsys.readouterr().out.splitlines()[-3:]]
     assert last == [  # of 13 words
         ["the same tokens in 5 of 5", "WER 15.38 %"],
@@ -255,7 +255,7 @@ def test_the_check_fails_on_a_spoiled_model(exp_dir, audio, monkeypatch, tmp_pat
 def test_the_first_difference_is_where_a_token_is_another_or_missing():
     says = {"first": "A B C", "same": "A B C", "other": "A X C", "shorter": "A B", "longer": "A B C D", "silent": ""}
     runtimes = {name: lambda _, pieces=pieces: pieces.split() for name, pieces in says.items()}
-    differences = {name: heard.difference for name, heard in listen(runtimes, torch.zeros(1)).items()}
+    differences = {name: heard.difference for name, heard in run_all(runtimes, torch.zeros(1)).items()}
     assert differences == {"first": None, "same": None, "other": 1, "shorter": 2, "longer": 3, "silent": 0}
 
 
