@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -25,8 +26,8 @@ from kdstream.devices import find_device
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
-from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
-from kdstream.kd.taps import Lattice, Tap
+from kdstream.kd.loss_table import ComparedLayers, LatticeLoss, LayerLoss
+from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
@@ -101,21 +102,19 @@ class Bench:
         )
         self.rows["teacher forward"] = teacher_forward
         heard, student_taps = teacher_forward(), distiller.student_taps()
+        features, lens = self.batch.features, self.batch.feature_lens
         with torch.no_grad(), self.precision.autocast():
-            features, lens = self.batch.features, self.batch.feature_lens
             self.student(features, lens, self.tokens, self.chunk, self.train_config, taps=student_taps)
-            taps = [pair.align(student_taps[pair.student], heard.layers[pair.teacher]) for pair in self.pairs]
-            outputs = [branch(tap) for branch, (tap, _) in zip(distiller.branches, taps, strict=True)]
-        students, teachers = [ours for ours, _ in taps], [theirs for _, theirs in taps]
-        self.add_parts(distiller, heard, student_taps.lattice, students, teachers, outputs)
+            pairs = list(distiller.compare_layers(heard, student_taps, output_frames_of(lens)))
+        self.add_parts(distiller, pairs, heard, student_taps)
 
     def cached(self, teacher: TransducerTeacher, pairs: list[LayerPair]) -> CachedTeacher:
         """The same teacher with the batch in a cache on disk."""
         self.folder = tempfile.TemporaryDirectory()
-        directory, identity = Path(self.folder.name), fingerprint(teacher.model, {})
+        directory, identity = Path(self.folder.name), fingerprint(teacher, {})
         layers = sorted({pair.teacher for pair in pairs})
         CacheWriter(directory, teacher, layers, "float16", identity).add(self.batch)
-        return CachedTeacher(teacher.model, directory, identity)
+        return CachedTeacher(teacher, directory, identity)
 
     def step(self, distiller: Distiller | None) -> Callable[[], None]:
         """A whole training step: forward, backward, optimiser."""
@@ -131,61 +130,29 @@ class Bench:
 
         return run
 
-    def add_parts(
-        self,
-        distiller: Distiller,
-        heard: Heard,
-        lattice: Lattice,
-        students: list[Tap],
-        teachers: list[Tap],
-        outputs: list[BranchOutput],
-    ) -> None:
-        """Rows for the branches, for each loss summed over the tapped layers, and for the loss on the lattice.
+    def add_parts(self, distiller: Distiller, pairs: list[ComparedLayers], heard: Heard, student_taps: Taps) -> None:
+        """Rows for the branches and for each loss, those between layers summed over the tapped layers.
 
         Each is forward and backward; what the distiller does without has no row.
         """
-        config, frames = self.distill_config, output_frames_of(self.batch.feature_lens)
 
         def branches() -> list[Tensor]:
-            made = [branch(tap.map(leaf)) for branch, tap in zip(distiller.branches, students, strict=True)]
+            made = [branch(pair.student.map(leaf)) for branch, pair in zip(distiller.branches, pairs, strict=True)]
             return [x.float().sum() for out in made for x in out if x is not None]
 
-        def features() -> list[Tensor]:
-            return [
-                feature_loss(t.features, leaf(out.z), self.frame_weights(t), config.kd_distance)
-                for t, out in zip(teachers, outputs, strict=True)
-            ]
+        def of_layers(loss: LayerLoss) -> list[Tensor]:
+            return [loss.compute(pair._replace(branch=leaves_of(pair.branch))) for pair in pairs]
 
-        def relations() -> list[Tensor]:
-            return [
-                relation_loss(
-                    (t.query, t.key, t.value),
-                    [leaf(x) for x in (out.query, out.key, out.value)],
-                    self.frame_weights(t),
-                    config.kd_relation_heads,
-                )
-                for t, out in zip(teachers, outputs, strict=True)
-            ]
+        def of_lattice(loss: LatticeLoss) -> list[Tensor]:
+            lattices = distiller.compare_lattices(heard, student_taps)
+            student = replace(lattices.student, logits=leaf(lattices.student.logits))
+            return [loss.compute(lattices._replace(student=student))]
 
-        def apc() -> list[Tensor]:
-            return [
-                apc_loss(t.features, leaf(out.r), t.lens, frames, config.kd_apc_shift, config.kd_distance)
-                for t, out in zip(teachers, outputs, strict=True)
-            ]
-
-        def tokens() -> list[Tensor]:
-            return [distiller.token_loss(heard, replace(lattice, logits=leaf(lattice.logits)))]
-
-        parts = {
-            "branches": (branches, self.pairs),
-            "feature loss": (features, "feature_loss" in distiller.scales),
-            "relation loss": (relations, "relation_loss" in distiller.scales),
-            "apc loss": (apc, "apc_loss" in distiller.scales),
-            "token loss": (tokens, "token_loss" in distiller.scales),
-        }
-        for name, (part, wanted) in parts.items():
-            if wanted:
-                self.rows[name] = self.forward_backward(part, distiller)
+        parts: dict[str, Callable[[], list[Tensor]]] = {"branches": branches} if pairs else {}
+        parts.update({f"{name} loss": partial(of_layers, loss) for name, loss in distiller.losses.of_layers.items()})
+        parts.update({f"{name} loss": partial(of_lattice, loss) for name, loss in distiller.losses.of_lattice.items()})
+        for name, part in parts.items():
+            self.rows[name] = self.forward_backward(part, distiller)
 
     def forward_backward(self, part: Callable[[], list[Tensor]], distiller: Distiller) -> Callable[[], None]:
         def run() -> None:
@@ -196,9 +163,6 @@ class Bench:
 
         return run
 
-    def frame_weights(self, tap: Tap) -> Tensor:
-        return frame_weights(tap.lens, tap.features.size(1), output_frames_of(self.batch.feature_lens))
-
     def run(self, name: str, repetition: int) -> None:
         seed_step(0, repetition, 0)  # the same dropout, layer skipping and balancing in every row
         self.rows[name]()
@@ -208,6 +172,10 @@ class Bench:
 
 def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
+
+
+def leaves_of(branch: BranchOutput) -> BranchOutput:
+    return branch._replace(**{name: leaf(x) for name, x in branch._asdict().items() if x is not None})
 
 
 def measure_times(bench: Bench, repetitions: int, clock: Callable[[], float]) -> dict[str, float]:

@@ -48,10 +48,8 @@ from kdstream.devices import find_device
 from kdstream.errors import UserError
 from kdstream.evaluation.records import write_json
 from kdstream.evaluation.tables import rows_table
-from kdstream.kd.teachers import TEACHER_FLAGS
+from kdstream.kd.teachers import teacher_flags
 from kdstream.training.dist import keep_freed_memory
-
-NOT_OF_RANDOM_TEACHERS = (*TEACHER_FLAGS, "teacher_cache", "init_from_teacher")
 
 
 def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> int:
@@ -97,7 +95,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
     add_arguments(parser, ModelConfig, causal=True)
     add_arguments(parser, DataConfig, max_duration=120.0)
-    add_arguments(parser, DistillConfig, leave_out=NOT_OF_RANDOM_TEACHERS)
+    of_trained_teachers = [*teacher_flags(), "teacher_cache", "init_from_teacher"]
+    add_arguments(parser, DistillConfig, leave_out=of_trained_teachers)
     return parser
 
 

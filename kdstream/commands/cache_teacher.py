@@ -22,10 +22,10 @@ from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.data.features import FBANK
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
-from kdstream.kd.teachers import TEACHER_FLAGS, find_teacher
+from kdstream.kd.teachers import load_teacher, teacher_flags, type_of
 
 
 def all_cuts(data: DataConfig) -> DataConfig:
@@ -41,8 +41,9 @@ def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:
     for cut_id in cut_ids:
         if cut_id in heard:
             raise UserError(
-                f"--train-parts, --train-cuts, --pseudo-cuts: two cuts have the name {cut_id}, by which the cache "
-                "finds them; rename those of one manifest (lhotse's cut.with_id)"
+                f"two cuts have the name {cut_id}, by which the cache finds them",
+                flag="--train-parts, --train-cuts, --pseudo-cuts",
+                fix="rename those of one manifest (lhotse's cut.with_id)",
             )
         heard.add(cut_id)
 
@@ -53,20 +54,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
     parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")
     parser.add_argument("--device", default="", help="cpu or cuda (default: a GPU if there is one)")
-    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *CACHE_DATA_FLAGS)
     args = parser.parse_args(argv)
     distill = override(DistillConfig(), args)
-    if not distill.has_teacher:
-        raise UserError("--teacher-exp-dir, --teacher-checkpoint: whose features to store")
-    if distill.teacher_type == "torchaudio":
-        raise UserError("--teacher-type torchaudio: cannot be stored; train.py runs it beside the student")
+    if not type_of(distill).teacher.writes_tokens:
+        raise UserError(
+            "writes no tokens, so that it cannot be stored",
+            flag=option("teacher_type", distill.teacher_type),
+            fix="let train.py run it beside the student",
+        )
     device = find_device(args.device)
     config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
     config = replace(config, data=all_cuts(override(config.data, args)), distill=distill)
-    teacher = find_teacher(config, device)
+    teacher = load_teacher(config, device)
+    if teacher is None:
+        raise UserError("no teacher is named", flag="--teacher-exp-dir, --teacher-checkpoint", fix="name one to store")
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
-    identity = fingerprint(teacher.model, FBANK.config.to_dict())
+    identity = fingerprint(teacher, FBANK.config.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
     heard: set[str] = set()
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)

@@ -28,7 +28,7 @@ from kdstream.decoding.settings import choose_chunk
 from kdstream.errors import UserError
 from kdstream.kd.similarity import LayerSimilarity
 from kdstream.kd.taps import Taps
-from kdstream.kd.teachers import TEACHER_FLAGS, find_teacher, without_cache
+from kdstream.kd.teachers import load_teacher, needs_audio, teacher_flags, without_cache
 from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
 from kdstream.reporting.style import phone_style
@@ -40,12 +40,12 @@ DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_durat
 def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) -> dict:
     """The similarities, as layer_map.py reads them."""
     student = load_trained(config, decode).model
-    teacher = find_teacher(without_cache(config), torch.device("cpu"))
+    teacher = load_teacher(without_cache(config), torch.device("cpu"))
     if teacher is None:
-        raise UserError("--teacher-exp-dir: whose layers to compare with")
+        raise UserError("no teacher is named", flag="--teacher-exp-dir", fix="name the one to compare with")
     chunk = choose_chunk(config.model, decode)
     similarity = LayerSimilarity()
-    batches = AsrDataModule(config.data, config.train.seed, config.distill.needs_audio).valid_dataloader()
+    batches = AsrDataModule(config.data, config.train.seed, needs_audio(config.distill)).valid_dataloader()
     ours: Taps
     for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
         ours = Taps()
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--num-batches", type=in_range(int, minimum=1), default=10, help="Batches to look at (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="JSON to write (default: EXP_DIR/layer_similarity.json)")
-    add_overrides(parser, DistillConfig, *TEACHER_FLAGS)
+    add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args(argv)
     config = ExperimentConfig.load(args.exp_dir)

@@ -35,10 +35,13 @@ class Section:
     extensions: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __getattr__(self, name: str) -> Any:
+        given = self.__dict__.get("extensions", {})
         added = EXTENSIONS.get(type(self), {})
+        if name in given:
+            return given[name]
         if name not in added:
             raise AttributeError(f"{type(self).__name__} has no setting {name}")
-        return self.extensions.get(name, added[name].default)
+        return added[name].default
 
 
 Config = TypeVar("Config", bound=Section)
@@ -168,7 +171,7 @@ def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
         "--" + item.name.replace("_", "-"),
         type=_parser_of(item.annotation, item.more.get("minimum"), item.more.get("above")),
         default=default,
-        choices=item.more.get("choices"),
+        choices=item.more.get("choices") or None,  # a table that is empty: who fills it has not been imported
         help=f"{item.help} (default: {shown})",
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
+from kdstream.config.flags import extend
 from kdstream.errors import UserError
 
 Entry = TypeVar("Entry")
@@ -17,17 +18,32 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     Args:
       flag: whose value is one of the names, for messages, e.g. "decoding-method".
+      section: gives the dataclass of settings to which entries may add flags of their own.
+
+    settings: by entry, the names of the settings that it brought along.
     """
 
-    def __init__(self, flag: str) -> None:
-        self.flag = flag
+    def __init__(self, flag: str, section: Callable[[], type] | None = None) -> None:
+        self.flag, self.section = flag, section
+        self.settings: dict[str, tuple[str, ...]] = {}
         self._entries: dict[str, Entry] = {}
 
-    def add(self, name: str, entry: Entry) -> Entry:
-        """Adds an entry and returns it.  Raises ValueError where the name is taken."""
+    def add(self, name: str, entry: Entry, **flags: Any) -> Entry:
+        """Adds an entry and returns it.
+
+        Args:
+          flags: settings that the entry brings along, as `extend` takes them: kd_my_scale=flag(0.0, "Weight.").
+        Raises:
+          ValueError: the name of the entry or of a setting is taken, or the registry is of no section.
+        """
         if name in self._entries:
             raise ValueError(f"--{self.flag} {name}: there is one of this name already")
+        if flags and self.section is None:
+            raise ValueError(f"--{self.flag} {name}: entries of this table cannot bring flags")
+        if self.section is not None:
+            extend(self.section(), **flags)
         self._entries[name] = entry
+        self.settings[name] = tuple(flags)
         return entry
 
     def find(self, name: str) -> Entry:

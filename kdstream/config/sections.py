@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdstream.config.flags import Section, flag
+from kdstream.config.flags import Section, flag, flags_of
 from kdstream.config.registry import Registry
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
+SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
 # Dataclasses, of which each field is a flag below --decoding-method; kdstream.decoding.settings fills it.
 SEARCHES: Registry[Any] = Registry("decoding-method")
+# Filled by kdstream.kd.teachers.
+TEACHERS: Registry[Any] = Registry("teacher-type", lambda: DistillConfig)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ class DistillConfig(Section):
         "kdstream",
         "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer or one of torchaudio's "
         "speech encoders (--teacher-checkpoint).",
-        choices=("kdstream", "icefall", "torchaudio"),
+        choices=TEACHERS,
     )
     teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, state dict or .safetensors.")
     teacher_model: str = flag(
@@ -234,22 +238,22 @@ class DistillConfig(Section):
         return self.teacher_exp_dir or self.teacher_checkpoint
 
     @property
-    def needs_audio(self) -> bool:
-        """Whether the teacher listens to samples, which training then reads beside the features."""
-        return self.teacher_type == "torchaudio"
+    def loss_scales(self) -> dict[str, float]:
+        """The weight of every distillation loss by its name.
 
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether teacher and student must write the same tokens."""
-        return bool(self.init_from_teacher or self.kd_token_scale)
+        The loss NAME has the flag --kd-NAME-scale.  Losses that others have added come last; those that config.json
+        has are among them, even if the program that added them is not loaded here.
+        """
+        settings = dict.fromkeys([*(item.name for item in flags_of(DistillConfig)), *self.extensions])
+        found = [(match[1], setting) for setting in settings if (match := SCALE_OF_A_LOSS.fullmatch(setting))]
+        return {name: getattr(self, setting) for name, setting in found}
 
     @property
     def method(self) -> str:
         """What guides the student, for tables: feature+apc, init+token-one-best and so on, or none."""
         if not self.has_teacher:
             return "none"
-        scales = {"feature": self.kd_feature_scale, "relation": self.kd_relation_scale, "apc": self.kd_apc_scale}
-        hidden = "+".join(name for name, scale in scales.items() if scale)
+        hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name != "token")
         if hidden and self.kd_branch == "none":
             hidden = f"direct-{hidden}"
         init = "init" if self.init_from_teacher else ""

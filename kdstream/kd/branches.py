@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.losses import at_least_float32, float32
 from kdstream.kd.taps import Tap, padding_mask
 
@@ -29,10 +29,12 @@ MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
 class BranchOutput(NamedTuple):
     """What a branch makes of a student's layer; None where the branch lacks the part.
 
+    p: (N, T, D_T), the streaming features themselves, projected.
     z: (N, T, D_T), full-context; query, key, value: (N, T, a width), the auxiliary layer's own.
     r: (N, T, D_T), where r_t is made of the streaming features of frames <= t.
     """
 
+    p: Tensor
     z: Tensor | None = None
     query: Tensor | None = None
     key: Tensor | None = None
@@ -64,7 +66,7 @@ class AuxiliaryBranch(nn.Module):
     def forward(self, tap: Tap) -> BranchOutput:
         """tap: of the student's layer, its features (N, T, D_S) streaming."""
         p = self.projection(tap.features)
-        output = BranchOutput()
+        output = BranchOutput(p)
         if self.layer is not None:
             z, query, key, value = self.layer(p, tap.lens)
             output = output._replace(z=z, query=query, key=key, value=value)
@@ -89,7 +91,7 @@ class DirectBranch(nn.Module):
     def forward(self, tap: Tap) -> BranchOutput:
         """tap: of the student's layer."""
         p = self.projection(tap.features)
-        return BranchOutput(p, tap.query, tap.key, tap.value, self.predictor(p) if self.predictor else None)
+        return BranchOutput(p, p, tap.query, tap.key, tap.value, self.predictor(p) if self.predictor else None)
 
 
 class AuxiliaryLayer(nn.Module):
@@ -106,7 +108,11 @@ class AuxiliaryLayer(nn.Module):
     def __init__(self, dim: int, heads: int, feedforward_dim: int) -> None:
         super().__init__()
         if dim % heads:
-            raise UserError(f"--kd-branch-heads {heads}: does not divide the teacher's layer width {dim}")
+            raise UserError(
+                f"does not divide the teacher's layer width {dim}",
+                flag=option("kd_branch_heads", heads),
+                fix="choose a number that divides it",
+            )
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
         self.in_proj = nn.Linear(dim, 3 * dim)

@@ -21,9 +21,8 @@ from kdstream.data.batch import Batch
 from kdstream.errors import UserError
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.kd.teacher import Heard, Teacher, freeze
-from kdstream.units import SUBSAMPLING_LOSS
+from kdstream.units import SAMPLE_RATE, SUBSAMPLING_LOSS
 
-SAMPLE_RATE = 16000
 # The middle of our frame t lies 45 + 20 t ms into the utterance, that of theirs 12.5 + 20 t ms.
 FRAMES_AHEAD = 2
 
@@ -58,6 +57,8 @@ def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) ->
 
 class SpeechEncoderTeacher(Teacher):
     """One of torchaudio's Wav2Vec2Models.  Utterances run one by one: group normalisation would hear padding."""
+
+    needs_audio = True
 
     def __init__(self, encoder: nn.Module, device: torch.device) -> None:
         self.encoder = freeze(encoder).to(device)

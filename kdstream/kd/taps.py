@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdstream.models.streaming import LOG_EPS, pad_to_whole_chunks
+from kdstream.models.transducer import Transducer
 
 TENSORS = ("features", "query", "key", "value")  # of a tap
 
@@ -134,7 +135,7 @@ class Taps:
 
 
 @torch.no_grad()
-def tap_shapes(model: nn.Module) -> dict[str, TapShape]:
+def tap_shapes(model: Transducer) -> dict[str, TapShape]:
     """Shapes of every layer's tap, by name in running order, from encoding half a second of silence.
 
     They are seen, not read from an architecture's settings: any encoder that records taps will do.

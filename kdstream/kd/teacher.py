@@ -1,7 +1,7 @@
 """The teacher: a trained model, frozen, that hears the whole utterance.
 
-Which checkpoint it comes from is training/teachers.py's affair; here a state dict becomes a model that
-no optimiser, no schedule and no mode switch can change, and what it says to a batch.
+This module says what every teacher can be asked, and makes a teacher of a transducer.  Which checkpoint the flags
+name, and of which type it is, stands in teachers.py.
 
 Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D width.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from kdstream.data.batch import Batch
 from kdstream.errors import UserError
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
-from kdstream.models.streaming import pad_to_whole_chunks
+from kdstream.models.streaming import pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import Transducer, build_model
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -41,18 +41,47 @@ class Heard(NamedTuple):
 
 
 class Teacher(ABC):
-    """A frozen model that hears whole utterances.  Another kind of teacher is another `shapes` and `listen`.
+    """A frozen model that hears whole utterances.  A new kind of teacher needs `shapes` and `listen`.
 
-    No nn.Module: it appears in no state dict, parameter list, `train()` or `to()` of who holds it.
+    It is no nn.Module, so that it appears in no state dict, parameter list, `train()` or `to()` of its owner.
 
+    needs_audio: it listens to the samples (Batch.audio), which training then reads beside the features.
+    writes_tokens: it writes the tokens that the student learns.  Then token losses can use it and a cache can store
+      it, and it has `output_dim`, `lattice_logits`, `encoder_frames` and `state_dict`.
+    gives_weights: a student may start from its weights, and it has `weights_for`.
     shapes: of the layers that can be tapped, by name in running order.
+    output_dim: width of its encoder's output.
     """
 
+    needs_audio: ClassVar[bool] = False
+    writes_tokens: ClassVar[bool] = False
+    gives_weights: ClassVar[bool] = False
     shapes: dict[str, TapShape]
+    output_dim: int
 
     @abstractmethod
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         """What it makes of a batch, each utterance as if alone; `layers` names the wanted taps."""
+
+    def check_cuts(self, cut_ids: Iterable[str]) -> None:
+        """Raises UserError if there is a cut that it cannot listen to."""
+        return  # a model that runs can listen to all
+
+    def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
+        """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
+        raise NotImplementedError
+
+    def encoder_frames(self, feature_lens: Tensor) -> Tensor:
+        """(N,) encoder frames (20 ms) that it makes of utterances of feature_lens (N,) feature frames (10 ms)."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its parameters by name; a cache is of the teacher that has the same ones."""
+        raise NotImplementedError
+
+    def weights_for(self, student: Transducer) -> dict[str, Tensor]:
+        """Its parameters as those of a student.  Raises UserError where the student cannot take them."""
+        raise NotImplementedError
 
 
 class TransducerTeacher(Teacher):
@@ -62,9 +91,13 @@ class TransducerTeacher(Teacher):
       model: on its device; frozen here.
     """
 
+    writes_tokens = True
+    gives_weights = True
+
     def __init__(self, model: Transducer) -> None:
         self.model = freeze(model)
         self.shapes = tap_shapes(model)
+        self.output_dim = model.encoder.output_dim
 
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         features, lens, layers = batch.features, batch.feature_lens, list(layers)
@@ -72,7 +105,7 @@ class TransducerTeacher(Teacher):
             return self.hear(features, lens, layers)
         # A streaming one in full context would hear where the batch ends: each up to its own end.
         alone = [self.hear(features[n : n + 1, :end], lens[n : n + 1], layers) for n, end in enumerate(lens.tolist())]
-        return together(alone)
+        return as_batch(alone)
 
     @torch.no_grad()
     def hear(self, features: Tensor, feature_lens: Tensor, layers: Sequence[str]) -> Heard:
@@ -84,18 +117,36 @@ class TransducerTeacher(Teacher):
 
     @torch.no_grad()
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
-        """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
         return self.model.lattice_logits(encoder_out, tokens, ranges)
 
+    def encoder_frames(self, feature_lens: Tensor) -> Tensor:
+        return padded_encoder_lens(feature_lens, self.model.max_downsampling)
 
-def together(alone: Sequence[Heard]) -> Heard:
-    """As a batch what a transducer made of utterances one by one."""
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def weights_for(self, student: Transducer) -> dict[str, Tensor]:
+        """A streaming student takes those of a full-context teacher as its own."""
+        streams = self.model.config.causal
+        if streams and not student.config.causal:
+            raise UserError(
+                "a --causal 0 student cannot start from a streaming teacher's weights",
+                flag="--init-from-teacher 1",
+            )
+        weights = self.model.state_dict()
+        if student.config.causal and not streams:
+            return self.model.encoder.streaming_parameters(weights)
+        return weights
+
+
+def as_batch(alone: Sequence[Heard]) -> Heard:
+    """One batch of what a transducer made of utterances one by one."""
     layers = {}
     for name, first in alone[0].layers.items():
         taps = [heard.layers[name] for heard in alone]
         tensors = {field: batched([getattr(tap, field) for tap in taps]) for field in TENSORS}
         layers[name] = Tap(**tensors, lens=torch.cat([tap.lens for tap in taps]), stride=first.stride)
-    return Heard(layers, batched([heard.encoder_out for heard in alone]))
+    return Heard(layers, batched([heard.encoder_out for heard in alone if heard.encoder_out is not None]))
 
 
 def batched(tensors: Sequence[Tensor]) -> Tensor:
@@ -103,50 +154,53 @@ def batched(tensors: Sequence[Tensor]) -> Tensor:
     return pad_sequence([tensor[0] for tensor in tensors], batch_first=True)
 
 
-def load_teacher(
-    whose: str, config: ExperimentConfig, state_dict: dict[str, Tensor], student: ExperimentConfig, device: torch.device
-) -> Transducer:
-    """Builds a transducer that is a teacher, on `device`.
+def build_teacher(
+    whose: str,
+    config: ExperimentConfig,
+    state_dict: dict[str, Tensor],
+    student: ExperimentConfig,
+    device: torch.device,
+    same_tokens: bool,
+) -> TransducerTeacher:
+    """Makes a teacher of a transducer's config and parameters, on `device`.
 
     Args:
       whose: the flag that names it, for errors.
       config: the teacher's; its model and its bpe_model are looked at.
       state_dict: its (averaged) parameters.
-      student: the student's; features must be the same, and tokens where they are compared.
+      student: the student's; both must read the same features.
+      same_tokens: both must write the same tokens.
     Raises:
       UserError: other features, other tokens, or parameters that do not fit the teacher's config.
     """
     check_same_features(whose, config, student)
-    if student.distill.needs_tokens:
+    if same_tokens:
         check_same_tokens(whose, config, student)
-    teacher = build_model(resolve(config.model))
+    model = build_model(resolve(config.model))
     try:
-        teacher.load_state_dict(state_dict, strict=True)
+        model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{whose}: the checkpoint does not fit what is known of its model ({' '.join(str(error).split())[:300]}); "
-            "use checkpoint and config.json of one training, or see --teacher-model"
+            f"the checkpoint does not fit what is known of its model ({' '.join(str(error).split())[:300]})",
+            flag=whose,
+            fix="use checkpoint and config.json of one training, or see --teacher-model",
         ) from error
-    return freeze(teacher).to(device)
+    return TransducerTeacher(freeze(model).to(device))
 
 
-def start_from_teacher(student: Transducer, teacher: Transducer) -> None:
-    """Gives the student the teacher's weights; a streaming one takes those of a full-context one as its own.
+def start_from_teacher(student: Transducer, teacher: Teacher) -> None:
+    """Gives the student the teacher's weights.
 
     Raises:
       UserError: the two are of different shape, or the teacher streams and the student does not.
     """
-    if teacher.config.causal and not student.config.causal:
-        raise UserError("--init-from-teacher 1: a --causal 0 student cannot begin with a streaming teacher's weights")
-    weights = teacher.state_dict()
-    if student.config.causal and not teacher.config.causal:
-        weights = teacher.encoder.streaming_parameters(weights)
     try:
-        student.load_state_dict(weights, strict=True)
+        student.load_state_dict(teacher.weights_for(student), strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"--init-from-teacher 1: teacher and student differ in shape ({' '.join(str(error).split())[:300]}); "
-            "train both with one --encoder and --preset and the same heads, or give --init-from-teacher 0"
+            f"teacher and student differ in shape ({' '.join(str(error).split())[:300]})",
+            flag="--init-from-teacher 1",
+            fix="train both with one --encoder and --preset and the same heads, or give --init-from-teacher 0",
         ) from error
 
 
@@ -159,8 +213,9 @@ def check_same_features(whose: str, teacher: ExperimentConfig, student: Experime
     """Raises UserError if the two read features of different size."""
     if teacher.model.feature_dim != student.model.feature_dim:
         raise UserError(
-            f"{whose}: the teacher reads {teacher.model.feature_dim} "
-            f"mel bins, the student {student.model.feature_dim}; train both on the same features"
+            f"the teacher reads {teacher.model.feature_dim} mel bins, the student {student.model.feature_dim}",
+            flag=whose,
+            fix="train both on the same features",
         )
 
 
@@ -175,9 +230,9 @@ def check_same_tokens(whose: str, teacher: ExperimentConfig, student: Experiment
         index = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
         difference = f"its token {index} is {theirs[index]!r}, the student's {ours[index]!r}"
     raise UserError(
-        f"{whose}: the teacher has another vocabulary "
-        f"({tokens_path(teacher.data)}: {difference}); train teacher and student with one --bpe-model, or "
-        "distil from layers alone"
+        f"the teacher has another vocabulary ({tokens_path(teacher.data)}: {difference})",
+        flag=whose,
+        fix="train teacher and student with one --bpe-model, or distil from layers alone",
     )
 
 

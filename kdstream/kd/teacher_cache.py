@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +28,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.data.batch import Batch
 from kdstream.data.cuts import REPEATED
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.taps import TENSORS, Tap
-from kdstream.kd.teacher import Heard, TransducerTeacher
-from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, padded_encoder_lens
+from kdstream.kd.teacher import Heard, Teacher
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING
 from kdstream.models.transducer import Transducer
 
 VERSION = 2
@@ -38,6 +39,7 @@ HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
 FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
 ENCODER_OUT = "encoder_out"
 Entry = dict[str, Any]  # a line of the index
+REPETITION = re.compile(rf"{REPEATED}\d+$")  # what the id of a cut's repetition ends in
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
@@ -49,34 +51,32 @@ class Columns(NamedTuple):
     width: int
 
 
-def fingerprint(model: Transducer, features: Mapping[str, Any]) -> str:
+def fingerprint(teacher: Teacher, features: Mapping[str, Any]) -> str:
     """A hash of a teacher's parameters and of the settings of its features."""
     digest = hashlib.sha256(json.dumps(dict(features), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 class CacheWriter:
-    """Fills a cache; one that was left half-way is gone on with.
+    """Fills a cache; if the directory holds a part of one, it is completed.
 
     Args:
       directory: made if it is not there.
-      teacher: the live one.
+      teacher: the live one; it writes tokens.
       layers: names of the layers to store, besides the encoder's output.
       storage: a key of FORMATS.
     Raises:
       UserError: the directory holds a cache of something else, or the teacher lacks a layer.
     """
 
-    def __init__(
-        self, directory: Path, teacher: TransducerTeacher, layers: Sequence[str], storage: str, identity: str
-    ) -> None:
+    def __init__(self, directory: Path, teacher: Teacher, layers: Sequence[str], storage: str, identity: str) -> None:
         self.directory, self.teacher, self.layers = directory, teacher, list(layers)
         missing = [name for name in layers if name not in teacher.shapes]
         if missing:
-            raise UserError(f"--layers {','.join(missing)}: the teacher has {', '.join(teacher.shapes)}")
+            raise UserError(f"the teacher has {', '.join(teacher.shapes)}", flag=f"--layers {','.join(missing)}")
         header = {"version": VERSION, "fingerprint": identity, "storage": storage, "columns": self.columns()}
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / HEADER
@@ -96,7 +96,7 @@ class CacheWriter:
 
     def columns(self) -> dict[int, list[Columns]]:
         """By frame rate (encoder frames per frame), what the columns of an array are."""
-        columns = {OUTPUT_DOWNSAMPLING: [Columns(ENCODER_OUT, "features", self.teacher.model.encoder.output_dim)]}
+        columns = {OUTPUT_DOWNSAMPLING: [Columns(ENCODER_OUT, "features", self.teacher.output_dim)]}
         for name in self.layers:
             shape = self.teacher.shapes[name]
             widths = (shape.features, shape.query, shape.key, shape.value)
@@ -118,14 +118,14 @@ class CacheWriter:
         if len(there) == len(means):
             return
         heard = self.teacher.listen(batch, self.layers)
-        lens = padded_encoder_lens(batch.feature_lens, self.teacher.model.max_downsampling)
+        lens = self.teacher.encoder_frames(batch.feature_lens)
         arrays: dict[int, np.ndarray] = {}
         for stride, columns in self.columns().items():
             tensors = [
                 heard.encoder_out if c.layer == ENCODER_OUT else getattr(heard.layers[c.layer], c.tensor)
                 for c in columns
             ]
-            limit = np.finfo(self._dtype).max
+            limit = float(np.finfo(self._dtype).max)
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
             for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means, strict=True)):
@@ -138,20 +138,24 @@ class CacheWriter:
         return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
 
 
-class CachedTeacher(TransducerTeacher):
+class CachedTeacher(Teacher):
     """A teacher that looks up what it hears by the cut's name, and computes its joiner's logits alone.
 
     It heard the cuts clean: noise or masks on the student's features do not reach it.
 
     Args:
+      teacher: whose cache it is; it writes tokens.
       clean: whether the student's features have neither noise nor masks, so that they can be held against those that
         the teacher heard.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.
     """
 
-    def __init__(self, model: Transducer, directory: Path, identity: str, clean: bool = False) -> None:
-        super().__init__(model)
+    writes_tokens = True
+    gives_weights = True
+
+    def __init__(self, teacher: Teacher, directory: Path, identity: str, clean: bool = False) -> None:
+        self.teacher, self.shapes, self.output_dim = teacher, teacher.shapes, teacher.output_dim
         self.directory, self.clean = directory, clean
         try:
             header = json.loads((directory / HEADER).read_text())
@@ -160,37 +164,62 @@ class CachedTeacher(TransducerTeacher):
             self.columns = {int(s): [Columns(*c) for c in columns] for s, columns in header["columns"].items()}
             self.index = read_index(directory)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--teacher-cache {directory}: {error}; write it with local/cache_teacher.py") from error
+            raise UserError(str(error), flag=self.flag, fix="write it with local/cache_teacher.py") from error
         if header["fingerprint"] != identity:
             raise UserError(
-                f"--teacher-cache {directory}: is of another teacher or of other features; give the --teacher-epoch "
-                "and --teacher-avg that it was written with, or write a new one with local/cache_teacher.py"
+                "is of another teacher or of other features",
+                flag=self.flag,
+                fix="give the --teacher-epoch and --teacher-avg that it was written with, or write a new one with "
+                "local/cache_teacher.py",
             )
 
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError unless every one of them is in the cache."""
-        missing = [cut_id for cut_id in cut_ids if self.find(cut_id) is None]
+        self.entries_of(cut_ids)
+
+    def entries_of(self, cut_ids: Iterable[str]) -> list[Entry]:
+        """What the index has of the cuts.  Raises UserError unless every one of them is in the cache."""
+        found = [(cut_id, self.find(cut_id)) for cut_id in cut_ids]
+        missing = [cut_id for cut_id, entry in found if entry is None]
         if missing:
             raise UserError(
-                f"--teacher-cache {self.directory}: lacks {len(missing)} of the training cuts "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); run local/cache_teacher.py on all "
-                "of them, speed-perturbed ones included"
+                f"lacks {len(missing)} of the training cuts "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})",
+                flag=self.flag,
+                fix="run local/cache_teacher.py on all of them, speed-perturbed ones included",
             )
+        return [entry for _, entry in found if entry is not None]
+
+    @property
+    def flag(self) -> str:
+        return option("teacher_cache", self.directory)
+
+    def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
+        return self.teacher.lattice_logits(encoder_out, tokens, ranges)
+
+    def encoder_frames(self, feature_lens: Tensor) -> Tensor:
+        return self.teacher.encoder_frames(feature_lens)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.teacher.state_dict()
+
+    def weights_for(self, student: Transducer) -> dict[str, Tensor]:
+        return self.teacher.weights_for(student)
 
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         stored = {c.layer for columns in self.columns.values() for c in columns}
         missing = sorted(set(layers) - stored)
         if missing:
             raise UserError(
-                f"--teacher-cache {self.directory}: lacks layers {','.join(missing)}; write it with --layers "
-                f"{','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}"
+                f"lacks layers {','.join(missing)}",
+                flag=self.flag,
+                fix=f"write it with --layers {','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}",
             )
-        self.check_cuts(batch.cut_ids)
-        entries = list(map(self.find, batch.cut_ids))
+        entries = self.entries_of(batch.cut_ids)
         if self.clean:
             for entry, mean in zip(entries, means_of(batch), strict=True):
-                check_mean(f"--teacher-cache {self.directory}", entry, mean)
-        encoder_lens = padded_encoder_lens(batch.feature_lens, self.model.max_downsampling)
+                check_mean(self.flag, entry, mean)
+        encoder_lens = self.encoder_frames(batch.feature_lens)
         taps: dict[str, dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
@@ -203,7 +232,7 @@ class CachedTeacher(TransducerTeacher):
 
     def find(self, cut_id: str) -> Entry | None:
         """What the index has of a cut, under its own name or, for a repetition, under that of the cut."""
-        return self.index.get(cut_id) or self.index.get(cut_id.rpartition(REPEATED)[0])
+        return self.index.get(cut_id) or self.index.get(REPETITION.sub("", cut_id))
 
     def load(self, entry: Entry, stride: int, frames: int) -> Tensor:
         """The array of a cut, (frames, columns).  Raises UserError if it is damaged or of another length."""
@@ -213,12 +242,13 @@ class CachedTeacher(TransducerTeacher):
             values = array.load()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"--teacher-cache {self.directory}: cut {cut_id} cannot be read ({error}); write a new cache"
+                f"cut {cut_id} cannot be read ({error})", flag=self.flag, fix="write a new cache"
             ) from error
         if len(values) != frames:
             raise UserError(
-                f"--teacher-cache {self.directory}: cut {cut_id} has {len(values)} frames there and {frames} here; "
-                "its features have changed, write a new cache"
+                f"cut {cut_id} has {len(values)} frames there and {frames} here",
+                flag=self.flag,
+                fix="its features have changed, write a new cache",
             )
         return torch.from_numpy(values)
 
@@ -249,5 +279,7 @@ def check_mean(whose: str, entry: Entry, mean: float) -> None:
     """Raises UserError if an utterance is not the one that an entry of the index is of."""
     if abs(entry["mean"] - mean) > MEAN_TOLERANCE:
         raise UserError(
-            f"{whose}: cut {entry['cut']} is of other speech there; its features have changed, write a new cache"
+            f"cut {entry['cut']} is of other speech there",
+            flag=whose,
+            fix="its features have changed, write a new cache",
         )

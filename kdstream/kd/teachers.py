@@ -1,36 +1,56 @@
-"""Which teacher the flags name: an experiment of ours, icefall's checkpoint, an encoder of torchaudio's, a cache."""
+"""Types of teachers, and the one that the flags name.
+
+A type is one entry of TEACHERS: how a teacher is made from the flags, its class, which says what it can do, and the
+flags that it reads.  Another program adds one before the flags are parsed:
+
+    TEACHERS.add("my", TeacherType(load_my_teacher, MyTeacher), teacher_my_size=flag(3, "Size of my teacher."))
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, load_weights
+from kdstream.config import sections
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of
+from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.data.features import FBANK
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
+from kdstream.kd.loss_table import LOSSES, scale_of, wanted_losses
 from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
-from kdstream.kd.teacher import Teacher, TransducerTeacher, load_teacher
+from kdstream.kd.teacher import Teacher, TransducerTeacher, build_teacher
 from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
-from kdstream.models.transducer import Transducer
-
-# Which teacher it is, and which of its weights.
-TEACHER_FLAGS = (
-    "teacher_exp_dir", "teacher_epoch", "teacher_avg", "teacher_use_averaged_model", "teacher_type",
-    "teacher_checkpoint", "teacher_model", "teacher_bpe_model",
-)  # fmt: skip
-# What asks for a teacher; losses between layers do not, for features and prediction are on by default.
-NEED_A_TEACHER = ("init_from_teacher", "teacher_cache", "kd_token_scale")
 
 
-def find_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:
+@dataclass(frozen=True)
+class TeacherType:
+    """A type of teacher, --teacher-type.
+
+    load: makes the teacher that an experiment's flags name, on a device.
+    teacher: its class, which says what such a teacher can do.
+    source: the setting that says where it is, teacher_exp_dir or teacher_checkpoint.
+    reads: the other settings that it reads.
+    """
+
+    load: Callable[[ExperimentConfig, torch.device], Teacher]
+    teacher: type[Teacher]
+    source: str = "teacher_checkpoint"
+    reads: tuple[str, ...] = ()
+
+
+TEACHERS: Registry[TeacherType] = sections.TEACHERS
+
+
+def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:
     """The frozen teacher, live or from --teacher-cache; None where no flag names one.
 
     Raises:
@@ -41,16 +61,25 @@ def find_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
     check_flags(distill, config.train.rnnt_type)
     if not distill.has_teacher:
         return None
-    if distill.teacher_cache or distill.teacher_type == "torchaudio":
-        check_time_warp(config.data, "--teacher-cache" if distill.teacher_cache else "--teacher-type torchaudio")
-    if distill.teacher_type == "torchaudio":
-        path = distill.teacher_checkpoint
-        return SpeechEncoderTeacher(load_speech_encoder(distill.teacher_model, load_weights(path), path), device)
-    model = ours(config, device) if distill.teacher_type == "kdstream" else icefalls(config, device)
+    if distill.teacher_cache or needs_audio(distill):
+        setting = "teacher_cache" if distill.teacher_cache else "teacher_type"
+        check_time_warp(config.data, option(setting, getattr(distill, setting)))
+    teacher = type_of(distill).load(config, device)
     if distill.teacher_cache:
         clean = not (config.data.enable_spec_aug or config.data.enable_musan)
-        return CachedTeacher(model, Path(distill.teacher_cache), fingerprint(model, FBANK.config.to_dict()), clean)
-    return TransducerTeacher(model)
+        identity = fingerprint(teacher, FBANK.config.to_dict())
+        return CachedTeacher(teacher, Path(distill.teacher_cache), identity, clean)
+    return teacher
+
+
+def type_of(distill: DistillConfig) -> TeacherType:
+    """Raises UserError if there is no such type."""
+    return TEACHERS.find(distill.teacher_type)
+
+
+def needs_audio(distill: DistillConfig) -> bool:
+    """Whether the teacher listens to samples, which must then be read beside the features."""
+    return type_of(distill).teacher.needs_audio
 
 
 def without_cache(config: ExperimentConfig) -> ExperimentConfig:
@@ -58,7 +87,14 @@ def without_cache(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, distill=replace(config.distill, teacher_cache=""))
 
 
-def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
+def teacher_flags() -> list[str]:
+    """The settings that say which teacher it is, and which of its weights."""
+    read = [name for kind in TEACHERS.values() for name in (kind.source, *kind.reads)]
+    brought = [name for names in TEACHERS.settings.values() for name in names]
+    return list(dict.fromkeys(["teacher_type", *read, *brought]))
+
+
+def load_kdstream_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
     """The averaged model of --teacher-exp-dir."""
     distill = config.distill
     exp_dir = distill.teacher_exp_dir
@@ -71,15 +107,16 @@ def ours(config: ExperimentConfig, device: torch.device) -> Transducer:
         prefix="teacher_",
     )
     weights = load_averaged(choice).weights
+    whose = option("teacher_exp_dir", exp_dir)
     if teacher.model.causal and -1 not in teacher.model.chunk_size:
         logging.warning(
-            f"--teacher-exp-dir {exp_dir}: a streaming model that was never trained in full context (--chunk-size "
-            "without -1), in which it now teaches"
+            f"{whose}: a streaming model that was never trained in full context (--chunk-size without -1), in which it "
+            "now teaches"
         )
-    return load_teacher(f"--teacher-exp-dir {exp_dir}", teacher, weights, config, device)
+    return build_teacher(whose, teacher, weights, config, device, needs_tokens(distill))
 
 
-def icefalls(config: ExperimentConfig, device: torch.device) -> Transducer:
+def load_icefall_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
     """The model in icefall's --teacher-checkpoint."""
     distill = config.distill
     path = distill.teacher_checkpoint
@@ -87,23 +124,69 @@ def icefalls(config: ExperimentConfig, device: torch.device) -> Transducer:
     weights = weights_of(checkpoint)
     data = DataConfig(bpe_model=distill.teacher_bpe_model or config.data.bpe_model)
     teacher = ExperimentConfig(model=model_of(path, checkpoint, weights, distill.teacher_model), data=data)
-    return load_teacher(f"--teacher-checkpoint {path}", teacher, weights, config, device)
+    whose = option("teacher_checkpoint", path)
+    return build_teacher(whose, teacher, weights, config, device, needs_tokens(distill))
+
+
+def load_torchaudio_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
+    """The speech encoder whose weights are in --teacher-checkpoint."""
+    path = config.distill.teacher_checkpoint
+    encoder = load_speech_encoder(config.distill.teacher_model, load_weights(path), path)
+    return SpeechEncoderTeacher(encoder, device)
+
+
+TEACHERS.add(
+    "kdstream",
+    TeacherType(
+        load_kdstream_teacher,
+        TransducerTeacher,
+        "teacher_exp_dir",
+        reads=("teacher_epoch", "teacher_avg", "teacher_use_averaged_model"),
+    ),
+)
+TEACHERS.add(
+    "icefall", TeacherType(load_icefall_teacher, TransducerTeacher, reads=("teacher_model", "teacher_bpe_model"))
+)
+TEACHERS.add("torchaudio", TeacherType(load_torchaudio_teacher, SpeechEncoderTeacher, reads=("teacher_model",)))
+
+
+def needs_tokens(distill: DistillConfig) -> bool:
+    """Whether teacher and student must write the same tokens."""
+    return distill.init_from_teacher or bool(wanted_losses(distill).of_lattice)
 
 
 def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
-    """Raises UserError unless the flags name one teacher, or none and ask nothing of it."""
-    if distill.teacher_type != "kdstream" and (distill.teacher_exp_dir or not distill.teacher_checkpoint):
-        raise UserError(f"--teacher-type {distill.teacher_type}: give --teacher-checkpoint, and no --teacher-exp-dir")
-    if distill.teacher_type == "kdstream" and distill.teacher_checkpoint:
-        raise UserError("--teacher-checkpoint: is of which kind? give --teacher-type icefall or torchaudio")
-    if distill.teacher_type == "torchaudio" and (distill.teacher_cache or distill.init_from_teacher):
-        raise UserError("--teacher-type torchaudio: goes neither with --teacher-cache nor with --init-from-teacher")
-    for flag in () if distill.has_teacher else NEED_A_TEACHER:
-        if getattr(distill, flag):
-            raise UserError(f"--{flag.replace('_', '-')}: needs a teacher; give --teacher-exp-dir")
-    if rnnt_type != "regular" and distill.kd_token_form == "one-best" and distill.kd_token_scale:
+    """Raises UserError unless the flags name one teacher that can do what they ask, or none and ask nothing of it."""
+    check_source(distill)
+    kind, lattice_losses = type_of(distill).teacher, wanted_losses(distill).of_lattice
+    for setting, possible in (("teacher_cache", kind.writes_tokens), ("init_from_teacher", kind.gives_weights)):
+        if getattr(distill, setting) and not possible:
+            flag = option("teacher_type", distill.teacher_type)
+            raise UserError(f"does not go with {option(setting)}", flag=flag, fix="drop one of the two")
+    # Losses between layers may be left over: features and prediction are on by default.
+    for setting in ("init_from_teacher", "teacher_cache", *map(scale_of, lattice_losses)):
+        if getattr(distill, setting) and not distill.has_teacher:
+            raise UserError("needs a teacher", flag=option(setting), fix="give --teacher-exp-dir")
+    for loss in lattice_losses.values():
+        if loss.check is not None:
+            loss.check(distill, rnnt_type)
+
+
+def check_source(distill: DistillConfig) -> None:
+    """Raises UserError where the teacher is not where its type wants it."""
+    if type_of(distill).source == "teacher_exp_dir":
+        if distill.teacher_checkpoint:
+            others = [name for name, kind in TEACHERS.items() if kind.source == "teacher_checkpoint"]
+            raise UserError(
+                "a file does not say which type of teacher it holds",
+                flag="--teacher-checkpoint",
+                fix=f"give --teacher-type {' or '.join(others)}",
+            )
+    elif distill.teacher_exp_dir or not distill.teacher_checkpoint:
         raise UserError(
-            f"--rnnt-type {rnnt_type}: --kd-token-form one-best knows the regular lattice alone; drop one of the two"
+            "such a teacher is in a file",
+            flag=option("teacher_type", distill.teacher_type),
+            fix="give --teacher-checkpoint, and no --teacher-exp-dir",
         )
 
 
@@ -112,26 +195,23 @@ def flags_without_effect(distill: DistillConfig) -> list[str]:
     given = [item.name for item in flags_of(DistillConfig) if getattr(distill, item.name) != item.default]
     if not distill.has_teacher:
         return given
-    kind = distill.teacher_type
-    scales = (distill.kd_feature_scale, distill.kd_relation_scale, distill.kd_apc_scale, distill.kd_token_scale)
-    features, relations, apc, tokens = (scale > 0 for scale in scales)
-    layers = features or relations or apc
-    has_auxiliary_layers = distill.kd_branch == "transformer" and (features or relations)
-    read = {
-        ("teacher_epoch", "teacher_avg", "teacher_use_averaged_model"): kind == "kdstream",
-        ("teacher_model",): kind != "kdstream",
-        ("teacher_bpe_model",): kind == "icefall",
-        ("teacher_cache", "kd_warmup_batches"): layers or tokens,
-        ("kd_layers", "kd_layer_map", "kd_branch"): layers,
-        ("kd_share_branches",): has_auxiliary_layers or apc,
-        ("kd_similarity_file",): layers and distill.kd_layer_map == "similar",
-        ("kd_branch_heads", "kd_branch_feedforward_dim"): has_auxiliary_layers,
-        ("kd_distance",): features or apc,
-        ("kd_relation_heads",): relations,
-        ("kd_apc_shift", "kd_apc_dim"): apc,
-        ("kd_token_form", "kd_token_temperature", "kd_token_shift"): tokens,
-    }
-    unread = {name for names, is_read in read.items() if not is_read for name in names}
+    losses = wanted_losses(distill)
+    layers = bool(losses.of_layers)
+    auxiliary = distill.kd_branch == "transformer" and losses.auxiliary_layer
+    read_by = [
+        *((kind.reads, name == distill.teacher_type) for name, kind in TEACHERS.items()),
+        *((names, name == distill.teacher_type) for name, names in TEACHERS.settings.items()),
+        *((loss.reads, name in losses.all()) for name, loss in LOSSES.items()),
+        *((names, name in losses.all()) for name, names in LOSSES.settings.items()),
+        (("teacher_cache", "kd_warmup_batches"), bool(losses.all())),
+        (("kd_layers", "kd_layer_map", "kd_branch"), layers),
+        (("kd_share_branches",), auxiliary or losses.predictor),
+        (("kd_similarity_file",), layers and distill.kd_layer_map == "similar"),
+        (("kd_branch_heads", "kd_branch_feedforward_dim"), auxiliary),
+        (("kd_apc_dim",), losses.predictor),
+    ]
+    read = {name for names, is_read in read_by if is_read for name in names}
+    unread = {name for names, _ in read_by for name in names} - read
     return [name for name in given if name in unread]
 
 
@@ -139,6 +219,7 @@ def check_time_warp(data: DataConfig, flag: str) -> None:
     """Raises UserError where SpecAugment would move the student's frames and not the teacher's."""
     if data.enable_spec_aug and data.spec_aug_time_warp_factor >= 1:
         raise UserError(
-            f"{flag}: time warping moves the student's frames away from what the teacher hears; give "
-            "--spec-aug-time-warp-factor 0 (masks may stay)"
+            "time warping moves the student's frames away from what the teacher hears",
+            flag=flag,
+            fix="give --spec-aug-time-warp-factor 0 (masks may stay)",
         )

@@ -24,7 +24,7 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import relation_loss
-from kdstream.kd.teachers import find_teacher, without_cache
+from kdstream.kd.teachers import load_teacher, needs_audio, without_cache
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 from kdstream.training.step import build_distiller
@@ -123,7 +123,7 @@ def choose_utterance(config: ExperimentConfig) -> Utterance:
     for index, cut in enumerate(utterances.cuts):
         if low <= cut.duration <= high:
             utterance = utterances[index]
-            return utterance._replace(audio=read_audio(cut)) if config.distill.needs_audio else utterance
+            return utterance._replace(audio=read_audio(cut)) if needs_audio(config.distill) else utterance
     raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s", fix="name another test set")
 
 
@@ -136,7 +136,7 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer,
     if not checkpoint.get("branches"):
         raise UserError(f"{weights}: holds no branches")
     student = build_model(resolve(config.model))
-    distiller = build_distiller(config.distill, student, find_teacher(without_cache(config), torch.device("cpu")))
+    distiller = build_distiller(config.distill, student, load_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)
     assert distiller is not None  # as the config names a teacher
     return student.eval(), distiller.eval(), weights

@@ -13,6 +13,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
 
@@ -20,7 +21,7 @@ SIMILARITY_JSON = "layer_similarity.json"
 SWEEPS = "sweep*.png"
 CURVE_TAG = re.compile(r"train/(tot|valid)_(.+)")
 PHASES = {"tot": "training", "valid": "validation"}
-LOSSES = ("pruned_loss", "simple_loss", "ctc_loss", "feature_loss", "relation_loss", "apc_loss")  # shown first
+TRANSDUCER_LOSSES = ("pruned_loss", "simple_loss", "ctc_loss")  # shown first, before those of distillation
 TOTAL = "loss"  # shown last: what it adds up differs between systems
 NOT_OF_A_FAMILY = ("exp_dir", "delay_penalty", "resume", "start_epoch", "start_batch", "master_port", "tensorboard")
 
@@ -100,8 +101,9 @@ def read_curves(exp_dir: Path) -> Curves:
 def losses_in(curves: dict[str, Curves]) -> list[str]:
     """The losses that some system's curves have, in the order in which to show them."""
     present = {loss for of_system in curves.values() for loss in of_system}
-    others = sorted(present - {*LOSSES, TOTAL})
-    return [loss for loss in (*LOSSES, *others, TOTAL) if loss in present]
+    first = (*TRANSDUCER_LOSSES, *(f"{name}_loss" for name in DistillConfig().loss_scales))
+    others = sorted(present - {*first, TOTAL})
+    return [loss for loss in (*first, *others, TOTAL) if loss in present]
 
 
 def read_similarity(path: Path) -> Similarity:

@@ -37,8 +37,7 @@ from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.kd.teacher import start_from_teacher
-from kdstream.kd.teacher_cache import CachedTeacher
-from kdstream.kd.teachers import find_teacher
+from kdstream.kd.teachers import load_teacher, needs_audio
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
@@ -91,7 +90,7 @@ def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
-        data = AsrDataModule(config.data, config.train.seed, with_audio=config.distill.needs_audio)
+        data = AsrDataModule(config.data, config.train.seed, with_audio=needs_audio(config.distill))
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_tokenizer(config)
         check_same_model(config)
@@ -135,11 +134,11 @@ class Trainer:
         torch.manual_seed(train.seed)
         self.model = build_model(config.model).to(device)
         self.choices = chunk_choices(config.model, self.model)
-        teacher = find_teacher(config, device)
-        if isinstance(teacher, CachedTeacher):
+        teacher = load_teacher(config, device)
+        if teacher is not None:
             teacher.check_cuts(data.training_cut_ids())
-        if config.distill.init_from_teacher:
-            start_from_teacher(self.model, teacher.model)
+            if config.distill.init_from_teacher:
+                start_from_teacher(self.model, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None

@@ -21,7 +21,7 @@ from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
-from kdstream.kd.distiller import Distiller, loss_scales, output_frames_of
+from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.teacher import Teacher
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
@@ -189,6 +189,6 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
 
 def build_distiller(config: DistillConfig, model: Transducer, teacher: Teacher | None) -> Distiller | None:
     """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
-    if teacher is None or (config.init_from_teacher and not any(loss_scales(config).values())):
+    if teacher is None or (config.init_from_teacher and not any(config.loss_scales.values())):
         return None
     return Distiller(config, model, teacher).to(next(model.parameters()).device)

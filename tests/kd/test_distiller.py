@@ -11,13 +11,16 @@ import torch
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import TOKEN_FORMS, DistillConfig, TrainConfig
 from kdstream.errors import UserError
-from kdstream.kd.distiller import FEATURE_FRAMES_PER_OUTPUT_FRAME, SCALES, Distiller
+from kdstream.kd.distiller import Distiller
+from kdstream.kd.loss_table import LOSSES
 from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Taps, tap_shapes
-from kdstream.kd.teacher import TransducerTeacher, load_teacher, start_from_teacher
+from kdstream.kd.teacher import TransducerTeacher, build_teacher, start_from_teacher
+from kdstream.kd.teachers import needs_tokens
 from kdstream.kd.token_losses import delayed, token_loss
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
+from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
 from support.distillation import CHUNK, SMALL, write_tokens
 from support.models import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_config, tiny_test_model
 
@@ -250,7 +253,7 @@ def test_all_methods_together_give_every_loss_and_every_branch_a_gradient():
     student, _, distiller = build(config)
     features, lens, tokens = random_batch()
     losses = distil(student, distiller, features, lens, tokens)
-    assert losses.keys() == distiller.scales.keys() == SCALES.keys()
+    assert losses.keys() == distiller.scales.keys() == {f"{name}_loss" for name in LOSSES}
     sum(losses.values()).backward()
     assert all(p.grad.abs().max() > 0 for p in distiller.parameters())
 
@@ -276,7 +279,7 @@ def test_a_streaming_student_that_starts_from_its_teacher_gives_the_teachers_out
     features, lens, _ = random_batch()
     expected = teacher.encode(features, lens)[0]
     assert (student.encode(features, lens)[0] - expected).abs().max() > 0.1
-    start_from_teacher(student, teacher)
+    start_from_teacher(student, TransducerTeacher(teacher))
     torch.testing.assert_close(student.encode(features, lens)[0], expected, rtol=0, atol=2e-5)
     assert (student.encode(features, lens, CHUNK)[0] - expected).abs().max() > 0.01  # it streams all the same
 
@@ -289,20 +292,20 @@ def test_a_streaming_conformer_that_starts_from_its_teacher_gives_its_output_whe
             layer.conv_module.depthwise_conv.weight[:, :, 8:] = 0.0
     expected = teacher.encode(features, lens)[0]
     assert (student.encode(features, lens)[0] - expected).abs().max() > 0.1
-    start_from_teacher(student, teacher)
+    start_from_teacher(student, TransducerTeacher(teacher))
     torch.testing.assert_close(student.encode(features, lens)[0], expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("teacher", [dict(encoder_dim=(32, 64, 48)), dict(encoder="conformer")], ids=str)
 def test_a_student_of_another_shape_cannot_start_from_its_teacher(teacher):
     with pytest.raises(UserError, match="--init-from-teacher 1: teacher and student differ in shape"):
-        start_from_teacher(tiny_test_model(causal=True), tiny_test_model(causal=False, **teacher))
+        start_from_teacher(tiny_test_model(causal=True), TransducerTeacher(tiny_test_model(causal=False, **teacher)))
 
 
 def test_a_full_context_student_cannot_start_from_a_streaming_teacher():
     teacher, student = (tiny_test_model(causal, encoder="conformer") for causal in (True, False))
-    with pytest.raises(UserError, match="a --causal 0 student cannot begin with a streaming teacher's weights"):
-        start_from_teacher(student, teacher)
+    with pytest.raises(UserError, match="a --causal 0 student cannot start from a streaming teacher's weights"):
+        start_from_teacher(student, TransducerTeacher(teacher))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -360,6 +363,7 @@ def test_a_distilled_student_costs_at_inference_exactly_what_the_baseline_costs(
 
 
 WHOSE = "--teacher-exp-dir exp/teacher"
+CPU = torch.device("cpu")
 
 
 def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"), **teacher_model):
@@ -378,7 +382,7 @@ def experiments(tmp_path, theirs, ours=("<blk>", "<unk>", "\u2581A", "\u2581B"),
 def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     saved = tiny_test_model(causal=False, vocab_size=4)
-    loaded = load_teacher(WHOSE, teacher, saved.state_dict(), student, torch.device("cpu"))
+    loaded = build_teacher(WHOSE, teacher, saved.state_dict(), student, CPU, same_tokens=True).model
     features, lens, _ = random_batch()
     torch.testing.assert_close(loaded.encode(features, lens), saved.encode(features, lens), rtol=0, atol=0)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -394,30 +398,32 @@ def test_a_loaded_teacher_gives_the_output_of_the_model_that_was_saved(tmp_path)
 def test_a_teacher_with_another_vocabulary_is_a_clear_error(tmp_path, tokens, message):
     teacher, student = experiments(tmp_path, tokens)
     with pytest.raises(UserError, match=f"{WHOSE}: .*{message}"):
-        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
+        build_teacher(WHOSE, teacher, {}, student, CPU, same_tokens=True)
 
 
 def test_losses_between_layers_do_not_ask_for_the_students_tokens(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A"))
-    student = replace(student, distill=replace(student.distill, kd_token_scale=0.0))
     weights = tiny_test_model(causal=False, vocab_size=3).state_dict()
-    assert load_teacher(WHOSE, teacher, weights, student, torch.device("cpu")).config.vocab_size == 3
+    theirs = build_teacher(WHOSE, teacher, weights, student, CPU, same_tokens=False)
+    assert theirs.model.config.vocab_size == 3
+    assert not needs_tokens(DistillConfig(kd_relation_scale=0.1, kd_apc_scale=1.0))
+    assert needs_tokens(DistillConfig(kd_token_scale=0.1)) and needs_tokens(DistillConfig(init_from_teacher=True))
 
 
 def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     forty_bins = replace(teacher, model=replace(teacher.model, feature_dim=40))
     with pytest.raises(UserError, match="reads 40 mel bins, the student 80"):
-        load_teacher(WHOSE, forty_bins, {}, student, torch.device("cpu"))
+        build_teacher(WHOSE, forty_bins, {}, student, CPU, same_tokens=True)
     with pytest.raises(UserError, match="does not fit what is known of its model"):
-        load_teacher(WHOSE, teacher, {"encoder.nothing": torch.zeros(1)}, student, torch.device("cpu"))
+        build_teacher(WHOSE, teacher, {"encoder.nothing": torch.zeros(1)}, student, CPU, same_tokens=True)
 
 
 def test_missing_tokens_are_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     (tmp_path / "theirs" / "tokens.txt").unlink()
     with pytest.raises(UserError, match="theirs/tokens.txt: no such file; it belongs beside --bpe-model"):
-        load_teacher(WHOSE, teacher, {}, student, torch.device("cpu"))
+        build_teacher(WHOSE, teacher, {}, student, CPU, same_tokens=True)
 
 
 def test_taps_record_only_what_is_wanted():

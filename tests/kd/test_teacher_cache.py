@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdstream.commands import cache_teacher
 from kdstream.config.sections import DistillConfig
 from kdstream.data.cuts import REPEATED
 from kdstream.data.tokenizer import Tokenizer
@@ -18,11 +17,10 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import Teacher, TransducerTeacher
 from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerprint, read_index
-from kdstream.kd.teachers import find_teacher
+from kdstream.kd.teachers import load_teacher
 from kdstream.training import loop
 from support.distillation import CHUNK, SMALL
 from support.models import batch_of, random_batch, tiny_test_model
-from support.paths import ROOT
 from support.training import experiment, make_corpus
 
 LAYERS = ["1.1", "2.0"]
@@ -30,18 +28,16 @@ FEATURES = {"num_filters": 80}
 CONFIG = replace(SMALL, kd_token_scale=1.0)
 
 
-def teacher_model(seed: int = 1):
-    return tiny_test_model(causal=False, seed=seed)
+def live_teacher(seed: int = 1) -> TransducerTeacher:
+    return TransducerTeacher(tiny_test_model(causal=False, seed=seed))
 
 
 def write(directory: Path, storage: str = "float16", lens=(120, 90), ids=("a/1", "b")) -> CachedTeacher:
     features, feature_lens, _ = random_batch(lens)
-    model = teacher_model()
-    identity = fingerprint(model, FEATURES)
-    CacheWriter(directory, TransducerTeacher(model), LAYERS, storage, identity).add(
-        batch_of(features, feature_lens, ids)
-    )
-    return CachedTeacher(model, directory, identity)
+    teacher = live_teacher()
+    identity = fingerprint(teacher, FEATURES)
+    CacheWriter(directory, teacher, LAYERS, storage, identity).add(batch_of(features, feature_lens, ids))
+    return CachedTeacher(teacher, directory, identity)
 
 
 def losses(teacher: Teacher, cut_ids) -> dict:
@@ -56,7 +52,7 @@ def losses(teacher: Teacher, cut_ids) -> dict:
 
 @pytest.mark.parametrize("storage, tolerance", [("float16", 1e-3), ("lilcom", 2e-2)])
 def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, storage, tolerance):
-    live = losses(TransducerTeacher(teacher_model()), ["a/1", "b"])
+    live = losses(live_teacher(), ["a/1", "b"])
     cached = losses(write(tmp_path, storage), ["a/1", "b"])
     assert len(live) == 4
     for name, loss in live.items():
@@ -67,6 +63,8 @@ def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_pa
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
     teacher.check_cuts(["b", f"b{REPEATED}3"])
+    with pytest.raises(UserError, match=rf"lacks 2 of the training cuts \(c{REPEATED}3, b{REPEATED}able\)"):
+        teacher.check_cuts(["b", f"c{REPEATED}3", f"b{REPEATED}able"])  # the last is no repetition of b
     alone = teacher.listen(batch_of(features[1:, :90], lens[1:], [f"b{REPEATED}3"]), LAYERS)
     together = teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
     frames = alone.layers["2.0"].features.size(1)
@@ -110,34 +108,24 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="lacks layers 0.0; write it with --layers 0.0,1.1,2.0"):
         teacher.listen(batch_of(features, lens, ["a/1", "b"]), ["0.0"])
     with pytest.raises(UserError, match="is of another teacher or of other features"):
-        CachedTeacher(teacher_model(), tmp_path, fingerprint(teacher_model(), {"num_filters": 40}))
+        CachedTeacher(live_teacher(), tmp_path, fingerprint(live_teacher(), {"num_filters": 40}))
     with pytest.raises(UserError, match="is of another teacher"):
-        CachedTeacher(teacher_model(3), tmp_path, fingerprint(teacher_model(3), FEATURES))
+        CachedTeacher(live_teacher(3), tmp_path, fingerprint(live_teacher(3), FEATURES))
     with pytest.raises(UserError, match="holds the cache of another teacher, layers or format"):
         write(tmp_path, "lilcom")
     with pytest.raises(UserError, match="--teacher-cache .*none: .*write it with local/cache_teacher.py"):
-        CachedTeacher(teacher_model(), tmp_path / "none", "")
+        CachedTeacher(live_teacher(), tmp_path / "none", "")
     for path in (tmp_path / "arrays").rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cut a/1 cannot be read"):
         teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
 
 
-def load_script():
-    script = ROOT / "local" / "cache_teacher.py"
-    spec = importlib.util.spec_from_file_location("cache_teacher", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, capsys):
+def test_train_reads_the_cache_that_the_command_wrote(tmp_path, capsys):
     data = make_corpus(tmp_path, 12)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
     loop.train_experiment(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
-    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
-    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
-    load_script().main()
+    cache_teacher.main(cache_flags(tmp_path))
     assert "layers 1.1, 2.0 of" in capsys.readouterr().out
     assert len(read_index(tmp_path / "cache")) == 12
 
@@ -152,12 +140,14 @@ def test_train_reads_the_cache_that_the_script_wrote(tmp_path, monkeypatch, caps
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
 
 
-def make_teacher(tmp_path: Path, data, monkeypatch) -> None:
+def cache_flags(tmp_path: Path) -> list[str]:
+    return ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+
+
+def make_teacher(tmp_path: Path, data) -> None:
     """Trains it, and stores what it hears."""
     loop.train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
-    flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
-    monkeypatch.setattr(sys, "argv", ["cache_teacher.py", *flags])
-    load_script().main()
+    cache_teacher.main(cache_flags(tmp_path))
 
 
 def distilled(tmp_path: Path, name: str, data):
@@ -165,9 +155,9 @@ def distilled(tmp_path: Path, name: str, data):
     return replace(experiment(tmp_path / name, data, num_epochs=1), distill=DistillConfig(**directories))
 
 
-def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path, monkeypatch):
+def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path):
     data = make_corpus(tmp_path, 12)
-    make_teacher(tmp_path, data, monkeypatch)
+    make_teacher(tmp_path, data)
     index = tmp_path / "cache" / INDEX
     lines = index.read_text().splitlines(keepends=True)
     index.write_text("".join(lines[1:]))
@@ -175,13 +165,13 @@ def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path, monk
     with pytest.raises(UserError, match=rf"lacks 1 of the training cuts \({missing}\); run local/cache_teacher.py"):
         loop.train_experiment(distilled(tmp_path, "student", data))
     assert not (tmp_path / "student" / "config.json").exists()
-    load_script().main()  # goes on
+    cache_teacher.main(cache_flags(tmp_path))  # completes it
     loop.train_experiment(distilled(tmp_path, "student", data))
 
 
-def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
+def test_other_speech_under_the_same_names_is_refused(tmp_path):
     data = make_corpus(tmp_path, 12)
-    make_teacher(tmp_path, data, monkeypatch)
+    make_teacher(tmp_path, data)
     index = tmp_path / "cache" / INDEX
     entries = [json.loads(line) for line in index.read_text().splitlines()]
     for entry in entries:
@@ -190,7 +180,7 @@ def test_other_speech_under_the_same_names_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its features"):
         loop.train_experiment(distilled(tmp_path, "student", data))
     with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
-        load_script().main()
+        cache_teacher.main(cache_flags(tmp_path))
     masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)  # no telling then
     loop.train_experiment(distilled(tmp_path, "masked", masked))
 
@@ -203,17 +193,17 @@ def test_a_damaged_cache_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="holds the cache of another teacher, layers or format; delete it"):
         write(tmp_path)
     with pytest.raises(UserError, match="--teacher-cache .*; write it with local/cache_teacher.py"):
-        CachedTeacher(teacher_model(), tmp_path, "")
+        CachedTeacher(live_teacher(), tmp_path, "")
     header.write_text(text.replace('"version": 2', '"version": 1'))
     with pytest.raises(UserError, match="--teacher-cache .*of version 1, not 2; write it with"):
-        CachedTeacher(teacher_model(), tmp_path, "")
+        CachedTeacher(live_teacher(), tmp_path, "")
 
 
-def test_two_cuts_of_one_name_are_refused(tmp_path, monkeypatch):
+def test_two_cuts_of_one_name_are_refused(tmp_path):
     data = make_corpus(tmp_path, 4)
     twice = replace(data, train_cuts=2 * data.train_cuts)
     with pytest.raises(UserError, match="two cuts have the name utterance-.*, by which the cache finds them"):
-        make_teacher(tmp_path, twice, monkeypatch)
+        make_teacher(tmp_path, twice)
 
 
 def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
@@ -233,9 +223,9 @@ def test_time_warping_beside_a_cache_is_refused(tmp_path):
     distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), teacher_cache=str(tmp_path / "cache"))
     vocab_size = Tokenizer(data.bpe_model).vocab_size
     config = replace(config, distill=distill, model=replace(config.model, vocab_size=vocab_size))
-    with pytest.raises(UserError, match="--teacher-cache: time warping .* --spec-aug-time-warp-factor 0"):
-        find_teacher(config, torch.device("cpu"))
+    with pytest.raises(UserError, match="--teacher-cache .*cache: time warping .* --spec-aug-time-warp-factor 0"):
+        load_teacher(config, torch.device("cpu"))
     with pytest.raises(UserError, match="--teacher-cache .*cache: .*No such file"):
-        find_teacher(replace(config, data=replace(data, spec_aug_time_warp_factor=0)), torch.device("cpu"))
+        load_teacher(replace(config, data=replace(data, spec_aug_time_warp_factor=0)), torch.device("cpu"))
     with pytest.raises(UserError, match="--teacher-cache: needs a teacher"):
-        find_teacher(replace(config, distill=DistillConfig(teacher_cache="cache")), torch.device("cpu"))
+        load_teacher(replace(config, distill=DistillConfig(teacher_cache="cache")), torch.device("cpu"))

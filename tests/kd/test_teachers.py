@@ -17,7 +17,7 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.icefall_checkpoint import model_of
 from kdstream.kd.speech_encoder import FRAMES_AHEAD, SpeechEncoderTeacher, load_speech_encoder
-from kdstream.kd.teachers import find_teacher, flags_without_effect
+from kdstream.kd.teachers import flags_without_effect, load_teacher
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import build_model
 from support.distillation import CHUNK, SMALL, write_tokens
@@ -55,7 +55,7 @@ def test_icefalls_pretrained_model_with_its_flags_is_a_teacher(tmp_path, causal,
     path = str(tmp_path / name)
     SAVE[name]({key: value.contiguous() for key, value in {**model.state_dict(), **extra}.items()}, path)
     config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=path, teacher_model=FLAGS)
-    teacher = find_teacher(config, CPU)
+    teacher = load_teacher(config, CPU)
     assert replace(teacher.model.config, preset="small") == model.config
     features, lens, _ = random_batch()
     torch.testing.assert_close(teacher.model.encode(features, lens), model.encode(features, lens), rtol=0, atol=0)
@@ -68,7 +68,7 @@ def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
     epochs = [tiny_test_model(False, seed=epoch).state_dict() for epoch in (1, 2, 3)]
     for epoch, weights in enumerate(epochs, start=1):
         torch.save({"model": weights}, tmp_path / f"epoch-{epoch}.pt")
-    heard = find_teacher(config, CPU).model.state_dict()
+    heard = load_teacher(config, CPU).model.state_dict()
     for name in ("joiner.output_linear.weight", "encoder.encoders.0.layers.0.norm.bias"):
         torch.testing.assert_close(heard[name], (epochs[0][name] + epochs[1][name]) / 2, msg=name)
 
@@ -76,15 +76,15 @@ def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
 def test_what_is_wrong_with_our_teacher_is_said_in_the_flags_of_training(tmp_path):
     config = student_config(tmp_path, teacher_exp_dir=str(tmp_path / "exp--avg-3"))
     with pytest.raises(UserError, match="exp--avg-3/config.json: no such file"):
-        find_teacher(config, CPU)
+        load_teacher(config, CPU)
     config = replace(config, distill=replace(config.distill, teacher_exp_dir=str(tmp_path / "exp")))
     with pytest.raises(UserError, match="config.json: no such file; --teacher-exp-dir must name"):
-        find_teacher(config, CPU)
+        load_teacher(config, CPU)
     (tmp_path / "exp").mkdir()
     replace(config, distill=DistillConfig()).save(tmp_path / "exp")
     flags = replace(config.distill, teacher_epoch=1, teacher_avg=5)
     with pytest.raises(UserError, match="--teacher-epoch 1 --teacher-avg 5: .*; lower --teacher-avg"):
-        find_teacher(replace(config, distill=flags), CPU)
+        load_teacher(replace(config, distill=flags), CPU)
 
 
 @pytest.mark.parametrize("chunk_size, warned", [((8,), True), ((8, -1), False)])
@@ -93,7 +93,7 @@ def test_a_streaming_teacher_that_never_heard_everything_is_pointed_out(tmp_path
     teacher = replace(config, model=tiny_test_config(True, chunk_size=chunk_size), distill=DistillConfig())
     teacher.save(tmp_path)
     torch.save({"model": tiny_test_model(True).state_dict()}, tmp_path / "epoch-1.pt")
-    find_teacher(config, CPU)
+    load_teacher(config, CPU)
     assert ("never trained in full context" in caplog.text) == warned
 
 
@@ -102,11 +102,11 @@ def test_icefalls_tokens_are_those_beside_the_teachers_own_bpe_model(tmp_path):
     path = str(tmp_path / "pretrained.pt")
     flags = dict(teacher_type="icefall", teacher_checkpoint=path, teacher_model=FLAGS, kd_token_scale=0.5)
     config = student_config(tmp_path, **flags)
-    find_teacher(config, CPU)
+    load_teacher(config, CPU)
     theirs = write_tokens(tmp_path / "theirs", ["<blk>", "<unk>", *map(str, range(27, -1, -1))])
     other = replace(config, distill=replace(config.distill, teacher_bpe_model=theirs.bpe_model))
     with pytest.raises(UserError, match="another vocabulary"):
-        find_teacher(other, CPU)
+        load_teacher(other, CPU)
 
 
 def test_icefalls_epoch_says_itself_what_model_it_is_of(tmp_path):
@@ -114,7 +114,7 @@ def test_icefalls_epoch_says_itself_what_model_it_is_of(tmp_path):
     checkpoint = {"model": model.state_dict(), **ICEFALL, "exp_dir": Path("zipformer/exp"), "batch_idx_train": 7}
     torch.save(checkpoint, tmp_path / "epoch-1.pt")
     config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=str(tmp_path / "epoch-1.pt"))
-    assert replace(find_teacher(config, CPU).model.config, preset="small") == model.config
+    assert replace(load_teacher(config, CPU).model.config, preset="small") == model.config
 
 
 def test_a_preset_is_enough_for_icefalls_own_sizes():
@@ -138,22 +138,28 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
     path = str(tmp_path / "pretrained.pt")
     config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=path, teacher_model=flags)
     with pytest.raises(UserError, match=message):
-        find_teacher(config, CPU)
+        load_teacher(config, CPU)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"teacher_checkpoint": "x.pt"}, "--teacher-checkpoint: is of which kind"),
+        (
+            {"teacher_checkpoint": "x.pt"},
+            "--teacher-checkpoint: a file does not say which type",
+        ),
         ({"teacher_type": "icefall", "teacher_exp_dir": "exp"}, "give --teacher-checkpoint, and no --teacher-exp-dir"),
         (
             {"teacher_type": "torchaudio", "teacher_checkpoint": "x", "teacher_cache": "c"},
-            "goes neither with --teacher-cache",
+            "--teacher-type torchaudio: does not go with --teacher-cache",
         ),
         ({"init_from_teacher": True}, "--init-from-teacher: needs a teacher"),
         ({"kd_token_scale": 0.5}, "--kd-token-scale: needs a teacher"),
-        ({"teacher_type": "icefall"}, "--teacher-type icefall: give --teacher-checkpoint"),
-        ({"teacher_exp_dir": "exp", "teacher_checkpoint": "x.pt"}, "--teacher-checkpoint: is of which kind"),
+        ({"teacher_type": "icefall"}, "--teacher-type icefall: such a teacher is in a file; give --teacher-checkpoint"),
+        (
+            {"teacher_exp_dir": "exp", "teacher_checkpoint": "x.pt"},
+            "--teacher-checkpoint: a file does not say which type",
+        ),
         (
             {"teacher_type": "torchaudio", "teacher_checkpoint": "x"},
             "--teacher-type torchaudio: time warping moves the student's frames",
@@ -162,7 +168,7 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
 )
 def test_flags_that_contradict_each_other_are_clear_errors(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        find_teacher(student_config(tmp_path, **flags), CPU)
+        load_teacher(student_config(tmp_path, **flags), CPU)
 
 
 OURS = DistillConfig(teacher_exp_dir="exp")
@@ -201,8 +207,11 @@ def test_flags_that_nothing_reads_are_named(distill, in_vain):
 
 def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):
     config = student_config(tmp_path, teacher_exp_dir="exp", kd_token_scale=1.0, kd_token_form="one-best")
-    with pytest.raises(UserError, match="--rnnt-type modified: --kd-token-form one-best knows the regular lattice"):
-        find_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
+    with pytest.raises(
+        UserError,
+        match="--rnnt-type modified --kd-token-form one-best: the one best path",
+    ):
+        load_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
 
 
 def spoken(lens=(120, 90)) -> Batch:
@@ -240,7 +249,7 @@ def test_a_speech_encoder_gives_its_own_layers_and_their_projections(tmp_path, k
         teacher_model=f"{kind} {json.dumps(KINDS[kind])}",
     )
     config = replace(config, data=replace(config.data, spec_aug_time_warp_factor=0))
-    teacher = find_teacher(config, CPU)
+    teacher = load_teacher(config, CPU)
     batch = spoken()
     heard = teacher.listen(batch, ["0.0", "0.2"])
     assert list(teacher.shapes) == ["0.0", "0.1", "0.2"] and heard.encoder_out is None

@@ -15,7 +15,7 @@ from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.evaluation.latency import Delays, delays_file, summarise, write_delays
 from kdstream.evaluation.records import add_record
-from kdstream.kd.teachers import find_teacher
+from kdstream.kd.teachers import load_teacher
 from kdstream.models.transducer import build_model
 from kdstream.training.step import build_distiller
 from support.records import make_record
@@ -41,7 +41,7 @@ def write_experiment(exp_root: Path) -> None:
         config = replace(config, distill=distill if causal else DistillConfig())
         torch.manual_seed(causal)
         model = build_model(config.model)
-        branches = build_distiller(config.distill, model, find_teacher(config, torch.device("cpu")))
+        branches = build_distiller(config.distill, model, load_teacher(config, torch.device("cpu")))
         params = {"batch_idx_train": 10, "average_period": 1}
         save_checkpoint(exp_root / name / "epoch-1.pt", model, model, branches, params=params)
         if causal:  # as a student that read a cache, which holds the training cuts alone

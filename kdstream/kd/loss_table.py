@@ -1,0 +1,234 @@
+"""The table of distillation losses: what each computes, what it needs, and which flags it reads.
+
+A loss called NAME has the flag --kd-NAME-scale, is logged and plotted as NAME_loss, and stands as NAME in the method
+of a result record.  One entry adds one:
+
+    LOSSES.add("my", LayerLoss(my_loss, auxiliary_layer=True), kd_my_scale=flag(0.0, "Weight of my loss.", minimum=0))
+
+Shapes: N batch, T tap frames or output frames, D width, R symbols kept at a frame, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kdstream.config.registry import Registry
+from kdstream.config.sections import DistillConfig
+from kdstream.errors import UserError, option
+from kdstream.kd.branches import BranchOutput
+from kdstream.kd.layer_map import LayerPair
+from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
+from kdstream.kd.taps import Lattice, Tap
+from kdstream.kd.teacher import Teacher
+from kdstream.kd.token_losses import delayed, token_loss
+
+
+class ComparedLayers(NamedTuple):
+    """What a loss between layers compares: one pair of layers at one frame rate, on one batch.
+
+    student, teacher: taps of equal stride and length; features (N, T, D_S) and (N, T, D_T).
+    branch: what the branch makes of the student's tap; z and r are of the teacher's width.
+    output_frames: (N,) output frames (40 ms) of the utterances.
+    """
+
+    config: DistillConfig
+    student: Tap
+    teacher: Tap
+    branch: BranchOutput
+    output_frames: Tensor
+
+    def frame_weights(self) -> Tensor:
+        """(N, T), see `losses.frame_weights`: with them a loss is a sum over output frames."""
+        return frame_weights(self.student.lens, self.student.features.size(1), self.output_frames)
+
+
+class ComparedLattices(NamedTuple):
+    """What a loss on the lattice compares, on one batch.
+
+    student: the student's lattice; its logits (N, T, R, V) carry the gradient.
+    teacher: writes the same tokens as the student.
+    encoder_out: (N, at least T, D), the teacher's.
+    blank: id of the blank.
+    """
+
+    config: DistillConfig
+    student: Lattice
+    teacher: Teacher
+    encoder_out: Tensor
+    blank: int
+
+    def teacher_logits(self, shift: int) -> Tensor:
+        """(N, T, R, V) at the student's cells: of what the teacher heard `shift` output frames (40 ms) before."""
+        encoder_out = delayed(self.encoder_out[:, : self.student.ranges.size(1)], shift)
+        return self.teacher.lattice_logits(encoder_out, self.student.tokens, self.student.ranges)
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """A loss between layers.
+
+    compute: of one pair; a scalar, summed over the batch's output frames.
+    auxiliary_layer, predictor: the parts of the branch whose output it reads; what no loss reads is not built.
+    reads: the settings that it reads, besides its scale.
+    check: raises UserError where the flags do not fit a pair of layers.
+    """
+
+    compute: Callable[[ComparedLayers], Tensor]
+    auxiliary_layer: bool = False
+    predictor: bool = False
+    reads: tuple[str, ...] = ()
+    check: Callable[[DistillConfig, LayerPair], None] | None = None
+
+
+@dataclass(frozen=True)
+class LatticeLoss:
+    """A loss on the student's pruned lattice; it needs a teacher that writes the student's tokens.
+
+    compute: a scalar, summed over the batch's output frames.
+    reads: the settings that it reads, besides its scale.
+    check: raises UserError where the flags do not fit --rnnt-type.
+    """
+
+    compute: Callable[[ComparedLattices], Tensor]
+    reads: tuple[str, ...] = ()
+    check: Callable[[DistillConfig, str], None] | None = None
+
+
+LOSSES: Registry[LayerLoss | LatticeLoss] = Registry("kd-NAME-scale", lambda: DistillConfig)
+
+
+def scale_of(name: str) -> str:
+    """The setting that weighs the loss."""
+    return f"kd_{name}_scale"
+
+
+class Losses(NamedTuple):
+    """Losses by name, in the order of their flags."""
+
+    of_layers: dict[str, LayerLoss]
+    of_lattice: dict[str, LatticeLoss]
+
+    @property
+    def auxiliary_layer(self) -> bool:
+        """Whether a loss reads an auxiliary layer's output."""
+        return any(loss.auxiliary_layer for loss in self.of_layers.values())
+
+    @property
+    def predictor(self) -> bool:
+        """Whether a loss reads a predictor's output."""
+        return any(loss.predictor for loss in self.of_layers.values())
+
+    def all(self) -> dict[str, LayerLoss | LatticeLoss]:
+        return {**self.of_layers, **self.of_lattice}
+
+
+def wanted_losses(config: DistillConfig) -> Losses:
+    """The losses whose scale is not 0.  Raises UserError for the scale of a loss that is not in the table."""
+    return _in_order(config, {name for name, scale in config.loss_scales.items() if scale > 0})
+
+
+def computed_losses(config: DistillConfig) -> Losses:
+    """The losses that are wanted, and the feature distance where there is an auxiliary layer: it is always reported.
+
+    Raises:
+      UserError: a loss that is not in the table, or none at all.
+    """
+    wanted = wanted_losses(config)
+    if not wanted.all():
+        flags = ", ".join(option(scale_of(name)) for name in config.loss_scales)
+        raise UserError("all 0 with a teacher", flag=flags, fix="raise one, or drop --teacher-exp-dir")
+    if config.kd_branch == "transformer" and wanted.auxiliary_layer:
+        wanted = _in_order(config, {*wanted.all(), "feature"})
+    return wanted
+
+
+def _in_order(config: DistillConfig, names: set[str]) -> Losses:
+    losses = Losses({}, {})
+    for name in filter(names.__contains__, config.loss_scales):
+        if name not in LOSSES:
+            raise UserError(
+                "there is no such loss here",
+                flag=option(scale_of(name), config.loss_scales[name]),
+                fix="import the module that adds it, or give 0",
+            )
+        loss = LOSSES[name]
+        if isinstance(loss, LayerLoss):
+            losses.of_layers[name] = loss
+        else:
+            losses.of_lattice[name] = loss
+    return losses
+
+
+def built(*parts: Tensor | None) -> list[Tensor]:
+    """Parts of a branch that a loss reads.  Raises ValueError for one that was not built."""
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        raise ValueError("the branch lacks a part that the loss reads; its entry in LOSSES must name the part")
+    return there
+
+
+def _feature(pair: ComparedLayers) -> Tensor:
+    (z,) = built(pair.branch.z)
+    return feature_loss(pair.teacher.features, z, pair.frame_weights(), pair.config.kd_distance)
+
+
+def _relation(pair: ComparedLayers) -> Tensor:
+    teacher, branch = pair.teacher, pair.branch
+    ours = built(branch.query, branch.key, branch.value)
+    theirs = (teacher.query, teacher.key, teacher.value)
+    return relation_loss(theirs, ours, pair.frame_weights(), pair.config.kd_relation_heads)
+
+
+def _apc(pair: ComparedLayers) -> Tensor:
+    (r,) = built(pair.branch.r)
+    lens, shift = pair.student.lens, pair.config.kd_apc_shift
+    return apc_loss(pair.teacher.features, r, lens, pair.output_frames, shift, pair.config.kd_distance)
+
+
+def _token(lattices: ComparedLattices) -> Tensor:
+    config, student, shift = lattices.config, lattices.student, lattices.config.kd_token_shift
+    teacher = lattices.teacher_logits(shift)
+    form, temperature = config.kd_token_form, config.kd_token_temperature
+    return token_loss(teacher, student.logits, student, lattices.blank, form, temperature, shift)
+
+
+def check_relation_heads(config: DistillConfig, pair: LayerPair) -> None:
+    """Raises UserError unless --kd-relation-heads divides every width that it re-splits."""
+    heads, ours, theirs = config.kd_relation_heads, pair.student_shape, pair.teacher_shape
+    widths = {f"teacher's layer {pair.teacher}": [theirs.query, theirs.key, theirs.value]}
+    if config.kd_branch == "none":
+        widths[f"student's layer {pair.student}"] = [ours.query, ours.key, ours.value]
+    else:
+        widths[f"teacher's layer {pair.teacher}"].append(theirs.features)  # of the auxiliary layer's
+    for whose, sizes in widths.items():
+        if any(size % heads for size in sizes):
+            raise UserError(
+                f"does not divide the query, key, value and layer widths {', '.join(map(str, sizes))} of the {whose}",
+                flag=option("kd_relation_heads", heads),
+                fix="choose a number that divides all of them",
+            )
+
+
+def check_token_form(config: DistillConfig, rnnt_type: str) -> None:
+    """Raises UserError where --kd-token-form one-best meets another lattice than the regular one."""
+    if rnnt_type != "regular" and config.kd_token_form == "one-best":
+        raise UserError(
+            "the one best path is that of the regular lattice alone",
+            flag=f"{option('rnnt_type', rnnt_type)} {option('kd_token_form', 'one-best')}",
+            fix="drop one of the two",
+        )
+
+
+LOSSES.add("feature", LayerLoss(_feature, auxiliary_layer=True, reads=("kd_distance",)))
+LOSSES.add(
+    "relation", LayerLoss(_relation, auxiliary_layer=True, reads=("kd_relation_heads",), check=check_relation_heads)
+)
+LOSSES.add("apc", LayerLoss(_apc, predictor=True, reads=("kd_apc_shift", "kd_distance")))
+LOSSES.add(
+    "token",
+    LatticeLoss(_token, reads=("kd_token_form", "kd_token_temperature", "kd_token_shift"), check=check_token_form),
+)
