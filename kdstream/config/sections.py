@@ -15,15 +15,19 @@ SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
 # Dataclasses, of which each field is a flag below --decoding-method; kdstream.decoding.settings fills it.
 SEARCHES: Registry[Any] = Registry("decoding-method")
-# Filled by kdstream.kd.teachers.
+# Filled by kdstream.models.encoders and by kdstream.kd.teachers.
+ENCODERS: Registry[Any] = Registry("encoder", lambda: ModelConfig)
 TEACHERS: Registry[Any] = Registry("teacher-type", lambda: DistillConfig)
 
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """Architecture of a transducer.  None in a flag means: as the preset has it."""
+    """Architecture of a transducer.
 
-    encoder: str = flag("zipformer", "Encoder architecture.", choices=("zipformer", "conformer"))
+    None in a flag means: as the preset has it.  The types are those of a config that `resolve` has filled in.
+    """
+
+    encoder: str = flag("zipformer", "Encoder architecture.", choices=ENCODERS)
     preset: str = flag("tiny", "Named architecture: tiny, small, medium, large; the flags below override it.")
     causal: bool = flag(False, "Build a streaming encoder (chunk-wise causal convolution).")
     chunk_size: tuple[int, ...] = flag(
@@ -32,35 +36,25 @@ class ModelConfig(Section):
     left_context_frames: tuple[int, ...] = flag(
         (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
     )
-    num_encoder_layers: tuple[int, ...] | None = flag(None, "Layers of each stack.", minimum=1)
-    downsampling_factor: tuple[int, ...] | None = flag(
-        None, "Downsampling of each stack against 20 ms frames.", minimum=1
-    )
-    encoder_dim: tuple[int, ...] | None = flag(None, "Model width of each stack.", minimum=1)
-    encoder_unmasked_dim: tuple[int, ...] | None = flag(
-        None, "Width of each stack that feature masking spares.", minimum=1
-    )
-    feedforward_dim: tuple[int, ...] | None = flag(
-        None, "Hidden width of each stack's feed-forward modules.", minimum=1
-    )
-    num_heads: tuple[int, ...] | None = flag(None, "Attention heads of each stack.", minimum=1)
-    query_head_dim: tuple[int, ...] | None = flag(
-        None, "Query and key width per head (Conformer: value too).", minimum=1
-    )
-    value_head_dim: tuple[int, ...] | None = flag(None, "Value width per head.", minimum=1)
-    pos_head_dim: tuple[int, ...] | None = flag(None, "Positional query width per head.", minimum=1)
-    pos_dim: int | None = flag(None, "Width of the relative positional encoding.", minimum=1)
-    cnn_module_kernel: tuple[int, ...] | None = flag(
-        None, "Kernel of each stack's convolution modules (odd).", minimum=1
-    )
-    frontend_channels: tuple[int, ...] | None = flag(
+    num_encoder_layers: tuple[int, ...] = flag(None, "Layers of each stack.", minimum=1)
+    downsampling_factor: tuple[int, ...] = flag(None, "Downsampling of each stack against 20 ms frames.", minimum=1)
+    encoder_dim: tuple[int, ...] = flag(None, "Model width of each stack.", minimum=1)
+    encoder_unmasked_dim: tuple[int, ...] = flag(None, "Width of each stack that feature masking spares.", minimum=1)
+    feedforward_dim: tuple[int, ...] = flag(None, "Hidden width of each stack's feed-forward modules.", minimum=1)
+    num_heads: tuple[int, ...] = flag(None, "Attention heads of each stack.", minimum=1)
+    query_head_dim: tuple[int, ...] = flag(None, "Query and key width per head (Conformer: value too).", minimum=1)
+    value_head_dim: tuple[int, ...] = flag(None, "Value width per head.", minimum=1)
+    pos_head_dim: tuple[int, ...] = flag(None, "Positional query width per head.", minimum=1)
+    pos_dim: int = flag(None, "Width of the relative positional encoding.", minimum=1)
+    cnn_module_kernel: tuple[int, ...] = flag(None, "Kernel of each stack's convolution modules (odd).", minimum=1)
+    frontend_channels: tuple[int, ...] = flag(
         None,
         "Channels of the three front-end convolutions; the last must be 128 for sherpa-onnx.",
         minimum=1,
     )
-    frontend_hidden_dim: int | None = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
-    decoder_dim: int | None = flag(None, "Width of the stateless predictor.", minimum=1)
-    joiner_dim: int | None = flag(None, "Width of the joiner.", minimum=1)
+    frontend_hidden_dim: int = flag(None, "Hidden width of the front end's ConvNeXt.", minimum=1)
+    decoder_dim: int = flag(None, "Width of the stateless predictor.", minimum=1)
+    joiner_dim: int = flag(None, "Width of the joiner.", minimum=1)
     context_size: int = flag(2, "Tokens that the stateless predictor sees.", minimum=1)
     use_ctc: bool = flag(False, "Add a CTC head, trained with --ctc-loss-scale.")
     feature_dim: int = field(default=80)

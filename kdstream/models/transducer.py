@@ -10,14 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig, TrainConfig
-from kdstream.models.conformer import Conformer
+from kdstream.models.encoders import ENCODERS
 from kdstream.models.rnnt_loss import do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
-from kdstream.models.streaming import ChunkConfig, EncoderState, StreamingEncoder
+from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.subsampling import Conv2dSubsampling
-from kdstream.models.zipformer import Zipformer
-
-ENCODERS: dict[str, type[StreamingEncoder]] = {"zipformer": Zipformer, "conformer": Conformer}
 
 
 class Predictor(nn.Module):
@@ -88,7 +85,7 @@ class Transducer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = ENCODERS[config.encoder]
+        encoder = ENCODERS.find(config.encoder).encoder
         self.encoder_embed = Conv2dSubsampling(
             config.feature_dim,
             encoder.input_dim(config),

@@ -25,7 +25,8 @@ from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, compare_runtimes, read_speech, run_all, with_tail
-from kdstream.export.onnx import ENCODERS, OnnxFiles, export_onnx
+from kdstream.export.onnx import OnnxFiles, export_onnx
+from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
-from kdstream.export.onnx import ENCODERS, FRONTEND_CHANNELS, OnnxFiles, StreamingEncoder, export_onnx, quantize
-from kdstream.models.presets import PRESETS, resolve
+from kdstream.export.onnx import FRONTEND_CHANNELS, OnnxFiles, export_onnx, quantize
+from kdstream.models.encoders import ENCODERS
+from kdstream.models.onnx_step import ConformerStep, EncoderStep
+from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.transducer import Transducer, build_model
 from support.decoding import talkative_model
@@ -62,8 +64,8 @@ def chunk(case) -> ChunkConfig:
 
 
 @pytest.fixture(scope="module")
-def encoder(case, model) -> StreamingEncoder:
-    return ENCODERS[case.encoder](model, case.chunk)
+def encoder(case, model) -> EncoderStep:
+    return ENCODERS[case.encoder].step(model, case.chunk)
 
 
 @pytest.fixture(scope="module")
@@ -253,9 +255,9 @@ def test_int8_weights_have_7_bits_so_that_sums_of_two_products_stay_within_16(sm
 @pytest.mark.parametrize("left", [8, 32, 64, 128])
 def test_of_the_presets_the_front_end_takes_as_few_layers_of_a_conformer_as_can_be(left):
     small = dict(num_encoder_layers=(1,), feedforward_dim=(8,), frontend_hidden_dim=8)  # which takes no time to make
-    for preset in PRESETS["conformer"]:
+    for preset in ENCODERS["conformer"].presets:
         config = resolve(ModelConfig(encoder="conformer", preset=preset, causal=True, vocab_size=30, **small))
-        told = ENCODERS["conformer"](build_model(config), ChunkConfig(8, left)).metadata()
+        told = ConformerStep(build_model(config), ChunkConfig(8, left)).metadata()
         (dim,), (kernel,) = config.encoder_dim, config.cnn_module_kernel
         of_a_layer = (left // 2 + kernel - 1) * dim
         added = told["num_encoder_layers"] - 1
