@@ -31,6 +31,7 @@ from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
+from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
@@ -104,7 +105,7 @@ class Bench:
         heard, student_taps = teacher_forward(), distiller.student_taps()
         features, lens = self.batch.features, self.batch.feature_lens
         with torch.no_grad(), self.precision.autocast():
-            self.student(features, lens, self.tokens, self.chunk, self.train_config, taps=student_taps)
+            self.student(features, lens, self.tokens, self.chunk, LossSettings(), taps=student_taps)
             pairs = list(distiller.compare_layers(heard, student_taps, output_frames_of(lens)))
         self.add_parts(distiller, pairs, heard, student_taps)
 

@@ -1,8 +1,8 @@
 """Taps: what distillation reads inside a transducer.
 
-An encoder that is given `taps` asks it, layer by layer, `wants(name)` and then calls `record`; the
-transducer's loss calls `record_lattice`.  Neither knows anything else of distillation, and a model
-that is given no taps does nothing extra.
+`Taps` is the models' `TapRecorder` (models/streaming.py).  An encoder that is given `taps` asks it, layer by layer,
+`wants(name)` and then calls `record`; the transducer's loss calls `record_lattice`.  Neither knows anything else of
+distillation, and a model that is given no taps does nothing extra.
 
 Shapes: N batch, T tap frames (of `stride` encoder frames, i.e. 20 ms each), D width, H heads.
 """

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,33 +28,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
+from kdstream.models.on_cpu import by_products, depthwise_conv, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
-from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
     Bypass,
-    Cache,
     CentredDepthwiseConv1d,
     Convolution,
     FeedForward,
-    by_products,
-    depthwise_conv,
+    QueryKeyValue,
     let_in_one_by_one,
     merge_heads,
     prepend,
-    shifted_kernels,
     split_heads,
-    sum_of_products,
     whitening_schedule,
     with_past,
 )
 
-TENSORS_PER_LAYER = 2
 WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
 LAYER_SKIP_RATE = 0.05  # after that
 SLOWEST_TURN = 10000.0  # frames per radian of the slowest rotation
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
-
-QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,6 +145,8 @@ class CausalDepthwiseConv1d(nn.Conv1d):
 class ConformerLayer(nn.Module):
     """Attention and convolution between two feed-forwards, and a bypass around all of it."""
 
+    num_caches = 2
+
     def __init__(self, config: ModelConfig, dropout: FloatLike) -> None:
         super().__init__()
         (dim,), (hidden,), (heads,) = config.encoder_dim, config.feedforward_dim, config.num_heads
@@ -166,10 +163,10 @@ class ConformerLayer(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
 
     def forward(
-        self, x: Tensor, around: Surroundings, cache: list[Tensor] | None
+        self, x: Tensor, around: Surroundings, caches: Sequence[Cache] | None
     ) -> tuple[Tensor, list[Cache], QueryKeyValue]:
-        """x (N, T, D), the layer's TENSORS_PER_LAYER tensors or None to the same; and query, key and value of x."""
-        attention_cache, conv_cache = cache or [None] * TENSORS_PER_LAYER
+        """x (N, T, D), the layer's `num_caches` tensors or None to the same; and query, key and value of x."""
+        attention_cache, conv_cache = caches or [None] * self.num_caches
         before = x
         x = x + self.feed_forward1(x)
         attended, attention_cache, query_key_value = self.self_attn(x, around, attention_cache)
@@ -191,8 +188,9 @@ class Conformer(StreamingEncoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, config.encoder_dim[0], OUTPUT_DOWNSAMPLING)
         dropout = ScheduledFloat((0, 0.3), (20000, 0.1))
-        self.layers = nn.ModuleList(ConformerLayer(config, dropout) for _ in range(config.num_encoder_layers[0]))
-        let_in_one_by_one(self.layers, WARMUP_BATCHES / 2, WARMUP_BATCHES, LAYER_SKIP_RATE)
+        layers = [ConformerLayer(config, dropout) for _ in range(config.num_encoder_layers[0])]
+        self.layers = nn.ModuleList(layers)
+        let_in_one_by_one([layer.bypass for layer in layers], WARMUP_BATCHES / 2, WARMUP_BATCHES, LAYER_SKIP_RATE)
 
     @staticmethod
     def input_dim(config: ModelConfig) -> int:
@@ -220,17 +218,18 @@ class Conformer(StreamingEncoder):
         chunk: ChunkConfig | None = None,
         caches: list[Tensor] | None = None,
         processed: Tensor | None = None,
-        taps=None,
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        taps: TapRecorder | None = None,
+    ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
         around = self.surroundings(*self.masks(x, x_lens, chunk, processed), x)
         x = side_by_side(x)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
         new_caches: list[Cache] = []
         for i, layer in enumerate(self.layers):
-            cache = caches[i * TENSORS_PER_LAYER : (i + 1) * TENSORS_PER_LAYER] if caches else None
-            x, cache, (query, key, value) = layer(x, around, cache)
-            new_caches += cache
+            size = ConformerLayer.num_caches
+            layer_caches = caches[i * size : (i + 1) * size] if caches else None
+            x, layer_caches, (query, key, value) = layer(x, around, layer_caches)
+            new_caches += layer_caches
             name = f"0.{i}"
             if taps is not None and taps.wants(name):
                 taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)

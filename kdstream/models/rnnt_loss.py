@@ -30,6 +30,22 @@ RNNT_TYPES = ("regular", "modified", "constrained")
 OptionalGrads = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
 
+class LossSettings(NamedTuple):
+    """How the transducer loss is computed; see the flags of the same names.
+
+    prune_range: symbols per frame that the pruned loss keeps; raised where the batch needs more to have any path.
+    lm_scale, am_scale: weights of the predictor-only and the encoder-only term in the simple loss.
+    delay_penalty: added per frame (40 ms) that a symbol comes before the middle of its utterance (k2 issue 955).
+    rnnt_type: the kind of lattice.
+    """
+
+    prune_range: int = 5
+    lm_scale: float = 0.25
+    am_scale: float = 0.0
+    delay_penalty: float = 0.0
+    rnnt_type: str = "regular"
+
+
 class RnntLosses(NamedTuple):
     """What `transducer_losses` returns: both losses, () or (N,), kept symbols (N, T, R) and logits (N, T, R, V)."""
 
@@ -48,13 +64,9 @@ def transducer_losses(
     tokens: Tensor,
     encoder_lens: Tensor,
     token_lens: Tensor,
+    settings: LossSettings,
     *,
     blank_id: int = 0,
-    prune_range: int = 5,
-    lm_scale: float = 0.0,
-    am_scale: float = 0.0,
-    delay_penalty: float = 0.0,
-    rnnt_type: str = "regular",
     reduction: str = "sum",
 ) -> RnntLosses:
     """The simple and the pruned loss of one batch, in float32 whatever autocast says.
@@ -67,9 +79,6 @@ def transducer_losses(
       joiner: called as joiner(encoder (N, T, R, J), decoder (N, T, R, J), project_input=False) -> (N, T, R, V).
       tokens: (N, S) int64; what lies beyond `token_lens` is not looked at, but must be a valid id.
       encoder_lens, token_lens: (N,) valid frames and symbols.
-      prune_range: R, symbols kept per frame; raised where the batch needs more to have any path.
-      lm_scale, am_scale: weights of the predictor-only and encoder-only terms in the simple loss.
-      delay_penalty: added per frame that a symbol comes before the middle of its utterance (k2 issue 955).
       reduction: "sum" over the batch, or "none".
     """
     functions = _functions(backend())
@@ -78,8 +87,8 @@ def transducer_losses(
         symbols=tokens,
         termination_symbol=blank_id,
         boundary=boundary,
-        rnnt_type=rnnt_type,
-        delay_penalty=delay_penalty,
+        rnnt_type=settings.rnnt_type,
+        delay_penalty=settings.delay_penalty,
         reduction=reduction,
     )
     device = am_simple.device.type
@@ -87,12 +96,12 @@ def transducer_losses(
         simple, (px_grad, py_grad) = functions.rnnt_loss_smoothed(
             lm=_at_least_float32(lm_simple),
             am=_at_least_float32(am_simple),
-            lm_only_scale=lm_scale,
-            am_only_scale=am_scale,
+            lm_only_scale=settings.lm_scale,
+            am_only_scale=settings.am_scale,
             return_grad=True,
             **common,
         )
-        ranges = functions.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+        ranges = functions.get_rnnt_prune_ranges(px_grad, py_grad, boundary, settings.prune_range)
     encoder_pruned, decoder_pruned = functions.do_rnnt_pruning(am=encoder_proj, lm=decoder_proj, ranges=ranges)
     logits = joiner(encoder_pruned, decoder_pruned, project_input=False)
     with torch.autocast(device_type=device, enabled=False):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ SILENCE = math.log(torch.finfo(torch.float32).eps)  # log energy that the filter
 LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
 SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame
 OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
+
+Cache = Tensor | None  # what a module keeps of a stream's past; None for whole utterances
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,48 @@ def padded_encoder_lens(feature_lens: Tensor, chunk: int) -> Tensor:
     return (encoder_lens + chunk - 1) // chunk * chunk
 
 
+class TapRecorder(Protocol):
+    """What looks inside a forward pass: an encoder shows it the layers that it wants, the transducer its lattice.
+
+    Layers are named stack.layer, counted from 0.
+    """
+
+    def wants(self, name: str) -> bool:
+        """Whether to record the layer."""
+        ...
+
+    def record(
+        self, name: str, *, features: Tensor, query: Tensor, key: Tensor, value: Tensor, lens: Tensor, stride: int
+    ) -> None:
+        """Keeps what a layer did.
+
+        Args:
+          features: (N, T, D), the layer's output at its own frame rate.
+          query, key: (N, T, H * d), as its self-attention projects them, without positions.
+          value: (N, T, H * d_v), its first value projection.
+          lens: (N,) valid frames.
+          stride: encoder frames (20 ms) per frame of the layer.
+        """
+        ...
+
+    def record_lattice(
+        self, *, encoder_lens: Tensor, tokens: Tensor, token_lens: Tensor, ranges: Tensor, logits: Tensor
+    ) -> None:
+        """Keeps the part of the transducer's lattice that the pruned loss keeps.
+
+        Args:
+          encoder_lens, token_lens: (N,) valid output frames (40 ms) and symbols.
+          tokens: (N, S), padded with blank.
+          ranges: (N, T, R), the symbols kept at each of T output frames.
+          logits: (N, T, R, V), the joiner's.
+        """
+        ...
+
+
 class StreamingEncoder(nn.Module):
     """What the transducer asks of an encoder: encoder frames (20 ms) in, output frames (40 ms) out.
+
+    A subclass takes its config alone: __init__(config).
 
     config: resolved (no None that the encoder would need).
     output_dim: width of the output frames.
@@ -161,8 +204,8 @@ class StreamingEncoder(nn.Module):
         chunk: ChunkConfig | None = None,
         caches: list[Tensor] | None = None,
         processed: Tensor | None = None,
-        taps=None,
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        taps: TapRecorder | None = None,
+    ) -> tuple[Tensor, Tensor, list[Cache]]:
         """
         Args:
           x: (N, T, D) from the front end.
@@ -170,7 +213,7 @@ class StreamingEncoder(nn.Module):
           chunk: None for full context; alone, a mask simulates streaming; with `caches`, x is the next chunk.
           caches: (N, frames, width) tensors as `init_caches` or the last step gave them.
           processed: (N,) encoder frames that each stream has consumed before x; with `caches` only.
-          taps: wants(name) and record(name, ...) for layers named stack.layer, or None.
+          taps: records the layers that it wants.
         Returns:
           (N, ceil(T / 2), output_dim), lengths in output frames, new caches.
         Raises:

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.config.sections import ModelConfig, TrainConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.models.encoders import ENCODERS
-from kdstream.models.rnnt_loss import do_rnnt_pruning, transducer_losses
+from kdstream.models.on_cpu import one_column
+from kdstream.models.rnnt_loss import LossSettings, do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
-from kdstream.models.streaming import ChunkConfig, EncoderState
+from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder
 from kdstream.models.subsampling import Conv2dSubsampling
 
 
@@ -45,18 +46,8 @@ class Predictor(nn.Module):
         if need_pad:
             x = self.conv(F.pad(x.transpose(1, 2), (self.context_size - 1, 0))).transpose(1, 2)
         else:
-            x = self.one_column(x)
+            x = one_column(x, self.conv)
         return self.balancer2(x.relu())
-
-    def one_column(self, x: Tensor) -> Tensor:
-        """(N, C, D) to (N, 1, D): the convolution where it has one place to be, as a matrix product per group.
-
-        A search asks for this at every frame, and a CPU's grouped convolution takes several times as long.
-        """
-        groups = self.conv.groups
-        x = x.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)  # (groups, N, C * inputs)
-        weight = self.conv.weight.unflatten(0, (groups, -1)).permute(0, 3, 2, 1).flatten(1, 2)
-        return (x @ weight).transpose(0, 1).flatten(1).unsqueeze(1)  # (groups, N, outputs) to (N, 1, D)
 
 
 class Joiner(nn.Module):
@@ -111,7 +102,7 @@ class Transducer(nn.Module):
         feature_lens: Tensor,
         chunk: ChunkConfig | None = None,
         state: EncoderState | None = None,
-        taps=None,
+        taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, EncoderState | None]:
         """
         Args:
@@ -119,7 +110,7 @@ class Transducer(nn.Module):
           feature_lens: (N,) in feature frames.
           chunk: None for full context; alone, simulated streaming; with `state`, one step of a stream.
           state: as `init_state` or the last step gave it.
-          taps: records what asked layers compute; see kd/taps.py.
+          taps: records the layers that it wants.
         Returns:
           (N, T', D) in 40 ms frames, lengths (N,), and the new state (None without `state`).
         Raises:
@@ -147,11 +138,19 @@ class Transducer(nn.Module):
         feature_lens: Tensor,
         tokens: list[list[int]],
         chunk: ChunkConfig | None,
-        loss_config: TrainConfig,
-        taps=None,
+        settings: LossSettings,
+        taps: TapRecorder | None = None,
     ) -> dict[str, Tensor]:
-        """The training losses of a batch, each summed over the batch: simple_loss, pruned_loss and, with a CTC
-        head, ctc_loss.  Arguments as in `encode`; tokens without blanks; `taps` get the lattice too."""
+        """The training losses of a batch, each summed over the batch.
+
+        Args:
+          features, feature_lens, chunk: as in `encode`.
+          tokens: of each utterance, without blanks.
+          settings: of the transducer loss.
+          taps: record the lattice too.
+        Returns:
+          simple_loss, pruned_loss and, with a CTC head, ctc_loss.
+        """
         encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)
         blank = self.config.blank_id
         token_lens = torch.tensor([len(t) for t in tokens], device=features.device)
@@ -168,12 +167,8 @@ class Transducer(nn.Module):
             padded,
             encoder_lens,
             token_lens,
+            settings,
             blank_id=blank,
-            prune_range=loss_config.prune_range,
-            lm_scale=loss_config.lm_scale,
-            am_scale=loss_config.am_scale,
-            delay_penalty=loss_config.delay_penalty,
-            rnnt_type=loss_config.rnnt_type,
         )
         if taps is not None:
             taps.record_lattice(

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
-from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, StreamingEncoder
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
     AttentionWeights,
     Bypass,
@@ -27,6 +31,7 @@ from kdstream.models.zipformer_modules import (
     FeedForward,
     FrameContext,
     NonlinAttention,
+    QueryKeyValue,
     SelfAttention,
     SimpleDownsample,
     let_in_one_by_one,
@@ -36,14 +41,13 @@ from kdstream.models.zipformer_modules import (
     whitening_schedule,
 )
 
-TENSORS_PER_LAYER = 6
 WARMUP_BATCHES = 4000.0  # over which layers are let in, stack after stack
-
-QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 
 
 class ZipformerLayer(nn.Module):
     """One layer: attention weights, three feed-forwards, two attentions and two convolutions between two bypasses."""
+
+    num_caches = 6
 
     def __init__(self, config: ModelConfig, stack: int, dropout: FloatLike) -> None:
         super().__init__()
@@ -86,17 +90,17 @@ class ZipformerLayer(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
 
     def forward(
-        self, x: Tensor, context: FrameContext, cache: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor | None], QueryKeyValue]:
+        self, x: Tensor, context: FrameContext, caches: Sequence[Cache] | None
+    ) -> tuple[Tensor, list[Cache], QueryKeyValue]:
         """
         Args:
           x: (N, T, D).
-          cache: the layer's TENSORS_PER_LAYER tensors, or None for whole utterances.
+          caches: the layer's `num_caches` tensors, or None for whole utterances.
         Returns:
-          (N, T, D); the new cache; query, key and first value of x, each (N, T, H * d).
+          (N, T, D); the new caches; query, key and first value of x, each (N, T, H * d).
         """
-        cache = cache or [None] * TENSORS_PER_LAYER
-        key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = cache
+        caches = caches or [None] * self.num_caches
+        key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = caches
         before = x
         weights, key_cache, (query, key) = self.self_attn_weights(x, context, key_cache)
         attention_keep = self.sequence_mask(x, self.attention_skip_rate)
@@ -118,8 +122,7 @@ class ZipformerLayer(nn.Module):
         x = x + masked(self.balancer_ff3(self.feed_forward3(x)), self.sequence_mask(x, self.ff3_skip_rate))
         x = self.bypass(before, self.norm(self.balancer1(x)))
         x = self.whiten(self.balancer2(x))
-        cache = [key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache]
-        return x, cache, (query, key, value)
+        return x, [key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache], (query, key, value)
 
     def nonlin_weights(self, weights: Tensor) -> Tensor:
         """(N, 1, T, K) as given, or now and then in training a plain average over the frames that may be seen."""
@@ -139,6 +142,29 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
+@dataclass(frozen=True)
+class StackTaps:
+    """Shows the layers of one stack to a recorder, if there is one.
+
+    lens: (N,) valid encoder frames.
+    stride: encoder frames per frame of the stack.
+    """
+
+    recorder: TapRecorder | None
+    stack: int
+    lens: Tensor
+    stride: int
+
+    def record(self, layer: int, features: Tensor, query_key_value: QueryKeyValue) -> None:
+        name = f"{self.stack}.{layer}"
+        if self.recorder is not None and self.recorder.wants(name):
+            lens = torch.div(self.lens + self.stride - 1, self.stride, rounding_mode="floor")
+            query, key, value = query_key_value
+            self.recorder.record(
+                name, features=features, query=query, key=key, value=value, lens=lens, stride=self.stride
+            )
+
+
 class Stack(nn.Module):
     """Layers at one frame rate."""
 
@@ -146,33 +172,39 @@ class Stack(nn.Module):
         super().__init__()
         self.pos_dim = config.pos_dim
         count = config.num_encoder_layers[stack]
-        self.layers = nn.ModuleList(ZipformerLayer(config, stack, dropout) for _ in range(count))
+        layers = [ZipformerLayer(config, stack, dropout) for _ in range(count)]
+        self.layers = nn.ModuleList(layers)
         self.pos_dropout = nn.Dropout(0.15)
         # the front end learns first, then the layers, from the bottom up
         span = WARMUP_BATCHES / (len(config.encoder_dim) + 1)
         final = 0.035 * config.downsampling_factor[stack] ** 0.5
-        let_in_one_by_one(self.layers, span * (stack + 1), span * (stack + 2), final)
+        let_in_one_by_one([layer.bypass for layer in layers], span * (stack + 1), span * (stack + 2), final)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, context: FrameContext, caches: list[list[Tensor]] | None, tap
-    ) -> tuple[Tensor, list[Tensor | None]]:
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        context: FrameContext,
+        caches: Sequence[Sequence[Cache]] | None,
+        taps: StackTaps,
+    ) -> tuple[Tensor, list[Cache]]:
         """
         Args:
           x: (N, T, D).
           mask: (N, 1, D) channels to keep in this training step, or None.
           caches: one list of tensors per layer, or None.
-          tap: called as tap(layer index, x, (query, key, value)) after every layer.
+          taps: records the layers that are wanted.
         Returns:
           (N, T, D) and the new caches of all layers in one list.
         """
-        context.positions = self.pos_dropout(context.positions)
-        new_caches: list[Tensor | None] = []
+        context = replace(context, positions=self.pos_dropout(context.positions))
+        new_caches: list[Cache] = []
         x = masked(x, mask)
         for i, layer in enumerate(self.layers):
-            x, cache, query_key_value = layer(x, context, caches[i] if caches else None)
-            tap(i, x, query_key_value)
+            x, layer_caches, query_key_value = layer(x, context, caches[i] if caches else None)
+            taps.record(i, x, query_key_value)
             x = masked(x, mask)
-            new_caches += cache
+            new_caches += layer_caches
         return x, new_caches
 
 
@@ -186,7 +218,7 @@ class DownsampledStack(nn.Module):
         self.encoder = Stack(config, stack, dropout)
         self.out_combiner = Bypass(config.encoder_dim[stack])
 
-    def forward(self, x: Tensor, *args) -> tuple[Tensor, list[Tensor | None]]:
+    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, list[Cache]]:
         """As Stack; x and the result are at the encoder's frame rate, everything else at the stack's."""
         slow, new_caches = self.encoder(self.downsample(x), *args)
         return self.out_combiner(x, upsample(slow, self.factor, int(x.size(1)))), new_caches
@@ -221,33 +253,22 @@ class Zipformer(StreamingEncoder):
         chunk: ChunkConfig | None = None,
         caches: list[Tensor] | None = None,
         processed: Tensor | None = None,
-        taps=None,
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        taps: TapRecorder | None = None,
+    ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
         blocked, padding = self.masks(x, x_lens, chunk, processed)
         masks = self.feature_masks(x)
         outputs: list[Tensor] = []
-        new_caches: list[Tensor | None] = []
-        first = 0
+        new_caches: list[Cache] = []
+        size = ZipformerLayer.num_caches
+        by_layer = iter([caches[i : i + size] for i in range(0, len(caches), size)] if caches is not None else [])
         for i, encoder in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
-            layers = self.config.num_encoder_layers[i]
             context = self.frame_context(blocked, padding, factor, chunk)
-            stack_caches = None
-            if caches is not None:
-                of_stack = caches[first * TENSORS_PER_LAYER : (first + layers) * TENSORS_PER_LAYER]
-                stack_caches = [of_stack[j : j + TENSORS_PER_LAYER] for j in range(0, len(of_stack), TENSORS_PER_LAYER)]
-            first += layers
-
-            def tap(layer: int, features: Tensor, qkv: QueryKeyValue, i: int = i, factor: int = factor) -> None:
-                name = f"{i}.{layer}"
-                if taps is not None and taps.wants(name):
-                    lens = torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
-                    query, key, value = qkv
-                    taps.record(name, features=features, query=query, key=key, value=value, lens=lens, stride=factor)
-
+            stack_taps = StackTaps(taps, i, x_lens, factor)
+            stack_caches = list(islice(by_layer, self.config.num_encoder_layers[i])) or None
             x = convert_channels(x, self.config.encoder_dim[i])
-            x, stack_caches = encoder(x, masks[i], context, stack_caches, tap)
+            x, stack_caches = encoder(x, masks[i], context, stack_caches, stack_taps)
             outputs.append(x)
             new_caches += stack_caches
         x = self.downsample_output(full_width(outputs, self.output_dim))

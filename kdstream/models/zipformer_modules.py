@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdstream.models.on_cpu import by_products, convolve_chunk, depthwise_conv
 from kdstream.models.scaling import (
     ActivationDropoutAndLinear,
     Balancer,
@@ -34,14 +35,13 @@ from kdstream.models.scaling import (
     penalize_large_values,
     scaled_linear,
 )
+from kdstream.models.streaming import Cache
 
-FEW_PRODUCTS = 2**16  # per stream
-
-Cache = Tensor | None
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
 
 
-@dataclass
+@dataclass(frozen=True)
 class FrameContext:
     """What all layers of a stack share in one forward.
 
@@ -209,35 +209,6 @@ class FeedForward(nn.Module):
         return self.out_whiten(self.out_proj(self.hidden_balancer(self.in_proj(x))))
 
 
-def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """`conv` along T of every row of x (N, rows, T, D), with `padding` zeros at both ends of each row.
-
-    In this memory order it is a channels-last convolution in two dimensions, on a CPU up to ten times as fast as
-    the one-dimensional one; so is adding the bias by hand, whose gradient is then a plain sum.
-    """
-    x = x.permute(0, 3, 1, 2)  # (N, D, rows, T)
-    x = F.conv2d(x, conv.weight.unsqueeze(2), padding=(0, padding), groups=conv.groups)
-    return x.permute(0, 2, 3, 1) + conv.bias
-
-
-def by_products(seen: int, frames: int, channels: int) -> bool:
-    """Whether the convolution of a chunk is better done by `sum_of_products`: a sixth of the time for small chunks."""
-    return seen * frames * channels <= FEW_PRODUCTS and not torch.onnx.is_in_onnx_export()
-
-
-def sum_of_products(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
-    """(N, S, D), the frames that are seen, with kernels (T, S, D) and bias (D) or (T, D) to (N, T, D)."""
-    return (x.unsqueeze(1) * kernels).sum(dim=2) + bias
-
-
-def shifted_kernels(weight: Tensor, frames: int, seen: int) -> Tensor:
-    """The kernel (D, 1, k) where each of T frames meets S = `seen` frames, the first at its first tap: (T, S, D)."""
-    offset = torch.arange(seen, device=weight.device) - torch.arange(frames, device=weight.device).unsqueeze(1)
-    taps = weight.squeeze(1).t()  # (k, D)
-    inside = (offset >= 0) & (offset < taps.size(0))
-    return taps[offset.clamp(0, taps.size(0) - 1)] * inside.unsqueeze(2)
-
-
 class CentredDepthwiseConv1d(nn.Conv1d):
     """Depthwise convolution that sees equally far into the past and into the future."""
 
@@ -270,23 +241,14 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         frames = int(x.size(1))
         past, new_cache = with_past(cache, x, self.kernel // 2)
         if cache is not None and by_products(int(past.size(1)), frames, self.causal_conv.groups):
-            return self.convolve_chunk(past, frames), new_cache
+            scale = self.chunk_scale(frames)
+            return convolve_chunk(past, frames, self.causal_conv, self.chunkwise_conv, scale), new_cache
         chunk = frames if chunk is None or chunk > frames else chunk
         if frames % chunk:
             x = F.pad(x, (0, 0, 0, -frames % chunk))
         within = depthwise_conv(x.unflatten(1, (-1, chunk)), self.chunkwise_conv, self.kernel // 2)
         within = (within * self.chunk_scale(chunk)).flatten(1, 2)[:, :frames]
         return depthwise_conv(past.unsqueeze(1), self.causal_conv, 0).squeeze(1) + within, new_cache
-
-    def convolve_chunk(self, past: Tensor, frames: int) -> Tensor:
-        """past (N, kernel // 2 + T, D), a chunk of T frames after the cache, to (N, T, D)."""
-        seen = int(past.size(1))
-        scale = self.chunk_scale(frames)  # (T, D)
-        causal, chunkwise = self.causal_conv, self.chunkwise_conv
-        # both kernels begin kernel // 2 frames before the frame itself, one of them with what is in the chunk alone
-        within = shifted_kernels(chunkwise.weight, frames, seen)[:, seen - frames :] * scale.unsqueeze(1)
-        kernels = shifted_kernels(causal.weight, frames, seen) + F.pad(within, (0, 0, seen - frames, 0))
-        return sum_of_products(past, kernels, causal.bias + chunkwise.bias * scale)
 
     def chunk_scale(self, chunk: int) -> Tensor:
         """(chunk, D): 1 plus a learned correction near the left and one near the right border."""
@@ -387,14 +349,19 @@ class Bypass(nn.Module):
         return before + (after - before) * scale.to(after.dtype)
 
 
-def let_in_one_by_one(layers: Iterable[nn.Module], begin: float, end: float, final: float) -> None:
-    """Schedules how often layers are skipped in training: 0.5 until a layer's turn between two counts of batches
-    comes, the first layer's first, then falling to `final`."""
-    layers = list(layers)
-    turn = (end - begin) / len(layers)
-    for i, layer in enumerate(layers):
+def let_in_one_by_one(bypasses: Sequence[Bypass], begin: float, end: float, final: float) -> None:
+    """Schedules how often layers are skipped in training.
+
+    Between the counts of batches `begin` and `end` each layer in order has its turn: until then it is skipped at a
+    rate of 0.5, which falls to `final` during its turn.
+
+    Args:
+      bypasses: one around each layer.
+    """
+    turn = (end - begin) / len(bypasses)
+    for i, bypass in enumerate(bypasses):
         start = begin + i * turn
-        layer.bypass.skip_rate = ScheduledFloat((start, 0.5), (start + turn, final))
+        bypass.skip_rate = ScheduledFloat((start, 0.5), (start + turn, final))
 
 
 class SimpleDownsample(nn.Module):

@@ -11,7 +11,6 @@ import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -23,6 +22,7 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.teacher import Teacher
+from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.training.metrics import FRAMES, MetricsTracker
@@ -42,6 +42,9 @@ class StudentWithBranches(nn.Module):
         self.distiller = distiller
         self.config = config
         self.finetune = finetune
+        self.loss_settings = LossSettings(
+            config.prune_range, config.lm_scale, config.am_scale, config.delay_penalty, config.rnnt_type
+        )
 
     def forward(
         self, batch: Batch, tokens: list[list[int]], chunk: ChunkConfig | None, batch_idx: int | None
@@ -60,9 +63,9 @@ class StudentWithBranches(nn.Module):
         distiller = self.distiller if batch_idx is not None else None
         taps = distiller.student_taps() if distiller is not None else None
         step = math.inf if self.finetune and batch_idx is not None else batch_idx
-        config = replace(self.config, delay_penalty=delay_penalty(self.config, step))
-        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, config, taps=taps)
-        weights = transducer_weights(config, step)
+        settings = self.loss_settings._replace(delay_penalty=delay_penalty(self.config, step))
+        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, settings, taps=taps)
+        weights = transducer_weights(self.config, step)
         if distiller is not None and batch_idx is not None:
             losses.update(distiller(batch, taps))
             weights.update(distiller.weights(batch_idx))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import TOKEN_FORMS, DistillConfig, TrainConfig
+from kdstream.config.sections import TOKEN_FORMS, DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.loss_table import LOSSES
@@ -18,6 +18,7 @@ from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import TransducerTeacher, build_teacher, start_from_teacher
 from kdstream.kd.teachers import needs_tokens
 from kdstream.kd.token_losses import delayed, token_loss
+from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
@@ -39,7 +40,7 @@ def distil(student, distiller, features, lens, tokens=None) -> dict[str, torch.T
     if tokens is None:
         student.encode(features, lens, CHUNK, taps=taps)
     else:
-        student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+        student(features, lens, tokens, CHUNK, LossSettings(), taps=taps)
     return distiller(batch_of(features, lens), taps)
 
 
@@ -219,7 +220,7 @@ def test_the_token_loss_is_the_one_that_the_flags_name(form, temperature, shift)
     student, _, distiller = build(replace(NOTHING, kd_token_scale=1.0, **flags))
     features, lens, tokens = random_batch((100, 80))
     taps = distiller.student_taps()
-    student(features, lens, tokens, CHUNK, TrainConfig(), taps=taps)
+    student(features, lens, tokens, CHUNK, LossSettings(), taps=taps)
     batch, lattice, teacher = batch_of(features, lens), taps.lattice, distiller.teacher
     heard = teacher.listen(batch, ()).encoder_out[:, : lattice.ranges.size(1)]
     logits = teacher.lattice_logits(delayed(heard, shift), lattice.tokens, lattice.ranges)

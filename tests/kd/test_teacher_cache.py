@@ -18,6 +18,7 @@ from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import Teacher, TransducerTeacher
 from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerprint, read_index
 from kdstream.kd.teachers import load_teacher
+from kdstream.models.rnnt_loss import LossSettings
 from kdstream.training import loop
 from support.distillation import CHUNK, SMALL
 from support.models import batch_of, random_batch, tiny_test_model
@@ -46,7 +47,7 @@ def losses(teacher: Teacher, cut_ids) -> dict:
     distiller = Distiller(CONFIG, student, teacher).eval()
     features, lens, tokens = random_batch()
     taps = distiller.student_taps()
-    student(features, lens, tokens, CHUNK, experiment(Path(), None).train, taps=taps)
+    student(features, lens, tokens, CHUNK, LossSettings(), taps=taps)
     return distiller(batch_of(features, lens, cut_ids), taps)
 
 

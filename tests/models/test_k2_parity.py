@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import TrainConfig
 from kdstream.models import rnnt_loss
 from kdstream.models.streaming import ChunkConfig
 from support.models import random_batch, tiny_test_model
@@ -142,7 +141,7 @@ def test_both_losses_in_one_call_equal_k2(rnnt_type: str, monkeypatch: pytest.Mo
             problem.am, problem.lm, problem.encoder, problem.decoder,
             lambda encoder, decoder, project_input: torch.tanh(encoder + decoder) @ problem.weight,
             problem.symbols, problem.boundary[:, 3], problem.boundary[:, 2],
-            lm_scale=0.25, delay_penalty=0.1, rnnt_type=rnnt_type, reduction="none",
+            rnnt_loss.LossSettings(delay_penalty=0.1, rnnt_type=rnnt_type), reduction="none",
         )  # fmt: skip
 
     ours, theirs = losses("torch"), losses("k2")
@@ -159,7 +158,9 @@ def test_both_losses_in_one_call_equal_k2(rnnt_type: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("rnnt_type", TYPES)
 def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, feature_lens, tokens = random_batch((240, 170), symbols=12)
-    config = TrainConfig(rnnt_type=rnnt_type, delay_penalty=0.1, prune_range=4)  # few enough for windows to differ
+    settings = rnnt_loss.LossSettings(
+        rnnt_type=rnnt_type, delay_penalty=0.1, prune_range=4
+    )  # few enough for windows to differ
     chunk = ChunkConfig(8, 32)
 
     def step(backend: str) -> tuple[Tensor, dict[str, Tensor], float]:
@@ -168,8 +169,8 @@ def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str, mon
         model = tiny_test_model(causal=True)  # in eval mode: no dropout, the same on both sides
 
         def loss() -> Tensor:
-            losses = model(features, feature_lens, tokens, chunk, config)
-            return config.simple_loss_scale * losses["simple_loss"] + losses["pruned_loss"]
+            losses = model(features, feature_lens, tokens, chunk, settings)
+            return 0.5 * losses["simple_loss"] + losses["pruned_loss"]
 
         before = loss()
         before.backward()

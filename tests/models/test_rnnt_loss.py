@@ -158,7 +158,7 @@ def test_loss_of_an_utterance_does_not_depend_on_padding(rnnt_type: str) -> None
             am[rows, :frames], lm[rows, : symbol_count + 1], am[rows, :frames], lm[rows, : symbol_count + 1],
             lambda encoder, decoder, project_input: torch.tanh(encoder + decoder) @ joiner_weight,
             symbols[rows, :symbol_count], BOUNDARY[rows, 3], BOUNDARY[rows, 2],
-            prune_range=3, lm_scale=0.25, delay_penalty=0.1, rnnt_type=rnnt_type, reduction="none",
+            rnnt_loss.LossSettings(prune_range=3, delay_penalty=0.1, rnnt_type=rnnt_type), reduction="none",
         )  # fmt: skip
 
     together = losses(list(range(N)), T, S)
@@ -246,6 +246,7 @@ def test_losses_are_float32_inside_autocast_and_close_to_float64(device: str) ->
         return rnnt_loss.transducer_losses(
             am, lm, am, lm, lambda encoder, decoder, project_input: encoder + decoder,
             symbols.to(am.device), BOUNDARY[:, 3].to(am.device), BOUNDARY[:, 2].to(am.device),
+            rnnt_loss.LossSettings(lm_scale=0.0),
         )  # fmt: skip
 
     exact = losses(am, lm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdstream.config.sections import TrainConfig
+from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
 from support.models import SETTINGS, random_batch, tiny_test_model
 
@@ -32,9 +32,9 @@ def test_before_the_first_symbol_the_predictor_sees_nothing():
 def test_losses_are_sums_over_utterances_and_reach_every_parameter(chunk, encoder):
     model = tiny_test_model(causal=chunk is not None, encoder=encoder, use_ctc=True)
     features, lens, tokens = random_batch(lens=(120, 120))
-    config = TrainConfig(prune_range=30)
-    together = model(features, lens, tokens, chunk, config)
-    alone = [model(features[i : i + 1], lens[i : i + 1], tokens[i : i + 1], chunk, config) for i in range(2)]
+    settings = LossSettings(prune_range=30)
+    together = model(features, lens, tokens, chunk, settings)
+    alone = [model(features[i : i + 1], lens[i : i + 1], tokens[i : i + 1], chunk, settings) for i in range(2)]
     assert set(together) == {"simple_loss", "pruned_loss", "ctc_loss"}
     for name, loss in together.items():
         assert loss.item() == pytest.approx(sum(a[name].item() for a in alone), rel=1e-4)
