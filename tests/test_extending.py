@@ -1,0 +1,194 @@
+"""A loss, an encoder and a type of teacher are added from outside by one table entry each (support/toys.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream.benchmarks import train_step
+from kdstream.checkpoints.store import save_pretrained
+from kdstream.commands import cache_teacher, decode, streaming_decode, train
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import EXTENSIONS, with_settings
+from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
+from kdstream.evaluation.records import load_records
+from kdstream.export.onnx import export_onnx
+from kdstream.kd.loss_table import LOSSES
+from kdstream.kd.teachers import TEACHERS, flags_without_effect
+from kdstream.models.encoders import ENCODERS
+from kdstream.models.presets import resolve
+from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
+from kdstream.models.transducer import build_model
+from kdstream.reporting.sources import losses_in
+from support import toys
+from support.models import difference, run_chunks, tiny_test_config
+from support.training import make_corpus
+
+STEPS = 3
+SMALL = (
+    "--preset tiny --decoder-dim 64 --joiner-dim 64 --num-encoder-layers 1,1 --downsampling-factor 1,2 "
+    "--encoder-dim 32 --encoder-unmasked-dim 32 --feedforward-dim 32"
+)
+
+
+@pytest.fixture(autouse=True)
+def tables(monkeypatch):
+    """The tables and settings are what they were after each test."""
+    for table in (LOSSES, ENCODERS, TEACHERS):
+        monkeypatch.setattr(table, "_entries", dict(table))
+        monkeypatch.setattr(table, "settings", dict(table.settings))
+    for section in (DistillConfig, ModelConfig):
+        monkeypatch.setitem(EXTENSIONS, section, dict(EXTENSIONS.get(section, {})))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> DataConfig:
+    return make_corpus(tmp_path_factory.mktemp("corpus"), 12)
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus, tmp_path_factory) -> Path:
+    """An experiment with a Zipformer of random weights."""
+    exp_dir = tmp_path_factory.mktemp("teacher")
+    model = build_model(tiny_test_config(False, Tokenizer(corpus.bpe_model).vocab_size))
+    save_pretrained(exp_dir, model)
+    ExperimentConfig(model=model.config, data=corpus).save(exp_dir)
+    return exp_dir
+
+
+def train_flags(exp_dir: Path, corpus: DataConfig, *more: str) -> list[str]:
+    """Of a training of a few steps that leaves a checkpoint."""
+    flags = (
+        f"--exp-dir {exp_dir} --train-cuts {corpus.train_cuts[0]} --valid-cuts {corpus.valid_cuts[0]} "
+        f"--test-cuts {corpus.test_cuts[0]} --bpe-model {corpus.bpe_model} --max-duration 5 --num-buckets 2 "
+        f"--num-workers 0 --enable-spec-aug 0 --causal 1 --max-train-batches {STEPS} --save-every-n {STEPS} "
+        "--log-interval 1 --tensorboard 0"
+    )
+    return [*flags.split(), *(word for text in more for word in text.split())]
+
+
+def losses_of(exp_dir: Path, name: str) -> list[float]:
+    """The values of a loss that the steps of a training have logged."""
+    (log,) = (exp_dir / "log").glob("log-train-*")
+    return [float(value) for value in re.findall(rf"loss\[.*?\b{name}=([^,]+),.*?tot_loss", log.read_text())]
+
+
+def test_a_loss_is_trained_with_and_known_by_its_flags_method_warnings_plots_and_benchmark(tmp_path, corpus, teacher):
+    toys.add_loss()
+    exp_dir = tmp_path / "exp"
+    train.main(train_flags(exp_dir, corpus, SMALL, f"--teacher-exp-dir {teacher} --kd-toy-scale 0.5 --kd-toy-power 2"))
+    assert len(losses_of(exp_dir, "toy_loss")) == STEPS and all(loss > 0 for loss in losses_of(exp_dir, "toy_loss"))
+
+    distill = ExperimentConfig.load(exp_dir).distill
+    assert (distill.kd_toy_scale, distill.kd_toy_power, distill.method) == (0.5, 2.0, "feature+apc+toy")
+    code = (
+        f"from kdstream.config.experiment import ExperimentConfig as E; print(E.load({str(exp_dir)!r}).distill.method)"
+    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.strip() == distill.method  # where nobody has added the loss
+
+    in_vain = with_settings(distill, kd_toy_scale=0.0)
+    assert flags_without_effect(distill) == [] and flags_without_effect(in_vain) == ["kd_toy_power"]
+    present = {"system": {name: {} for name in ("loss", "toy_loss", "apc_loss", "another", "pruned_loss")}}
+    assert losses_in(present) == ["pruned_loss", "apc_loss", "toy_loss", "another", "loss"]
+    bench = tmp_path / "bench.json"
+    flags = f"--memory 0 --repetitions 1 --max-duration 2 --utterance-seconds 1 --json {bench} {SMALL} --kd-toy-scale 1"
+    train_step.main(flags.split())
+    assert [row["part"] for row in json.loads(bench.read_text())][-3:] == ["feature loss", "apc loss", "toy loss"]
+
+
+def test_a_loss_alone_needs_no_part_of_a_branch(tmp_path, corpus, teacher):
+    toys.add_loss()
+    alone = "--kd-feature-scale 0 --kd-apc-scale 0 --kd-toy-scale 1"
+    train.main(train_flags(tmp_path, corpus, SMALL, f"--teacher-exp-dir {teacher} {alone}"))
+    branches = torch.load(tmp_path / f"checkpoint-{STEPS}.pt", weights_only=True)["branches"]
+    assert {name.split(".")[2] for name in branches} == {"projection"}
+    assert ExperimentConfig.load(tmp_path).distill.method == "toy"
+
+
+def test_the_scale_of_a_loss_that_nobody_added_is_refused():
+    distill = DistillConfig(teacher_exp_dir="exp", extensions={"kd_gone_scale": 0.5})
+    with pytest.raises(UserError, match="--kd-gone-scale 0.5: there is no such loss here; import the module"):
+        flags_without_effect(distill)
+
+
+def test_an_encoder_is_trained_under_a_teacher_and_decoded_in_both_ways(tmp_path, corpus, teacher):
+    toys.add_encoder()
+    train.main(train_flags(tmp_path, corpus, f"--encoder toy --toy-kernel 4 --teacher-exp-dir {teacher}"))
+    assert ExperimentConfig.load(tmp_path).model.toy_kernel == 4
+    assert len(losses_of(tmp_path, "feature_loss")) == STEPS
+    flags = ["--exp-dir", str(tmp_path), "--iter", str(STEPS), "--use-averaged-model", "0"]
+    decode.main(flags)
+    streaming_decode.main([*flags, "--num-decode-streams", "5"])
+    records = load_records(tmp_path / "results.json")
+    assert {(r.mode, r.encoder, r.method) for r in records} == {
+        ("simulated", "toy tiny", "feature+apc"), ("chunkwise", "toy tiny", "feature+apc"),
+    }  # fmt: skip
+    assert len({r.wer for r in records}) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [ChunkConfig(2, 4), ChunkConfig(8, 32)], ids=str)
+def test_an_encoder_chunk_by_chunk_equals_simulated_streaming(chunk):
+    toys.add_encoder()
+    model = build_model(resolve(ModelConfig(encoder="toy", preset="tiny", causal=True, vocab_size=30))).eval()
+    padded, lens = pad_to_whole_chunks(torch.randn(2, 131, 80) * 3 - 6, torch.tensor([131, 90]), chunk.chunk)
+    simulated, out_lens, _ = model.encode(padded, lens, chunk)
+    chunkwise, _ = run_chunks(model, padded, chunk)
+    for n, frames in enumerate(out_lens.tolist()):
+        assert difference(simulated[n, :frames], chunkwise[n, :frames]) < 1e-5
+
+
+def test_what_an_encoder_has_not_is_refused_by_flag(tmp_path, capsys):
+    toys.add_encoder()
+    with pytest.raises(SystemExit):
+        train.main(["--encoder", "nonsense"])
+    assert re.search("--encoder: invalid choice: 'nonsense' .*toy", capsys.readouterr().err)
+    with pytest.raises(UserError, match="--toy-kernel: a zipformer has no such setting; leave it out"):
+        resolve(with_settings(ModelConfig(), toy_kernel=5))
+    with pytest.raises(UserError, match="--num-heads: a toy has no such setting"):
+        resolve(ModelConfig(encoder="toy", num_heads=(2,)))
+    model = build_model(resolve(ModelConfig(encoder="toy", causal=True, vocab_size=30)))
+    with pytest.raises(UserError, match="--encoder toy: sherpa-onnx cannot run it"):
+        export_onnx(model, ChunkConfig(8, 32), tmp_path, "toy")
+
+
+def toy_teacher(folder: Path) -> str:
+    """A file with the weights of one."""
+    torch.save({"weight": torch.randn(80, 16, generator=torch.Generator().manual_seed(0))}, folder / "toy.pt")
+    return f"--teacher-type toy --teacher-checkpoint {folder / 'toy.pt'}"
+
+
+def refused(argv: Sequence[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.main(argv)
+
+
+def test_a_type_of_teacher_is_learnt_from_and_refused_what_it_cannot_do(tmp_path, corpus, teacher):
+    toys.add_teacher()
+    flags = train_flags(tmp_path / "exp", corpus, SMALL, toy_teacher(tmp_path), "--kd-layers 1.0:0.0")
+    train.main([*flags, "--teacher-toy-gain", "2", "--kd-relation-scale", "0.1"])
+    for name in ("feature_loss", "relation_loss", "apc_loss"):
+        assert len(losses_of(tmp_path / "exp", name)) == STEPS
+    distill = ExperimentConfig.load(tmp_path / "exp").distill
+    assert (distill.teacher_toy_gain, distill.method) == (2.0, "feature+relation+apc")
+    assert flags_without_effect(distill) == []
+    ours = replace(distill, teacher_type="kdstream", teacher_exp_dir=str(teacher), teacher_checkpoint="")
+    assert flags_without_effect(ours) == ["teacher_toy_gain"]
+
+    again = [*flags, "--exp-dir", str(tmp_path / "refused")]
+    refused([*again, "--teacher-cache", "cache"], "--teacher-type toy: does not go with --teacher-cache")
+    refused([*again, "--init-from-teacher", "1"], "--teacher-type toy: does not go with --init-from-teacher")
+    refused([*again, "--kd-token-scale", "1"], "--kd-token-scale: this teacher writes no tokens")
+    with pytest.raises(UserError, match="--teacher-type toy: writes no tokens, so that it cannot be stored"):
+        cache_teacher.main([*toy_teacher(tmp_path).split(), "--output", str(tmp_path / "cache")])
