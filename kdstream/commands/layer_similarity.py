@@ -27,7 +27,7 @@ from kdstream.data.module import AsrDataModule
 from kdstream.decoding.settings import choose_chunk
 from kdstream.errors import UserError
 from kdstream.kd.similarity import LayerSimilarity
-from kdstream.kd.taps import Taps
+from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teachers import load_teacher, needs_audio, teacher_flags, without_cache
 from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
@@ -46,13 +46,12 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
     chunk = choose_chunk(config.model, decode)
     similarity = LayerSimilarity()
     batches = AsrDataModule(config.data, config.train.seed, needs_audio(config.distill)).valid_dataloader()
-    ours: Taps
     for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
         ours = Taps()
         student.encode(batch.features, batch.feature_lens, chunk, taps=ours)
         heard = teacher.listen(batch, teacher.shapes)
         similarity.add({name: ours[name] for name in ours.names()}, heard.layers)
-    names = ours.names()
+    names = list(tap_shapes(student))
     return {
         "student_layers": names,
         "teacher_layers": list(teacher.shapes),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -97,10 +97,11 @@ def relation_loss(teacher: Sequence[Tensor], auxiliary: Sequence[Tensor], weight
       weights: (N, T), 0 exactly at padding: padded frames are neither queries nor keys.
     """
     with float32(weights):
-        return sum(
+        divergences = (
             RelationDivergence.apply(_split(x_teacher, heads), _split(x_auxiliary, heads), weights)
             for x_teacher, x_auxiliary in zip(teacher, auxiliary, strict=True)
         )
+        return reduce(torch.add, divergences)
 
 
 class RelationDivergence(torch.autograd.Function):
@@ -119,8 +120,7 @@ class RelationDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, teacher: Tensor, auxiliary: Tensor, weights: Tensor) -> Tensor:
         N, R, T, d = auxiliary.shape
-        wants_grad = ctx.needs_input_grad[1]
-        gradient = torch.empty_like(auxiliary) if wants_grad else None
+        gradient = torch.empty_like(auxiliary) if ctx.needs_input_grad[1] else None
         total = auxiliary.new_zeros(())
         keys = auxiliary.new_zeros(N, T).masked_fill(weights == 0, MASKED)
         block = max(1, BLOCK_ELEMENTS[auxiliary.device.type] // max(1, R * T * T))
@@ -131,7 +131,7 @@ class RelationDivergence(torch.autograd.Function):
             b, q, b_logsumexp = _relations(x, keys[rows])
             kl = a.sub_(b).mul_(p).sum(dim=-1, keepdim=True) - a_logsumexp + b_logsumexp  # (n, R, T, 1)
             total += (kl * w).sum()
-            if wants_grad:
+            if gradient is not None:
                 db = q.sub_(p).mul_(w)  # (n, R, T, T)
                 gradient[rows] = (torch.matmul(db, x) + torch.matmul(db.transpose(2, 3), x)) / math.sqrt(d)
         ctx.save_for_backward(gradient)
@@ -166,6 +166,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def float32(x: Tensor) -> AbstractContextManager[None]:
+def float32(x: Tensor) -> torch.autocast:
     """Switches autocast off on the device of x."""
     return torch.autocast(device_type=x.device.type, enabled=False)

@@ -37,8 +37,10 @@ class LayerSimilarity:
         self._moments = x.T @ x + (0 if self._moments is None else self._moments)
 
     def cka(self, rows: int) -> Tensor:
-        """(rows, layers - rows): of the first `rows` layers with the others."""
+        """(rows, layers - rows): of the first `rows` layers with the others.  ValueError where no batch was added."""
         moments = self._moments
+        if moments is None:
+            raise ValueError("no batch was added")
         mean = moments[:1, 1:] / moments[0, 0]
         covariance = moments[1:, 1:] - moments[0, 0] * mean.T @ mean
         blocks = [row.split(self._widths, dim=1) for row in covariance.split(self._widths)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,8 @@ from kdstream.units import SAMPLE_RATE, SUBSAMPLING_LOSS
 FRAMES_AHEAD = 2
 
 
-def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) -> nn.Module:
-    """Builds an encoder by torchaudio's own code.
+def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) -> Any:
+    """Builds an encoder, a Wav2Vec2Model, by torchaudio's own code.
 
     Args:
       model: a function of torchaudio.models, and its arguments as JSON: 'wavlm_base' or
@@ -40,17 +41,22 @@ def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) ->
     try:
         from torchaudio import models
     except (ImportError, OSError) as error:
-        raise UserError(f"--teacher-type torchaudio: pip install torchaudio ({error})") from error
+        raise UserError(
+            f"torchaudio cannot be imported ({error})", flag="--teacher-type torchaudio", fix="pip install torchaudio"
+        ) from error
     name, _, arguments = model.strip().partition(" ")
     if not name.startswith(("wav2vec2_", "hubert_", "wavlm_")) or not hasattr(models, name):
-        raise UserError(f"--teacher-model {model!r}: no speech encoder of torchaudio.models; e.g. hubert_base")
+        raise UserError(
+            "no speech encoder of torchaudio.models", flag=f"--teacher-model {model!r}", fix="give e.g. hubert_base"
+        )
     try:
         encoder = getattr(models, name)(**json.loads(arguments or "{}"))
         encoder.load_state_dict(weights, strict=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"--teacher-model {model!r}: {' '.join(str(error).split())[:300]}; give the arguments with which "
-            f"{path} was made"
+            " ".join(str(error).split())[:300],
+            flag=f"--teacher-model {model!r}",
+            fix=f"give the arguments with which {path} was made",
         ) from error
     return encoder
 
@@ -60,8 +66,8 @@ class SpeechEncoderTeacher(Teacher):
 
     needs_audio = True
 
-    def __init__(self, encoder: nn.Module, device: torch.device) -> None:
-        self.encoder = freeze(encoder).to(device)
+    def __init__(self, encoder: Any, device: torch.device) -> None:
+        self.encoder: Any = freeze(encoder).to(device)
         self.normalises = isinstance(encoder.feature_extractor.conv_layers[0].layer_norm, nn.LayerNorm)
         self.layers = {f"0.{i}": layer for i, layer in enumerate(encoder.encoder.transformer.layers)}
         taps = self.taps_of(torch.zeros(SAMPLE_RATE, device=device), list(self.layers))
@@ -72,6 +78,8 @@ class SpeechEncoderTeacher(Teacher):
     @torch.no_grad()
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         names = list(layers)
+        if batch.audio is None or batch.audio_lens is None:
+            raise ValueError("the batch was read without audio; see Teacher.needs_audio")
         utterances = [
             self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, batch.audio_lens.tolist(), strict=True)
         ]
@@ -92,12 +100,12 @@ class SpeechEncoderTeacher(Teacher):
         seen: dict[str, list[Tensor]] = {}
         with ExitStack() as hooks:
             for name in names:
-                watch(self.layers[name], seen.setdefault(name, []), hooks)
+                record_outputs(self.layers[name], seen.setdefault(name, []), hooks)
             self.encoder.extract_features(audio.unsqueeze(0))
         return {name: [x[0, FRAMES_AHEAD:].float() for x in (seen[name][-1], *seen[name][:-1])] for name in names}
 
 
-def watch(layer: nn.Module, seen: list[Tensor], hooks: ExitStack) -> None:
+def record_outputs(layer: Any, seen: list[Tensor], hooks: ExitStack) -> None:
     """Lets `layer` append query, key, value and its output, each (1, T, D), to `seen` as it runs."""
     attention = layer.attention
     if hasattr(attention, "q_proj"):

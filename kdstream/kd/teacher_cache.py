@@ -121,10 +121,7 @@ class CacheWriter:
         lens = self.teacher.encoder_frames(batch.feature_lens)
         arrays: dict[int, np.ndarray] = {}
         for stride, columns in self.columns().items():
-            tensors = [
-                heard.encoder_out if c.layer == ENCODER_OUT else getattr(heard.layers[c.layer], c.tensor)
-                for c in columns
-            ]
+            tensors = [tensor_of(heard, c) for c in columns]
             limit = float(np.finfo(self._dtype).max)
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
         with (self.directory / INDEX).open("a") as index:
@@ -251,6 +248,15 @@ class CachedTeacher(Teacher):
                 fix="its features have changed, write a new cache",
             )
         return torch.from_numpy(values)
+
+
+def tensor_of(heard: Heard, column: Columns) -> Tensor:
+    """(N, T, width): what stands in these columns."""
+    if column.layer != ENCODER_OUT:
+        return getattr(heard.layers[column.layer], column.tensor)
+    if heard.encoder_out is None:
+        raise ValueError("this teacher writes no tokens, so that it cannot be stored")
+    return heard.encoder_out
 
 
 def holds(path: Path, header: Mapping[str, Any]) -> bool:

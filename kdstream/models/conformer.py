@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
-from kdstream.models.on_cpu import by_products, depthwise_conv, shifted_kernels, sum_of_products
+from kdstream.models.on_cpu import DepthwiseConv1d, by_products, depthwise_conv, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
@@ -127,11 +127,8 @@ class RotarySelfAttention(nn.Module):
         return self.whiten(x), cache, (query, key, value)
 
 
-class CausalDepthwiseConv1d(nn.Conv1d):
+class CausalDepthwiseConv1d(DepthwiseConv1d):
     """Depthwise convolution that sees a frame and those before it."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__(channels, channels, kernel, groups=channels)
 
     def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""

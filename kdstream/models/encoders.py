@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from kdstream.config import sections
 from kdstream.config.registry import Registry
@@ -25,6 +25,14 @@ from kdstream.models.conformer import Conformer
 from kdstream.models.onnx_step import ConformerStep, EncoderStep, ZipformerStep
 from kdstream.models.streaming import StreamingEncoder
 from kdstream.models.zipformer import Zipformer
+
+
+class EncoderClass(Protocol):
+    """A subclass of StreamingEncoder: it is made of a config alone."""
+
+    def __call__(self, config: ModelConfig) -> StreamingEncoder: ...
+
+    def input_dim(self, config: ModelConfig) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class EncoderType:
     step: what sherpa-onnx is to run; None: it cannot be exported.
     """
 
-    encoder: type[StreamingEncoder]
+    encoder: EncoderClass
     presets: Mapping[str, Mapping[str, Any]]
     per_stack: tuple[str, ...] = ()
     check: Callable[[ModelConfig], None] | None = None

@@ -119,7 +119,7 @@ def lattice_boundary(encoder_lens: Tensor, token_lens: Tensor) -> Tensor:
 def backend() -> str:
     """ "k2" where k2 imports with the functions of its pruned loss, else "torch"."""
     try:
-        import k2
+        import k2  # pyright: ignore[reportMissingImports]  # optional
     except (ImportError, OSError):  # OSError: a wheel built against another torch
         return "torch"
     return "k2" if all(hasattr(k2, name) for name in _NEEDED_FROM_K2) else "torch"
@@ -128,7 +128,7 @@ def backend() -> str:
 def _functions(name: str) -> ModuleType:
     if name == "torch":
         return sys.modules[__name__]
-    import k2
+    import k2  # pyright: ignore[reportMissingImports]  # optional
 
     return k2
 
@@ -161,7 +161,8 @@ def rnnt_loss_smoothed(
       The loss, () or (N,) with reduction "none"; with `return_grad`, (loss, (px_grad, py_grad)).
     """
     px, py = _smoothed_log_probs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, rnnt_type)
-    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
+    loss, grads = _loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
+    return loss if grads is None else (loss, grads)
 
 
 def rnnt_loss_pruned(
@@ -183,7 +184,7 @@ def rnnt_loss_pruned(
       termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in `rnnt_loss_smoothed`.
     """
     px, py = unpruned_log_probs(logits, symbols, ranges, termination_symbol)
-    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)
+    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)[0]
 
 
 def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: int) -> tuple[Tensor, Tensor]:
@@ -317,8 +318,12 @@ def _loss(
     delay_penalty: float,
     reduction: str,
     return_grad: bool = False,
-) -> OptionalGrads:
-    """The loss from log-probabilities px (N, S, T) and py (N, S+1, T), shaped into the lattice of `rnnt_type`."""
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The loss from log-probabilities px (N, S, T) and py (N, S+1, T), shaped into the lattice of `rnnt_type`.
+
+    Returns:
+      The loss, and with `return_grad` the occupation probabilities.
+    """
     N, S, T = px.shape
     if rnnt_type not in RNNT_TYPES:
         raise ValueError(f"rnnt_type {rnnt_type!r}: not one of {', '.join(RNNT_TYPES)}")
@@ -341,7 +346,7 @@ def _loss(
         loss = -getattr(scores, reduction)()
     else:
         raise ValueError(f"reduction {reduction!r}: not one of none, mean, sum")
-    return (loss, grads) if return_grad else loss
+    return loss, grads
 
 
 def closed_after_last_frame(px: Tensor, frame_lens: Tensor) -> Tensor:

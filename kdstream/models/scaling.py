@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,9 @@ class SwooshR(SwooshL):
     shift, offset = 1.0, 0.313261687
 
 
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
 class ActivationDropoutAndLinear(nn.Linear):
     """Swoosh, dropout shared over time, then a linear layer: the second half of a bottleneck."""
 
@@ -127,7 +131,7 @@ class SharedDropout(nn.Module):
         return x * (mask / (1 - rate)).to(x.dtype)
 
 
-def scale_init_(module: nn.Module, initial_scale: float) -> nn.Module:
+def scale_init_(module: Layer, initial_scale: float) -> Layer:
     """Multiplies a fresh layer's weight by `initial_scale` and redraws its bias as small: a quiet start."""
     with torch.no_grad():
         module.weight.mul_(initial_scale)

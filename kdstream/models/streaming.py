@@ -232,7 +232,7 @@ class StreamingEncoder(nn.Module):
         """
         if chunk is not None:
             self.check_chunk(chunk)
-        if processed is None:
+        if processed is None or chunk is None:
             return attention_mask(x, x_lens, chunk)
         return cache_mask(processed, int(x.size(1)), chunk), None
 

@@ -38,6 +38,12 @@ class ChannelBalancer(Balancer):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class BiasedConv2d(nn.Conv2d):
+    """A convolution that has a bias."""
+
+    bias: nn.Parameter
+
+
 class ConvNeXt(nn.Module):
     """Depthwise 7x7 and two pointwise convolutions around a bottleneck, with a residual connection."""
 
@@ -45,8 +51,8 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.depthwise_conv = nn.Conv2d(channels, channels, self.kernel, groups=channels)
-        self.pointwise_conv1 = nn.Conv2d(channels, hidden, 1)
+        self.depthwise_conv = BiasedConv2d(channels, channels, self.kernel, groups=channels)
+        self.pointwise_conv1 = BiasedConv2d(channels, hidden, 1)
         self.hidden_balancer = Balancer(min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0)
         self.activation = SwooshL()
         self.pointwise_conv2 = scale_init_(nn.Conv2d(hidden, channels, 1), 0.01)

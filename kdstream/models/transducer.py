@@ -5,6 +5,8 @@ Parameter names are icefall's.  Shapes: N batch, T output frames (40 ms), U symb
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,6 +97,26 @@ class Transducer(nn.Module):
             self.ctc_output = nn.Sequential(
                 nn.Dropout(0.1), nn.Linear(encoder_dim, config.vocab_size), nn.LogSoftmax(dim=-1)
             )
+
+    @overload
+    def encode(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        chunk: ChunkConfig | None = None,
+        state: None = None,
+        taps: TapRecorder | None = None,
+    ) -> tuple[Tensor, Tensor, None]: ...
+
+    @overload
+    def encode(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        chunk: ChunkConfig,
+        state: EncoderState,
+        taps: TapRecorder | None = None,
+    ) -> tuple[Tensor, Tensor, EncoderState]: ...
 
     def encode(
         self,

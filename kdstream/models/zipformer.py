@@ -279,7 +279,7 @@ class Zipformer(StreamingEncoder):
     ) -> FrameContext:
         """The masks and positions of a stack that downsamples by `factor`."""
         keys = -(-int(blocked.size(3)) // factor)
-        queries = keys if padding is not None else chunk.chunk // factor
+        queries = keys if padding is not None or chunk is None else chunk.chunk // factor
         return FrameContext(
             blocked=blocked[:, :, ::factor, ::factor],
             padding=None if padding is None else padding[:, ::factor],

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.on_cpu import by_products, convolve_chunk, depthwise_conv
+from kdstream.models.on_cpu import DepthwiseConv1d, by_products, convolve_chunk, depthwise_conv
 from kdstream.models.scaling import (
     ActivationDropoutAndLinear,
     Balancer,
@@ -209,11 +209,8 @@ class FeedForward(nn.Module):
         return self.out_whiten(self.out_proj(self.hidden_balancer(self.in_proj(x))))
 
 
-class CentredDepthwiseConv1d(nn.Conv1d):
+class CentredDepthwiseConv1d(DepthwiseConv1d):
     """Depthwise convolution that sees equally far into the past and into the future."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__(channels, channels, kernel, groups=channels)
 
     def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D) to (N, T, D); it runs on whole utterances, so there is no cache."""
@@ -230,8 +227,8 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
-        self.causal_conv = nn.Conv1d(channels, channels, (kernel + 1) // 2, groups=channels)
-        self.chunkwise_conv = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.causal_conv = DepthwiseConv1d(channels, (kernel + 1) // 2)
+        self.chunkwise_conv = DepthwiseConv1d(channels, kernel)
         self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, channels, kernel))
         with torch.no_grad():
             self.causal_conv.bias.uniform_(-0.1, 0.1)
