@@ -19,7 +19,7 @@ from kdstream.config.command_line import CACHE_DATA_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, override, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig
-from kdstream.data.features import FBANK
+from kdstream.data.features import FBANK_CONFIG
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if teacher is None:
         raise UserError("no teacher is named", flag="--teacher-exp-dir, --teacher-checkpoint", fix="name one to store")
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
-    identity = fingerprint(teacher, FBANK.config.to_dict())
+    identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
     heard: set[str] = set()
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.config.sections import ModelConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 OTHER_HEADS = ("attention_decoder.",)  # that icefall can train beside the transducer, and a teacher needs not
 SHOWN_BY_WEIGHTS = ("encoder", "preset", "causal", "chunk_size", "left_context_frames", "use_ctc", "context_size")
@@ -46,21 +46,22 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
         known = {name: checkpoint[name] for name in names if name in checkpoint}
         if "encoder_dim" not in known:
             raise UserError(
-                f"--teacher-checkpoint {path}: does not say what model it is of; give --teacher-model '--preset "
-                "medium', or icefall's model flags"
+                "does not say what model it is of",
+                flag=option("teacher_checkpoint", path),
+                fix="give --teacher-model '--preset medium', or icefall's model flags",
             )
-        flags = shlex.join(
-            word for name, value in known.items() for word in ("--" + name.replace("_", "-"), str(value))
-        )
+        flags = shlex.join(word for name, value in known.items() for word in (option(name), str(value)))
         flags = f"--preset medium {flags}"  # icefall's defaults, for what it has no flag for
     parser = parser_of(None, prog="--teacher-model", exit_on_error=False, add_help=False)
     add_arguments(parser, ModelConfig, preset="medium")
     try:
         args, unknown = parser.parse_known_args(shlex.split(flags))
     except (argparse.ArgumentError, ValueError) as error:
-        raise UserError(f"--teacher-model {flags!r}: {error}") from error
+        raise UserError(str(error), flag=option("teacher_model", repr(flags))) from error
     if unknown:
-        raise UserError(f"--teacher-model {flags!r}: {unknown[0]} is no flag of a model; see train.py --help")
+        raise UserError(
+            f"{unknown[0]} is no flag of a model", flag=option("teacher_model", repr(flags)), fix="see train.py --help"
+        )
     try:
         return replace(
             from_args(ModelConfig, args),
@@ -71,4 +72,6 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
             context_size=weights["decoder.conv.weight"].size(2) if "decoder.conv.weight" in weights else 1,
         )
     except KeyError as error:
-        raise UserError(f"--teacher-checkpoint {path}: has no {error}; is it a Zipformer transducer's?") from error
+        raise UserError(
+            f"has no {error}", flag=option("teacher_checkpoint", path), fix="give one of a Zipformer transducer"
+        ) from error

@@ -1,10 +1,10 @@
 """Layer map: which layer of the teacher guides which layer of the student.
 
-same      the same place: the last layer of a stack by the last of the same stack, a named one by its namesake;
-          as uniform between encoders that have not the same stacks, where no layer is named
-uniform   the same share of the depth, where the two are of different depth
-last      the student's k tapped layers by the teacher's last k
-similar   the teacher's most similar layer, by a file that local/layer_similarity.py writes
+same      the teacher's layer of the same name; without --kd-layers the last layer of the same stack, or as uniform if
+          the two encoders have different stacks
+uniform   the teacher's layer at the same share of the depth
+last      for the student's k tapped layers, the teacher's last k layers
+similar   the teacher's most similar layer, as a file says that local/layer_similarity.py writes
 learned   every layer of the teacher, with weights that are learned along with the branches
 """
 
@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from kdstream.config.sections import DistillConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.units import ENCODER_FRAME_MS
 
@@ -78,7 +78,9 @@ def default_layers(student: Shapes) -> list[str]:
     """The last layer of every stack that downsamples.  Raises UserError if none does."""
     names = [name for name in last_layers(student).values() if student[name].stride >= MIN_STRIDE]
     if not names:
-        raise UserError("--kd-layers: no stack of the student downsamples; name the layers to tap, e.g. 0.1,1.1")
+        raise UserError(
+            "no stack of the student downsamples", flag="--kd-layers", fix="name the layers to tap, e.g. 0.1,1.1"
+        )
     return names
 
 
@@ -91,7 +93,10 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
         return {name: [guide] for name, guide in most_similar(config.kd_similarity_file, tapped, theirs).items()}
     if config.kd_layer_map == "last":
         if len(tapped) > len(theirs):
-            raise UserError(f"--kd-layer-map last: {len(tapped)} tapped layers, but the teacher has {len(theirs)}")
+            raise UserError(
+                f"{len(tapped)} tapped layers, but the teacher has {len(theirs)}", flag="--kd-layer-map last",
+                fix="tap fewer with --kd-layers",
+            )  # fmt: skip
         in_order = sorted(tapped, key=ours.index)
         return {name: [guide] for name, guide in zip(in_order, theirs[len(theirs) - len(tapped) :], strict=True)}
     same_places = config.kd_layers or last_layers(student).keys() == last_layers(teacher).keys()
@@ -106,7 +111,11 @@ def choose(config: DistillConfig, tapped: Sequence[str], student: Shapes, teache
 def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     """For each tapped layer the teacher's of highest similarity in a file.  UserError if it is of other layers."""
     if not path:
-        raise UserError("--kd-layer-map similar: give --kd-similarity-file, which local/layer_similarity.py writes")
+        raise UserError(
+            "needs the similarities of the layers",
+            flag="--kd-layer-map similar",
+            fix="give --kd-similarity-file, which local/layer_similarity.py writes",
+        )
     try:
         similarity = json.loads(Path(path).read_text())
         columns, rows = (
@@ -120,8 +129,9 @@ def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dic
         return {name: max(zip(rows[name], columns, strict=True))[1] for name in tapped}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--kd-similarity-file {path}: not a similarity of these layers ({type(error).__name__}: {error}); "
-            f"write it with local/layer_similarity.py for {', '.join(tapped)}"
+            f"not a similarity of these layers ({type(error).__name__}: {error})",
+            flag=option("kd_similarity_file", path),
+            fix=f"write it with local/layer_similarity.py for {', '.join(tapped)}",
         ) from error
 
 
@@ -129,18 +139,25 @@ def check_entries(config: DistillConfig, tapped: Sequence[str]) -> None:
     """Raises UserError where --kd-layers names a layer twice, or a pair where --kd-layer-map learned pairs all."""
     twice = sorted({name for name in tapped if tapped.count(name) > 1})
     if twice:
-        raise UserError(f"--kd-layers: names {', '.join(twice)} more than once; a layer has one guide")
+        raise UserError(
+            f"names {', '.join(twice)} more than once", flag="--kd-layers", fix="name each once; it has one guide"
+        )
     named = [entry for entry in config.kd_layers if ":" in entry]
     if config.kd_layer_map == "learned" and named:
-        raise UserError(f"--kd-layers {named[0]}: --kd-layer-map learned takes all of the teacher's; name ours alone")
+        raise UserError(
+            "--kd-layer-map learned takes all layers of the teacher",
+            flag=option("kd_layers", named[0]),
+            fix="name the student's alone",
+        )
 
 
 def check_layer(whose: str, name: str, shapes: Shapes) -> None:
     """Raises UserError unless a model has the layer."""
     if name not in shapes:
         raise UserError(
-            f"--kd-layers {name}: the {whose} has no such layer; it has {', '.join(shapes)}; "
-            "name others, or use --kd-layer-map uniform"
+            f"the {whose} has no such layer; it has {', '.join(shapes)}",
+            flag=option("kd_layers", name),
+            fix="name others, or use --kd-layer-map uniform",
         )
 
 
@@ -149,8 +166,10 @@ def check_rates(pair: LayerPair) -> None:
     strides = pair.student_shape.stride, pair.teacher_shape.stride
     if max(strides) % min(strides):
         raise UserError(
-            f"--kd-layers: student layer {pair.student} has frames of {strides[0] * ENCODER_FRAME_MS} ms, teacher "
-            f"layer {pair.teacher} of {strides[1] * ENCODER_FRAME_MS} ms; choose layers where one divides the other"
+            f"student layer {pair.student} has frames of {strides[0] * ENCODER_FRAME_MS} ms, teacher layer "
+            f"{pair.teacher} of {strides[1] * ENCODER_FRAME_MS} ms",
+            flag="--kd-layers",
+            fix="choose layers where one divides the other",
         )
 
 

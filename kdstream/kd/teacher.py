@@ -85,7 +85,7 @@ class Teacher(ABC):
 
 
 class TransducerTeacher(Teacher):
-    """A transducer, ours or icefall's.
+    """A transducer of this project or of icefall.
 
     Args:
       model: on its device; frozen here.
@@ -103,9 +103,9 @@ class TransducerTeacher(Teacher):
         features, lens, layers = batch.features, batch.feature_lens, list(layers)
         if not self.model.config.causal:
             return self.hear(features, lens, layers)
-        # A streaming one in full context would hear where the batch ends: each up to its own end.
-        alone = [self.hear(features[n : n + 1, :end], lens[n : n + 1], layers) for n, end in enumerate(lens.tolist())]
-        return as_batch(alone)
+        # In full context a streaming model would hear where the batch ends, so each utterance runs up to its own end.
+        ends = lens.tolist()
+        return as_batch([self.hear(features[n : n + 1, :end], lens[n : n + 1], layers) for n, end in enumerate(ends)])
 
     @torch.no_grad()
     def hear(self, features: Tensor, feature_lens: Tensor, layers: Sequence[str]) -> Heard:
@@ -139,14 +139,14 @@ class TransducerTeacher(Teacher):
         return weights
 
 
-def as_batch(alone: Sequence[Heard]) -> Heard:
+def as_batch(utterances: Sequence[Heard]) -> Heard:
     """One batch of what a transducer made of utterances one by one."""
     layers = {}
-    for name, first in alone[0].layers.items():
-        taps = [heard.layers[name] for heard in alone]
+    for name, first in utterances[0].layers.items():
+        taps = [heard.layers[name] for heard in utterances]
         tensors = {field: batched([getattr(tap, field) for tap in taps]) for field in TENSORS}
         layers[name] = Tap(**tensors, lens=torch.cat([tap.lens for tap in taps]), stride=first.stride)
-    return Heard(layers, batched([heard.encoder_out for heard in alone if heard.encoder_out is not None]))
+    return Heard(layers, batched([heard.encoder_out for heard in utterances if heard.encoder_out is not None]))
 
 
 def batched(tensors: Sequence[Tensor]) -> Tensor:
@@ -245,6 +245,6 @@ def read_tokens(data: DataConfig) -> list[str]:
     """The lines "token id" of tokens.txt, sorted by id.  Raises UserError if there is no such file."""
     path = tokens_path(data)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; it belongs beside --bpe-model, where prepare.sh writes it")
+        raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
     lines = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [token for token, _ in sorted(lines, key=lambda line: int(line[-1]))]

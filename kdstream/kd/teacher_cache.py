@@ -1,4 +1,4 @@
-"""A teacher that remembers: what it hears is computed once, stored, and read back while students train.
+"""A teacher whose output is computed once, stored, and read back while students train.
 
 A cache is a directory that local/cache_teacher.py writes:
 
@@ -136,9 +136,9 @@ class CacheWriter:
 
 
 class CachedTeacher(Teacher):
-    """A teacher that looks up what it hears by the cut's name, and computes its joiner's logits alone.
+    """A teacher that reads its output from a cache, by the cut's name; only its joiner still runs.
 
-    It heard the cuts clean: noise or masks on the student's features do not reach it.
+    The output is of clean cuts: noise or masks on the student's features do not change it.
 
     Args:
       teacher: whose cache it is; it writes tokens.

@@ -3,7 +3,7 @@
 A type is one entry of TEACHERS: how a teacher is made from the flags, its class, which says what it can do, and the
 flags that it reads.  Another program adds one before the flags are parsed:
 
-    TEACHERS.add("my", TeacherType(load_my_teacher, MyTeacher), teacher_my_size=flag(3, "Size of my teacher."))
+    TEACHERS.add("my", TeacherSpec(load_my_teacher, MyTeacher), teacher_my_size=flag(3, "Size of my teacher."))
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig, DistillConfig
-from kdstream.data.features import FBANK
+from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
 from kdstream.kd.loss_table import LOSSES, scale_of, wanted_losses
@@ -32,7 +32,7 @@ from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 
 
 @dataclass(frozen=True)
-class TeacherType:
+class TeacherSpec:
     """A type of teacher, --teacher-type.
 
     load: makes the teacher that an experiment's flags name, on a device.
@@ -47,7 +47,7 @@ class TeacherType:
     reads: tuple[str, ...] = ()
 
 
-TEACHERS: Registry[TeacherType] = sections.TEACHERS
+TEACHERS: Registry[TeacherSpec] = sections.TEACHERS
 
 
 def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:
@@ -67,12 +67,12 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
     teacher = type_of(distill).load(config, device)
     if distill.teacher_cache:
         clean = not (config.data.enable_spec_aug or config.data.enable_musan)
-        identity = fingerprint(teacher, FBANK.config.to_dict())
+        identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
         return CachedTeacher(teacher, Path(distill.teacher_cache), identity, clean)
     return teacher
 
 
-def type_of(distill: DistillConfig) -> TeacherType:
+def type_of(distill: DistillConfig) -> TeacherSpec:
     """Raises UserError if there is no such type."""
     return TEACHERS.find(distill.teacher_type)
 
@@ -137,7 +137,7 @@ def load_torchaudio_teacher(config: ExperimentConfig, device: torch.device) -> T
 
 TEACHERS.add(
     "kdstream",
-    TeacherType(
+    TeacherSpec(
         load_kdstream_teacher,
         TransducerTeacher,
         "teacher_exp_dir",
@@ -145,9 +145,9 @@ TEACHERS.add(
     ),
 )
 TEACHERS.add(
-    "icefall", TeacherType(load_icefall_teacher, TransducerTeacher, reads=("teacher_model", "teacher_bpe_model"))
+    "icefall", TeacherSpec(load_icefall_teacher, TransducerTeacher, reads=("teacher_model", "teacher_bpe_model"))
 )
-TEACHERS.add("torchaudio", TeacherType(load_torchaudio_teacher, SpeechEncoderTeacher, reads=("teacher_model",)))
+TEACHERS.add("torchaudio", TeacherSpec(load_torchaudio_teacher, SpeechEncoderTeacher, reads=("teacher_model",)))
 
 
 def needs_tokens(distill: DistillConfig) -> bool:

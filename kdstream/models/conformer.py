@@ -52,7 +52,7 @@ FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LayerContext:
     """What all layers share in one forward.
 
     mask: broadcasts to (N, 1, T, K), added to attention scores.
@@ -69,8 +69,8 @@ class Surroundings:
 def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`.
 
-    In doubles: only differences of angles count, and those of late frames would be lost to rounding.  By numpy: an
-    exported graph holds them as constants.
+    They are computed in float64: only differences of angles matter, and float32 would round away those of late frames.
+    They are computed by numpy: an exported graph then holds them as constants.
     """
     pairs = head_dim // 2
     speed = SLOWEST_TURN ** -(np.arange(pairs) / pairs)
@@ -109,7 +109,7 @@ class RotarySelfAttention(nn.Module):
         self.out_proj = scaled_linear(self.width, dim, 0.05)
         self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
 
-    def forward(self, x: Tensor, around: Surroundings, cache: Cache) -> tuple[Tensor, Cache, QueryKeyValue]:
+    def forward(self, x: Tensor, context: LayerContext, cache: Cache) -> tuple[Tensor, Cache, QueryKeyValue]:
         """
         Args:
           x: (N, T, D).
@@ -121,9 +121,9 @@ class RotarySelfAttention(nn.Module):
         key = self.whiten_keys(self.balance_keys(key))
         key_value, cache = prepend(cache, torch.cat([key, value], dim=2))
         keys, values = (split_heads(part, self.heads) for part in key_value.chunk(2, dim=2))  # (N, H, K, d) each
-        cos, sin, frames = around.cos, around.sin, int(x.size(1))
+        cos, sin, frames = context.cos, context.sin, int(x.size(1))
         turned_query = rotate(split_heads(query, self.heads), cos[-frames:], sin[-frames:])
-        x = self.out_proj(merge_heads(attend(turned_query, rotate(keys, cos, sin), values, around.mask)))
+        x = self.out_proj(merge_heads(attend(turned_query, rotate(keys, cos, sin), values, context.mask)))
         return self.whiten(x), cache, (query, key, value)
 
 
@@ -160,15 +160,15 @@ class ConformerLayer(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(4.0, 3.0), 0.01)
 
     def forward(
-        self, x: Tensor, around: Surroundings, caches: Sequence[Cache] | None
+        self, x: Tensor, context: LayerContext, caches: Sequence[Cache] | None
     ) -> tuple[Tensor, list[Cache], QueryKeyValue]:
         """x (N, T, D), the layer's `num_caches` tensors or None to the same; and query, key and value of x."""
         attention_cache, conv_cache = caches or [None] * self.num_caches
         before = x
         x = x + self.feed_forward1(x)
-        attended, attention_cache, query_key_value = self.self_attn(x, around, attention_cache)
+        attended, attention_cache, query_key_value = self.self_attn(x, context, attention_cache)
         x = x + attended
-        convolved, conv_cache = self.conv_module(x, around.padding, None, conv_cache)
+        convolved, conv_cache = self.conv_module(x, context.padding, None, conv_cache)
         x = x + convolved
         x = x + self.feed_forward2(x)
         x = self.bypass(before, self.norm(self.balancer1(x)))
@@ -218,27 +218,27 @@ class Conformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
-        around = self.surroundings(*self.masks(x, x_lens, chunk, processed), x)
+        context = self.layer_context(*self.masks(x, x_lens, chunk, processed), x)
         x = side_by_side(x)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
         new_caches: list[Cache] = []
         for i, layer in enumerate(self.layers):
             size = ConformerLayer.num_caches
             layer_caches = caches[i * size : (i + 1) * size] if caches else None
-            x, layer_caches, (query, key, value) = layer(x, around, layer_caches)
+            x, layer_caches, (query, key, value) = layer(x, context, layer_caches)
             new_caches += layer_caches
             name = f"0.{i}"
             if taps is not None and taps.wants(name):
                 taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)
         return x, lens, new_caches
 
-    def surroundings(self, blocked: Tensor, padding: Tensor | None, x: Tensor) -> Surroundings:
+    def layer_context(self, blocked: Tensor, padding: Tensor | None, x: Tensor) -> LayerContext:
         """From the masks of the 20 ms frames; x only tells type and device."""
         blocked = blocked[:, :, ::OUTPUT_DOWNSAMPLING, ::OUTPUT_DOWNSAMPLING]
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
         mask = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, -1000.0)
         cos, sin = rotations(int(blocked.size(3)), self.config.query_head_dim[0], x)
-        return Surroundings(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
+        return LayerContext(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
 
     def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """Per layer: keys and values, each H * d wide; inputs of the convolution over time."""

@@ -4,7 +4,7 @@ One entry adds an encoder; its class keeps the contract of `StreamingEncoder` (s
 
     ENCODERS.add(
         "my",
-        EncoderType(MyEncoder, presets={"tiny": dict(TINY_ENDS, encoder_dim=(64,))}, per_stack=("encoder_dim",)),
+        EncoderSpec(MyEncoder, presets={"tiny": dict(TINY_ENDS, encoder_dim=(64,))}, per_stack=("encoder_dim",)),
         my_width=flag(3, "Width of my layers."),
     )
 
@@ -36,7 +36,7 @@ class EncoderClass(Protocol):
 
 
 @dataclass(frozen=True)
-class EncoderType:
+class EncoderSpec:
     """An encoder architecture, --encoder.
 
     encoder: its class.
@@ -54,7 +54,7 @@ class EncoderType:
     step: type[EncoderStep] | None = None
 
 
-ENCODERS: Registry[EncoderType] = sections.ENCODERS
+ENCODERS: Registry[EncoderSpec] = sections.ENCODERS
 
 # The front end is where a CPU spends its time, so tiny's is narrower than icefall's.
 TINY_ENDS: dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64, decoder_dim=160, joiner_dim=160)
@@ -160,7 +160,7 @@ def check_conformer(config: ModelConfig) -> None:
 
 ENCODERS.add(
     "zipformer",
-    EncoderType(
+    EncoderSpec(
         Zipformer,
         ZIPFORMER,
         per_stack=(
@@ -173,7 +173,7 @@ ENCODERS.add(
 )  # fmt: skip
 ENCODERS.add(
     "conformer",
-    EncoderType(
+    EncoderSpec(
         Conformer,
         CONFORMER,
         per_stack=("encoder_dim", "feedforward_dim", "num_heads", "query_head_dim", "cnn_module_kernel"),

@@ -63,9 +63,9 @@ def convolutions(x: Tensor, grad: Tensor, padding: int, kernel: int) -> Tensor:
     Args:
       x: (N, C, T, F) input; grad: (N, C, T', F) by the output.
     """
-    around = (padding, kernel // 2)
+    paddings = (padding, kernel // 2)
     of_utterances = (
-        F.conv2d(one, kernels.unsqueeze(1), padding=around, groups=x.size(1))
+        F.conv2d(one, kernels.unsqueeze(1), padding=paddings, groups=x.size(1))
         for one, kernels in zip(x.split(1), grad, strict=True)
     )
     return reduce(torch.add, of_utterances).transpose(0, 1)

@@ -10,16 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdstream.config.sections import ModelConfig
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, ChunkConfig, EncoderState
 
-if TYPE_CHECKING:
-    from kdstream.models.transducer import Transducer
+
+class StreamingModel(Protocol):
+    """What a step needs of a transducer."""
+
+    config: ModelConfig
+    joiner: Any
+
+    def encode(
+        self, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig, state: EncoderState
+    ) -> tuple[Tensor, Tensor, EncoderState]: ...
+
+    def init_state(self, batch_size: int, chunk: ChunkConfig) -> EncoderState: ...
 
 
 class EncoderStep(nn.Module):
@@ -34,7 +45,7 @@ class EncoderStep(nn.Module):
 
     model_type: str
 
-    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+    def __init__(self, model: StreamingModel, chunk: ChunkConfig) -> None:
         super().__init__()
         self.model, self.chunk = model, chunk
 
@@ -98,7 +109,7 @@ class ZipformerStep(EncoderStep):
         "cached_conv2": FRAMES_LAST,
     }
 
-    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+    def __init__(self, model: StreamingModel, chunk: ChunkConfig) -> None:
         super().__init__(model, chunk)
         layers = range(sum(model.config.num_encoder_layers))
         self.layouts = {f"{name}_{i}": layout for i in layers for name, layout in self.of_layer.items()}
@@ -130,18 +141,19 @@ class ZipformerStep(EncoderStep):
 class ConformerStep(EncoderStep):
     """The whole state of a stream in two tensors.
 
-    Of a Conformer sherpa-onnx keeps `attn` (L, left, N, D) and `conv` (L, K - 1, N, D), zeros at first, whose sizes it
-    takes from metadata and whose numbers it does not look at.  There is no place for the front end's left context, so
-    the numbers of a stream, those of the front end among them, fill both from the beginning, and L is as large as they
-    need: of the presets, at 640 ms of left context, two more than there are layers (tiny) or one.
+    For a Conformer sherpa-onnx keeps two caches, `attn` (L, left, N, D) and `conv` (L, K - 1, N, D).  It takes their
+    sizes from metadata, begins with zeros, and does not look at the numbers.  Neither has a place for the left context
+    of the front end.  So all numbers of a stream, the front end's among them, are written into the two caches one after
+    the other, and L is as large as they need.  At 640 ms of left context the tiny preset needs two more than it has
+    layers, the other presets need one more.
 
-    It also tells how many feature frames a stream has consumed, but starts from 0 again with each segment, when the
-    caches stay.  So we count ourselves, as far as it matters, in one of the numbers.
+    sherpa-onnx also says how many feature frames a stream has consumed.  But it counts from 0 again with each segment,
+    while the caches stay.  So our own count, as far as it matters, is one of the numbers.
     """
 
     model_type = "conformer"
 
-    def __init__(self, model: Transducer, chunk: ChunkConfig) -> None:
+    def __init__(self, model: StreamingModel, chunk: ChunkConfig) -> None:
         super().__init__(model, chunk)
         fresh = model.init_state(1, chunk)
         self.shapes = [tuple(x.shape[1:]) for x in (*fresh.layers, fresh.embed, fresh.processed.unsqueeze(1))]

@@ -41,11 +41,11 @@ class ChunkConfig:
 
     def __post_init__(self) -> None:
         if self.chunk <= 0:
-            raise UserError(f"chunk {self.chunk}: must be positive; use --chunk-size 8,16,... in 20 ms frames")
+            raise UserError(f"chunk {self.chunk}: must be positive", fix="use --chunk-size 8,16,... in 20 ms frames")
         if self.left != -1 and (self.left < self.chunk or self.left % self.chunk):
             raise UserError(
-                f"left context {self.left}: not a multiple of chunk {self.chunk}; "
-                f"use --left-context-frames {self.chunk * max(1, round(self.left / self.chunk))}"
+                f"left context {self.left}: not a multiple of chunk {self.chunk}",
+                fix=f"use --left-context-frames {self.chunk * max(1, round(self.left / self.chunk))}",
             )
 
     @property
@@ -100,12 +100,12 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
 
 
 def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Pads with silence so that every utterance fills whole chunks, with the look-ahead of its last frame.
+    """Pads with silence so that every utterance fills whole chunks and its last frame has its look-ahead.
 
-    The silence is what a runtime hears whose client sends zeros after the last sample.  After it an
-    utterance gives the same output frames alone, in any batch, and chunk by chunk: no valid frame sees
-    where the batch ends.  For a full-context encoder pass its max_downsampling as `chunk`.  (A causal Zipformer in full
-    context does see it: the borders of its one chunk are those of the batch.)
+    A runtime hears the same silence if its client sends zeros after the last sample.  Padded like this, an utterance
+    gives the same output frames alone, in any batch, and chunk by chunk: no valid frame sees where the batch ends.
+    The exception is a causal Zipformer in full context, whose one chunk ends where the batch ends.  For a full-context
+    encoder pass its max_downsampling as `chunk`.
 
     Args:
       features: (N, T, F) log energies; frames at and after feature_lens are overwritten with SILENCE.
@@ -239,19 +239,23 @@ class StreamingEncoder(nn.Module):
     def check_chunk(self, chunk: ChunkConfig) -> None:
         """Raises UserError where the encoder cannot run `chunk`."""
         if not self.config.causal:
-            raise UserError("this encoder was trained with --causal 0: it cannot run in chunks; leave out --chunk-size")
+            raise UserError(
+                "this encoder was trained with --causal 0: it cannot run in chunks", fix="leave out --chunk-size"
+            )
         if chunk.chunk % self.max_downsampling:
             multiples = ",".join(str(self.max_downsampling * i) for i in (1, 2, 4))
             raise UserError(
-                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor; "
-                f"use --chunk-size {multiples},..."
+                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor",
+                fix=f"use --chunk-size {multiples},...",
             )
 
     def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str) -> list[Tensor]:
         """Caches of zeros for `batch_size` fresh streams."""
         self.check_chunk(chunk)
         if chunk.left < 0:
-            raise UserError("unlimited left context needs an endless cache; use --left-context-frames 32 or the like")
+            raise UserError(
+                "unlimited left context needs an endless cache", fix="use --left-context-frames 32 or the like"
+            )
         return [torch.zeros(batch_size, *shape, device=device) for shape in self.cache_shapes(chunk)]
 
 

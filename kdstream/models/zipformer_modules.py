@@ -1,10 +1,10 @@
 """The parts of a Zipformer layer: attention, convolution, feed-forward, bypass and resampling.
 
-Some serve the Conformer too.  Every part has one forward.  Where it needs the past (attention,
-convolution), it takes the cached frames of a stream, or None for whole utterances, and hands back the
-new cache beside its output.
-Names and arithmetic are icefall's; our layout is batch first.  Where a size is an `int`, it is a constant of the graphs
-that are traced of a step for decoding and export: there only the number of streams varies.
+The Conformer uses some of them too.  Every part has one forward.  A part that needs the past (attention,
+convolution) takes the cached frames of a stream, or None for whole utterances, and returns the new cache beside its
+output.
+Names and arithmetic are icefall's; our layout is batch first.  Decoding and export trace a step: a size that `int`
+converts becomes a constant of the traced graph, in which only the number of streams varies.
 
 Shapes: N batch, T frames of x, K frames that are attended to (T, or left context + T), D model width,
 H heads, d head width.

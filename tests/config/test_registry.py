@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from kdstream.config.flags import Section, add_arguments, extend, flag, from_args, from_dict, to_dict, with_settings
+from kdstream.config.flags import (
+    EXTENSIONS,
+    Section,
+    add_arguments,
+    extend,
+    flag,
+    from_args,
+    from_dict,
+    to_dict,
+    with_settings,
+)
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError
 
@@ -21,6 +31,16 @@ class Sweets(Section):
 
 
 extend(Sweets, honey=flag(0.5, "Drops.", minimum=0), kinds=flag(("plain",), "Kinds."))
+
+
+SWEETS: Registry[int] = Registry("sweet")
+
+
+@dataclass(frozen=True)
+class Drinks(Section):
+    """Drinks."""
+
+    sweet: str = flag("one", "Its sweet.", choices=SWEETS)
 
 
 def parse(*argv: str) -> Sweets:
@@ -54,6 +74,32 @@ def test_a_name_is_taken_once():
     registry.add("one", 1)
     with pytest.raises(ValueError, match="--sweet one"):
         registry.add("one", 2)
+
+
+def test_an_entry_brings_its_flags_along():
+    registry: Registry[int] = Registry("sweet", lambda: Sweets)
+    registry.add("plain", 1)
+    registry.add("salted", 2, salt=flag(1, "Grains."))
+    assert registry.settings == {"plain": (), "salted": ("salt",)} and parse("--salt", "4").salt == 4
+    del EXTENSIONS[Sweets]["salt"]
+    with pytest.raises(ValueError, match="--sweet three: entries of this table cannot bring flags"):
+        Registry("sweet").add("three", 3, pepper=flag(1, ""))
+
+
+def test_what_stands_in_config_json_is_read_where_nobody_has_added_it():
+    sweets = from_dict(Sweets, {"sugar": 1, "extensions": {"cloves": 7}})
+    assert sweets.cloves == 7
+
+
+def test_an_empty_table_refuses_no_choice():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Drinks)
+    assert parser.parse_args(["--sweet", "any"]).sweet == "any"
+    SWEETS.add("one", 1)
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser, Drinks)
+    with pytest.raises(argparse.ArgumentError, match="invalid choice: 'any'"):
+        parser.parse_args(["--sweet", "any"])
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

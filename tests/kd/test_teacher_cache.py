@@ -41,6 +41,21 @@ def write(directory: Path, storage: str = "float16", lens=(120, 90), ids=("a/1",
     return CachedTeacher(teacher, directory, identity)
 
 
+class Echo(Teacher):
+    """A teacher that writes tokens and is no transducer itself."""
+
+    writes_tokens = True
+
+    def __init__(self) -> None:
+        self.origin = live_teacher()
+        self.shapes, self.output_dim = self.origin.shapes, self.origin.output_dim
+        self.listen, self.lattice_logits = self.origin.listen, self.origin.lattice_logits
+        self.encoder_frames, self.state_dict = self.origin.encoder_frames, self.origin.state_dict
+
+    def listen(self, batch, layers):
+        raise NotImplementedError
+
+
 def losses(teacher: Teacher, cut_ids) -> dict:
     student = tiny_test_model(causal=True)
     torch.manual_seed(2)
@@ -58,6 +73,16 @@ def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, 
     assert len(live) == 4
     for name, loss in live.items():
         assert cached[name].item() == pytest.approx(loss.item(), rel=tolerance), name
+
+
+def test_every_teacher_that_writes_tokens_can_be_cached(tmp_path):
+    teacher, (features, lens, _) = Echo(), random_batch()
+    identity = fingerprint(teacher, FEATURES)
+    CacheWriter(tmp_path, teacher, LAYERS, "float16", identity).add(batch_of(features, lens, ["a/1", "b"]))
+    live, cached = (losses(one, ["a/1", "b"]) for one in (teacher, CachedTeacher(teacher, tmp_path, identity)))
+    assert set(live) == {"feature_loss", "relation_loss", "apc_loss", "token_loss"}
+    for name, loss in live.items():
+        assert cached[name].item() == pytest.approx(loss.item(), rel=1e-3), name
 
 
 def test_a_cut_is_found_in_any_batch_and_under_the_name_of_its_repetition(tmp_path):

@@ -16,8 +16,8 @@ from kdstream.data.batch import Batch
 from kdstream.kd.loss_table import LOSSES, ComparedLayers, LayerLoss
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.kd.teacher import Heard, Teacher
-from kdstream.kd.teachers import TEACHERS, TeacherType
-from kdstream.models.encoders import ENCODERS, TINY_ENDS, EncoderType
+from kdstream.kd.teachers import TEACHERS, TeacherSpec
+from kdstream.models.encoders import ENCODERS, TINY_ENDS, EncoderSpec
 from kdstream.models.streaming import (
     OUTPUT_DOWNSAMPLING,
     SUBSAMPLING_LOSS,
@@ -93,7 +93,7 @@ def add_encoder() -> None:
     presets = {"tiny": dict(TINY_ENDS, num_encoder_layers=(2,), encoder_dim=(32,))}
     ENCODERS.add(
         "toy",
-        EncoderType(ToyEncoder, presets, per_stack=("encoder_dim",)),
+        EncoderSpec(ToyEncoder, presets, per_stack=("encoder_dim",)),
         toy_kernel=flag(3, "Frames (40 ms) that a toy layer sees.", minimum=2),
     )
 
@@ -120,6 +120,6 @@ def load_toy_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
 def add_teacher() -> None:
     TEACHERS.add(
         "toy",
-        TeacherType(load_toy_teacher, ToyTeacher),
+        TeacherSpec(load_toy_teacher, ToyTeacher),
         teacher_toy_gain=flag(1.0, "What the toy teacher multiplies its output by."),
     )
