@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from kdstream.models.transducer import build_model
 from kdstream.reporting.sources import losses_in
 from support import toys
 from support.models import difference, run_chunks, tiny_test_config
+from support.paths import ROOT
 from support.training import make_corpus
 
 STEPS = 3
@@ -77,6 +79,12 @@ def train_flags(exp_dir: Path, corpus: DataConfig, *more: str) -> list[str]:
     return [*flags.split(), *(word for text in more for word in text.split())]
 
 
+def run_python(*args: str) -> str:
+    """What another process prints."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *args], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def losses_of(exp_dir: Path, name: str) -> list[float]:
     """The values of a loss that the steps of a training have logged."""
     (log,) = (exp_dir / "log").glob("log-train-*")
@@ -94,8 +102,7 @@ def test_a_loss_is_trained_with_and_known_by_its_flags_method_warnings_plots_and
     code = (
         f"from kdstream.config.experiment import ExperimentConfig as E; print(E.load({str(exp_dir)!r}).distill.method)"
     )
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert elsewhere.stdout.strip() == distill.method  # where nobody has added the loss
+    assert run_python("-c", code).strip() == distill.method  # where nobody has added the loss
 
     in_vain = with_settings(distill, kd_toy_scale=0.0)
     assert flags_without_effect(distill) == [] and flags_without_effect(in_vain) == ["kd_toy_power"]
@@ -192,3 +199,24 @@ def test_a_type_of_teacher_is_learnt_from_and_refused_what_it_cannot_do(tmp_path
     refused([*again, "--kd-token-scale", "1"], "--kd-token-scale: this teacher writes no tokens")
     with pytest.raises(UserError, match="--teacher-type toy: writes no tokens, so that it cannot be stored"):
         cache_teacher.main([*toy_teacher(tmp_path).split(), "--output", str(tmp_path / "cache")])
+
+
+def test_the_examples_of_contributing_add_what_they_say(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    for block in blocks:
+        exec(block, {"__name__": "my_train"})
+    assert ("squares" in LOSSES, "my" in ENCODERS, "my" in TEACHERS) == (True, True, True)
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--kd-squares-scale", "--my-kernel", "--teacher-my-size"))
+
+
+def test_the_loss_of_contributing_is_trained_with(tmp_path, corpus, teacher):
+    block = re.search(r"### A loss.*?```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    script = tmp_path / "my_train.py"
+    script.write_text(block[1])
+    flags = train_flags(tmp_path / "exp", corpus, SMALL, f"--teacher-exp-dir {teacher} --kd-squares-scale 1")
+    run_python(str(script), *flags)
+    assert all(loss > 0 for loss in losses_of(tmp_path / "exp", "squares_loss"))
+    assert ExperimentConfig.load(tmp_path / "exp").distill.method == "feature+apc+squares"
