@@ -121,7 +121,8 @@ def _files_of(choice: CheckpointChoice) -> tuple[list[Path], Path | None]:
         return paths[:avg], paths[avg] if choice.use_averaged_model else None
     epoch = epoch or last_epoch(exp_dir)
     if not epoch:
-        raise UserError(f"{exp_dir}: no epoch-N.pt{what_there_is(exp_dir)}; or name one with {choice.option('iter')}")
+        fix = f"or name one with {choice.option('iter')}"
+        raise UserError(f"{exp_dir}: no epoch-N.pt{what_there_is(exp_dir)}", fix=fix)
     if avg > epoch:
         raise UserError(
             "averages more epochs than there were",

@@ -69,7 +69,8 @@ class ExperimentConfig:
                 distill=from_dict(DistillConfig, sections["distill"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a config.json of this project ({error}); train again or mend it") from error
+            problem = f"{path}: not a config.json of this project ({error})"
+            raise UserError(problem, fix="train again or mend it") from error
 
 
 def find_bpe_model(exp_dir: str | Path, data: DataConfig) -> str:
