@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 
+import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of which --decoding-method names one
 from kdstream.config.flags import add_arguments, from_args
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
 
