@@ -1,6 +1,6 @@
 """Finds when each word of the test sets ends, with the CTC head of a trained model: references to measure delays by.
 
-    python ../../local/align.py --exp-dir exp/teacher --epoch 30 --avg 9 --test-parts test-clean,test-other
+    kdstream align --exp-dir exp/teacher --epoch 30 --avg 9 --test-parts test-clean,test-other
     python streaming_decode.py --exp-dir exp/distilled --epoch 30 --avg 9 --alignments exp/teacher/alignments.jsonl.gz
 
 The model needs --use-ctc 1.  Take the best one there is: a full-context teacher, or a streaming model with

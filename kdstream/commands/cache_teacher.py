@@ -1,6 +1,6 @@
 """Stores what a teacher hears in the training cuts, so that students train without running it.
 
-    python local/cache_teacher.py --teacher-exp-dir exp/teacher --teacher-avg 3 --output exp/teacher/cache
+    kdstream cache-teacher --teacher-exp-dir exp/teacher --teacher-avg 3 --output exp/teacher/cache
 
 then train.py --teacher-exp-dir exp/teacher --teacher-avg 3 --teacher-cache exp/teacher/cache ...  The teacher
 hears the cuts as they are stored, speed-perturbed ones included: masks of SpecAugment and added noise then reach

@@ -25,13 +25,13 @@ from kdstream.corpus.fbank import compute_musan, compute_part
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"))
-    parser.add_argument("--output-dir", type=Path, default=Path("data/fbank"))
+    parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where manifests are.")
+    parser.add_argument("--output-dir", type=Path, default=Path("data/fbank"), help="Where features and cuts go.")
     parser.add_argument("--train-parts", default="", help="Parts to train on, separated by commas.")
     parser.add_argument("--parts", default="", help="Other parts, separated by commas.")
     parser.add_argument("--musan", type=str2bool, default=False, help="MUSAN instead of parts.")
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
     output_dir = args.output_dir.resolve()

@@ -22,12 +22,12 @@ from kdstream.corpus.mini import make_corpus
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--output-dir", type=Path, required=True, help="Directory of the corpus.")
     parser.add_argument("--seed", type=int, default=0, help="Of sentences, tempo, loudness and noise.")
-    parser.add_argument("--train-utterances", type=int, default=900, help="About 22 to a minute.")
-    parser.add_argument("--dev-utterances", type=int, default=60)
-    parser.add_argument("--test-utterances", type=int, default=160)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--train-utterances", type=int, default=900, help="About 22 a minute (default: %(default)s)")
+    parser.add_argument("--dev-utterances", type=int, default=60, help="(default: %(default)s)")
+    parser.add_argument("--test-utterances", type=int, default=160, help="(default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
     # Training last: the test set is the same for any amount of training speech.
     sizes = {"test": args.test_utterances, "dev": args.dev_utterances, "train": args.train_utterances}

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--corpus-dir", type=Path, required=True, help="The directory that holds the parts.")
     parser.add_argument("--parts", required=True, help="Names of parts, separated by commas.")
-    parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"))
+    parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"), help="Directory to write.")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 
 A teacher:
 
-    python egs/librispeech/train.py --exp-dir exp/teacher --preset tiny --causal 0 --max-duration 200
+    python train.py --exp-dir exp/teacher --preset tiny --causal 0 --max-duration 200
 
 A student that hears 160 ms chunks with 640 ms of left context, guided by that teacher (leave out
 --teacher-exp-dir for the baseline):
 
-    python egs/librispeech/train.py --exp-dir exp/distilled --preset tiny --causal 1 --chunk-size 8 \
+    python train.py --exp-dir exp/distilled --preset tiny --causal 1 --chunk-size 8 \
         --left-context-frames 32 --teacher-exp-dir exp/teacher --max-duration 200
 
 --resume 1 goes on from the last checkpoint in --exp-dir.  A flag that is not typed is then as in EXP_DIR/config.json.

@@ -1,0 +1,47 @@
+"""The usage at the top of each command's --help: commands as a user types them, with flags that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kdstream import commands
+from support.paths import ROOT
+
+USAGE = re.compile(r"^    (?:kdstream|python) (?:.*\\\n)*.*$", re.MULTILINE)
+RECIPE = ROOT / "egs" / "librispeech"
+
+
+def usages_of(help_text: str) -> list[list[str]]:
+    return [shlex.split(found.replace("\\\n", " ")) for found in USAGE.findall(help_text)]
+
+
+def name_of(program: str, first: str) -> str:
+    """The command that `kdstream COMMAND` or a script of the recipe runs."""
+    return first if program == "kdstream" else re.findall(r'"([a-z-]+)"\)$', (RECIPE / first).read_text().strip())[0]
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        commands.main([name, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(commands.COMMANDS))
+def test_usage_shows_commands_that_can_be_typed(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kdstream"])
+    text = help_of(name, capsys)
+    usages = usages_of(text)
+    assert any(name_of(program, first) == name for program, first, *_ in usages)
+    for program, first, *words in usages:
+        known = set(re.findall(r"--[\w-]+", help_of(name_of(program, first), capsys).partition("\n\n")[0]))
+        flags = {word for word in words if re.match(r"--[\w-]+$", word)}
+        assert flags <= known, f"{first} has no {', '.join(sorted(flags - known))}"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in RECIPE.glob("*.py")))
+def test_scripts_of_the_recipe_run_a_command(script):
+    assert name_of("python", script) == Path(script).stem.replace("_", "-")
