@@ -89,13 +89,14 @@ def test_transcribe_runs_without_onnx_scores_or_locks(tmp_path):
     exp_dir, wav = make_experiment(tmp_path, causal=True), write_noise(tmp_path / "a.wav", 1.5)
     hidden = (
         "onnx", "onnxruntime", "sherpa_onnx", "aiohttp", "kaldialign", "fcntl", "torchaudio", "tensorboard",
-        "matplotlib", "lilcom",
+        "matplotlib", "lilcom", "scipy",
     )  # fmt: skip
     main = "from kdstream.commands import main; main()"
     done = run_without(hidden, main, "transcribe", "--exp-dir", exp_dir, "--chunk-size", 8, wav)
     assert done.returncode == 0 and done.stdout.startswith(f"{wav}: "), done.stderr
     api = "import sys, kdstream; print(kdstream.load(sys.argv[1]).transcribe(sys.argv[2]).text)"
-    done = run_without(hidden, api, exp_dir, wav)
+    other = write_noise(tmp_path / "other.flac", 1.5, rate=44100, channels=2)
+    done = run_without(hidden, api, exp_dir, other)
     assert len(done.stdout) > 10, done.stderr
 
 

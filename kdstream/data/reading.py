@@ -15,9 +15,9 @@ from torch import Tensor
 from kdstream.data.batch import Utterance
 from kdstream.data.cuts import text_of
 from kdstream.data.features import compute_fbank
+from kdstream.data.resampling import resample
 from kdstream.errors import UserError
 from kdstream.models.streaming import SHORTEST
-from kdstream.units import SAMPLE_RATE
 
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, AssertionError, AudioLoadingError, DurationMismatchError)
 
@@ -30,14 +30,14 @@ def read_audio(cut: Cut) -> Tensor:
         path = source if isinstance(source, str) else "audio in memory"
 
     def load() -> np.ndarray:
-        samples = (cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE)).load_audio()
+        samples = cut.load_audio()
         assert samples is not None  # None is what a cut without a recording has
         return samples
 
     samples = load_samples(load, path, f"restore the audio of cut {cut.id} or take the cut out")
     if samples.shape[0] != 1:
         raise UserError(f"{path}: {samples.shape[0]} channels", fix=f"make cut {cut.id} mono, e.g. with cut.to_mono()")
-    return torch.from_numpy(samples[0])
+    return resample(torch.from_numpy(samples[0]), cut.sampling_rate)
 
 
 def load_samples(load: Callable[[], np.ndarray], path: str | Path, fix: str) -> np.ndarray:

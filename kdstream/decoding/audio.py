@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdstream.data.features import FBANK, compute_fbank
 from kdstream.data.reading import load_samples
+from kdstream.data.resampling import resample
 from kdstream.errors import UserError, option
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
@@ -49,7 +50,12 @@ def read_audio_file(path: Path) -> Tensor:
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix=NAME_FILES)
     fix = "give another file, or convert it to wav or flac"
-    samples = load_samples(lambda: Recording.from_file(path).resample(SAMPLE_RATE).load_audio(), path, fix)
+
+    def load() -> np.ndarray:
+        recording = Recording.from_file(path)
+        return resample(torch.from_numpy(recording.load_audio()), recording.sampling_rate).numpy()
+
+    samples = load_samples(load, path, fix)
     if samples.shape[1] < FRAME:
         raise UserError(f"{path}: less than 10 ms of sound", fix=fix)
     return torch.from_numpy(samples.mean(axis=0))

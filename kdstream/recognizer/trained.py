@@ -10,8 +10,8 @@ import torch
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
+from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.resampling import ResamplingStream, resample
 from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device

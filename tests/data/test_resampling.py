@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import lhotse
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from kdstream.data.reading import read_audio
+from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.decoding.audio import read_audio_file
-from kdstream.decoding.resampling import ResamplingStream, resample
 from kdstream.units import SAMPLE_RATES
 
 
@@ -45,3 +47,12 @@ def test_a_tone_stays_a_tone():
     tone = torch.from_numpy(np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)).float()
     expected = torch.from_numpy(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)).float()
     assert float((resample(tone, 44100) - expected)[100:-100].abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_cuts_are_resampled_as_lhotse_does_it(rate, tmp_path):
+    soundfile.write(tmp_path / "noise.wav", noise(2 * rate + 123).numpy(), rate)
+    recording = lhotse.Recording.from_file(tmp_path / "noise.wav")
+    for offset, duration in ((0.0, recording.duration), (0.3217, 1.0), (0.5, 0.7321)):
+        cut = recording.to_cut().truncate(offset=offset, duration=duration)
+        assert torch.equal(read_audio(cut), torch.from_numpy(cut.resample(16000).load_audio()[0]))

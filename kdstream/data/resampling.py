@@ -1,4 +1,7 @@
-"""Resampling to 16 kHz by Lhotse's windowed-sinc filter, of whole audio and of audio that comes in pieces."""
+"""Resampling to 16 kHz by Lhotse's windowed-sinc filter, of whole audio and of audio that comes in pieces.
+
+It is what `Recording.resample` and `Cut.resample` compute where torchaudio is installed; it needs no torchaudio.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from kdstream.units import SAMPLE_RATE
 
 
 def resample(samples: Tensor, sample_rate: int) -> Tensor:
-    """(S,) at `sample_rate` to (S * 16000 / sample_rate, rounded up) at 16 kHz."""
+    """(..., S) at `sample_rate` to (..., S * 16000 / sample_rate, rounded to the nearest) at 16 kHz."""
     if sample_rate == SAMPLE_RATE:
         return samples
-    return get_or_create_resampler(sample_rate, SAMPLE_RATE)(samples[None])[0]
+    made = get_or_create_resampler(sample_rate, SAMPLE_RATE)(samples)  # rounded up
+    return made[..., : (2 * samples.size(-1) * SAMPLE_RATE + sample_rate) // (2 * sample_rate)]
 
 
 class ResamplingStream:
