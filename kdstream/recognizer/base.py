@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def check_samples(samples: Any) -> np.ndarray:
     if not np.isfinite(array).all():
         raise UserError("samples are NaN or infinite", fix="give finite floats in [-1, 1]")
     return array.astype(np.float32)
+
+
+def check_settings(search: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises UserError for a setting that the search does not have."""
+    for name in given:
+        if name not in known:
+            fix = f"leave it out, or use {', '.join(known)}" if known else "leave it out"
+            raise UserError(f"{name}: not a setting of {search}", fix=fix)
 
 
 def check_rate(sample_rate: int) -> None:

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sherpa_onnx
 import soundfile
 
 from kdstream.errors import UserError
-from kdstream.recognizer.base import Recognizer, Stream, is_short
+from kdstream.recognizer.base import Recognizer, Stream, check_settings, is_short
 from kdstream.serving.engine import ExportedModel, load_recognizer
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
 
-METHODS = ("greedy_search", "modified_beam_search")  # sherpa-onnx's for transducers
+# sherpa-onnx's searches for transducers, and the settings of each
+SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {"greedy_search": (), "modified_beam_search": ("beam_size",)}
 
 
 class ExportedRecognizer(Recognizer):
     """The model in these files.
 
     Args:
-      method: one of METHODS.
-      beam_size: paths that modified_beam_search keeps.
       num_threads: of onnxruntime.
+      method, settings: one of SEARCH_SETTINGS, and settings of it.
     Raises:
-      UserError: another method.
+      UserError: another search or setting.
     """
 
-    def __init__(self, model: ExportedModel, method: str, beam_size: int, num_threads: int) -> None:
-        if method not in METHODS:
-            raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(METHODS)}")
+    def __init__(self, model: ExportedModel, num_threads: int, method: str, **settings: Any) -> None:
+        if method not in SEARCH_SETTINGS:
+            raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(SEARCH_SETTINGS)}")
+        check_settings(method, settings, SEARCH_SETTINGS[method])
         self._model = model
-        self._runtime = load_recognizer(model, num_threads, method, beam_size)
+        self._runtime = load_recognizer(model, num_threads, method, **settings)
 
     def stream(self) -> Stream:
         return ExportedStream(self._model, self._runtime)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from kdstream.config.sections import DecodeConfig
 from kdstream.errors import UserError, packages_of
@@ -25,11 +26,11 @@ def load(
     chunk: int | None = None,
     left_context: int | None = None,
     search: str = "greedy_search",
-    beam_size: int = 4,
     device: str = "",
     int8: bool | None = None,
     num_threads: int = 1,
     runtime: str = "",
+    **search_settings: Any,
 ) -> Recognizer:
     """Loads a model that writes down speech.
 
@@ -45,11 +46,11 @@ def load(
         that was exported.
       left_context: likewise, in encoder frames of 20 ms; -1 is unlimited, which cannot stream.
       search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
-      beam_size: paths that modified_beam_search keeps.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
       num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
       runtime: "torch" or "sherpa-onnx" ("": as `path` says).
+      search_settings: of the search, by the names of their flags, e.g. beam_size=8 of modified_beam_search.
     Returns:
       A recogniser; its transcribe and stream have the rest.
     Raises:
@@ -59,31 +60,33 @@ def load(
     place = Path(path)
     decode = DecodeConfig(
         exp_dir=str(place), epoch=epoch, iter=iter, avg=avg, use_averaged_model=use_averaged_model,
-        checkpoint=str(checkpoint), decoding_method=search, beam_size=beam_size, chunk_size=chunk,
-        left_context_frames=left_context, device=device,
+        checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
+        device=device,
     )  # fmt: skip
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
-        return load_trained(decode)
+        return load_trained(decode, search_settings)
     of_torch = {"use_averaged_model": not use_averaged_model, "checkpoint": bool(checkpoint), "device": bool(device)}
     refuse_settings("sherpa-onnx", **of_torch)
-    return load_exported(place, decode, int8, num_threads)
+    return load_exported(place, decode, search_settings, int8, num_threads)
 
 
-def load_trained(decode: DecodeConfig) -> Recognizer:
+def load_trained(decode: DecodeConfig, search_settings: dict[str, Any]) -> Recognizer:
     with packages_of("decode", "a trained model"):
         from kdstream.recognizer.trained import TrainedRecognizer
 
-        return TrainedRecognizer(decode)
+        return TrainedRecognizer(decode, search_settings)
 
 
-def load_exported(place: Path, decode: DecodeConfig, int8: bool | None, num_threads: int) -> Recognizer:
+def load_exported(
+    place: Path, decode: DecodeConfig, search_settings: dict[str, Any], int8: bool | None, num_threads: int
+) -> Recognizer:
     encoder = place if place.is_file() else find_encoder(place, decode, int8)
     with packages_of("serve", "an exported model"):
         from kdstream.recognizer.exported import ExportedRecognizer
         from kdstream.serving.engine import find_model
 
-        return ExportedRecognizer(find_model(encoder), decode.decoding_method, decode.beam_size, num_threads)
+        return ExportedRecognizer(find_model(encoder), num_threads, decode.decoding_method, **search_settings)
 
 
 def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:

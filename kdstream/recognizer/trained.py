@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.flags import with_settings
+from kdstream.config.sections import SEARCHES, DecodeConfig
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError
-from kdstream.recognizer.base import Recognizer, Stream
+from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.transcription import Transcription
 
 
 class TrainedRecognizer(Recognizer):
-    """The model that `decode` names.  Raises UserError where it, its tokenizer or its search is not to be had."""
+    """The model that `decode` names.
 
-    def __init__(self, decode: DecodeConfig) -> None:
+    Args:
+      search_settings: of its search.
+    Raises:
+      UserError: no such model, tokenizer, search or setting of the search.
+    """
+
+    def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any]) -> None:
+        search = SEARCHES.find(decode.decoding_method)
+        check_settings(decode.decoding_method, search_settings, [item.name for item in fields(search)])
+        decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
         tokenizer = Tokenizer(config.data.bpe_model)
         check_vocabulary(tokenizer, config, decode)
