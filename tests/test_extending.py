@@ -1,4 +1,4 @@
-"""A loss, an encoder and a type of teacher are added from outside by one table entry each (support/toys.py)."""
+"""Five kinds of things are added from outside by one table entry each; support/toys.py has the things."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdstream.benchmarks import train_step
 from kdstream.checkpoints.store import save_pretrained
-from kdstream.commands import cache_teacher, decode, streaming_decode, train
+from kdstream.commands import bench_train_step, cache_teacher, decode, streaming_decode, train
+from kdstream.config.command_line import search_flags
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import EXTENSIONS, with_settings
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
+from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig, DistillConfig, ModelConfig
+from kdstream.data.augment import TRANSFORMS, active_transforms
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 from kdstream.evaluation.records import load_records
+from kdstream.evaluation.scoring import read_recogs
+from kdstream.evaluation.tables import wer_table
 from kdstream.export.onnx import export_onnx
 from kdstream.kd.loss_table import LOSSES
 from kdstream.kd.teachers import TEACHERS, flags_without_effect
@@ -32,6 +35,8 @@ from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import build_model
 from kdstream.reporting.sources import losses_in
 from support import toys
+from support.data import batches_of
+from support.decoding import SCRIPTS, noise_test_set, run_script, talkative_model
 from support.models import difference, run_chunks, tiny_test_config
 from support.paths import ROOT
 from support.training import make_corpus
@@ -46,10 +51,10 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def tables(monkeypatch):
     """The tables and settings are what they were after each test."""
-    for table in (LOSSES, ENCODERS, TEACHERS):
+    for table in (LOSSES, ENCODERS, TEACHERS, SEARCHES, TRANSFORMS):
         monkeypatch.setattr(table, "_entries", dict(table))
         monkeypatch.setattr(table, "settings", dict(table.settings))
-    for section in (DistillConfig, ModelConfig):
+    for section in (DistillConfig, ModelConfig, DecodeConfig, DataConfig):
         monkeypatch.setitem(EXTENSIONS, section, dict(EXTENSIONS.get(section, {})))
 
 
@@ -110,7 +115,7 @@ def test_a_loss_is_trained_with_and_known_by_its_flags_method_warnings_plots_and
     assert losses_in(present) == ["pruned_loss", "apc_loss", "toy_loss", "another", "loss"]
     bench = tmp_path / "bench.json"
     flags = f"--memory 0 --repetitions 1 --max-duration 2 --utterance-seconds 1 --json {bench} {SMALL} --kd-toy-scale 1"
-    train_step.main(flags.split())
+    bench_train_step.main(flags.split())
     assert [row["part"] for row in json.loads(bench.read_text())][-3:] == ["feature loss", "apc loss", "toy loss"]
 
 
@@ -201,15 +206,91 @@ def test_a_type_of_teacher_is_learnt_from_and_refused_what_it_cannot_do(tmp_path
         cache_teacher.main([*toy_teacher(tmp_path).split(), "--output", str(tmp_path / "cache")])
 
 
+@pytest.fixture()
+def exp_dir(tmp_path) -> Path:
+    data = noise_test_set(tmp_path)
+    vocab_size = Tokenizer(data.bpe_model).vocab_size
+    model = talkative_model(causal=True, vocab_size=vocab_size, chunk_size=(8,))
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    ExperimentConfig(model.config, data).save(folder)
+    save_pretrained(folder, model)
+    return folder
+
+
+def test_both_commands_decode_with_a_search_under_its_own_name(exp_dir, monkeypatch):
+    toys.add_sparse_search()
+    flags = ("--exp-dir", exp_dir, "--decoding-method", "sparse_search", "--sparse-step", 3)
+    for script in SCRIPTS.values():
+        assert run_script(monkeypatch, script, *flags) == ""
+    simulated, chunkwise = load_records(exp_dir / "results.json")
+    assert simulated.search == chunkwise.search == "sparse_search_sparse-step-3"
+    assert Path(simulated.recogs).parts == (
+        "sparse_search",
+        "recogs-noise-pretrained_chunk-8_left-context-32_sparse_search_sparse-step-3_use-averaged-model.txt",
+    )
+    assert Path(chunkwise.recogs).parts == (
+        "streaming",
+        "sparse_search",
+        "recogs-noise_sparse_search_sparse-step-3_pretrained_chunk-8_left-context-32-use-averaged-model.txt",
+    )
+    first, second = (read_recogs(exp_dir / record.recogs) for record in (simulated, chunkwise))
+    assert first == second and any(transcript.hyp for transcript in first)
+    assert wer_table([simulated, chunkwise]).count("| sparse_search_sparse-step-3 |") == 2
+
+
+def test_the_flag_of_a_search_has_its_default_and_is_left_out_with_those_of_others(exp_dir, monkeypatch):
+    toys.add_sparse_search()
+    flags = ("--exp-dir", exp_dir, "--decoding-method", "sparse_search")
+    assert run_script(monkeypatch, SCRIPTS["whole"], *flags) == ""
+    (record,) = load_records(exp_dir / "results.json")
+    assert record.search == "sparse_search_sparse-step-2"
+    assert "sparse_step" in search_flags()
+
+
+def test_help_lists_a_search_with_its_flag(monkeypatch, capsys):
+    toys.add_sparse_search()
+    run_script(monkeypatch, SCRIPTS["whole"], "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "fast_beam_search,sparse_search}" in shown
+    assert "Frames from one at which sparse_search looks to the next. (default: 2)" in shown
+
+
+def test_a_search_is_added_once():
+    toys.add_sparse_search()
+    with pytest.raises(ValueError, match="sparse"):
+        toys.add_sparse_search()
+
+
+def test_a_transform_changes_what_training_gets(corpus):
+    toys.add_transform()
+    config = with_settings(corpus, toy_gain=0.5)
+    assert active_transforms(corpus) == [] and active_transforms(config) == ["louder"]
+    for epoch in (1, 2):
+        for before, after in zip(batches_of(corpus, epoch), batches_of(config, epoch), strict=True):
+            assert before.cut_ids == after.cut_ids
+            for x, y, length in zip(before.features, after.features, before.feature_lens, strict=True):
+                assert difference(y[:length], x[:length] + 0.5 * epoch) < 1e-5
+
+
+def test_training_takes_the_flag_of_a_transform(tmp_path, corpus):
+    toys.add_transform()
+    train.main(train_flags(tmp_path / "plain", corpus, SMALL))
+    train.main(train_flags(tmp_path / "loud", corpus, SMALL, "--toy-gain 3"))
+    assert ExperimentConfig.load(tmp_path / "loud").data.toy_gain == 3.0
+    assert losses_of(tmp_path / "plain", "loss") != losses_of(tmp_path / "loud", "loss")
+
+
 def test_the_examples_of_contributing_add_what_they_say(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     for block in blocks:
         exec(block, {"__name__": "my_train"})
-    assert ("squares" in LOSSES, "my" in ENCODERS, "my" in TEACHERS) == (True, True, True)
+    added = ("squares" in LOSSES, "my" in ENCODERS, "my" in TEACHERS, "my_search" in SEARCHES, "gain" in TRANSFORMS)
+    assert all(added), added
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ("--kd-squares-scale", "--my-kernel", "--teacher-my-size"))
+    assert all(flag in shown for flag in ("--kd-squares-scale", "--my-kernel", "--teacher-my-size", "--gain"))
 
 
 def test_the_loss_of_contributing_is_trained_with(tmp_path, corpus, teacher):

@@ -42,7 +42,7 @@ class Epoch(NamedTuple):
 class TransformSpec(NamedTuple):
     """One transform.
 
-    flag: the setting of DataConfig that switches it on.
+    flag: the setting of DataConfig that switches it on; one from outside brings its own.
     stage: "cut" for a function of a Lhotse cut, "utterance" for one of an `Utterance`.
     make: (config, epoch) to the function.
     """
@@ -52,7 +52,7 @@ class TransformSpec(NamedTuple):
     make: Callable[[DataConfig, Epoch], Callable[[Any], Any]]
 
 
-TRANSFORMS: Registry[TransformSpec] = Registry("transform")
+TRANSFORMS: Registry[TransformSpec] = Registry("transform", lambda: DataConfig)
 
 
 class Augmentation:

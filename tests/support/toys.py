@@ -1,8 +1,9 @@
-"""A loss, an encoder and a type of teacher as another project would add them: one table entry each, no other file."""
+"""A loss, an encoder, a teacher, a search and a transform as another project adds them: one table entry each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from kdstream.checkpoints.store import load_weights
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flag
-from kdstream.config.sections import ModelConfig
-from kdstream.data.batch import Batch
+from kdstream.config.sections import DataConfig, ModelConfig
+from kdstream.data.augment import TRANSFORMS, Epoch, TransformSpec
+from kdstream.data.batch import Batch, Utterance
+from kdstream.decoding.search import Result, Search, joiner_log_probs, predict
+from kdstream.decoding.settings import add_search
 from kdstream.kd.loss_table import LOSSES, ComparedLayers, LayerLoss
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.kd.teacher import Heard, Teacher
@@ -123,3 +127,71 @@ def add_teacher() -> None:
         TeacherSpec(load_toy_teacher, ToyTeacher),
         teacher_toy_gain=flag(1.0, "What the toy teacher multiplies its output by."),
     )
+
+
+@dataclass
+class SpokenState:
+    """The results of N streams so far."""
+
+    spoken: list[Result]
+    frames: list[int]
+
+    @classmethod
+    def stack(cls, states: Sequence[SpokenState]) -> SpokenState:
+        return cls(
+            [result for state in states for result in state.spoken], [n for state in states for n in state.frames]
+        )
+
+    def unstack(self) -> list[SpokenState]:
+        return [SpokenState([result], [n]) for result, n in zip(self.spoken, self.frames, strict=True)]
+
+    def results(self) -> list[Result]:
+        return self.spoken
+
+
+@dataclass(frozen=True)
+class SparseSearch(Search[SpokenState]):
+    """Looks at every n-th frame only, and never at what was said before."""
+
+    method = "sparse_search"
+    sparse_step: int = flag(2, "Frames from one at which sparse_search looks to the next.")
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"sparse-step-{self.sparse_step}"]
+
+    def start(self, model, num_streams):
+        return SpokenState([Result([], [], 0.0)] * num_streams, [0] * num_streams)
+
+    @torch.no_grad()
+    def advance(self, model, encoder_out, encoder_out_lens, state):
+        context = torch.tensor([[-1] * (model.config.context_size - 1) + [model.config.blank_id]])
+        best, tokens = joiner_log_probs(model, model.joiner.encoder_proj(encoder_out), predict(model, context)).max(
+            dim=2
+        )
+        after = []
+        for n, result in enumerate(state.spoken):
+            for t in range(int(encoder_out_lens[n])):
+                time, token = state.frames[n] + t, int(tokens[n, t])
+                if time % self.sparse_step == 0 and token != model.config.blank_id:
+                    result = replace(result, tokens=[*result.tokens, token], timestamps=[*result.timestamps, time])
+            after.append(result)
+        frames = [done + more for done, more in zip(state.frames, encoder_out_lens.tolist(), strict=True)]
+        return SpokenState(after, frames)
+
+
+def add_sparse_search() -> None:
+    add_search(SparseSearch)
+
+
+def louder(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utterance]:
+    """Adds --toy-gain to every feature, and more in every epoch."""
+
+    def change(utterance: Utterance) -> Utterance:
+        return utterance._replace(features=utterance.features + config.toy_gain * epoch.epoch)
+
+    return change
+
+
+def add_transform() -> None:
+    TRANSFORMS.add("louder", TransformSpec("toy_gain", "utterance", louder), toy_gain=flag(0.0, "Added to features."))
