@@ -88,9 +88,11 @@ def flags_of(section: type) -> list[Flag]:
 
 
 def settings_of(section: Any) -> dict[str, Any]:
-    """All settings by name, those of added flags among them."""
+    """All settings by name, those of added flags among them, with their defaults where they are not given."""
     values = asdict(section)
-    return {**values, **values.pop("extensions", {})}
+    given = values.pop("extensions", {})
+    defaults = {name: item.default for name, item in EXTENSIONS.get(type(section), {}).items()}
+    return {**values, **defaults, **given}
 
 
 def with_settings(section: Config, **values: Any) -> Config:

@@ -16,6 +16,7 @@ from kdstream.config.flags import (
     flag,
     from_args,
     from_dict,
+    settings_of,
     to_dict,
     with_settings,
 )
@@ -63,6 +64,8 @@ def test_an_added_flag_survives_json_and_leaves_no_trace_where_it_is_not_set():
     sweets = with_settings(Sweets(), honey=4.0, kinds=("x", "y"), sugar=2)
     assert from_dict(Sweets, json.loads(json.dumps(to_dict(sweets)))) == sweets
     assert to_dict(Sweets()) == {"sugar": 3}
+    assert settings_of(Sweets()) == {"sugar": 3, "honey": 0.5, "kinds": ("plain",)}
+    assert settings_of(sweets) == {"sugar": 2, "honey": 4.0, "kinds": ("x", "y")}
 
 
 def test_a_name_is_taken_once():

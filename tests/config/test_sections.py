@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
 import pytest
 
 import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of which --decoding-method names one
-from kdstream.config.flags import add_arguments, from_args
+from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, settings_of
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
 
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
@@ -23,12 +22,11 @@ def parse(config_class: type, flags: list[str]):
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_every_default_is_a_value_that_its_flag_takes(config_class):
     flags = []
-    for item in fields(config_class):
-        if "help" in item.metadata and item.default is not None:
-            value = item.default
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            flags += [f"--{item.name.replace('_', '-')}", text]
-    assert parse(config_class, flags) == parse(config_class, []) == config_class()
+    for item in flags_of(config_class):
+        if item.default is not None:
+            flags += [f"--{item.name.replace('_', '-')}", flag_value(item.default)]
+    parsed, untyped = parse(config_class, flags), parse(config_class, [])
+    assert settings_of(parsed) == settings_of(untyped) == settings_of(config_class())
 
 
 @pytest.mark.parametrize(
