@@ -1,6 +1,6 @@
-# What prepare.sh can speak or download, and which of its parts are for what.  Sourced by prepare.sh and run.sh.
+# The corpora that prepare.sh can speak or download, and what their parts are for.  Sourced by prepare.sh and run.sh.
 
-# Fills train_parts, dev_parts and test_parts where they are empty with those of --corpus; --corpus-dir wants all three.
+# Gives train_parts, dev_parts and test_parts those of --corpus where they are empty; --corpus-dir needs all three.
 choose_parts() {
   local train dev=dev-clean,dev-other test=test-clean,test-other
   if [[ -n $corpus_dir ]]; then

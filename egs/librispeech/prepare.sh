@@ -10,7 +10,7 @@
 # bash egs/librispeech/prepare.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test
 #
 # writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz and DATA_DIR/lang_bpe_<V>/.
-# What is finished is not done again; what stopped half-way goes on at its stage.
+# A second run skips what is finished, and goes on at the stage that was interrupted.
 
 set -eou pipefail
 
@@ -47,7 +47,7 @@ while (($#)); do
     -h | --help) usage; exit 0 ;;
     --stage | --stop-stage | --corpus | --corpus-dir | --train-parts | --dev-parts | --test-parts | --vocab-size | \
       --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
-      (($# > 1)) || fail "$1: wants a value; see --help"
+      (($# > 1)) || fail "$1: needs a value; see --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
       shift 2 ;;
@@ -83,7 +83,7 @@ done
 mkdir -p "$data_dir/manifests" "$data_dir/fbank"
 data_dir=$(cd "$data_dir" && pwd)
 
-# A marker says how its work was done: with other settings, or where its result is gone, the work is done again.
+# A marker holds the settings of a piece of work.  With other settings, or without its result, the work is done again.
 once() { # MARKER SETTINGS RESULT COMMAND...
   [[ ! -f $1 || $(<"$1") != "$2" || ! -e $3 ]] || return 0
   rm -f "$1"
@@ -91,7 +91,7 @@ once() { # MARKER SETTINGS RESULT COMMAND...
   echo "$2" >"$1"
 }
 in_stage() { ((stage <= $1 && stop_stage >= $1)); }
-each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas: one a line, once
+each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas, each on one line, once
 all_parts=$(each "$train_parts,$dev_parts,$test_parts")
 for part in $(each "$train_parts"); do
   [[ ,$dev_parts,$test_parts, != *,$part,* ]] ||
@@ -144,7 +144,7 @@ if in_stage 2 && [[ $musan == true ]]; then
     "$dl_dir/musan" "$data_dir/manifests"
 fi
 
-store_cuts() { # KIND PART MANIFEST: computes features, and looks through what has been written
+store_cuts() { # KIND PART MANIFEST: computes features, and checks the manifest that was written
   "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
     "$1" "$2" --perturb-speed "$perturb_speed" --jobs "$nj"
   "$python" "$root/local/validate_manifest.py" "$3"

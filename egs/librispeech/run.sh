@@ -11,7 +11,7 @@
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
 #
-# What is finished is not done again; a training that was killed goes on from its last checkpoint.
+# A second run skips what is finished; a training that was killed goes on from its last checkpoint.
 # The result is EXP_ROOT/report/report.html, one page that needs no network.
 
 set -eou pipefail
@@ -39,13 +39,14 @@ avg=3                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
 use_bf16=                 # bfloat16 autocast; by default 1 without a GPU, where the processor has instructions for it
 max_duration=15           # seconds of speech in a batch, per process
-train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit one hour
+train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit an hour
 distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
 
 usage() {
   sed -n '2,/^set /p' "$self" | sed '/^set /d; s/^# \{0,1\}//'
   echo "Flags and defaults:"
-  sed -n 's/^\([a-z0-9_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ -
+  sed -n 's/^\([a-z0-9_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ - |
+    sed 's#\$here#egs/librispeech#'
 }
 
 fail() { echo "error: $*" >&2; exit 1; }
@@ -57,7 +58,7 @@ while (($#)); do
     --*)
       name=${1#--} name=${name//-/_}
       grep -q "^$name=" <(sed -n '/^stage=/,/^distill_flags=/p' "$self") || fail "$1: no such flag; see --help"
-      (($# > 1)) || fail "$1: wants a value; see --help"
+      (($# > 1)) || fail "$1: needs a value; see --help"
       printf -v "$name" '%s' "$2"
       shift 2 ;;
     *) fail "$1: no such flag; see --help" ;;
@@ -67,7 +68,7 @@ done
 choose_parts
 ((avg <= num_epochs)) || fail "--avg $avg: is more than --num-epochs $num_epochs"
 
-# from here on, paths are as seen from the recipe: records and config.json name no machine
+# from here on, paths are relative to the recipe, so that records and config.json hold none of this machine
 [[ -z $corpus_dir ]] || corpus_dir=$(realpath -ms --relative-to="$here" "$corpus_dir")
 data_dir=$(realpath -ms --relative-to="$here" "$data_dir")
 exp_root=$(realpath -ms --relative-to="$here" "$exp_root")
@@ -94,7 +95,7 @@ if stages 1; then
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --vocab-size "$vocab_size" --data-dir "$data_dir"
 fi
-cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would answer with it
+cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would print that variable
 if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
   if [[ -z $world_size ]]; then
@@ -106,7 +107,7 @@ if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   fi
 fi
 
-# train NAME FLAGS...: one experiment, EXP_ROOT/NAME, until epoch-NUM_EPOCHS.pt is there
+# train NAME FLAGS...: trains the experiment EXP_ROOT/NAME until epoch-NUM_EPOCHS.pt exists
 train() {
   local name=$1
   shift
@@ -147,7 +148,7 @@ if stages 4; then
     $distill_flags
 fi
 
-# decode NAME SCRIPT FLAGS...: once for each checkpoint and set of flags
+# decode NAME SCRIPT FLAGS...: decodes once for each checkpoint and set of flags
 decode() {
   local name=$1 script=$2
   shift 2
@@ -162,7 +163,7 @@ decode() {
   touch "$done_file"
 }
 
-decode_streaming() {  # one system: simulated, chunk by chunk, and at longer chunks for WER against latency
+decode_streaming() {  # decodes a system simulated, chunk by chunk, and with longer chunks for WER against latency
   local chunk left wider
   decode "$1" decode.py
   decode "$1" streaming_decode.py

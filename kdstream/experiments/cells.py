@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kdstream.checkpoints.store import last_epoch
@@ -90,7 +91,7 @@ class Cell:
         """What the commands print."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    @property
+    @cached_property
     def train_config(self) -> TrainConfig:
         return read_section(TrainConfig, self.train_flags or ())
 

@@ -60,8 +60,6 @@ EMBEDDED_CORPUS = (
     "--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0 --kd-warmup-batches 100 --base-lr 0.07"
 )
 
-
-DISTILLATION_FLAGS = tuple(flag.name for flag in flags_of(DistillConfig))
 CHUNK_FLAGS = ("chunk_size", "left_context_frames")  # of decode.py
 
 
@@ -71,7 +69,7 @@ class Comparison:
 
     recipe: the directory in which every command runs; paths in flags are as seen from there.
     exp_root: directory of the students, and of the teacher unless `teacher_exp_dir` names another one.
-    methods: keys of METHODS.
+    methods: keys of METHODS; each is trained with every one of `seeds`.
     num_epochs, teacher_num_epochs: epochs of a student's training and of the teacher's.
     avg: epochs whose mean teaches and is decoded.
     cache_teacher: whether what the teacher computes is stored, and read by the students.
@@ -152,7 +150,7 @@ class Comparison:
     @property
     def _unguided_flags(self) -> Flags:
         """The same for a training without a teacher, which reads no distillation flags."""
-        return tuple(without_flags(self._budget, DISTILLATION_FLAGS))
+        return tuple(without_flags(self._budget, (flag.name for flag in flags_of(DistillConfig))))
 
     @property
     def _cache_dir(self) -> str:
