@@ -55,12 +55,12 @@ def import_k2() -> Any:
 class LatticeState:
     """Lattices of N streams between two calls.
 
-    A lattice has one frame for each output frame, and one more, a blank that costs nothing, where it began and where
-    each call ended: k2 leaves the last frame out of the paths that it gives.  The search goes on after such a frame as
-    if it had not been.
+    k2 leaves the last frame of a lattice out of the paths that it returns.  So each call ends with one frame more, on
+    which every path takes a blank at no cost.  Results can then be read at any time, and reading appends nothing.
 
-    streams: N; k2 keeps in each what belongs to it, and appends to it.
-    readers: N, each with one of the streams; k2 reads lattices by objects that advance no more.
+    streams: N; k2 appends to them in place.
+    readers: N, one for each stream.  k2 returns lattices only through an object that advances no more; such an object
+      reads all that its stream holds by then.
     times: for each stream the output frame of every frame of its lattice.
     frames: output frames that each stream has consumed.
     config: the same in all.
@@ -182,8 +182,11 @@ class FastBeamSearch(Search[LatticeState]):
 def _append_blank(streams: list[RnntDecodingStream], config: RnntDecodingConfig) -> RnntDecodingStreams:
     """Appends a frame to each lattice on which every path takes a blank at no cost.
 
-    k2 gives each of its states another one on such a frame, in which the graph ends: with room for both, none that
-    could go on is pruned, and the search goes on as if the frame had not been.
+    On a blank, k2 adds to each state a second one in which the graph ends.  There is room for both, so nothing is
+    pruned, and the search goes on as if the frame were not there.
+
+    Returns:
+      An object that can read these lattices from now on.
     """
     k2 = import_k2()
     room = k2.RnntDecodingConfig(

@@ -57,7 +57,7 @@ Run = tuple[Record, Path]  # with its recogs file, which need not be there
 
 
 def _pairs(runs: dict[Path, Sequence[Record]], baseline: str) -> Iterator[tuple[Run, Run]]:
-    """Every other record beside the one of `baseline` that has its setting and seed, if there is one."""
+    """Each record of another system, with the record of `baseline` that has the same setting and seed."""
     found = [(record, path.parent / record.recogs) for path, records in runs.items() for record in records]
     before = {(record.seed, *record.setting): (record, recogs) for record, recogs in found if record.system == baseline}
     for record, recogs in found:
@@ -66,12 +66,12 @@ def _pairs(runs: dict[Path, Sequence[Record]], baseline: str) -> Iterator[tuple[
 
 
 def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction]:
-    """Relative WER reduction against the system `baseline`, for every record that shares its setting and seed.
+    """Relative WER reduction against the system `baseline`, for each record that shares its setting and seed.
 
     Args:
       runs: records by results JSON, beside which their recogs files lie.
     Raises:
-      UserError: two records of a test set have other utterances.
+      UserError: two records of a test set have different utterances.
     """
     reductions = []
     for (record, _), (base, _) in _pairs(runs, baseline):
@@ -81,9 +81,9 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
 
 
 def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[dict[str, Any]]:
-    """How much later words come than those of `baseline`, over words that both got right.
+    """How much later words come than those of `baseline`, over the words that are correct in both.
 
-    Arguments as in `compare`; records whose delays were not measured, or lie elsewhere, have no row.
+    Arguments as in `compare`.  Records without delays, and records whose recogs files lie elsewhere, have no row.
 
     Returns:
       Rows for `rows_table`, in milliseconds; intervals are 95 %, by resampling utterances.
@@ -141,17 +141,17 @@ def compare_seeds(
 ) -> list[dict[str, Any]]:
     """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
 
-    The best is chosen for each test set, on that test set: nobody's margin over it is flattered.  A reduction is that
-    of the errors of all seeds together; its interval (95 %) resamples utterances, the same ones for both systems.
+    The best rival is chosen for each test set by its WER on that test set, which is in its favour.  A reduction is that
+    of the errors of all seeds together.  Its interval (95 %) resamples utterances, the same ones for both systems.
 
     Args:
-      records: of a system, one per seed and test set.
+      records: one per system, seed and test set.
       column: what the systems are.
     Returns:
       Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
     Raises:
-      UserError: a record lacks its utterances' errors, is of other utterances than those before it, or of another
-        mode, chunk, context or search than its system's other seeds; two records are of one seed.
+      UserError: a record lacks the errors of its utterances, has other utterances than the records before it, or has
+        another mode, chunk, context or search than the other seeds of its system; two records have the same seed.
     """
     found = _by_system(records)
     rows: dict[str, dict[str, Any]] = {}

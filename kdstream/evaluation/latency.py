@@ -1,11 +1,11 @@
-"""Latency as a listener feels it: how long after a word was said it can be read.
+"""Latency as a user notices it: the time from the end of a spoken word until its text can be read.
 
-Chunks and the front end's look-ahead impose an algorithmic latency.  How long a model then hesitates is measured on
-words that were got right, against a reference alignment (references.py): from the end of a word to when its last token
-was emitted.  Computing a chunk takes time as well, which depends on the machine.
+It has three parts.  The chunk and the front end's look-ahead impose an algorithmic latency.  The model may emit a word
+late: this delay is measured on correct words against a reference alignment (references.py), from the end of the word to
+its last token.  Computing a chunk takes time too, which depends on the machine.
 
-All times are in milliseconds from an utterance's start.  A word counts as shown as soon as the audio has run far enough
-for its chunk, silence going on where the utterance ends; computing is not added.
+All times are in milliseconds from the start of an utterance.  A word is shown when the audio has run far enough for its
+chunk; after the end of an utterance, silence follows.  The time of computing is not added.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kdstream.units import ENCODER_FRAME_MS, SUBSAMPLING_LOSS
 
 FEATURE_FRAME_MS = 10
 OUTPUT_FRAME_MS = 2 * ENCODER_FRAME_MS
-# The front end's convolutions read SUBSAMPLING_LOSS feature frames more than they cover, half of them ahead; its
-# ConvNeXt then looks LOOKAHEAD of its own frames further.  A feature frame counts as the 10 ms in its middle: that its
-# window reaches 7.5 ms further is left out everywhere, and so is the frame more for which sherpa-onnx waits.
+# The front end's convolutions read SUBSAMPLING_LOSS more feature frames than they cover, half of them ahead.  Its
+# ConvNeXt then reads LOOKAHEAD of its own frames further ahead.  A feature frame counts as the 10 ms in its middle.
+# Two things count nowhere: the 7.5 ms by which its window is longer, and the frame more for which sherpa-onnx waits.
 CONVOLUTIONS_MS = SUBSAMPLING_LOSS * FEATURE_FRAME_MS // 2
 LOOKAHEAD_MS = CONVOLUTIONS_MS + LOOKAHEAD * ENCODER_FRAME_MS
 
@@ -50,7 +50,7 @@ def shown_ms(frame: int, chunk: ChunkConfig) -> int:
 
 @dataclass(frozen=True)
 class Spread:
-    """How `count` values in milliseconds are spread; percentiles lie linearly between the two nearest values."""
+    """Mean and percentiles of `count` values in milliseconds; percentiles are interpolated linearly."""
 
     count: int
     mean: float
@@ -71,12 +71,13 @@ class Spread:
 
 
 class Delays(NamedTuple):
-    """Of one utterance, in milliseconds; for each word of its reference, None where the word was not got right.
+    """The delays of one utterance in milliseconds.
 
-    frame: from the word's end to that of the output frame on which its last token was emitted.
-    shown: from the word's end until that token's chunk can be decoded; without chunks None throughout.
-    final: from the end of speech until the last word heard is shown, be it right or wrong; None where the
-      reference's last word was missed, or without chunks.
+    frame: for each word of the reference, from the end of the word to the end of the output frame that emitted its last
+      token; None where the word is not correct.
+    shown: for each word, from its end until the chunk of that token can be decoded; all None without chunks.
+    final: from the end of speech until the last word of the hypothesis is shown, correct or not; None where the last
+      word of the reference was missed, and without chunks.
     """
 
     cut_id: str
@@ -85,12 +86,12 @@ class Delays(NamedTuple):
     final: float | None
 
 
-Latency = dict[str, Spread]  # what was measured, by the names below
+Latency = dict[str, Spread]  # by the names of MEASURES
 SHOWN, FINAL, FRAME, COMPUTE = "shown", "final", "frame", "compute"
 
 
 class Measure(NamedTuple):
-    """label: with its definition, for readers.  values: an utterance's; None for what is not measured by words."""
+    """label, definition: for readers.  values: those of an utterance; None for what is not measured on words."""
 
     label: str
     definition: str
@@ -156,7 +157,7 @@ def measure_delays(
 
 
 def summarise(utterances: Sequence[Delays]) -> Latency:
-    """Every measure of words of which there is a value."""
+    """All measures on words that have a value."""
     latency = {}
     for name, measure in MEASURES.items():
         if measure.values is not None:
@@ -166,7 +167,7 @@ def summarise(utterances: Sequence[Delays]) -> Latency:
 
 
 def in_common(one: Sequence[Delays], other: Sequence[Delays]) -> tuple[list[Delays], list[Delays]]:
-    """The same utterances of both, with those values alone that both have: of words that both got right.
+    """The utterances of both, with only the values that both have: those of words that are correct in both.
 
     Raises ValueError where the references of an utterance differ in length.
     """
@@ -186,9 +187,13 @@ def _where_both(one: Delays, other: Delays) -> Delays:
 
 
 def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> tuple[float, Interval]:
-    """By how much a measure is later in `after`, on average over its values, and the 95 % interval of that.
+    """How much later a measure is in `after`, on average over its values, and the 95 % interval of this mean.
 
-    The interval resamples the utterances that have a value.  Both are as `in_common` gives them, with one at least.
+    The interval resamples the utterances that have a value.
+
+    Args:
+      before, after: from `in_common`, with at least one value.
+      name: of a measure on words.
     """
     values = MEASURES[name].values
     if values is None:
@@ -206,14 +211,14 @@ def later_by(before: Sequence[Delays], after: Sequence[Delays], name: str) -> tu
 
 
 def latency_from_json(values: Mapping[str, Mapping[str, Any]]) -> Latency:
-    """Raises TypeError for something else, and for measures that are not known."""
+    """From the JSON of a record.  Raises TypeError for anything else, and for unknown measures."""
     if unknown := set(values) - set(MEASURES):
         raise TypeError(f"unknown measures of latency: {', '.join(sorted(unknown))}")
     return {name: Spread(**spread) for name, spread in values.items()}
 
 
 def delays_file(recogs: str | Path) -> Path:
-    """Where the delays of a recogs-*.txt are kept: beside it."""
+    """The file with the delays of a recogs-*.txt, beside it."""
     recogs = Path(recogs)
     return recogs.with_name(recogs.name.replace("recogs", "delays", 1)).with_suffix(".jsonl")
 

@@ -1,7 +1,7 @@
-"""When the words of a test set end: reference alignments, as files have them.
+"""Reference alignments from files: the times at which the words of a test set end.  latency.py measures against them.
 
-Two kinds of file: `*.alignment.txt`, as LibriSpeech's alignments are released, and Lhotse manifests of cuts or
-supervisions with `alignment["word"]`, which local/align.py writes too.  latency.py measures against them.
+There are two kinds of file: `*.alignment.txt`, as LibriSpeech's alignments are released, and Lhotse manifests of cuts
+or supervisions with `alignment["word"]`, which local/align.py writes too.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WORD = "word"  # Lhotse's name of this kind of alignment
 def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list[float]]:
     """The end of each word of the cuts' transcripts, in milliseconds from the cut's start, by cut id.
 
-    An alignment belongs to a cut that has its id, or whose supervision has it, and the same words but for case.  Cuts
-    without one are counted in the log and left out.
+    An alignment belongs to the cut that has its id, or whose supervision has it, if the words are the same; case does
+    not count.  Cuts without an alignment are left out, and the log says how many there are.
 
     Args:
       paths: files, or directories that are searched for *.alignment.txt.
     Raises:
-      UserError: a file that is none of the two kinds, or none that has any of these cuts.
+      UserError: a file of another kind, or no alignment of any of these cuts.
     """
     cuts, by_id = list(cuts), {}
     for cut in cuts:
@@ -55,9 +55,9 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list
 
 
 def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[AlignmentItem]]]:
-    """Of every utterance in a file or below a directory: its names, when its supervision starts, and its words.
+    """For each utterance in a file or below a directory: its ids, the start of its supervision, and its words.
 
-    Lhotse counts the times of words from where the recording starts, also in cuts.
+    Lhotse counts the times of words from the start of the recording, in cuts too.
     """
     if path.is_dir():
         for file in sorted(path.rglob(f"*{LIBRISPEECH}")):

@@ -119,7 +119,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The 95 % percentile interval of the WER (per cent) when utterances are drawn anew, with replacement.
+    """The 95 % percentile interval of the WER (per cent), by resampling utterances with replacement.
 
     Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation, ICASSP 2004.
     """
@@ -127,7 +127,7 @@ def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> I
 
 
 def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The 95 % interval of sum(sums) / sum(counts), both (utterances,), when utterances are drawn anew."""
+    """The 95 % interval of sum(sums) / sum(counts), both (utterances,), by resampling utterances."""
     drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed)
     return _percentiles(drawn_sums / np.maximum(drawn_counts, 1))
 
@@ -135,8 +135,8 @@ def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAM
 def bootstrap_reduction(baseline: Score, system: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The 95 % interval of the relative WER reduction (per cent) of `system` against `baseline`.
 
-    Both are scored on the same utterances in the same order, and every draw takes the same utterances for both:
-    what makes an utterance hard for both cancels.  Either may be a `pool` of several runs, not always as many.
+    Both are scored on the same utterances in the same order, and every draw takes the same utterances for both: an
+    utterance that is hard for both does not widen the interval.  Either may be a `pool` of any number of runs.
     Raises ValueError if the references differ in length.
     """
     _check_paired(baseline, system)

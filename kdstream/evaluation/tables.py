@@ -58,9 +58,9 @@ def wer_table(records: Sequence[Record]) -> str:
 
 
 def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Flat objects, for `rows_table`: latencies of each record that has any, in milliseconds.
+    """Rows for `rows_table`: the latencies of each record that has any, in milliseconds.
 
-    There is no column for what no record has measured, and none for the token's frame in first and last words.
+    A measure that no record has gets no column, and neither does the token's frame in first and last words.
     """
     records = [record for record in records if record.latency_ms is not None or record.latency]
     measured = {name for record in records for name in record.latency}
@@ -82,7 +82,7 @@ def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the columns of `latency_rows` mean, by their names."""
+    """The meaning of each column of `latency_rows`, by its name."""
     explained = {
         "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk and what the front end "
         "hears beyond it",
@@ -112,8 +112,8 @@ def commands_block(records: Sequence[Record]) -> str:
 def render(path: Path) -> str:
     """A JSON file of egs/librispeech/results as Markdown.
 
-    Records become a table of word error rates, and folded behind it one of latencies, where any was measured, and the
-    commands; any other list of flat objects becomes a table with their names as columns.
+    Records become a table of word error rates; folded below it come a table of latencies, where any was measured, and
+    the commands.  Any other list of flat objects becomes a table with their names as columns.
     """
     items = load_list(path)
     if items and "wer" in items[0] and "system" in items[0]:
