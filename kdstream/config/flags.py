@@ -96,12 +96,16 @@ def settings_of(section: Any) -> dict[str, Any]:
 
 
 def with_settings(section: Config, **values: Any) -> Config:
-    """`dataclasses.replace` that knows added flags too."""
+    """`dataclasses.replace` that knows added flags too; of these, defaults are not kept."""
     own = {f.name for f in fields(section)}
     added = {name: value for name, value in values.items() if name not in own}
     values = {name: value for name, value in values.items() if name in own}
     if added:
-        values["extensions"] = {**section.extensions, **added}
+        flags = EXTENSIONS.get(type(section), {})
+        kept = {**section.extensions, **added}
+        values["extensions"] = {
+            name: value for name, value in kept.items() if name not in flags or value != flags[name].default
+        }
     return replace(section, **values)
 
 
