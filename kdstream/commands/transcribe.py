@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
     args = parser.parse_args(argv)
     if bool(args.audio) == args.microphone:
-        raise UserError("needs audio files or directories, or --microphone 1, and not both")
+        fix = "name audio files or directories, or give --microphone 1"
+        raise UserError("no audio, or files and the microphone at once", fix=fix)
     paths = find_audio(args.audio)
     config, decode = read_experiment(args)
     tokenizer = Tokenizer(config.data.bpe_model)

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor
 
-import kdstream.export.onnx
+import kdstream.commands.export
 from kdstream.checkpoints.store import load_checkpoint
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
@@ -206,7 +206,7 @@ def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chu
 
 def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeypatch, capsys):
     exp_dir = each_exp_dir
-    monkeypatch.setattr(kdstream.export.onnx, "export_onnx", lambda *_: files_in(exp_dir))  # it takes long
+    monkeypatch.setattr(kdstream.commands.export, "export_onnx", lambda *_: files_in(exp_dir))  # it takes long
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", *audio) == ""
     printed = capsys.readouterr().out
     assert "algorithmic latency: 255 ms" in printed and "tail padding: 210 ms" in printed
@@ -247,7 +247,7 @@ def test_the_check_fails_on_a_spoiled_model(exp_dir, audio, monkeypatch, tmp_pat
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     spoiled = files._replace(joiner=tmp_path / "joiner.onnx")
     onnx.save(joiner, str(spoiled.joiner))
-    monkeypatch.setattr(kdstream.export.onnx, "export_onnx", lambda *_: spoiled)
+    monkeypatch.setattr(kdstream.commands.export, "export_onnx", lambda *_: spoiled)
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", audio[0])
     assert error.startswith("error: onnxruntime and sherpa-onnx: not the tokens of torch")
     assert re.search(r"differs from its token \d+ on", capsys.readouterr().out)
