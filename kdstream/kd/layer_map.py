@@ -139,9 +139,7 @@ def check_entries(config: DistillConfig, tapped: Sequence[str]) -> None:
     """Raises UserError where --kd-layers names a layer twice, or a pair where --kd-layer-map learned pairs all."""
     twice = sorted({name for name in tapped if tapped.count(name) > 1})
     if twice:
-        raise UserError(
-            f"names {', '.join(twice)} more than once", flag="--kd-layers", fix="name each once; it has one guide"
-        )
+        raise UserError(f"names {', '.join(twice)} more than once", flag="--kd-layers", fix="name each once")
     named = [entry for entry in config.kd_layers if ":" in entry]
     if config.kd_layer_map == "learned" and named:
         raise UserError(

@@ -69,7 +69,9 @@ def test_similar_map_takes_the_most_similar_layer_of_the_file(tmp_path):
         pairs(kd_layer_map="similar", kd_similarity_file=str(path), kd_layers=("2.0",))
     with pytest.raises(UserError, match="--kd-similarity-file .*FileNotFoundError"):
         pairs(kd_layer_map="similar", kd_similarity_file=str(tmp_path / "none.json"))
-    with pytest.raises(UserError, match="--kd-layer-map similar: give --kd-similarity-file"):
+    with pytest.raises(
+        UserError, match="--kd-layer-map similar: needs the similarities of the layers; give --kd-similarity-file"
+    ):
         pairs(kd_layer_map="similar")
     rows[1, 0] = float("nan")
     path.write_text(json.dumps({"student_layers": tapped, "teacher_layers": list(TEACHER), "cka": rows.tolist()}))
@@ -93,10 +95,10 @@ def test_a_pair_that_is_named_goes_before_the_map():
     [
         (dict(kd_layers=("7.0",)), "--kd-layers 7.0: the student has no such layer; it has 0.0, 1.0"),
         (dict(kd_layers=("1.0:9.0",)), "--kd-layers 9.0: the teacher has no such layer; it has 0.0, 0.1"),
-        (dict(kd_layers=("1.0:2.0", "1.0:3.0")), "--kd-layers: names 1.0 more than once; a layer has one guide"),
+        (dict(kd_layers=("1.0:2.0", "1.0:3.0")), "--kd-layers: names 1.0 more than once; name each once"),
         (
             dict(kd_layers=("1.0", "2.0:3.1"), kd_layer_map="learned"),
-            "--kd-layers 2.0:3.1: --kd-layer-map learned takes all of the teacher's",
+            "--kd-layers 2.0:3.1: --kd-layer-map learned takes all layers of the teacher; name",
         ),
     ],
 )
