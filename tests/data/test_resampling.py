@@ -51,6 +51,7 @@ def test_a_tone_stays_a_tone():
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_cuts_are_resampled_as_lhotse_does_it(rate, tmp_path):
+    pytest.importorskip("torchaudio", reason="without torchaudio lhotse resamples in another way")
     soundfile.write(tmp_path / "noise.wav", noise(2 * rate + 123).numpy(), rate)
     recording = lhotse.Recording.from_file(tmp_path / "noise.wav")
     for offset, duration in ((0.0, recording.duration), (0.3217, 1.0), (0.5, 0.7321)):
