@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of, with_settings
@@ -24,8 +24,8 @@ RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and
 
 
 def search_flags() -> tuple[str, ...]:
-    """The flags that choose a search, and those of the searches."""
-    return ("decoding_method", *dict.fromkeys(item.name for search in SEARCHES.values() for item in fields(search)))
+    """The flags that choose a search, and those that the searches have brought."""
+    return ("decoding_method", *(name for names in SEARCHES.settings.values() for name in names))
 
 
 def read_flags(description: str | None, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:

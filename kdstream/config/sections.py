@@ -14,7 +14,7 @@ TOKEN_FORMS = ("full", "collapsed", "one-best")
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
 # Dataclasses, of which each field is a flag below --decoding-method; kdstream.decoding.settings fills it.
-SEARCHES: Registry[Any] = Registry("decoding-method")
+SEARCHES: Registry[Any] = Registry("decoding-method", lambda: DecodeConfig)
 # Filled by kdstream.models.encoders and by kdstream.kd.teachers.
 ENCODERS: Registry[Any] = Registry("encoder", lambda: ModelConfig)
 TEACHERS: Registry[Any] = Registry("teacher-type", lambda: DistillConfig)

@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Any
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import extend
 from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
@@ -25,8 +24,7 @@ def add_search(search: Any) -> Any:
     Raises:
       ValueError: a search or a flag of this name is there already.
     """
-    extend(DecodeConfig, **{item.name: item for item in fields(search) if "help" in item.metadata})
-    return SEARCHES.add(search.method, search)
+    return SEARCHES.add(search.method, search, **{f.name: f for f in fields(search) if "help" in f.metadata})
 
 
 for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch):
