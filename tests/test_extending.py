@@ -284,7 +284,7 @@ def test_training_takes_the_flag_of_a_transform(tmp_path, corpus):
 def test_the_examples_of_contributing_add_what_they_say(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     for block in blocks:
-        exec(block, {"__name__": "my_train"})
+        exec(compile(block, "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "my_train"})
     added = ("squares" in LOSSES, "my" in ENCODERS, "my" in TEACHERS, "my_search" in SEARCHES, "gain" in TRANSFORMS)
     assert all(added), added
     with pytest.raises(SystemExit):
