@@ -27,7 +27,7 @@ from kdstream.evaluation.records import load_records
 from kdstream.evaluation.scoring import read_recogs
 from kdstream.evaluation.tables import wer_table
 from kdstream.export.onnx import export_onnx
-from kdstream.kd.loss_table import LOSSES
+from kdstream.kd.loss_table import LOSSES, LayerLoss
 from kdstream.kd.teachers import TEACHERS, flags_without_effect
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
@@ -126,6 +126,11 @@ def test_a_loss_alone_needs_no_part_of_a_branch(tmp_path, corpus, teacher):
     branches = torch.load(tmp_path / f"checkpoint-{STEPS}.pt", weights_only=True)["branches"]
     assert {name.split(".")[2] for name in branches} == {"projection"}
     assert ExperimentConfig.load(tmp_path).distill.method == "toy"
+
+
+def test_a_loss_without_a_weight_is_refused():
+    with pytest.raises(ValueError, match="loss light: has no weight; bring the setting kd_light_scale along"):
+        LOSSES.add("light", LayerLoss(toys.toy_loss))
 
 
 def test_the_scale_of_a_loss_that_nobody_added_is_refused():

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError, option
@@ -98,12 +99,21 @@ class LatticeLoss:
     check: Callable[[DistillConfig, str], None] | None = None
 
 
-LOSSES: Registry[LayerLoss | LatticeLoss] = Registry("kd-NAME-scale", lambda: DistillConfig)
-
-
 def scale_of(name: str) -> str:
     """The setting that weighs the loss."""
     return f"kd_{name}_scale"
+
+
+class LossTable(Registry[LayerLoss | LatticeLoss]):
+    """Losses by name; each has a setting kd_NAME_scale, in DistillConfig or brought along."""
+
+    def add(self, name: str, entry: LayerLoss | LatticeLoss, **flags: Any) -> LayerLoss | LatticeLoss:
+        if scale_of(name) not in {*flags, *(item.name for item in flags_of(DistillConfig))}:
+            raise ValueError(f"loss {name}: has no weight; bring the setting {scale_of(name)} along")
+        return super().add(name, entry, **flags)
+
+
+LOSSES = LossTable("kd-NAME-scale", lambda: DistillConfig)
 
 
 class Losses(NamedTuple):
