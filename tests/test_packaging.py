@@ -120,6 +120,35 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path):
     assert done.stderr.endswith("needs torch, which is not installed; run: pip install 'kdstream[decode]'\n")
 
 
+def fake_wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+    info = f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.slow
+def test_constraints_let_pip_take_torch_without_cuda_where_an_index_offers_it(tmp_path):
+    pinned = requirements("constraints.txt")
+    torch, cublas = pinned["torch"].strip("="), pinned["nvidia-cublas"].strip("=")
+    fake_wheel(tmp_path, "torch", torch, "nvidia-cublas")
+    fake_wheel(tmp_path, "nvidia_cublas", cublas)
+    command = [
+        sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-index",
+        "--find-links", tmp_path, "-c", ROOT / "constraints.txt", "torch",
+    ]  # fmt: skip
+
+    def taken() -> str:
+        last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        return last.replace("_", "-")
+
+    assert taken() == f"Would install nvidia-cublas-{cublas} torch-{torch}"
+    fake_wheel(tmp_path, "torch", f"{torch}+cpu")
+    assert taken() == f"Would install torch-{torch}+cpu"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel of this checkout, built from a copy of what it needs."""
