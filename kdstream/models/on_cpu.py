@@ -163,6 +163,6 @@ def one_column(x: Tensor, conv: nn.Conv1d) -> Tensor:
     return (x @ weight).transpose(0, 1).flatten(1).unsqueeze(1)  # (groups, N, outputs) to (N, 1, D)
 
 
-def turned(weight: Tensor, channels: int) -> Tensor:
-    """A weight (D, C * F), channels before frequencies, as (D, F * C): cheaper than to turn the activations."""
-    return weight.view(weight.size(0), channels, -1).transpose(1, 2).flatten(1)
+def turned(weight: Tensor, channels: int, width: int) -> Tensor:
+    """A weight (D, C * F), C = channels before F = width, as (D, F * C): cheaper than to turn the activations."""
+    return weight.view(-1, channels, width).transpose(1, 2).flatten(1)

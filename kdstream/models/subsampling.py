@@ -140,7 +140,8 @@ class Conv2dSubsampling(nn.Module):
             raise UserError(f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9")
         x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
         x, left = self.convnext(x, left)  # (N, T', F', C)
-        x = F.linear(x.flatten(2), turned(self.out.weight, self.channels), self.out.bias)
+        weight = turned(self.out.weight, self.channels, self.out_width)
+        x = F.linear(x.flatten(2), weight, self.out.bias)
         x = self.dropout(self.out_norm(self.out_whiten(x)))
         x_lens = torch.div(x_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
         return x, x_lens if left is None else x_lens - LOOKAHEAD, left

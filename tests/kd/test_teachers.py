@@ -324,7 +324,7 @@ def test_token_losses_under_a_teacher_without_tokens_are_a_clear_error():
 @pytest.mark.parametrize(
     "model, message",
     [
-        ("resnet18", "no speech encoder of torchaudio.models; e.g. hubert_base"),
+        ("resnet18", "no speech encoder of torchaudio.models; give e.g. hubert_base"),
         ("wav2vec2_model {bad", "Expecting property name"),
         (f"wav2vec2_model {json.dumps({**ENCODER, 'encoder_num_layers': 2})}", "Unexpected key"),
     ],
