@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "kdstream").rglob("*.py"))
 SOURCES = LIBRARY + sorted(path for room in ("egs", "local", "tests") for path in (ROOT / room).rglob("*.py"))
-MAX_LINES = 600
+MAX_LINES = 450
 MAX_FUNCTION_LINES = 60
 
 # The rooms of the library from the ground up, each with what it may import of those before it.  A new room needs a row.

@@ -96,6 +96,7 @@ def losses_of(exp_dir: Path, name: str) -> list[float]:
     return [float(value) for value in re.findall(rf"loss\[.*?\b{name}=([^,]+),.*?tot_loss", log.read_text())]
 
 
+@pytest.mark.slow
 def test_a_loss_is_trained_with_and_known_by_its_flags_method_warnings_plots_and_benchmark(tmp_path, corpus, teacher):
     toys.add_loss()
     exp_dir = tmp_path / "exp"
@@ -139,6 +140,7 @@ def test_the_scale_of_a_loss_that_nobody_added_is_refused():
         flags_without_effect(distill)
 
 
+@pytest.mark.slow
 def test_an_encoder_is_trained_under_a_teacher_and_decoded_in_both_ways(tmp_path, corpus, teacher):
     toys.add_encoder()
     train.main(train_flags(tmp_path, corpus, f"--encoder toy --toy-kernel 4 --teacher-exp-dir {teacher}"))
@@ -223,6 +225,7 @@ def exp_dir(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_commands_decode_with_a_search_under_its_own_name(exp_dir, monkeypatch):
     toys.add_sparse_search()
     flags = ("--exp-dir", exp_dir, "--decoding-method", "sparse_search", "--sparse-step", 3)
@@ -298,6 +301,7 @@ def test_the_examples_of_contributing_add_what_they_say(capsys):
     assert all(flag in shown for flag in ("--kd-squares-scale", "--my-kernel", "--teacher-my-size", "--gain"))
 
 
+@pytest.mark.slow
 def test_the_loss_of_contributing_is_trained_with(tmp_path, corpus, teacher):
     block = re.search(r"### A loss.*?```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     script = tmp_path / "my_train.py"

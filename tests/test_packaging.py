@@ -17,6 +17,8 @@ from support.decoding import make_experiment, write_noise
 from support.packaging import extras_of_pyproject, read_pyproject, run_without, split_requirement
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGE_OF_IMPORT = {
     "hibari": "hibari-tts",
     "piper": "piper-tts",

@@ -21,6 +21,8 @@ from kdstream.export.check import OnnxRecognizer
 from kdstream.models.streaming import ChunkConfig
 from support.decoding import run_script, talkative_model
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "local/bench_streaming.py"
 
 

@@ -25,6 +25,7 @@ def run(path: Path, flags: str = "") -> list[dict]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_part_is_timed_and_named(tmp_path, capsys):
     rows = run(tmp_path / "bench.json", "--kd-relation-scale 0.1")
     parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
@@ -35,6 +36,7 @@ def test_every_part_is_timed_and_named(tmp_path, capsys):
     assert "2.1 <- 2.1" in out and "| baseline step |" in out
 
 
+@pytest.mark.slow
 def test_token_distillation_alone_is_timed_too(tmp_path):
     alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
     rows = run(tmp_path / "bench.json", alone)
@@ -58,6 +60,7 @@ def test_flags_of_a_trained_teacher_are_refused(flag, capsys):
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
 def test_peak_memory_sees_memory_that_was_freed_before_it_looked():
     program = f"""
@@ -75,6 +78,7 @@ print(peak.read())
     assert 60 * 2**20 <= peak <= 100 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
 def test_memory_is_measured_by_the_same_command_in_a_process_of_its_own():
     flags = "--preset tiny --max-duration 4 --utterance-seconds 2".split()

@@ -22,6 +22,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_prints_versions_loss_features_and_device() -> None:
     command = [sys.executable, "-m", "kdstream", "doctor"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -37,6 +37,7 @@ def moved(tmp_path: Path, monkeypatch) -> tuple[Path, DataConfig]:
     return exp_dir, data
 
 
+@pytest.mark.slow
 def test_it_decodes_transcribes_aligns_and_exports(moved, monkeypatch, capsys) -> None:
     exp_dir, data = moved
     weights = ("--exp-dir", exp_dir, "--iter", "2")
@@ -56,6 +57,7 @@ def test_it_decodes_transcribes_aligns_and_exports(moved, monkeypatch, capsys) -
     assert (exp_dir / "tokens.txt").read_bytes() == tokens
 
 
+@pytest.mark.slow
 def test_it_teaches_a_student_of_the_same_tokens_and_no_other(moved, tmp_path: Path) -> None:
     exp_dir, data = moved
     (tmp_path / "mine").mkdir()
@@ -72,6 +74,7 @@ def test_it_teaches_a_student_of_the_same_tokens_and_no_other(moved, tmp_path: P
         loop.train_experiment(replace(experiment(tmp_path / "other", mine), distill=distill))
 
 
+@pytest.mark.slow
 def test_it_goes_on_training(moved, monkeypatch) -> None:
     exp_dir, data = moved
     flags = ("--exp-dir", exp_dir, "--resume", "1", "--max-train-batches", "3")

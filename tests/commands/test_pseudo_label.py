@@ -95,6 +95,7 @@ def slow_labels(
     return labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full-context", "chunks"])
 def test_kept_are_the_cuts_whose_confidence_by_a_slow_reference_reaches_the_threshold(
@@ -116,6 +117,7 @@ def test_kept_are_the_cuts_whose_confidence_by_a_slow_reference_reaches_the_thre
         assert 0 < confidence <= 1
 
 
+@pytest.mark.slow
 def test_a_higher_threshold_keeps_a_part_of_what_a_lower_one_does(tmp_path, monkeypatch, data, teacher):
     everything = label(monkeypatch, teacher, data.test_cuts[0], tmp_path / "0.jsonl", 0)
     confidences = sorted(cut.supervisions[0].custom["confidence"] for cut in everything)
@@ -127,6 +129,7 @@ def test_a_higher_threshold_keeps_a_part_of_what_a_lower_one_does(tmp_path, monk
         kept = fewer
 
 
+@pytest.mark.slow
 def test_the_hypothesis_replaces_the_text_and_all_else_stays(tmp_path, monkeypatch, data, teacher):
     given = list(CutSet.from_file(data.test_cuts[0]))
     given[0].custom = {"quality": "good"}
@@ -155,6 +158,7 @@ def test_the_hypothesis_replaces_the_text_and_all_else_stays(tmp_path, monkeypat
     assert again == cuts
 
 
+@pytest.mark.slow
 def test_it_prints_what_it_kept_and_error_rates_where_there_are_transcripts(
     tmp_path, monkeypatch, capsys, data, teacher
 ):
@@ -231,6 +235,7 @@ def test_bad_flags_are_named_in_one_line(tmp_path, monkeypatch, teacher, flag, v
     assert error.startswith(f"error: {expected}") and "\n" not in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distilled", [False, True], ids=["plain", "distilled"])
 def test_a_student_trains_on_what_the_teacher_labelled(tmp_path, monkeypatch, data, teacher, distilled):
     pseudo = tmp_path / "pseudo.jsonl.gz"

@@ -14,6 +14,8 @@ from kdstream.corpus import mini
 from kdstream.corpus.mini_grammar import HOMOPHONES, make_parts
 from kdstream.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"test": 160, "dev": 60, "train": 900}
 TINY = {"test": 12, "dev": 0, "train": 0}  # every test voice once, by the shares of its speakers
 

@@ -55,6 +55,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert all(torch.equal(a.features, b.features) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
 def test_an_epoch_has_every_labelled_cut_once_and_the_share_of_pseudo_labelled_ones(data, ratio):
     for epoch in (1, 2, 3):
@@ -104,6 +105,7 @@ def test_more_uses_than_cuts_repeat_them_under_other_masks(data):
     assert not any(torch.equal(features[cut_id], features[cut_id[: -len("_repeat1")]]) for cut_id in repeated)
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_goes_on_with_the_same_batches(data):
     for epoch in (1, 2):
         whole = batches_of(data, epoch)
@@ -124,6 +126,7 @@ def test_worker_processes_do_not_change_batches(data):
     assert_same(batches_of(data), batches_of(replace(data, num_workers=2)))
 
 
+@pytest.mark.slow
 def test_sets_may_share_ids(data, tmp_path):
     """And a cut that is left out takes no other of its id with it, neither across the sets nor within one."""
     labelled = list(CutSet.from_file(data.train_cuts[0]))

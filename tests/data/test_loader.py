@@ -76,6 +76,7 @@ def test_loading_leaves_the_random_generators_of_the_model_alone(corpus):
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_buckets", [1, 2, 30])
 def test_every_epoch_holds_every_cut_once_in_batches_of_like_lengths(corpus, num_buckets):
     module = AsrDataModule(config_of(corpus, num_buckets=num_buckets), 0)

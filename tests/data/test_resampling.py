@@ -18,6 +18,7 @@ def noise(samples: int) -> torch.Tensor:
     return torch.randn(samples, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", SAMPLE_RATES)
 @pytest.mark.parametrize(
     "sizes", [(5000,), (0, 1, 2, 399, 3000), (100,) * 40, (7,) * 100], ids=lambda sizes: len(sizes)

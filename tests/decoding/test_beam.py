@@ -81,6 +81,7 @@ def test_one_predictor_and_one_joiner_call_per_frame(model):
     assert len(calls) == 1 + 2 * max(LENS)
 
 
+@pytest.mark.slow
 def test_a_batch_costs_at_most_a_third_of_its_utterances_one_by_one():
     torch.manual_seed(0)
     config = resolve(ModelConfig(preset="tiny", causal=True, vocab_size=500))

@@ -19,6 +19,7 @@ def model(request) -> Transducer:
     return talkative_model(causal=True, blank=1.0, encoder=request.param, **CHEAP_FRONT_END)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chunk):
     steps = [chunk_step(model, chunk, traced) for traced in (False, True)]

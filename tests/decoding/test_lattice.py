@@ -25,6 +25,8 @@ from kdstream.models.transducer import Transducer
 from support.decoding import SCRIPTS, log_probs, noise_test_set, run_script, talkative_model
 from support.searches import LENS, assert_same, decode, encoder_frames
 
+pytestmark = pytest.mark.k2
+
 try:
     import k2  # noqa: F401
 except ImportError:

@@ -74,6 +74,7 @@ def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
         choose_search(parse("--decoding-method", "fast_beam_search"))
 
 
+@pytest.mark.slow
 def test_help_lists_all_searches_without_importing_k2():
     code = "import sys; sys.modules['k2'] = None; from kdstream.commands.decode import main; main(['--help'])"
     command: list[Any] = [sys.executable, "-c", code]

@@ -55,6 +55,7 @@ def chunkwise(decoder: StreamingDecoder, utterances: Sequence[Tensor]) -> list[R
     return [results[n] for n in range(len(utterances))]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_streaming_model_in_full_context_gives_every_utterance_what_it_gets_alone(model, utterances):
     lens = torch.tensor([len(x) for x in utterances])
@@ -84,6 +85,7 @@ class ListeningSearch(GreedySearch):
         return super().advance(model, encoder_out, encoder_out_lens, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 @torch.no_grad()
 def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk):
@@ -111,6 +113,7 @@ def test_chunk_by_chunk_equals_simulated_on_every_frame(model, utterances, chunk
         assert (ours - expected[:length]).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 def test_chunk_by_chunk_equals_simulated_in_every_hypothesis(model, utterances, chunk, search):
@@ -120,6 +123,7 @@ def test_chunk_by_chunk_equals_simulated_in_every_hypothesis(model, utterances, 
         assert_same(chunkwise(StreamingDecoder(model, chunk, search, max_streams), utterances), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, *CHUNKS], ids=str)
 @pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
 def test_a_batch_gives_every_utterance_what_it_gets_alone(model, utterances, chunk, search):
@@ -127,6 +131,7 @@ def test_a_batch_gives_every_utterance_what_it_gets_alone(model, utterances, chu
     assert_same([whole(model, [x], chunk, search)[0] for x in utterances], together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SEARCHES[::2], ids=str)
 def test_live_streams_that_join_stall_and_leave_equal_whole_utterances(model, utterances, search):
     """Features come in pieces of any size, streams start late, and one leaves for good in the middle."""
@@ -199,6 +204,7 @@ def test_features_after_the_end_are_refused(model):
         stream.accept_features(torch.zeros(10, 80))
 
 
+@pytest.mark.slow
 def test_utterances_are_read_only_as_places_become_free(model, utterances):
     read: list[int] = []
 
@@ -213,6 +219,7 @@ def test_utterances_are_read_only_as_places_become_free(model, utterances):
     assert len(list(results)) == len(utterances) - 1
 
 
+@pytest.mark.slow
 def test_every_step_that_decodes_something_is_timed(model, utterances):
     decoder, step_ms = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=len(utterances)), []
     list(decode_streams(decoder, enumerate(utterances), step_ms))
@@ -238,6 +245,7 @@ def test_a_decoder_for_no_streams_is_refused(model):
         StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=0)
 
 
+@pytest.mark.slow
 def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
     decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=3, traced=True)
     assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], GreedySearch()))

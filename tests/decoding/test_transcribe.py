@@ -72,6 +72,7 @@ def refuse(path: Path, error: UserError) -> None:
     raise error
 
 
+@pytest.mark.slow
 def test_a_directory_of_all_kinds_of_files_is_transcribed(exp_dir, audio, monkeypatch, capsys):
     answers = transcribe(monkeypatch, capsys, exp_dir, audio)
     assert {name: answer["seconds"] for name, answer in answers.items()} == {
@@ -94,6 +95,7 @@ def test_json_says_each_word_in_its_time(exp_dir, audio, monkeypatch, capsys):
     assert 0 < answer["confidence"] <= 1
 
 
+@pytest.mark.slow
 def test_plain_output_has_text_and_times(exp_dir, audio, monkeypatch, capsys):
     answer = transcribe(monkeypatch, capsys, exp_dir, audio / "mono.wav")["mono.wav"]
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, audio / "mono.wav") == ""
@@ -143,6 +145,7 @@ def test_bad_input_gets_one_line(exp_dir, monkeypatch, args, named):
     assert error.startswith("error: ") and named in error and "\n" not in error
 
 
+@pytest.mark.slow
 def test_many_files_at_once_give_what_each_gives_alone(exp_dir, audio):
     paths = find_audio([str(audio)])
     together = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
@@ -200,6 +203,7 @@ def test_without_its_library_the_microphone_is_refused_in_one_line(exp_dir, monk
     assert "pip install sounddevice" in error and "\n" not in error
 
 
+@pytest.mark.slow
 def test_transcribing_needs_no_scoring_and_no_locks():
     """kaldialign and fcntl are not everywhere."""
     code = "import sys; import kdstream.commands.transcribe; print(*sys.modules)"

@@ -168,6 +168,7 @@ def test_common_words_are_those_that_both_got_right():
         in_common([delays_of("A", "A", [0], [0.0])], [delays_of("A B", "A", [0], [0.0, 1.0])])
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_holds_it_and_narrows_with_more_utterances():
     rng = random.Random(2)
 

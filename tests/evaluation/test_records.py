@@ -70,6 +70,7 @@ def _add_many(path: Path, system: str) -> None:
         add_record(path, make_record(system=system, seed=seed))
 
 
+@pytest.mark.slow
 def test_processes_that_add_at_the_same_time_lose_nothing(tmp_path):
     path = tmp_path / "results.json"
     processes = [multiprocessing.Process(target=_add_many, args=(path, f"system{n}")) for n in range(4)]

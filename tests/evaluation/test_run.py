@@ -24,6 +24,8 @@ from kdstream.evaluation.scoring import read_recogs
 from support.decoding import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:

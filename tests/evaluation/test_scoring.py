@@ -87,6 +87,7 @@ def test_intervals_are_repeatable_and_independent_of_block_size(monkeypatch):
     assert scoring.bootstrap_wer(result) == interval
 
 
+@pytest.mark.slow
 def test_interval_narrows_with_the_square_root_of_the_utterances():
     few, many = (score(random_transcripts(n)) for n in (100, 1600))
     widths = [high - low for low, high in map(scoring.bootstrap_wer, (few, many))]
@@ -143,6 +144,7 @@ def test_a_pool_refuses_other_utterances():
         scoring.pool([score(random_transcripts(30)), score(random_transcripts(30, seed=1))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(3, 3), (2, 5)])
 def test_paired_interval_of_pools_equals_a_slow_reference(seeds):
     """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""

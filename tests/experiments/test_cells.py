@@ -67,6 +67,7 @@ def test_a_command_is_the_recipes_script_where_it_has_one_and_else_kdstreams(rec
     assert streaming.arguments == ["-m", "kdstream", "streaming-decode", "--system", "a b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["recipe", "elsewhere"])
 def test_the_real_commands_make_a_finished_cell(tmp_path, monkeypatch, where):
     """The record has the command, the checkpoint and the test set that the runner looks for."""

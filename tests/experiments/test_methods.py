@@ -60,6 +60,7 @@ def errors_of(recipe: Path, method: str, test_set: str, seeds: str) -> np.ndarra
     return np.sum(per_seed, axis=0)
 
 
+@pytest.mark.slow
 def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--seeds", "2", "--jobs", 2) == ""
     trained = [name for _, name, *_ in events(recipe, "train")]
@@ -75,6 +76,7 @@ def test_every_method_is_trained_under_one_teacher(monkeypatch, recipe):
         assert guided == expected, method
 
 
+@pytest.mark.slow
 def test_methods_that_distil_wait_for_the_teacher_and_the_baseline_does_not(monkeypatch, recipe):
     few = ("--methods", "branch-feature,baseline", "--seeds", "1", "--jobs", 2, "--train-flags", "--warm-step 200")
     assert compare(monkeypatch, recipe, *few) == ""
@@ -83,6 +85,7 @@ def test_methods_that_distil_wait_for_the_teacher_and_the_baseline_does_not(monk
     assert order.index(("train", "baseline-1")) < order.index(("trained", "teacher"))
 
 
+@pytest.mark.slow
 def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkeypatch, recipe):
     few = ("--methods", "baseline,init-from-teacher,branch-feature", "--seeds", "1", "--cache-teacher", 1)
     assert compare(monkeypatch, recipe, *few) == ""
@@ -95,6 +98,7 @@ def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkey
         assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
 
 
+@pytest.mark.slow
 def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch, recipe):
     few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags", "--kd-layers 1.0")
     assert "--cache-teacher 1: stores the last layer of each stack" in compare(monkeypatch, recipe, *few)
@@ -145,6 +149,7 @@ def test_without_a_method_that_distils_there_is_no_teacher(monkeypatch, recipe):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_there_is_used_and_left_as_it_is(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
     teacher = recipe / "exp" / "teacher"
@@ -182,6 +187,7 @@ def decoded_epochs(recipe: Path) -> list[str]:
     return re.findall(r"decode.py --exp-dir exp/teacher --epoch (\d)", page)
 
 
+@pytest.mark.slow
 def test_seeds_that_are_added_have_the_teachers_epoch_of_the_others(monkeypatch, recipe, other_teacher):
     few = under_another(recipe, other_teacher)
     assert compare(monkeypatch, recipe, *few, "--seeds", "1") == ""
@@ -193,6 +199,7 @@ def test_seeds_that_are_added_have_the_teachers_epoch_of_the_others(monkeypatch,
     assert {name for _, name, *_ in added} == {"branch-feature-2"}  # nothing is stored or decoded again
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_begun_without_the_teachers_epoch_goes_on(monkeypatch, recipe, other_teacher):
     few = under_another(recipe, other_teacher)
     assert compare(monkeypatch, recipe, *few, "--seeds", "1") == ""
@@ -217,6 +224,7 @@ def test_the_teachers_epoch_that_is_typed_teaches_and_is_decoded(monkeypatch, re
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_cache_of_an_old_version_goes_on(monkeypatch, recipe):
     few = ("--methods", "branch-feature", "--cache-teacher", 1)
     monkeypatch.setattr(methods, "VERSION", 1)
@@ -244,6 +252,7 @@ def test_flags_that_decoding_does_not_have_are_refused_before_anything_runs(monk
     assert error.startswith(f"error: {flags}: decode has no such flag;") and events(recipe) == []
 
 
+@pytest.mark.slow
 def test_our_own_teacher_of_other_flags_is_refused(monkeypatch, recipe):
     few = ("--methods", "branch-feature", "--seeds", "1")
     assert compare(monkeypatch, recipe, *few) == ""
@@ -253,6 +262,7 @@ def test_our_own_teacher_of_other_flags_is_refused(monkeypatch, recipe):
     assert events(recipe) == before
 
 
+@pytest.mark.slow
 def test_a_second_run_does_what_is_missing_alone(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1") == ""
     before, text = events(recipe), (recipe / "exp" / "comparison.md").read_text()
@@ -276,6 +286,7 @@ def test_a_method_that_is_none_is_named(monkeypatch, recipe, capsys):
     assert "no method bets; there are baseline," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reductions_pool_the_seeds_and_are_against_baseline_and_best_token_form(monkeypatch, recipe):
     """The stub's full form errs more than its collapsed one, which is therefore what to beat."""
     assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2") == ""
@@ -296,6 +307,7 @@ def test_reductions_pool_the_seeds_and_are_against_baseline_and_best_token_form(
         assert f"{test_set} vs token-full %" not in rows["baseline"]
 
 
+@pytest.mark.slow
 def test_rows_have_mean_deviation_and_hours_over_the_seeds(monkeypatch, recipe):
     assert compare(monkeypatch, recipe, "--methods", "baseline", "--seeds", "1,2,3") == ""
     row = rows_of(recipe)["baseline"]
@@ -304,6 +316,7 @@ def test_rows_have_mean_deviation_and_hours_over_the_seeds(monkeypatch, recipe):
     assert (row["seeds"], row["compute (h)"]) == (3, 2.5)
 
 
+@pytest.mark.slow
 def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, recipe):
     name = recipe / "published" / "methods"
     assert compare(monkeypatch, recipe, "--methods", FEW, "--seeds", "1,2", "--publish", name) == ""
@@ -313,6 +326,7 @@ def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, reci
     assert page.count("python train.py --exp-dir exp/") == 9 and page.count("python decode.py --exp-dir exp/") == 9
 
 
+@pytest.mark.slow
 def test_seeds_of_another_machine_count_too(monkeypatch, recipe):
     """What two roots with two seeds each say together is what one with all four says."""
     few = ("--methods", FEW)
@@ -355,6 +369,7 @@ def test_seeds_of_other_utterances_or_settings_are_not_pooled(monkeypatch, recip
     assert named in compare(monkeypatch, recipe, *few, "--add-results", recipe / "odd.json")
 
 
+@pytest.mark.slow
 def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
     flags = ("--methods", FEW, "--seeds", "1", "--baseline", "branch-feature")
     assert compare(monkeypatch, recipe, *flags) == ""
@@ -363,6 +378,7 @@ def test_methods_can_be_held_against_any_of_them(monkeypatch, recipe):
     assert rows["baseline"]["clean vs branch-feature %"] is not None and "clean vs baseline %" not in rows["baseline"]
 
 
+@pytest.mark.slow
 def test_a_comparison_without_what_to_compare_with_says_so(monkeypatch, recipe, capsys):
     assert compare(monkeypatch, recipe, "--methods", "branch-feature", "--seeds", "1") == ""
     assert "no record of baseline, so nothing is compared with it" in capsys.readouterr().err

@@ -131,6 +131,7 @@ def test_only_trainings_of_several_processes_get_ports_and_each_its_own(recipe):
     assert ports.pop("a") == "-" and len(set(ports.values())) == 3 and "-" not in ports.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_runner_that_is_killed_takes_its_scripts_along_and_the_next_one_goes_on(recipe, number):
     (recipe / "slow").touch()

@@ -68,6 +68,7 @@ def test_flags_that_make_no_sweep_are_refused(monkeypatch, recipe, flags, named)
     assert events(recipe) == []
 
 
+@pytest.mark.slow
 def test_every_point_and_seed_is_trained_once_and_decoded_in_every_way(monkeypatch, recipe):
     grid = ("--grid", "kd-feature-scale=0,1", "--decode-grid", "chunk-size=8,16", "--seeds", "1,2")
     assert run_sweep(monkeypatch, recipe, *grid) == ""
@@ -92,6 +93,7 @@ def test_every_point_and_seed_is_trained_once_and_decoded_in_every_way(monkeypat
     assert "| kd-feature-scale | decode chunk-size | seed |" in render(recipe / "sweep" / "sweep.json")
 
 
+@pytest.mark.slow
 def test_a_sweep_grows_and_does_only_what_is_missing(monkeypatch, recipe):
     assert run_sweep(monkeypatch, recipe, "--grid", "kd-feature-scale=0,1") == ""
     before = events(recipe)
@@ -100,12 +102,14 @@ def test_a_sweep_grows_and_does_only_what_is_missing(monkeypatch, recipe):
     assert len(rows_of(recipe)) == 6
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_and_the_rest_is_written(monkeypatch, recipe, capsys):
     assert "failed: base-lr-666_seed-1" in run_sweep(monkeypatch, recipe, "--grid", "base-lr=1,666")
     assert "the devil's" in capsys.readouterr().err
     assert [row["base-lr"] for row in rows_of(recipe)] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_experiments_that_are_there_are_decoded_and_their_own_results_left_alone(monkeypatch, recipe):
     assert run_sweep(monkeypatch, recipe, "--grid", "kd-feature-scale=0,1") == ""
     exp_dirs = [recipe / "sweep" / f"kd-feature-scale-{n}_seed-1" for n in "01"]
@@ -122,6 +126,7 @@ def test_experiments_that_are_there_are_decoded_and_their_own_results_left_alone
     assert len(events(recipe, "train")) == 2
 
 
+@pytest.mark.slow
 def test_a_star_in_one_command(monkeypatch, recipe):
     grids = ("--grid", "kd-feature-scale=0,1", "--grid", "kd-apc-shift=1,2", "--decode-grid", "chunk-size=8,16")
     assert run_sweep(monkeypatch, recipe, *grids, "--one-at-a-time", 1) == ""

@@ -18,6 +18,7 @@ def wers_over(axes: list[Axis], seeds: int) -> dict[tuple[str, ...], list[float]
     return {point: list(rng.uniform(5, 40, seeds)) for point in points(axes, False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes, count", [([SCALES], 1), ([SCALES, SHIFTS], 1), ([SCALES, SHIFTS, LAYERS], 2)])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_maps_are_drawn_and_fit_a_phone(tmp_path, axes, count, seeds):

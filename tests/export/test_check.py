@@ -32,6 +32,8 @@ from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_e
 from kdstream.models.transducer import build_model
 from support.decoding import NOISE_CUTS, TEXTS, make_experiment, noise_test_set, run_script, write_noise
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "egs/librispeech/export.py"
 CHUNK = ChunkConfig(8, 32)
 SECONDS = (1.5, 2.3, 0.4, 1.05, 3.15)

@@ -24,6 +24,8 @@ from kdstream.models.transducer import Transducer, build_model
 from support.decoding import talkative_model
 from support.models import tiny_test_model
 
+pytestmark = pytest.mark.slow
+
 
 class Case(NamedTuple):
     encoder: str

@@ -44,6 +44,7 @@ def distil(student, distiller, features, lens, tokens=None) -> dict[str, torch.T
     return distiller(batch_of(features, lens), taps)
 
 
+@pytest.mark.slow
 def test_default_layers_are_the_last_of_every_stack_with_frames_of_40_ms_or_longer():
     _, _, distiller = build()
     assert [(pair.student, pair.teacher) for pair in distiller.pairs] == [("1.1", "1.1"), ("2.0", "2.0")]
@@ -91,6 +92,7 @@ def test_weights_rise_linearly_to_their_scales():
     assert at_once.weights(0)["apc_loss"] == SMALL.kd_apc_scale
 
 
+@pytest.mark.slow
 def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_later():
     student, _, distiller = build()
     features, lens, _ = random_batch((100,))
@@ -112,6 +114,7 @@ def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_late
             assert z[0, heard:].abs().max() > 0  # z does see the future, so the test can fail
 
 
+@pytest.mark.slow
 def test_a_batch_costs_the_sum_of_its_utterances_through_both_models():
     student, _, distiller = build()
     features, lens, _ = random_batch((170, 100))
@@ -124,6 +127,7 @@ def test_a_batch_costs_the_sum_of_its_utterances_through_both_models():
         assert loss.item() == pytest.approx(sum(one[name].item() for one in alone), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_loss_with_scale_0_is_left_out_with_its_part_of_the_branch():
     student, _, distiller = build(replace(SMALL, kd_relation_scale=0.0, kd_apc_scale=0.0))
     features, lens, _ = random_batch()
@@ -134,6 +138,7 @@ def test_a_loss_with_scale_0_is_left_out_with_its_part_of_the_branch():
     assert not any(".layer." in name for name, _ in only_apc.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_step_changes_student_and_branches_but_not_the_teacher():
     student, teacher, distiller = build()
     teacher_before = copy.deepcopy(teacher.state_dict())
@@ -174,6 +179,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(method):
     student, _, distiller = build(METHODS[method])
@@ -189,6 +195,7 @@ def test_every_method_lowers_its_own_loss_on_a_fixed_batch_within_20_steps(metho
     assert history[-1] < 0.7 * history[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [2, 8])
 @pytest.mark.parametrize("shift", [1, 3])
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -212,6 +219,7 @@ def test_losses_between_layers_are_those_that_the_flags_name(distance, shift, he
     torch.testing.assert_close(distiller(batch, taps), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("form", TOKEN_FORMS)
@@ -228,6 +236,7 @@ def test_the_token_loss_is_the_one_that_the_flags_name(form, temperature, shift)
     torch.testing.assert_close(distiller(batch, taps), {"token_loss": expected}, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theirs", SETTINGS)
 @pytest.mark.parametrize("ours", SETTINGS)
 def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs):
@@ -349,6 +358,7 @@ def inference_flops(model) -> int:
     return flops.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", SETTINGS)
 def test_a_distilled_student_costs_at_inference_exactly_what_the_baseline_costs(tmp_path, encoder):
     student, _, distiller = build(student_encoder=encoder)
@@ -411,6 +421,7 @@ def test_losses_between_layers_do_not_ask_for_the_students_tokens(tmp_path):
     assert needs_tokens(DistillConfig(kd_token_scale=0.1)) and needs_tokens(DistillConfig(init_from_teacher=True))
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     forty_bins = replace(teacher, model=replace(teacher.model, feature_dim=40))

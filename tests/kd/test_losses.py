@@ -114,6 +114,7 @@ def test_feature_and_apc_gradients_equal_finite_differences(distance):
     assert torch.autograd.gradcheck(lambda z: apc_loss(h, z, LENS, OUTPUT_FRAMES, SHIFT, distance), (z,))
 
 
+@pytest.mark.slow
 def test_relation_gradients_equal_finite_differences():
     teacher = [x.detach() for x in qkv(0)]
     assert torch.autograd.gradcheck(lambda *auxiliary: relation(teacher, list(auxiliary)), qkv(10))

@@ -86,6 +86,7 @@ def measure(monkeypatch, exp_dir: Path, *flags) -> dict:
     return json.loads((exp_dir / "layer_similarity.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_teachers_own_layers_are_the_most_similar_to_themselves(monkeypatch, tmp_path):
     exp_dir = experiment(tmp_path / "teacher", causal=False)
     table = measure(monkeypatch, exp_dir, "--teacher-exp-dir", exp_dir)
@@ -100,6 +101,7 @@ def test_a_teachers_own_layers_are_the_most_similar_to_themselves(monkeypatch, t
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_streaming_student_is_measured_against_full_context_and_a_speech_encoder(monkeypatch, tmp_path):
     student, teacher = (experiment(tmp_path / name, causal=name == "student") for name in ("student", "teacher"))
     config = ExperimentConfig.load(student)

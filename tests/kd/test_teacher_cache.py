@@ -75,6 +75,7 @@ def test_losses_under_a_cached_teacher_equal_those_under_the_live_one(tmp_path, 
         assert cached[name].item() == pytest.approx(loss.item(), rel=tolerance), name
 
 
+@pytest.mark.slow
 def test_every_teacher_that_writes_tokens_can_be_cached(tmp_path):
     teacher, (features, lens, _) = Echo(), random_batch()
     identity = fingerprint(teacher, FEATURES)
@@ -147,6 +148,7 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
         teacher.listen(batch_of(features, lens, ["a/1", "b"]), LAYERS)
 
 
+@pytest.mark.slow
 def test_train_reads_the_cache_that_the_command_wrote(tmp_path, capsys):
     data = make_corpus(tmp_path, 12)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
@@ -181,6 +183,7 @@ def distilled(tmp_path: Path, name: str, data):
     return replace(experiment(tmp_path / name, data, num_epochs=1), distill=DistillConfig(**directories))
 
 
+@pytest.mark.slow
 def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path):
     data = make_corpus(tmp_path, 12)
     make_teacher(tmp_path, data)
@@ -195,6 +198,7 @@ def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path):
     loop.train_experiment(distilled(tmp_path, "student", data))
 
 
+@pytest.mark.slow
 def test_other_speech_under_the_same_names_is_refused(tmp_path):
     data = make_corpus(tmp_path, 12)
     make_teacher(tmp_path, data)
@@ -225,6 +229,7 @@ def test_a_damaged_cache_is_a_clear_error(tmp_path):
         CachedTeacher(live_teacher(), tmp_path, "")
 
 
+@pytest.mark.slow
 def test_two_cuts_of_one_name_are_refused(tmp_path):
     data = make_corpus(tmp_path, 4)
     twice = replace(data, train_cuts=2 * data.train_cuts)
@@ -241,6 +246,7 @@ def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
     torch.testing.assert_close(heard, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_time_warping_beside_a_cache_is_refused(tmp_path):
     data = replace(make_corpus(tmp_path, 8), enable_spec_aug=True)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1)

@@ -295,6 +295,7 @@ def test_frames_of_a_speech_encoder_are_those_whose_middle_is_nearest_to_ours():
     assert distances.index(min(distances)) == FRAMES_AHEAD
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_speech_encoder():
     student = tiny_test_model(causal=True)
     teacher = SpeechEncoderTeacher(speech_encoder("wav2vec2_model"), CPU)

@@ -105,6 +105,7 @@ def test_identical_models_at_equal_ranges_have_no_loss_and_no_gradient(form):
     assert abs(loss.item()) < 1e-6 and student.grad.abs().max() < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_gradients_pass_gradcheck(form):
     lattice, teacher = make_lattice(), logits(1)

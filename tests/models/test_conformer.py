@@ -70,6 +70,7 @@ def test_a_streaming_convolution_that_starts_from_a_centred_one_agrees_on_what_d
     assert converted["other"] is other
 
 
+@pytest.mark.slow
 def test_caches_are_as_wide_as_the_model_in_every_preset():
     """What one layer keeps of a frame fits where sherpa-onnx keeps a Conformer's."""
     for preset, parameters in (("tiny", 2.6e6), ("small", 24e6), ("medium", 80e6)):

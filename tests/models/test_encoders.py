@@ -29,6 +29,7 @@ def test_every_encoder_is_tested_and_has_presets():
     assert all("tiny" in kind.presets for kind in ENCODERS.values())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 @pytest.mark.parametrize("frames", [9, 57, 131, 200])
@@ -62,6 +63,7 @@ def test_an_utterance_gives_the_same_frames_alone_and_in_a_batch(encoder, chunk)
         assert difference(alone[0, : int(alone_lens)], together[row, : int(alone_lens)]) < 1e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_streams_of_different_ages_share_a_batch(encoder):
     model, chunk = tiny_test_model(causal=True, encoder=encoder), ChunkConfig(8, 32)
@@ -110,6 +112,7 @@ def test_no_gradient_reaches_a_frame_beyond_the_chunk_and_its_lookahead(encoder,
     assert not reached[chunk.input_frames :].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder, settings, steps_back",
     [
@@ -141,6 +144,7 @@ def test_full_context_sees_the_future(encoder):
     assert difference(*out) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 8)], ids=str)
 def test_padding_that_sees_no_frame_at_all_leaves_every_gradient_finite(encoder, chunk):
     model = tiny_test_model(causal=chunk is not None, encoder=encoder).train()
@@ -149,6 +153,7 @@ def test_padding_that_sees_no_frame_at_all_leaves_every_gradient_finite(encoder,
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32)], ids=str)
 def test_taps_give_every_layer_at_its_own_rate(encoder, chunk):
@@ -191,6 +196,7 @@ def test_what_does_not_fit_is_refused_in_one_line(encoder, call, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_chunk_holds_whole_frames_of_every_stack():
     model = tiny_test_model(causal=True, downsampling_factor=(1, 2, 3))

@@ -15,6 +15,8 @@ from kdstream.models import rnnt_loss
 from kdstream.models.streaming import ChunkConfig
 from support.models import random_batch, tiny_test_model
 
+pytestmark = pytest.mark.k2
+
 try:
     import k2
 except ImportError:

@@ -235,7 +235,7 @@ def test_an_utterance_without_a_path_is_infinite_and_pulls_at_nothing() -> None:
     assert not bool(grad[0].any()) and bool(grad[2].any())
 
 
-@pytest.mark.parametrize("device", ("cpu", "cuda"))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_losses_are_float32_inside_autocast_and_close_to_float64(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -78,6 +78,7 @@ def to_icefall(tensor: torch.Tensor, index: int, count: int) -> torch.Tensor:
     return tensor.transpose(1, 2) if kind >= 4 else tensor.transpose(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("preset", ["small", "medium", "large"])
 def test_every_parameter_name_and_shape_is_icefalls(preset, causal):

@@ -26,6 +26,7 @@ def run_prepare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tmp_path):
     make_part(tmp_path / "mine", "train-a", 1, 8, seed=1)
     make_part(tmp_path / "mine", "train-b", 2, 8, seed=2)
@@ -75,6 +76,7 @@ def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tm
     assert both.returncode == 1 and "part train-a: is to be trained on" in both.stderr
 
 
+@pytest.mark.slow
 def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
     for index, part in enumerate(("train-clean-5", "dev-clean-2"), start=1):
         make_part(tmp_path / "there", part, index, 4, seed=index)

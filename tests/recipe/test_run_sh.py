@@ -103,6 +103,7 @@ def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
     assert calls(recipe) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_takes_its_decodings_along(recipe):
     run(recipe)
     for system in ("baseline", "distilled"):

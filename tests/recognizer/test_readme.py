@@ -13,6 +13,7 @@ from support.paths import ROOT
 from support.serving import noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["exp_dir", "exported"])
 def test_readmes_lines_of_python_run_as_they_are(model, request, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

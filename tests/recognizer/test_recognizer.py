@@ -16,6 +16,8 @@ from kdstream.recognizer.trained import TrainedRecognizer
 from support.decoding import make_experiment
 from support.serving import noise
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 2.5
 RUNTIMES = ("trained", "exported")
 RATES = (16000, 8000, 44100)

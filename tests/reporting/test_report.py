@@ -20,6 +20,8 @@ from support.decoding import run_script
 from support.records import make_record, write_runs
 from support.reporting import HOSTILE_TEXT, write_curves, write_experiment, write_measured
 
+pytestmark = pytest.mark.slow
+
 HOSTILE_NAME = 'distilled <b onclick="x()">& $A$'
 VOID = ("meta", "img")
 MEGABYTE = 1_000_000

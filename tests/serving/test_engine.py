@@ -65,11 +65,13 @@ def test_the_silence_lasts_as_long_as_the_tail_at_every_rate(served):
     assert len(served.files.silence(44100)) == (frames + 1) * 441  # and a frame that the resampler may hold back
 
 
+@pytest.mark.slow
 def test_serving_needs_no_torch():
     code = "import sys; import kdstream.serving.server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_refused_in_one_line(served, tmp_path, monkeypatch):
     encoder = served.files.encoder
     (tmp_path / "encoder-lonely.onnx").write_bytes(b"")

@@ -24,6 +24,8 @@ from kdstream.serving.engine import Engine
 from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, within
 from support.serving import END, START, RawClient, noise, running_script, speak
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 2.5
 CLIENTS, CLIENT_SECONDS = 64, 30.0
 MEGABYTE = 1 << 20

@@ -36,11 +36,13 @@ def fail_in_second(config: ExperimentConfig, rank: int, world_size: int) -> None
     dist.barrier(world_size)
 
 
+@pytest.mark.slow
 def test_world_size_starts_processes_that_meet(tmp_path: Path):
     dist.launch(note_rank, experiment(tmp_path, 2))
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3 of 2", "3 of 2"]
 
 
+@pytest.mark.slow
 def test_error_in_a_process_is_one_line_for_the_user(tmp_path: Path):
     with pytest.raises(UserError, match="^u.wav: cut short; restore it$"):
         dist.launch(fail_in_second, experiment(tmp_path, 2))

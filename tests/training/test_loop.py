@@ -25,6 +25,7 @@ BRANCHES: dict[str, float] = {}  # the default
 TOKENS_ALONE = dict(kd_feature_scale=0.0, kd_relation_scale=0.0, kd_apc_scale=0.0, kd_token_scale=0.5)  # no branch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill_before, last, method",
     [(3, "checkpoint-2.pt", BRANCHES), (5, "epoch-1.pt", BRANCHES), (3, "checkpoint-2.pt", TOKENS_ALONE)],
@@ -70,6 +71,7 @@ def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None
     (Path(config.train.exp_dir) / f"losses-{rank}.json").write_text(json.dumps(losses))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data, teacher):
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_warmup_batches=4)
     one = replace(experiment(tmp_path / "one", data, accum_grad=2), distill=distill)
@@ -110,6 +112,7 @@ def gradients(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, tor
     return captured
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
     corpus = make_corpus(tmp_path, num_utterances=4, equal_lengths=True)
     config = experiment(tmp_path / "exp", corpus)
@@ -120,6 +123,7 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
     assert difference / norm < 1e-5
 
 
+@pytest.mark.slow
 def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = experiment(tmp_path, data, num_epochs=1, tensorboard=True)
@@ -142,6 +146,7 @@ def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     assert names <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_stops_at_max_train_batches_with_a_checkpoint(tmp_path: Path, data):
     losses = record(experiment(tmp_path, data, max_train_batches=2))
     assert list(losses) == [1, 2]
@@ -149,6 +154,7 @@ def test_stops_at_max_train_batches_with_a_checkpoint(tmp_path: Path, data):
     assert record(experiment(tmp_path, data, max_train_batches=2, resume=True)) == {}
 
 
+@pytest.mark.slow
 def test_finished_training_is_not_repeated(tmp_path: Path, data):
     record(experiment(tmp_path, data, num_epochs=1))
     before = (tmp_path / "epoch-1.pt").stat().st_mtime_ns
@@ -171,6 +177,7 @@ def poison(monkeypatch, bad_ids, error: Exception | None = None) -> None:
     monkeypatch.setattr(loop, "compute_loss", compute)
 
 
+@pytest.mark.slow
 def test_batch_without_finite_loss_is_left_out_and_named(tmp_path: Path, data, monkeypatch, caplog):
     poison(monkeypatch, ["utterance-05"])
     with caplog.at_level(logging.WARNING):
@@ -182,6 +189,7 @@ def test_batch_without_finite_loss_is_left_out_and_named(tmp_path: Path, data, m
     assert 0 < saved["best_train_loss"] < float("inf")
 
 
+@pytest.mark.slow
 def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, None)
     with pytest.raises(UserError, match="bad-model-0.pt: 10 batches in a row"):
@@ -189,6 +197,7 @@ def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, 
     store.load_checkpoint(tmp_path / "bad-model-0.pt")
 
 
+@pytest.mark.slow
 def test_batches_without_finite_loss_that_are_not_in_a_row_end_nothing(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, ["utterance-05"])
     monkeypatch.setattr(loop, "MAX_BAD_BATCHES", 3)
@@ -207,6 +216,7 @@ def test_batch_that_raises_is_noted_with_its_cuts(tmp_path: Path, data, monkeypa
     assert cut["seconds"] > 1 and cut["tokens"] > 3 and cut["text"]
 
 
+@pytest.mark.slow
 def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data):
     whole = record(experiment(tmp_path / "whole", data))
 
@@ -234,6 +244,7 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
     assert rest == pytest.approx({step: whole[step] for step in rest}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_diagnostics_are_printed_and_nothing_is_written(tmp_path: Path, data, capsys):
     loop.train_experiment(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
     printed = capsys.readouterr().out

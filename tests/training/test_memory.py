@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from kdstream.config.sections import DistillConfig
 from kdstream.training import loop, memory
 from support.recording import make_trainer
 from support.training import experiment
 
 
+@pytest.mark.slow
 def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
     config = experiment(tmp_path, data)
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)

@@ -111,6 +111,7 @@ def test_rms_and_scalars_stay_within_their_bounds():
     assert scalar.item() == pytest.approx(10.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_converges_on_a_regression_problem():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 1))

@@ -31,6 +31,7 @@ ZIPFORMER = dict(
 CONFORMER = dict(num_encoder_layers=(2,), encoder_dim=(64,), feedforward_dim=(96,), cnn_module_kernel=(15,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder, settings, epochs", [("zipformer", ZIPFORMER, 48), ("conformer", CONFORMER, 30)])
 def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
     tmp_path: Path, encoder: str, settings: dict[str, Any], epochs: int

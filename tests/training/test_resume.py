@@ -136,6 +136,7 @@ def differing(ours: Any, theirs: Any, where: str = "") -> list[str]:
     return [] if ours == theirs else [where]
 
 
+@pytest.mark.slow
 def test_resuming_without_flags_equals_resuming_with_all_of_them(tmp_path: Path, data, teacher, capsys, caplog) -> None:
     cache = tmp_path / "cache"
     cache_teacher.main(["--teacher-exp-dir", str(teacher), "--output", str(cache)])
@@ -159,6 +160,7 @@ def test_resuming_without_flags_equals_resuming_with_all_of_them(tmp_path: Path,
     assert ours == replace(theirs, train=replace(theirs.train, exp_dir=ours.train.exp_dir))
 
 
+@pytest.mark.slow
 def test_a_flag_that_is_typed_changes_the_training_and_is_logged(tmp_path: Path, data, caplog) -> None:
     flags = typed(experiment(tmp_path, data, num_epochs=1))
     record(start(tmp_path, *flags))

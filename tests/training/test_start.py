@@ -20,6 +20,8 @@ from support.decoding import run_script
 from support.recording import record
 from support.training import experiment, make_corpus
 
+pytestmark = pytest.mark.slow
+
 
 def test_exp_dir_says_everything_that_later_scripts_need(tmp_path: Path, data):
     loop.train_experiment(experiment(tmp_path, data, num_epochs=1, use_bf16=True))

@@ -42,6 +42,7 @@ def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, "ctc_loss": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", [False, True])
 def test_delay_penalty_waits_until_the_student_can_hear_and_spares_validation(tmp_path: Path, data, finetune):
     config = experiment(tmp_path, data, warm_step=100)
