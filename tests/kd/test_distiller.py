@@ -150,7 +150,8 @@ def test_a_step_changes_student_and_branches_but_not_the_teacher():
     sum(distil(student, distiller, features, lens).values()).backward()
     optimizer.step()
     assert all(p.grad is not None for p in distiller.parameters())
-    assert student.encoder.encoders[1].encoder.layers[1].norm.bias.grad.abs().max() > 0
+    # whichever layers this draw skips
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.encoder.encoders[1].parameters())
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
     torch.testing.assert_close(teacher.state_dict(), teacher_before, rtol=0, atol=0)
