@@ -33,6 +33,7 @@ done
 work=$(mktemp -d)
 child=""
 finish() {
+  trap '' INT TERM # a second signal must not end this half-way
   [ -z "$child" ] || kill -- "-$child" 2>/dev/null || true
   for checkout in "$work"/?/checkout; do
     [ ! -e "$checkout" ] || git worktree remove --force "$checkout"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.compare_commits import compare, different_folders, of_files, of_gzipped
+from support.compare_commits import Failed, Stage, compare, different_folders, of_files, of_gzipped, run
 from support.comparing import (
     different_bytes,
     different_checkpoints,
@@ -135,6 +135,20 @@ def test_where_nothing_was_written_nothing_is_the_same(tmp_path: Path, capsys: p
     assert said[-1].startswith("0 of ")
 
 
+def test_a_script_sees_its_own_checkout_and_a_failure_shows_its_last_words(tmp_path: Path):
+    script = tmp_path / "checkout" / "local" / "script.py"
+    script.parent.mkdir(parents=True)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "checkout" / "mine.py").write_text("NAME = 'mine'")
+    script.write_text("import mine, os, sys; print(mine.NAME, os.getcwd(), *sys.argv)")
+    run(tmp_path, 3, Stage("local/script.py", "--flag 'two words'"))
+    said = (tmp_path / "output" / "03-script.out").read_text()
+    assert said == f"mine {tmp_path} checkout/local/script.py --flag two words\n"
+    script.write_text("raise SystemExit('error: no such thing')")
+    with pytest.raises(Failed, match="local/script.py --flag: exit status 1\nerror: no such thing"):
+        run(tmp_path, 3, Stage("local/script.py", "--flag"))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -143,15 +157,15 @@ def test_where_nothing_was_written_nothing_is_the_same(tmp_path: Path, capsys: p
     ],
 )
 def test_wrong_arguments_are_a_clear_error(arguments: list[str], message: str):
-    done = run("bash", *arguments)
+    done = start("bash", *arguments)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 def test_a_python_that_is_not_there_is_a_clear_error():
-    done = run("/no/python", "HEAD", "HEAD")
+    done = start("/no/python", "HEAD", "HEAD")
     assert done.returncode == 2 and done.stderr.startswith("error: /no/python: no such program; run local/setup_env.sh")
 
 
-def run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": python}
     return subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=environment)
