@@ -19,6 +19,7 @@ from kdstream.config.command_line import CACHE_DATA_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, override, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.data.augment import without_transforms
 from kdstream.data.features import FBANK_CONFIG
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device
@@ -33,7 +34,7 @@ def all_cuts(data: DataConfig) -> DataConfig:
     if data.pseudo_cuts:
         labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
         data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
-    return replace(data, enable_spec_aug=False, enable_musan=False, shuffle=False)
+    return replace(without_transforms(data), shuffle=False)
 
 
 def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:

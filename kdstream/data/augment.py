@@ -19,6 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, SpecAugment
 
+from kdstream.config.flags import with_settings
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Utterance
@@ -79,6 +80,11 @@ class Augmentation:
 def active_transforms(config: DataConfig) -> list[str]:
     """Names of the transforms that `config` switches on."""
     return [name for name, spec in TRANSFORMS.items() if getattr(config, spec.flag)]
+
+
+def without_transforms(config: DataConfig) -> DataConfig:
+    """The settings with every transform switched off."""
+    return with_settings(config, **{spec.flag: type(getattr(config, spec.flag))() for spec in TRANSFORMS.values()})
 
 
 def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:

@@ -22,6 +22,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.data.augment import active_transforms
 from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
@@ -66,7 +67,7 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
         check_time_warp(config.data, option(setting, getattr(distill, setting)))
     teacher = type_of(distill).load(config, device)
     if distill.teacher_cache:
-        clean = not (config.data.enable_spec_aug or config.data.enable_musan)
+        clean = not active_transforms(config.data)
         identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
         return CachedTeacher(teacher, Path(distill.teacher_cache), identity, clean)
     return teacher
