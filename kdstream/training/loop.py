@@ -103,6 +103,8 @@ def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:
             trainer.restore(resume_from)
+        elif config.train.resume:
+            logging.warning(f"--resume 1: {exp_dir} holds no checkpoint, so training starts anew")
         if rank == 0 and not config.train.print_diagnostics:
             warn_of_changed_settings(config)
             warn_of_flags_without_effect(config.distill)

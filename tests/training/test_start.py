@@ -200,6 +200,16 @@ def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(
     assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
 
 
+def test_a_training_that_finds_nothing_to_resume_says_so(tmp_path: Path, data, caplog):
+    config = experiment(tmp_path, data, num_epochs=1, max_train_batches=1)
+    resuming = replace(config, train=replace(config.train, resume=True))
+    said = f"--resume 1: {tmp_path} holds no checkpoint, so training starts anew"
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING):
+            loop.train_experiment(resuming)
+        assert caplog.text.count(said) == 1  # the second time there is one
+
+
 def test_script_trains_from_flags_and_ends_with_one_line_on_bad_input(tmp_path: Path, data, monkeypatch):
     flags = f"--exp-dir {tmp_path / 'exp'} --bpe-model {data.bpe_model} --train-cuts {data.train_cuts[0]} "
     flags += f"--valid-cuts {data.valid_cuts[0]} --max-duration 8 --num-workers 0 --max-train-batches 1 "
