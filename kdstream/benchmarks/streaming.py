@@ -14,6 +14,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
@@ -46,7 +47,7 @@ def export(model: Transducer, chunk: ChunkConfig, folder: Path) -> Exported:
     """Writes the files into `folder`.  The pieces have numbers as names, for nobody reads them."""
     files = export_onnx(model, chunk, folder, "bench")
     pieces = ["<blk>", *(f"t{number}" for number in range(1, model.config.vocab_size))]
-    tokens = folder / "tokens.txt"
+    tokens = folder / TOKENS_FILE
     tokens.write_text("".join(f"{piece} {number}\n" for number, piece in enumerate(pieces)))
     return Exported({"float32": files, "int8": quantize(files)}, pieces, tokens)
 

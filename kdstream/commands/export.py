@@ -24,6 +24,7 @@ from torch import Tensor
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
+from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.greedy import GreedySearch
@@ -65,7 +66,7 @@ def check_exported(
 ) -> None:
     """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
     torch.set_num_threads(1)
-    tokens = files.encoder.with_name("tokens.txt")
+    tokens = files.encoder.with_name(TOKENS_FILE)
     exact = {
         "torch": torch_runtime(model, chunk, tokenizer.tokens),
         "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
     int8 = quantize(files)
-    tokenizer.save_tokens(folder / "tokens.txt")
-    print_sizes([*written, *files, *int8, folder / "tokens.txt"])
+    tokenizer.save_tokens(folder / TOKENS_FILE)
+    print_sizes([*written, *files, *int8, folder / TOKENS_FILE])
     latency = algorithmic_latency_ms(chunk)
     print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")

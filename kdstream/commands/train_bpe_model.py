@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import parser_of
 from kdstream.corpus.bpe import train_bpe_model, transcripts_of_cuts, transcripts_of_parts
 from kdstream.data.tokenizer import Tokenizer
@@ -32,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     transcripts = args.lang_dir / "transcript_words.txt"
     transcripts.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     train_bpe_model(transcripts, args.lang_dir, args.vocab_size)
-    Tokenizer(args.lang_dir / "bpe.model").save_tokens(args.lang_dir / "tokens.txt")
+    Tokenizer(args.lang_dir / BPE_MODEL_FILE).save_tokens(args.lang_dir / TOKENS_FILE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import sentencepiece
 from lhotse import SupervisionSet
 
+from kdstream.config.experiment import BPE_MODEL_FILE
 from kdstream.data.cuts import iterate, read_manifest, text_of
 from kdstream.errors import UserError, option
 
@@ -60,4 +61,4 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
             reason or "refused", flag=option("vocab_size", vocab_size), fix=f"the text is {transcripts}"
         ) from error
     Path(f"{prefix}.vocab").unlink()
-    shutil.copyfile(f"{prefix}.model", lang_dir / "bpe.model")
+    shutil.copyfile(f"{prefix}.model", lang_dir / BPE_MODEL_FILE)

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kdstream.config.experiment import CONFIG_FILE
 from kdstream.config.sections import DecodeConfig
 from kdstream.errors import UserError, packages_of
 from kdstream.recognizer.base import Recognizer
 
 RUNTIMES = ("torch", "sherpa-onnx")
-CONFIG_FILE = "config.json"
 
 
 def load(

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import sherpa_onnx
 
+from kdstream.config.experiment import TOKENS_FILE
 from kdstream.errors import UserError
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
@@ -52,7 +53,7 @@ def find_model(encoder: Path) -> ExportedModel:
     if not encoder.name.startswith("encoder-"):
         raise UserError(f"{encoder}: not an encoder", fix="name the exported file encoder-...onnx; export.py writes it")
     rest = encoder.name[len("encoder") :]
-    others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", "tokens.txt")]
+    others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", TOKENS_FILE)]
     for path in (encoder, *others):
         if not path.is_file():
             fix = "export.py writes encoder, decoder, joiner and tokens.txt together"
