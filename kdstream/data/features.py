@@ -36,7 +36,7 @@ def compute_fbank(samples: np.ndarray | Tensor, extractor: str = "lhotse") -> Te
 def kaldifeat_fbank() -> KaldifeatFbank:
     """FBANK's settings, computed by kaldifeat."""
     try:
-        import kaldifeat  # noqa: F401  Lhotse imports it only when it computes
+        import kaldifeat  # noqa: F401  # pyright: ignore[reportMissingImports]  # Lhotse imports it when it computes
     except (ImportError, OSError) as error:
         raise UserError(
             f"it does not import ({error})",
