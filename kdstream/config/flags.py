@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
@@ -115,7 +116,10 @@ def to_dict(section: Any) -> dict[str, Any]:
 
 
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """A dataclass from JSON values; lists become tuples.  Raises TypeError on unknown names."""
+    """A dataclass from JSON values; lists become tuples.
+
+    Raises TypeError for an unknown name, or a value that the flag of its name would not take.
+    """
 
     def tuples(items: dict[str, Any]) -> dict[str, Any]:
         return {name: tuple(v) if isinstance(v, list) else v for name, v in items.items()}
@@ -123,7 +127,29 @@ def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     values = tuples(values)
     if "extensions" in values:
         values["extensions"] = tuples(values["extensions"])
+    defaults = {f.name: f.default for f in fields(config_class)}
+    types = get_type_hints(config_class)
+    ranges = {item.name: item.more for item in flags_of(config_class)}
+    for name in values.keys() & defaults.keys() - {"extensions"}:
+        if not _may_be(values[name], types[name], defaults[name], ranges.get(name, {})):
+            raise TypeError(f"{name} is {values[name]!r}")
     return config_class(**values)
+
+
+def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) -> bool:
+    """Whether a setting may have this value: one of its type and in its range, or its default."""
+    if value is None or value == default:
+        return default is None or value is not None
+    if get_origin(annotation) is tuple:
+        element = get_args(annotation)[0]
+        return isinstance(value, tuple) and all(_may_be(each, element, ..., more) for each in value)
+    if annotation is bool or isinstance(value, bool):
+        return annotation is bool and isinstance(value, bool)
+    if not isinstance(value, (int, float) if annotation is float else annotation):
+        return False
+    return annotation is str or bool(
+        math.isfinite(value) and value >= more.get("minimum", -math.inf) and value > more.get("above", -math.inf)
+    )
 
 
 def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:

@@ -59,6 +59,33 @@ def test_a_config_that_cannot_be_read_says_why(tmp_path: Path, changes: dict, me
         ExperimentConfig.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "section, name, value",
+    [
+        ("model", "encoder_dim", [32, "64"]),
+        ("model", "encoder_dim", [32, 0]),
+        ("model", "encoder_dim", 32),
+        ("model", "causal", 1),
+        ("model", "context_size", None),
+        ("model", "context_size", True),
+        ("data", "max_duration", float("nan")),
+        ("data", "max_duration", 0),
+        ("data", "bpe_model", ["a"]),
+        ("train", "base_lr", "0.1"),
+    ],
+)
+def test_a_value_that_its_flag_would_not_take_is_named(tmp_path: Path, section: str, name: str, value: object) -> None:
+    CONFIG.save(tmp_path)
+    path = tmp_path / "config.json"
+    entries = json.loads(path.read_text())
+    entries[section][name] = value
+    path.write_text(json.dumps(entries))
+    with pytest.raises(
+        UserError, match=f"{path}: not a config.json of this project .{name} is .*; train again or mend"
+    ):
+        ExperimentConfig.load(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "7", '{"version": 1'])
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
