@@ -17,6 +17,7 @@ from kdstream.checkpoints.store import (
     StateDict,
     as_float32,
     find_checkpoints,
+    is_state,
     last_epoch,
     load_checkpoint,
     load_weights,
@@ -139,6 +140,8 @@ def _mean_of(paths: list[Path]) -> Averaged:
     for path in paths:
         checkpoint = load_checkpoint(path)
         params = params or params_of(checkpoint)  # of the first one read, which is the last one saved
+        if total:
+            check_alike(checkpoint["model"], path, total, paths[0])
         for name, value in checkpoint["model"].items():
             value = value.double() if value.is_floating_point() else value
             total[name] = total[name] + value if name in total and value.is_floating_point() else value
@@ -152,6 +155,7 @@ def _mean_between(start: Path | None, end: Path, choice: CheckpointChoice) -> Av
         previous, n_start = {}, 0
     else:
         previous, n_start, _ = _running_average(start, choice)
+        check_alike(previous, start, average, end)
     if n_end <= n_start:
         raise UserError(
             f"{end}: its running average was not updated after {start or 'the start'}",
@@ -170,10 +174,20 @@ def _mean_between(start: Path | None, end: Path, choice: CheckpointChoice) -> Av
     return Averaged(weights, end, params)
 
 
+def check_alike(state: StateDict, path: Path, other: StateDict, other_path: Path) -> None:
+    """Raises UserError, with both paths, unless two state dicts are of one model."""
+    shapes, others = ({name: value.shape for name, value in weights.items()} for weights in (state, other))
+    if shapes != others:
+        odd = next(name for name in {**others, **shapes} if shapes.get(name) != others.get(name))
+        raise UserError(
+            f"{other_path}: not of the same model as {path} ({odd} differs)", fix="average checkpoints of one training"
+        )
+
+
 def _running_average(path: Path, choice: CheckpointChoice) -> tuple[StateDict, int, dict[str, Any]]:
     """model_avg, the batches that it covers, and the training parameters."""
     checkpoint = load_checkpoint(path)
-    if not checkpoint.get("model_avg") or not {"batch_idx_train", "average_period"} <= set(checkpoint):
+    if not is_state(checkpoint.get("model_avg")) or not {"batch_idx_train", "average_period"} <= set(checkpoint):
         raise UserError(f"{path}: holds no running average", fix=f"give {choice.option('use_averaged_model', 0)}")
     period = checkpoint["average_period"]
     return checkpoint["model_avg"], checkpoint["batch_idx_train"] // period * period, params_of(checkpoint)

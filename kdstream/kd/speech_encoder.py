@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.checkpoints.store import check_finite
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError
 from kdstream.kd.taps import Tap, TapShape
@@ -58,6 +59,7 @@ def load_speech_encoder(model: str, weights: Mapping[str, Tensor], path: str) ->
             flag=f"--teacher-model {model!r}",
             fix=f"give the arguments with which {path} was made",
         ) from error
+    check_finite(weights, path)
     return encoder
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.checkpoints.store import check_finite
 from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
@@ -132,6 +133,7 @@ class TransducerTeacher(Teacher):
             raise UserError(
                 "a --causal 0 student cannot start from a streaming teacher's weights",
                 flag="--init-from-teacher 1",
+                fix="give --causal 1, or leave it out",
             )
         weights = self.model.state_dict()
         if student.config.causal and not streams:
@@ -185,6 +187,7 @@ def build_teacher(
             flag=whose,
             fix="use checkpoint and config.json of one training, or see --teacher-model",
         ) from error
+    check_finite(state_dict, whose)
     return TransducerTeacher(freeze(model).to(device))
 
 

@@ -98,6 +98,18 @@ def test_average_that_was_never_updated_is_refused(tmp_path: Path):
         average.load_averaged(average.CheckpointChoice(tmp_path, epoch=1))
 
 
+@pytest.mark.parametrize("use_averaged_model", [True, False])
+def test_an_average_of_two_models_is_refused_with_both_names(tmp_path: Path, use_averaged_model: bool):
+    other = torch.nn.Linear(2, 2)
+    save_model(tmp_path / "epoch-1.pt", make_model(), 1, model_avg=make_model())
+    save_model(tmp_path / "epoch-2.pt", other, 2, model_avg=other)
+    choice = average.CheckpointChoice(
+        tmp_path, epoch=2, avg=2 - use_averaged_model, use_averaged_model=use_averaged_model
+    )
+    with pytest.raises(UserError, match=r"epoch-2\.pt: not of the same model as .*epoch-1\.pt \(.* differs\); average"):
+        average.load_averaged(choice)
+
+
 def test_bare_pretrained_model_is_accepted(tmp_path: Path):
     model = make_model()
     torch.save({"model": model.state_dict()}, tmp_path / "pretrained.pt")

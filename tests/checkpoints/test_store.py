@@ -74,6 +74,37 @@ def test_checkpoint_cut_short_is_named_with_the_fix(tmp_path: Path, keep: int):
         store.load_checkpoint(path)
 
 
+def test_a_bit_that_has_changed_is_noticed(tmp_path: Path):
+    path = tmp_path / "epoch-3.pt"
+    model = make_model()
+    save_model(path, model)
+    data = bytearray(path.read_bytes())
+    place = data.find(model[0].weight.detach().numpy().tobytes())
+    assert place > 0
+    data[place + 2] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"epoch-3\.pt: cut short or damaged; delete it"):
+        store.load_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="this torch always writes checksums")
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path):
+    try:
+        torch.serialization.set_crc32_options(False)
+        save_model(tmp_path / "epoch-3.pt", make_model())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert "model" in store.load_checkpoint(tmp_path / "epoch-3.pt")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path):
+    model = make_model()
+    with torch.no_grad():
+        model[0].bias[1] = float("nan")
+    with pytest.raises(UserError, match="epoch-1.pt: 0.bias holds NaN or infinity; take an earlier checkpoint"):
+        store.load_strictly(make_model(), model.state_dict(), "epoch-1.pt")
+
+
 def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
     torch.save([1, 2, 3], tmp_path / "epoch-1.pt")
     with pytest.raises(UserError, match="not a checkpoint"):
