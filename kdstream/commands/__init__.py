@@ -5,6 +5,7 @@ How commands end: one clear line for what the user can mend, a traceback for wha
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -12,6 +13,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kdstream.errors import UserError, packages_of
+
+# What the system may say of any file that is read or written, and what the user can do about it.
+MENDED_BY_USER = {
+    errno.EACCES: "ask for its permissions, or name another place",
+    errno.EPERM: "ask for its permissions, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a place in a directory",
+    errno.EEXIST: "name another place",
+}
 
 
 class Command(NamedTuple):
@@ -79,6 +93,11 @@ def run(command: Callable[[], int | None]) -> None:
     except UserError as error:
         logging.shutdown()
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in MENDED_BY_USER:
+            raise
+        logging.shutdown()
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; {MENDED_BY_USER[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(130)
     if status:

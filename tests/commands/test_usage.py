@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
 from pathlib import Path
@@ -28,6 +30,23 @@ def help_of(name: str, capsys: pytest.CaptureFixture) -> str:
     with pytest.raises(SystemExit, match="0"):
         commands.main([name, "--help"])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG])
+def test_what_the_system_says_of_a_file_is_one_line(number):
+    def command():
+        raise OSError(number, os.strerror(number), "exp/config.json")
+
+    with pytest.raises(SystemExit, match=f"^error: exp/config.json: {os.strerror(number)}; \\w+"):
+        commands.run(command)
+
+
+def test_an_error_of_the_system_that_nobody_can_mend_keeps_its_traceback():
+    def command():
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        commands.run(command)
 
 
 @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
