@@ -33,7 +33,7 @@ def transcripts_of_cuts(paths: str) -> list[str]:
     for path in paths.split(","):
         found = [text for text in map(text_of, iterate(read_manifest(Path(path)))) if text]
         if not found:
-            raise UserError("none of its cuts has a transcript", flag=f"--cuts {path}")
+            raise UserError("none of its cuts has a transcript", flag=f"--cuts {path}", fix="name cuts with texts")
         texts += found
     return texts
 

@@ -57,7 +57,7 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
     try:
         args, unknown = parser.parse_known_args(shlex.split(flags))
     except (argparse.ArgumentError, ValueError) as error:
-        raise UserError(str(error), flag=option("teacher_model", repr(flags))) from error
+        raise UserError(str(error), flag=option("teacher_model", repr(flags)), fix="see train.py --help") from error
     if unknown:
         raise UserError(
             f"{unknown[0]} is no flag of a model", flag=option("teacher_model", repr(flags)), fix="see train.py --help"

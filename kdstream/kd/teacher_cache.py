@@ -76,7 +76,11 @@ class CacheWriter:
         self.directory, self.teacher, self.layers = directory, teacher, list(layers)
         missing = [name for name in layers if name not in teacher.shapes]
         if missing:
-            raise UserError(f"the teacher has {', '.join(teacher.shapes)}", flag=f"--layers {','.join(missing)}")
+            raise UserError(
+                f"the teacher has {', '.join(teacher.shapes)}",
+                flag=f"--layers {','.join(missing)}",
+                fix="choose of these",
+            )
         header = {"version": VERSION, "fingerprint": identity, "storage": storage, "columns": self.columns()}
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / HEADER

@@ -155,7 +155,7 @@ def check_conformer(config: ModelConfig) -> None:
         raise UserError("a conformer is one stack; give one number of layers", flag=option("num_encoder_layers"))
     for name in ("encoder_dim", "query_head_dim"):
         if getattr(config, name)[0] % 2:
-            raise UserError("a conformer's must be even, as it takes this width in halves", flag=option(name))
+            raise UserError("must be even, as a conformer takes this width in halves", flag=option(name))
 
 
 ENCODERS.add(

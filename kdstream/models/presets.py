@@ -29,14 +29,14 @@ def resolve(config: ModelConfig) -> ModelConfig:
     config = replace(config, **{name: value for name, value in preset.items() if getattr(config, name) is None})
     config = replace(config, **spread_over_stacks(config, kind.per_stack))
     if any(kernel % 2 == 0 for kernel in config.cnn_module_kernel or ()):
-        raise UserError("kernels must be odd, so that a frame lies in the middle", flag=option("cnn_module_kernel"))
+        raise UserError("must be odd, so that a frame lies in the middle", flag=option("cnn_module_kernel"))
     if len(config.frontend_channels) != 3:
         raise UserError(
             "the front end has three convolutions", flag=option("frontend_channels"), fix="name the channels of each"
         )
     if config.decoder_dim % 4:
         raise UserError(
-            "not a multiple of 4, the channels of one of its groups", flag=option("decoder_dim", config.decoder_dim)
+            "must be a multiple of 4, the channels of one of its groups", flag=option("decoder_dim", config.decoder_dim)
         )
     if kind.check is not None:
         kind.check(config)

@@ -137,7 +137,10 @@ class Conv2dSubsampling(nn.Module):
           UserError: an utterance of fewer than 9 frames.
         """
         if x.size(1) < SHORTEST:
-            raise UserError(f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9")
+            raise UserError(
+                f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9",
+                fix="leave it out",
+            )
         x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
         x, left = self.convnext(x, left)  # (N, T', F', C)
         weight = turned(self.out.weight, self.channels, self.out_width)

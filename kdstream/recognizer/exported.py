@@ -89,7 +89,7 @@ def read_file(path: Path) -> tuple[np.ndarray, int]:
     """Samples (S,), the mean of all channels, and their rate.  Raises UserError for a missing or damaged file."""
     fix = "give another file, or convert it to wav or flac"
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file", fix=fix)
     try:
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:

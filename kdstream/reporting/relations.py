@@ -74,20 +74,20 @@ def read_relations(exp_dir: Path) -> Relations:
     """
     config = ExperimentConfig.load(exp_dir)
     if not config.distill.has_teacher:
-        raise UserError(f"{exp_dir}: trained without a teacher")
+        raise UserError(f"{exp_dir}: trained without a teacher", fix="name a distilled student")
     utterance = choose_utterance(config)
     student, distiller, weights = load_distilled(exp_dir, config)
     batch = make_batch([utterance])
     taps = distiller.student_taps()
     student.encode(batch.features, batch.feature_lens, choose_chunk(config.model, DecodeConfig()), taps=taps)
     if config.distill.kd_branch == "none":
-        raise UserError(f"{exp_dir}: no layer has an auxiliary branch")
+        raise UserError(f"{exp_dir}: no layer has an auxiliary branch", fix="name a student with branches")
     index, pair = finest_pair(distiller)
     heard = distiller.teacher.listen(batch, [pair.teacher])
     student_tap, teacher_tap = pair.align(taps[pair.student], heard.layers[pair.teacher])
     branch = distiller.branches[index](student_tap)
     if branch.query is None:
-        raise UserError(f"{exp_dir}: its branches have no auxiliary layer")
+        raise UserError(f"{exp_dir}: its branches have no auxiliary layer", fix="see --kd-branch transformer")
     vectors = {
         TEACHER: (teacher_tap.query, teacher_tap.key, teacher_tap.value),
         BRANCH: (branch.query, branch.key, branch.value),
@@ -131,10 +131,10 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer,
     """Student, distiller (branches and teacher) in eval mode, on the CPU, and the checkpoint they are from."""
     weights = next(iter(find_epochs(exp_dir)), None)
     if weights is None:
-        raise UserError(f"{exp_dir}: no epoch-N.pt")
+        raise UserError(f"{exp_dir}: no epoch-N.pt", fix="train it for an epoch first")
     checkpoint = load_checkpoint(weights)
     if not checkpoint.get("branches"):
-        raise UserError(f"{weights}: holds no branches")
+        raise UserError(f"{weights}: holds no branches", fix="name a distilled student")
     student = build_model(resolve(config.model))
     distiller = build_distiller(config.distill, student, load_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)

@@ -159,13 +159,13 @@ class Report:
                 alt = "Heat map: how similar each student layer and each teacher layer are."
                 pictures.append(self.picture(path, alt, "Linear CKA: 1 is equal up to rotation and scale."))
         if not pictures:
-            raise UserError(f"no {sources.SIMILARITY_JSON} under {self.exp_root}")
+            raise UserError(f"no {sources.SIMILARITY_JSON} under {self.exp_root}", fix="run kdstream layer-similarity")
         return "\n".join(pictures)
 
     def sensitivity(self) -> str:
         found = sorted(self.exp_root.glob(sources.SWEEPS))
         if not found:
-            raise UserError(f"no {sources.SWEEPS} in {self.exp_root}")
+            raise UserError(f"no {sources.SWEEPS} in {self.exp_root}", fix="run kdstream sweep")
         return "\n".join(self.picture(path, f"Map of a sweep: {path.stem}.", path.stem) for path in found)
 
     def utterances(self) -> str:

@@ -196,7 +196,7 @@ def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
     exp_dir = Path(train.exp_dir)
     if train.start_epoch < 1 or train.start_batch < 0:
         flags = f"{option('start_epoch', train.start_epoch)} {option('start_batch', train.start_batch)}"
-        raise UserError("epochs count from 1", flag=flags)
+        raise UserError("epochs must count from 1, and batches from 0", flag=flags)
     if train.start_batch > 0:
         return exp_dir / f"checkpoint-{train.start_batch}.pt"
     if train.start_epoch > 1:

@@ -160,7 +160,7 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
             choices.append([None])
             continue
         if size < 1:
-            problem = "chunks have 1 encoder frame or more, or -1 for full context"
+            problem = "must be 1 encoder frame or more, or -1 for full context"
             raise UserError(problem, flag=option("chunk_size", size))
         lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
         chunks = [ChunkConfig(size, left) for left in lefts or config.left_context_frames[:1]]

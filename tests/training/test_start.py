@@ -65,7 +65,7 @@ def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
         (dict(train=dict(use_fp16=True, use_bf16=True)), "give one of them"),
         (dict(model=dict(chunk_size=(6,), left_context_frames=(12,))), "chunk 6: not a multiple of 4"),
         (dict(model=dict(chunk_size=(8,), left_context_frames=(12,))), "left context 12: not a multiple of chunk 8"),
-        (dict(model=dict(chunk_size=(0,))), "--chunk-size 0: chunks have 1 encoder frame or more"),
+        (dict(model=dict(chunk_size=(0,))), "--chunk-size 0: must be 1 encoder frame or more"),
         (dict(model=dict(preset="huge")), "--preset huge: unknown"),
         (dict(distill=dict(teacher_exp_dir="nowhere")), "config.json: no such file"),
     ],
