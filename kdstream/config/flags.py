@@ -23,6 +23,7 @@ class Flag(NamedTuple):
     more: Mapping[str, Any]
 
 
+LARGEST = 2**31 - 1  # of whole numbers
 EXTENSIONS: dict[type, dict[str, Flag]] = {}  # by section: flags that `extend` has added
 
 
@@ -147,9 +148,10 @@ def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) 
         return annotation is bool and isinstance(value, bool)
     if not isinstance(value, (int, float) if annotation is float else annotation):
         return False
-    return annotation is str or bool(
-        math.isfinite(value) and value >= more.get("minimum", -math.inf) and value > more.get("above", -math.inf)
-    )
+    if annotation is str:
+        return True
+    low, above = more.get("minimum", -math.inf), more.get("above", -math.inf)
+    return bool(math.isfinite(value) and value >= low and value > above and (annotation is float or value <= LARGEST))
 
 
 def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
@@ -251,16 +253,20 @@ def _parser_of(annotation: Any, minimum: float | None = None, above: float | Non
 
 
 def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:
-    """The argparse type `number`, for values from `minimum` on or more than `above`; itself where neither is given."""
-    if minimum is None and above is None:
+    """The argparse type `number`, for values from `minimum` on or more than `above`; never NaN, whole ones to LARGEST."""
+    if number is str:
         return number
 
     def parse_number(text: str) -> Any:
         value = number(text)
+        if value != value:
+            raise argparse.ArgumentTypeError(f"{text}: must be a number")
         if minimum is not None and not value >= minimum:
             raise argparse.ArgumentTypeError(f"{text}: must be at least {minimum}")
         if above is not None and not value > above:
             raise argparse.ArgumentTypeError(f"{text}: must be more than {above}")
+        if number is int and value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text}: must be at most {LARGEST}")
         return value
 
     parse_number.__name__ = number.__name__

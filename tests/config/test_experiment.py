@@ -65,6 +65,7 @@ def test_a_config_that_cannot_be_read_says_why(tmp_path: Path, changes: dict, me
         ("model", "encoder_dim", [32, "64"]),
         ("model", "encoder_dim", [32, 0]),
         ("model", "encoder_dim", 32),
+        ("model", "encoder_dim", [10**30]),
         ("model", "causal", 1),
         ("model", "context_size", None),
         ("model", "context_size", True),
