@@ -6,8 +6,9 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 
 class Flag(NamedTuple):
@@ -154,6 +155,17 @@ def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) 
     return bool(math.isfinite(value) and value >= low and value > above and (annotation is float or value <= LARGEST))
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, which names the flag that an unknown one is most like."""
+
+    def error(self, message: str) -> NoReturn:
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            typed = word.partition("=")[0]
+            known = get_close_matches(typed, self._option_string_actions, 1) if typed.startswith("--") else []
+            message += f"; did you mean {known[0]}?" if known else ""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists all flags\n")
+
+
 def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
     """The parser of a command.  It refuses abbreviated flags, which other commands would not know again.
 
@@ -162,7 +174,7 @@ def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
       more: of argparse.ArgumentParser.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False, **more)
+    return Parser(description=description, formatter_class=raw, allow_abbrev=False, **more)
 
 
 def add_arguments(
@@ -253,7 +265,7 @@ def _parser_of(annotation: Any, minimum: float | None = None, above: float | Non
 
 
 def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:
-    """The argparse type `number`, for values from `minimum` on or more than `above`; never NaN, whole ones to LARGEST."""
+    """The argparse type `number`: from `minimum` on or more than `above`, never NaN, whole numbers up to LARGEST."""
     if number is str:
         return number
 
