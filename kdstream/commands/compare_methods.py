@@ -9,8 +9,8 @@ nothing to teach.  What is finished is skipped, and what was killed goes on.  Wi
 computes is stored once, below EXP_ROOT, and no student runs the teacher.
 
 It writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
---baseline and against the best form of token distillation, both with intervals (95 %, bootstrap over utterances), and
-the commands.  With --publish egs/librispeech/results/NAME it also writes NAME.json (the records) and
+--baseline and against the best form of token distillation, both with intervals (95 %, bootstrap over seeds and
+utterances), and the commands.  With --publish egs/librispeech/results/NAME it also writes NAME.json (the records) and
 NAME-comparison.json, which `kdstream render-results` turns into tables of the results pages.  --add-results takes
 NAME.json of another machine, or of another day, whose seeds then count too.
 """
@@ -41,7 +41,9 @@ def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], added: Sequen
     more = f" Seeds that are not among the commands are those of {', '.join(map(str, added))}." if added else ""
     return (
         "# Comparison of methods\n\nWER: mean ± standard deviation over the seeds. Relative reductions are of the "
-        "errors of all seeds together, in brackets their 95 % interval (paired bootstrap over utterances)."
+        "mean WERs, in brackets their 95 % interval (bootstrap over the seeds of both systems and over utterances, the "
+        "same ones for both). (1 seed) marks a number with a single training on either side: its interval does not say "
+        "how much another training of that system would differ."
         f"{more}\n\n{rows_table(rows)}\n```bash\n{lines}\n```\n"
     )
 

@@ -14,9 +14,9 @@ decoded:
         --exp-dirs egs/librispeech/exp/baseline,egs/librispeech/exp/distilled --decode-grid chunk-size=8,16,32
 
 It writes EXP_ROOT/sweep.json, comparison.json (word error rates over the seeds, and relative reductions against the
-first point with their 95 % intervals, paired bootstrap over utterances), sweep.md (both as tables, and the commands of
-every cell) and sweep-<test set>.png: a line where one flag varies, else heat maps over the first two flags, one for
-each setting of the others.  What is finished is skipped.
+first point with their 95 % intervals, a paired bootstrap over seeds and utterances), sweep.md (both as
+tables, and the commands of every cell) and sweep-<test set>.png: a line where one flag varies, else heat maps over the
+first two flags, one for each setting of the others.  What is finished is skipped.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.exp_root / "sweep.json", rows)
         comparison = sweep.comparison()
         write_json(args.exp_root / "comparison.json", comparison)
-        plots = draw_sweep(rows, sweep.axes, args.one_at_a_time, args.exp_root)
+        scored = ((point, record) for _, point, record in sweep.scored())
+        plots = draw_sweep(scored, sweep.axes, args.one_at_a_time, args.exp_root)
         (args.exp_root / "sweep.md").write_text(page(rows, comparison, plots), encoding="utf8")
         print(f"sweep: {args.exp_root / 'sweep.md'}")
     report_failures(failures)

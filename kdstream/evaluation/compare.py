@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kdstream.errors import UserError
@@ -23,34 +25,75 @@ from kdstream.evaluation.latency import (
 from kdstream.evaluation.records import Record
 from kdstream.evaluation.tables import chunk_shown, interval_shown
 
+ONE_SEED = "(1 seed)"  # beside what rests on a single training
+
 
 @dataclass(frozen=True)
 class Reduction:
-    """Relative WER reduction of a record against the baseline's record of the same setting and seed.
+    """Relative reduction of the mean WER of a system's seeds against the baseline's seeds in the same setting.
 
+    records, bases: one per seed, of the system and of the baseline.
     percent: None where the baseline makes no errors.
-    interval: 95 %, paired utterance by utterance; None where a record lacks its utterances' errors.
+    interval: 95 %, over the seeds of both and over utterances, see `scoring.bootstrap_reduction`; None where a record
+      lacks its utterances' errors.
     """
 
-    record: Record
-    base: Record
+    records: Sequence[Record]
+    bases: Sequence[Record]
     percent: float | None
     interval: scoring.Interval | None
+
+    @property
+    def record(self) -> Record:
+        """The first seed's, which says how all were decoded."""
+        return self.records[0]
+
+    @property
+    def base(self) -> Record:
+        return self.bases[0]
+
+    @property
+    def seeds(self) -> str:
+        """`1`, or `2 / 5` where the baseline has 5."""
+        ours, theirs = len(self.records), len(self.bases)
+        return str(ours) if ours == theirs else f"{ours} / {theirs}"
 
     def row(self) -> dict[str, Any]:
         """A flat object, for `rows_table`."""
         return {
             "system": self.record.system,
             "against": self.base.system,
+            "seeds": self.seeds,
             "test set": self.record.test_set,
             "mode": self.record.mode,
             "chunk / left (ms)": chunk_shown(self.record),
             "search": self.record.search,
-            "WER % before": self.base.wer,
-            "WER % after": self.record.wer,
+            "WER % before": mean_wer(self.bases),
+            "WER % after": mean_wer(self.records),
             "reduction %": self.percent,
             "interval": None if self.interval is None else interval_shown(self.interval),
         }
+
+
+def shared_by_seeds(record: Record) -> tuple[Any, ...]:
+    """What records share that differ in nothing but the seed of their training."""
+    return (record.system, record.checkpoint, record.setting)
+
+
+def mean_wer(records: Sequence[Record]) -> float:
+    """Per cent, over the seeds of one system."""
+    return fmean(record.wer for record in records)
+
+
+def mean_interval(records: Sequence[Record]) -> scoring.Interval | None:
+    """The 95 % interval of `mean_wer`, over seeds and utterances.
+
+    It is None where one of several records lacks its utterances' errors, or was scored on other utterances.
+    """
+    if len(records) == 1:
+        return records[0].interval
+    scores = _scores([record for record in records if record.utterance_words == records[0].utterance_words])
+    return scoring.bootstrap_wer(*scores) if len(scores) == len(records) else None
 
 
 Run = tuple[Record, Path]  # with its recogs file, which need not be there
@@ -66,29 +109,45 @@ def _pairs(runs: dict[Path, Sequence[Record]], baseline: str) -> Iterator[tuple[
 
 
 def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction]:
-    """Relative WER reduction against the system `baseline`, for each record that shares its setting and seed.
+    """Relative WER reductions against the system `baseline`: one for each other system, checkpoint and setting.
+
+    Seeds count together, those of the baseline in that setting too; the two need not have the same seeds.
 
     Args:
-      runs: records by results JSON, beside which their recogs files lie.
+      runs: records by results JSON.
     Raises:
       UserError: two records of a test set have different utterances.
     """
+    bases: dict[tuple[Any, ...], dict[int, Record]] = {}
+    systems: dict[tuple[Any, ...], list[Record]] = {}
+    for record in (record for records in runs.values() for record in records):
+        if record.system == baseline:
+            bases.setdefault(record.setting, {})[record.seed] = record
+        else:
+            systems.setdefault(shared_by_seeds(record), []).append(record)
     reductions = []
-    for (record, _), (base, _) in _pairs(runs, baseline):
-        percent = scoring.relative_reduction(base.wer, record.wer) if base.wer else None
-        reductions.append(Reduction(record, base, percent, _paired_interval(base, record)))
+    for (*_, setting), records in systems.items():
+        if setting in bases:
+            before = list(bases[setting].values())
+            wer = mean_wer(before)
+            percent = scoring.relative_reduction(wer, mean_wer(records)) if wer else None
+            reductions.append(Reduction(records, before, percent, _reduction_interval(before, records)))
     return reductions
 
 
 def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[dict[str, Any]]:
     """How much later words come than those of `baseline`, over the words that are correct in both.
 
-    Arguments as in `compare`.  Records without delays, and records whose recogs files lie elsewhere, have no row.
+    Records without delays, and records whose recogs files lie elsewhere, have no row.
 
+    Args:
+      runs: records by results JSON, beside which their recogs files lie.
     Returns:
-      Rows for `rows_table`, in milliseconds; intervals are 95 %, by resampling utterances.
+      Rows for `rows_table`, in milliseconds.  Each compares one training with one, those of a common seed, so the
+      intervals (95 %) are over utterances alone.
     """
     rows = []
+    several_seeds = len({record.seed for records in runs.values() for record in records}) > 1
     for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
         if not all(FRAME in run.latency and path.is_file() for run, path in ((base, base_recogs), (record, recogs))):
             continue
@@ -102,6 +161,7 @@ def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[di
         row: dict[str, Any] = {
             "system": record.system,
             "against": base.system,
+            **({"seed": record.seed} if several_seeds else {}),
             "test set": record.test_set,
             "mode": record.mode,
             "chunk / left (ms)": chunk_shown(record),
@@ -120,12 +180,27 @@ def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[di
     return rows
 
 
-def _paired_interval(baseline: Record, system: Record) -> scoring.Interval | None:
-    before, after = baseline.score, system.score
+def _reduction_interval(baseline: Sequence[Record], system: Sequence[Record]) -> scoring.Interval | None:
+    before, after = _scores(baseline), _scores(system)
+    if (len(before), len(after)) != (len(baseline), len(system)):
+        return None
     try:
-        return scoring.bootstrap_reduction(before, after) if before and after else None
+        return scoring.bootstrap_reduction(before, after)
     except ValueError as error:
-        raise _unpaired(baseline, system) from error
+        raise _unpaired(baseline[0], system[0]) from error
+
+
+def interval_label(records: Sequence[Record]) -> str:
+    """What `mean_interval` of each system in a picture is: `95 % interval, 1 to 5 seeds`."""
+    counts = Counter(map(shared_by_seeds, records)).values()
+    least, most = min(counts), max(counts)
+    seeds = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+    return f"95 % interval, {seeds}"
+
+
+def _scores(records: Sequence[Record]) -> list[scoring.Score]:
+    """Of the records that have their utterances' errors."""
+    return [score for record in records if (score := record.score)]
 
 
 def _unpaired(baseline: Record, system: Record) -> UserError:
@@ -142,7 +217,8 @@ def compare_seeds(
     """Systems that were trained with several seeds, against `baseline` and against the best of `rivals`.
 
     The best rival is chosen for each test set by its WER on that test set, which is in its favour.  A reduction is that
-    of the errors of all seeds together.  Its interval (95 %) resamples utterances, the same ones for both systems.
+    of the mean WERs.  Its interval (95 %) is over the seeds of both systems and over utterances, see
+    `scoring.bootstrap_reduction`.  ONE_SEED stands beside it where either system has a single one.
 
     Args:
       records: one per system, seed and test set.
@@ -156,18 +232,15 @@ def compare_seeds(
     found = _by_system(records)
     rows: dict[str, dict[str, Any]] = {}
     for test_set, systems in found.items():
-        pooled = {
-            system: scoring.pool([record.score for record in seeds if record.score])
-            for system, seeds in systems.items()
-        }
-        present = [system for system in rivals if system in pooled]
-        others = [baseline] if baseline in pooled else []
-        others += [min(present, key=lambda system: pooled[system].wer)] if present else []
+        means = {system: fmean(score.wer for score in _scores(seeds)) for system, seeds in systems.items()}
+        present = [system for system in rivals if system in means]
+        others = [baseline] if baseline in means else []
+        others += [min(present, key=lambda system: means[system])] if present else []
         for system, seeds in systems.items():
             row = rows.setdefault(system, {column: system, "seeds": len(seeds)})
             row[f"{test_set} WER %"] = _spread_shown([record.wer for record in seeds])
             for other in others:
-                shown = None if system == other else _reduction_shown(pooled[other], pooled[system])
+                shown = None if system == other else _reduction_shown(systems[other], seeds)
                 row[f"{test_set} vs {other} %"] = shown
     for system, row in rows.items():
         hours = [record.compute_hours for systems in found.values() for record in systems.get(system, [])]
@@ -201,8 +274,10 @@ def _spread_shown(wers: Sequence[float]) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def _reduction_shown(before: scoring.Score, after: scoring.Score) -> str | None:
-    if not before.errors:
+def _reduction_shown(before: Sequence[Record], after: Sequence[Record]) -> str | None:
+    wer, system_wer = (fmean(score.wer for score in _scores(seeds)) for seeds in (before, after))
+    interval = _reduction_interval(before, after)
+    if not wer or interval is None:
         return None
-    low, high = scoring.bootstrap_reduction(before, after)
-    return f"{scoring.relative_reduction(before.wer, after.wer):.1f} [{low:.1f}, {high:.1f}]"
+    shown = f"{scoring.relative_reduction(wer, system_wer):.1f} {interval_shown(interval)}"
+    return f"{shown} {ONE_SEED}" if 1 in (len(before), len(after)) else shown

@@ -46,7 +46,6 @@ class Score:
     """Counts over a test set, and per utterance for resampling.
 
     utterance_errors, utterance_words: (utterances,) int64, in the order of the transcripts.
-    runs: how many transcriptions of the test set are counted together; see `pool`.
     """
 
     insertions: int
@@ -54,7 +53,6 @@ class Score:
     substitutions: int
     utterance_errors: np.ndarray
     utterance_words: np.ndarray
-    runs: int = 1
 
     @property
     def errors(self) -> int:
@@ -96,56 +94,62 @@ def score(alignments: Sequence[Alignment]) -> Score:
     return Score(kinds["ins"], kinds["del"], kinds["sub"], np.array(errors), np.array(words))
 
 
-def pool(scores: Sequence[Score]) -> Score:
-    """The score of several runs, such as one system's seeds: every utterance's errors and words are summed.
-
-    Raises ValueError if they are not of the same utterances in the same order.
-    """
-    for other in scores[1:]:
-        _check_paired(scores[0], other)
-    return Score(
-        sum(s.insertions for s in scores),
-        sum(s.deletions for s in scores),
-        sum(s.substitutions for s in scores),
-        np.sum([s.utterance_errors for s in scores], axis=0),
-        np.sum([s.utterance_words for s in scores], axis=0),
-        sum(s.runs for s in scores),
-    )
-
-
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; of a single value no deviation is known, so None."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def bootstrap_wer(result: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The 95 % percentile interval of the WER (per cent), by resampling utterances with replacement.
+def bootstrap_wer(*seeds: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The 95 % percentile interval of a system's mean WER (per cent), over its trainings and over utterances.
 
-    Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation, ICASSP 2004.
+    Every draw takes as many trainings (seeds) as there are, with replacement, and as many utterances, the same ones for
+    all trainings.  Of one training the interval is over utterances alone: it does not say how much another training
+    would differ.  Of n trainings it is a little too narrow, as every bootstrap of few values: the drawn means have
+    (n - 1) / n of the variance that means of n trainings have.
+
+    Drawing utterances: Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation,
+    ICASSP 2004.  Drawing on both levels: Davison and Hinkley, Bootstrap methods and their application, 1997, 3.8.
+
+    Args:
+      seeds: the score of each training, on the same utterances in the same order.
+    Raises:
+      ValueError: the references differ in length.
     """
-    return bootstrap_ratio(100.0 * result.utterance_errors, result.utterance_words, resamples, seed)
+    _check_paired(seeds)
+    sums = _resample([*(one.utterance_errors for one in seeds), seeds[0].utterance_words], resamples, seed)
+    (errors,) = _draw_seeds([sums[:, :-1]], seed)
+    return _percentiles(100.0 * errors / np.maximum(sums[:, -1], 1))
 
 
 def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The 95 % interval of sum(sums) / sum(counts), both (utterances,), by resampling utterances."""
-    drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed)
+    drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed).T
     return _percentiles(drawn_sums / np.maximum(drawn_counts, 1))
 
 
-def bootstrap_reduction(baseline: Score, system: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The 95 % interval of the relative WER reduction (per cent) of `system` against `baseline`.
+def bootstrap_reduction(
+    baseline: Sequence[Score], system: Sequence[Score], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The 95 % interval of the relative reduction (per cent) of the mean WER of `system` against that of `baseline`.
 
-    Both are scored on the same utterances in the same order, and every draw takes the same utterances for both: an
-    utterance that is hard for both does not widen the interval.  Either may be a `pool` of any number of runs.
-    Raises ValueError if the references differ in length.
+    As in `bootstrap_wer`, every draw takes trainings and utterances.  The utterances are the same ones for both
+    systems, so one that is hard for both does not widen the interval.  The trainings of the two systems are drawn
+    apart, even where they have the same seeds: the claim is about new trainings of either system, and a common seed
+    gives two methods neither the same weights to begin with nor the same noise.
+
+    Args:
+      baseline, system: the score of each training, all on the same utterances in the same order.
+    Raises:
+      ValueError: the references differ in length.
     """
-    _check_paired(baseline, system)
-    before, after = _resample([baseline.utterance_errors, system.utterance_errors], resamples, seed)
-    return _percentiles(relative_reduction(np.maximum(before, 1) * system.runs, after * baseline.runs))
+    _check_paired([*baseline, *system])
+    sums = _resample([one.utterance_errors for one in (*baseline, *system)], resamples, seed)
+    before, after = _draw_seeds([sums[:, : len(baseline)], sums[:, len(baseline) :]], seed)
+    return _percentiles(relative_reduction(np.maximum(before, 1), after))
 
 
-def _check_paired(one: Score, other: Score) -> None:
-    if not np.array_equal(one.utterance_words * other.runs, other.utterance_words * one.runs):
+def _check_paired(scores: Sequence[Score]) -> None:
+    if not all(np.array_equal(scores[0].utterance_words, other.utterance_words) for other in scores[1:]):
         raise ValueError("a paired comparison needs the same utterances in the same order")
 
 
@@ -154,8 +158,8 @@ def relative_reduction(before: Number, after: Number) -> Number:
     return 100.0 * (before - after) / before
 
 
-def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
-    """(resamples,) sums of each column over as many utterances as there are, drawn with replacement."""
+def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+    """(resamples, columns) sums of each column over as many utterances as there are, drawn with replacement."""
     rng = np.random.default_rng(seed)
     table = np.stack(columns, axis=1).astype(np.float64)  # (utterances, columns); sums of counts are exact
     count = len(table)
@@ -166,7 +170,15 @@ def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[
         drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # each utterance was drawn
         sums.append(times @ table)
-    return list(np.concatenate(sums).T)
+    return np.concatenate(sums)
+
+
+def _draw_seeds(systems: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """For each system's (resamples, seeds) sums, their (resamples,) means over seeds drawn with replacement."""
+    rng = np.random.default_rng([seed, 1])  # its own stream, so the utterances do not depend on the number of seeds
+    return [
+        np.take_along_axis(sums, rng.integers(sums.shape[1], size=sums.shape), axis=1).mean(axis=1) for sums in systems
+    ]
 
 
 def _percentiles(values: np.ndarray) -> Interval:

@@ -33,10 +33,12 @@ def _shown(cell: Any) -> str:
 
 
 def wer_table(records: Sequence[Record]) -> str:
-    """One row per system and way of decoding, one column per test set: `WER [95 % interval]`."""
+    """One row per system, seed and way of decoding, one column per test set: `WER [95 % interval]`.
+
+    The interval of one training is over utterances alone.
+    """
     test_sets = list(dict.fromkeys(r.test_set for r in records))
-    several_seeds = len({r.seed for r in records}) > 1
-    header = ["system", *["seed"] * several_seeds, "model", "distilled", "mode", "chunk / left (ms)", "search"]
+    header = ["system", "seed", "model", "distilled", "mode", "chunk / left (ms)", "search"]
     header += [f"{name} WER %" for name in test_sets] + ["speech (h)", "compute (h)"]
     rows: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
@@ -46,7 +48,7 @@ def wer_table(records: Sequence[Record]) -> str:
         first = next(iter(by_set.values()))
         cells = [
             first.system,
-            *[first.seed] * several_seeds,
+            first.seed,
             f"{first.encoder}, {first.parameters / 1e6:.2f} M",
             first.method,
             first.mode,

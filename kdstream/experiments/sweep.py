@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
+from kdstream.evaluation.records import Record
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
 
 COMMANDS = {"simulated": "decode", "chunkwise": "streaming-decode"}  # by --mode
@@ -20,7 +21,6 @@ FIRST = "first"  # the name of the point at which every flag has its first value
 DECODE = "decode "  # before the name of a decoding flag, which tells it from a training flag
 
 Point = tuple[str, ...]  # one value of each axis
-Wers = dict[Point, list[float]]  # of the seeds
 
 
 class Axis(NamedTuple):
@@ -152,17 +152,21 @@ class Sweep:
             for seed in self.seeds
         ]
 
+    def scored(self) -> Iterator[tuple[Cell, Point, Record]]:
+        """Each record that there is, with its cell and its point."""
+        for cell, decoded in self.points_of.items():
+            for point, command in zip(decoded, cell.decode_commands(), strict=True):
+                yield from ((cell, point, record) for record in cell.records(command))
+
     def rows(self) -> list[dict[str, Any]]:
         """A flat record for each point, seed and test set that has been scored."""
         rows = []
-        for cell, decoded in self.points_of.items():
+        for cell, point, record in self.scored():
             training = [] if cell.train_flags is None else [cell.train_command().typed]
-            for point, command in zip(decoded, cell.decode_commands(), strict=True):
-                for record in cell.records(command):
-                    row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
-                    row.update({"seed": record.seed, "test set": record.test_set, "WER %": record.wer})
-                    row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
-                    rows.append({**row, "command": " && ".join([*training, command.typed])})
+            row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
+            row.update({"seed": record.seed, "test set": record.test_set, "WER %": record.wer})
+            row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
+            rows.append({**row, "command": " && ".join([*training, record.command])})
         return rows
 
     def comparison(self) -> list[dict[str, Any]]:

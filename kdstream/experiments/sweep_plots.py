@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer
+from kdstream.evaluation.records import Record
 from kdstream.evaluation.scoring import mean_and_deviation
 from kdstream.experiments.sweep import Axis, Point, first_point, points
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
-Wers = dict[Point, list[float]]  # of the seeds
+Scored = dict[Point, list[Record]]  # of the seeds, on one test set
 
 
 class Panel(NamedTuple):
@@ -23,15 +25,15 @@ class Panel(NamedTuple):
 
     title: str
     axes: Sequence[Axis]
-    wers: Wers  # by values of these axes
+    scored: Scored  # by values of these axes
 
 
-def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> list[Panel]:
+def panels(axes: Sequence[Axis], scored: Scored, one_at_a_time: bool) -> list[Panel]:
     """One per axis, or one per setting of all but the first two axes."""
     if one_at_a_time:
         first = first_point(axes)
         return [
-            Panel("", [in_order(axis)], {(v,): wers.get((*first[:n], v, *first[n + 1 :]), []) for v in axis.values})
+            Panel("", [in_order(axis)], {(v,): scored.get((*first[:n], v, *first[n + 1 :]), []) for v in axis.values})
             for n, axis in enumerate(axes)
         ]
     shown, rest = axes[:2], axes[2:]
@@ -39,7 +41,7 @@ def panels(axes: Sequence[Axis], wers: Wers, one_at_a_time: bool) -> list[Panel]
         Panel(
             ", ".join(f"{axis.name} {value}" for axis, value in zip(rest, setting, strict=True)),
             [in_order(axis) for axis in shown],
-            {point: wers.get((*point, *setting), []) for point in points(shown, False)},
+            {point: scored.get((*point, *setting), []) for point in points(shown, False)},
         )
         for setting in points(rest, False)
     ]
@@ -53,9 +55,12 @@ def in_order(axis: Axis) -> Axis:
 
 
 def draw_panels(drawings: Sequence[Panel], title: str, path: Path) -> None:
-    """Panels below each other, of one scale; where seeds are several, their mean and standard deviation."""
+    """Panels below each other, of one scale; where seeds are several, their mean.
+
+    Lines have 95 % intervals over seeds and utterances, maps have the standard deviation of the seeds.
+    """
     heights = [1.6 + 0.9 * len(panel.axes[0].values) if len(panel.axes) == 2 else 3.8 for panel in drawings]
-    means = [float(np.mean(wers)) for panel in drawings for wers in panel.wers.values() if wers]
+    means = [mean_wer(seeds) for panel in drawings for seeds in panel.scored.values() if seeds]
     with phone_style():
         figure, canvases = plt.subplots(
             len(drawings),
@@ -77,12 +82,16 @@ def draw_panels(drawings: Sequence[Panel], title: str, path: Path) -> None:
 
 def draw_line(canvas: Axes, panel: Panel) -> None:
     (axis,) = panel.axes
-    found = [(n, *mean_and_deviation(panel.wers[value,])) for n, value in enumerate(axis.values) if panel.wers[value,]]
-    for n, mean, deviation in found:
-        canvas.errorbar(n, mean, yerr=deviation, marker="o", capsize=5, color=COLOURS[0])
-        canvas.annotate(f"{mean:.1f}", (n, mean), xytext=(8, 4), textcoords="offset points")
-    canvas.plot([n for n, _, _ in found], [mean for _, mean, _ in found], color=COLOURS[0], linewidth=2.2)
-    canvas.set(xlabel=axis.name, ylabel="WER %", xlim=(-0.3, len(axis.values) - 0.4))
+    found = {n: panel.scored[value,] for n, value in enumerate(axis.values) if panel.scored[value,]}
+    means = {n: mean_wer(seeds) for n, seeds in found.items()}
+    for n, seeds in found.items():
+        low, high = mean_interval(seeds) or (means[n], means[n])
+        reach = [[max(0.0, means[n] - low)], [max(0.0, high - means[n])]]
+        canvas.errorbar(n, means[n], yerr=reach, marker="o", capsize=5, color=COLOURS[0])
+        canvas.annotate(f"{means[n]:.1f}", (n, means[n]), xytext=(8, 4), textcoords="offset points")
+    canvas.plot(list(means), list(means.values()), color=COLOURS[0], linewidth=2.2)
+    label = f"WER %, {interval_label([record for seeds in found.values() for record in seeds])}" if found else "WER %"
+    canvas.set(xlabel=axis.name, ylabel=label, xlim=(-0.3, len(axis.values) - 0.4))
     canvas.grid(alpha=0.3)
     name_columns(canvas, axis)
 
@@ -91,7 +100,7 @@ def draw_heat_map(canvas: Axes, panel: Panel, lowest: float, highest: float) -> 
     down, across = panel.axes
     table = np.full((len(down.values), len(across.values)), np.nan)
     for row, column in np.ndindex(table.shape):
-        wers = panel.wers[down.values[row], across.values[column]]
+        wers = [record.wer for record in panel.scored[down.values[row], across.values[column]]]
         text = "-"
         if wers:
             table[row, column], deviation = mean_and_deviation(wers)
@@ -110,13 +119,14 @@ def name_columns(canvas: Axes, axis: Axis) -> None:
         plt.setp(canvas.get_xticklabels(), rotation=30, ha="right")
 
 
-def draw_sweep(rows: Sequence[dict[str, Any]], axes: Sequence[Axis], one_at_a_time: bool, folder: Path) -> list[Path]:
-    """Draws FOLDER/sweep-<test set>.png for each test set in the rows of a sweep, and returns their paths."""
-    by_set: dict[str, Wers] = {}
-    for row in rows:
-        point = tuple(row[axis.name] for axis in axes)
-        by_set.setdefault(row["test set"], {}).setdefault(point, []).append(row["WER %"])
+def draw_sweep(
+    scored: Iterable[tuple[Point, Record]], axes: Sequence[Axis], one_at_a_time: bool, folder: Path
+) -> list[Path]:
+    """Draws FOLDER/sweep-<test set>.png for each test set of a sweep's records, and returns their paths."""
+    by_set: dict[str, Scored] = {}
+    for point, record in scored:
+        by_set.setdefault(record.test_set, {}).setdefault(point, []).append(record)
     plots = [folder / f"sweep-{test_set}.png" for test_set in by_set]
-    for path, (test_set, wers) in zip(plots, by_set.items(), strict=True):
-        draw_panels(panels(axes, wers, one_at_a_time), f"{test_set} WER %", path)
+    for path, (test_set, of_set) in zip(plots, by_set.items(), strict=True):
+        draw_panels(panels(axes, of_set, one_at_a_time), f"{test_set} WER %", path)
     return plots

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
-from kdstream.evaluation.compare import Reduction
+from kdstream.evaluation.compare import Reduction, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.records import MODES, Record
+from kdstream.evaluation.scoring import mean_and_deviation
 from kdstream.evaluation.tables import chunk_shown, interval_shown, wer_shown
 
 MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
@@ -42,48 +43,44 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
         return [f"{lowest.system} has {wer_shown(lowest)} % WER on {lowest.test_set} ({decoding_shown(lowest)})."]
     first = min((r.record for r in measured), key=preference)
     in_setting = [r for r in measured if r.record.setting[1:] == first.setting[1:]]  # on any test set
-    by_system: dict[str, list[Reduction]] = {}
+    by_system: dict[tuple[str, str], list[Reduction]] = {}
     for reduction in in_setting:
-        by_system.setdefault(reduction.record.system, []).append(reduction)
-    best = max(by_system.values(), key=lambda some: mean(_percents(some)))
-    paragraphs = []
-    for test_set in dict.fromkeys(r.record.test_set for r in best):
-        over_seeds = [r for r in best if r.record.test_set == test_set]
-        paragraphs.append(f"{_sentence(over_seeds)} {_gap(over_seeds, records)}".strip())
-    return paragraphs
+        by_system.setdefault((reduction.record.system, reduction.record.checkpoint), []).append(reduction)
+    best = max(by_system.values(), key=lambda some: fmean(r.percent for r in some if r.percent is not None))
+    return [f"{_sentence(reduction)} {_gap(reduction, records)}".strip() for reduction in best]
 
 
-def _percents(reductions: Sequence[Reduction]) -> list[float]:
-    return [reduction.percent for reduction in reductions if reduction.percent is not None]
-
-
-def _sentence(over_seeds: Sequence[Reduction]) -> str:
-    """`distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test: 24.6 % against 33.7 % WER.`"""
-    record, base = over_seeds[0].record, over_seeds[0].base
-    percents, several = _percents(over_seeds), len(over_seeds) > 1
-    percent = mean(percents)
-    interval = (min(percents), max(percents)) if several else over_seeds[0].interval
+def _sentence(reduction: Reduction) -> str:
+    """`distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test: 24.6 % against 33.7 % WER ...`"""
+    record, base, percent, interval = reduction.record, reduction.base, reduction.percent, reduction.interval
+    assert percent is not None  # as of all that the headline chooses from
     sign = -1 if percent < 0 else 1
     bounds = "" if interval is None else "[{:.0f}, {:.0f}] ".format(*sorted(sign * bound for bound in interval))
     where = "in full context" if record.chunk_ms is None else f"at {record.chunk_ms} ms"
-    wer, base_wer = _mean_wers(over_seeds)
-    text = (
-        f"{record.system} has {sign * percent:.0f} % {bounds}{'more' if sign < 0 else 'fewer'} word errors than "
-        f"{base.system} {where} on {record.test_set}: {wer:.1f} % against {base_wer:.1f} % WER"
-    )
-    if several:
-        return f"{text} (mean and range of {len(over_seeds)} seeds)."
+    chance = ""
     if interval is not None and interval[0] <= 0 <= interval[1]:
-        return f"{text}; the interval holds 0, so this may be chance."
-    return f"{text}."
+        chance = "; the interval holds 0, so this may be chance"
+    return (
+        f"{record.system} has {sign * percent:.0f} % {bounds}{'more' if sign < 0 else 'fewer'} word errors than "
+        f"{base.system} {where} on {record.test_set}: {mean_wer(reduction.records):.1f} % against "
+        f"{mean_wer(reduction.bases):.1f} % WER ({_seeds_shown(reduction)}){chance}."
+    )
 
 
-def _gap(over_seeds: Sequence[Reduction], records: Sequence[Record]) -> str:
+def _seeds_shown(reduction: Reduction) -> str:
+    """What the numbers rest on."""
+    ours, theirs = len(reduction.records), len(reduction.bases)
+    if ours == theirs:
+        return "1 seed" if ours == 1 else f"means of {ours} seeds"
+    return f"seeds: {ours} and {theirs}"
+
+
+def _gap(reduction: Reduction, records: Sequence[Record]) -> str:
     """How much of the gap between the baseline and the best full-context system is closed; "" where there is none."""
-    record, base = over_seeds[0].record, over_seeds[0].base
+    record, base = reduction.record, reduction.base
     full = [r for r in records if r.mode == "full" and r.test_set == record.test_set and r.search == record.search]
     goal = min((r for r in full if r.system not in (record.system, base.system)), key=lambda r: r.wer, default=None)
-    wer, base_wer = _mean_wers(over_seeds)
+    wer, base_wer = mean_wer(reduction.records), mean_wer(reduction.bases)
     if goal is None or goal.wer >= base_wer or wer >= base_wer:
         return ""
     if wer < goal.wer:
@@ -92,32 +89,44 @@ def _gap(over_seeds: Sequence[Reduction], records: Sequence[Record]) -> str:
     return f"{goal.system}, which hears the whole utterance, has {goal.wer:.1f} %: {share:.0f} % of the gap is closed."
 
 
-def _mean_wers(over_seeds: Sequence[Reduction]) -> tuple[float, float]:
-    return mean(r.record.wer for r in over_seeds), mean(r.base.wer for r in over_seeds)
-
-
 def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baseline: str) -> Table:
-    """A row for each system and way of decoding: its WER on each test set and the reduction against the baseline."""
+    """A row for each system and way of decoding: its WER on each test set and the reduction against the baseline.
+
+    Seeds share a row, with their mean and deviation.
+    """
     test_sets = list(dict.fromkeys(r.test_set for r in records))
-    seeds, searches = (len({getattr(r, name) for r in records}) > 1 for name in ("seed", "search"))
-    reduction_of = {r.record.key: r for r in reductions}
-    rows: dict[tuple, dict[str, Record]] = {}
+    searches = len({r.search for r in records}) > 1
+    reduction_of = {shared_by_seeds(r.record): r for r in reductions}
+    rows: dict[tuple, dict[str, list[Record]]] = {}
     for record in records:
-        rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
-    header = ["system", *["seed"] * seeds, "decoding, chunk / left", *["search"] * searches]
+        row = rows.setdefault((record.system, record.checkpoint, record.setting[1:]), {})
+        row.setdefault(record.test_set, []).append(record)
+    header = ["system", "seeds", "decoding, chunk / left", *["search"] * searches]
     for name in test_sets:
         header += [f"{name} WER %", *[f"fewer errors than {baseline}, %"] * bool(reductions)]
     table = []
     for by_set in rows.values():
-        first = next(iter(by_set.values()))
-        cells = [first.system, *[str(first.seed)] * seeds, decoding_shown(first), *[first.search] * searches]
+        first, *_ = seeds = next(iter(by_set.values()))
+        cells = [first.system, str(len(seeds)), decoding_shown(first), *[first.search] * searches]
         for name in test_sets:
-            record = by_set.get(name)
-            cells.append("" if record is None else " ".join(map(_unbroken, wer_shown(record).split(" ", 1))))
+            seeds = by_set.get(name, [])
+            cells.append(_wer_shown(seeds))
             if reductions:
-                cells.append("" if record is None else _reduction_shown(reduction_of.get(record.key)))
+                cells.append(_reduction_shown(reduction_of.get(shared_by_seeds(seeds[0])) if seeds else None))
         table.append(cells)
     return header, table
+
+
+def _wer_shown(seeds: Sequence[Record]) -> str:
+    """The WER of one seed, or the mean and deviation of several, with its interval."""
+    if not seeds:
+        return ""
+    if len(seeds) == 1:
+        return " ".join(map(_unbroken, wer_shown(seeds[0]).split(" ", 1)))
+    mean, deviation = mean_and_deviation([record.wer for record in seeds])
+    interval = mean_interval(seeds)
+    bounds = "" if interval is None else f" {_unbroken(interval_shown(interval, 2))}"
+    return _unbroken(f"{mean:.2f} ± {deviation:.2f}") + bounds
 
 
 def _reduction_shown(reduction: Reduction | None) -> str:

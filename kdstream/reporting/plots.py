@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from itertools import cycle
 from pathlib import Path
-from statistics import mean
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.latency import SHOWN, Spread
 from kdstream.evaluation.records import Record
 from kdstream.reporting.relations import TEACHER, Relations
@@ -92,7 +91,7 @@ def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
         axes.set_yticks(range(len(of_set)), [_bar_label(record) for record in of_set])
         axes.set_ylim(len(of_set) - 0.4, -0.6)
         axes.set_xlim(0, 1.15 * max(record.interval[1] for record in of_set) or 1.0)
-        axes.set_xlabel(f"WER %, {_whiskers_are(records)}")
+        axes.set_xlabel(f"WER %, {interval_label(records)}")
 
     save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
 
@@ -139,7 +138,7 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
                 if record.mode == "full":
                     label = f"{record.system}, full context"
                     axes.axhline(record.wer, color=colours[record.system], linestyle="--", label=label)
-        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"WER %, {_whiskers_are(records)}")
+        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"WER %, {interval_label(records)}")
         axes.set_xlim(min([0, *reached]), 1.15 * max(reached, default=1))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -196,15 +195,16 @@ def merged(records: Sequence[Record]) -> list[Record]:
     """One record for each system and chunk, which is what plots have room for.
 
     Where a system was decoded chunk by chunk, its simulation with the same chunks is left out.  Several seeds become
-    one record with their mean WER and their mean latency; its interval is the range of their WERs.
+    one record with their mean WER and their mean latency; its interval is over seeds and utterances.  It has no width
+    where `mean_interval` has none.
     """
     by_setting: dict[tuple, list[Record]] = {}
     for record in records:
-        by_setting.setdefault((record.system, record.setting), []).append(record)
+        by_setting.setdefault(shared_by_seeds(record), []).append(record)
     chunkwise = {(r.system, r.test_set, r.chunk_ms, r.left_ms, r.search) for r in records if r.mode == "chunkwise"}
     kept = []
     for seeds in by_setting.values():
-        first, wers, latencies = seeds[0], [record.wer for record in seeds], [record.latency for record in seeds]
+        first, latencies = seeds[0], [record.latency for record in seeds]
         if first.mode == "simulated" and (first.system, first.test_set, *first.setting[2:]) in chunkwise:
             continue
         if len(seeds) > 1:
@@ -212,7 +212,8 @@ def merged(records: Sequence[Record]) -> list[Record]:
                 name: Spread(*np.mean([astuple(of_seed[name]) for of_seed in latencies], axis=0).tolist())
                 for name in set.intersection(*map(set, latencies))
             }
-            first = replace(first, wer=mean(wers), interval=(min(wers), max(wers)), latency=latency)
+            wer = mean_wer(seeds)
+            first = replace(first, wer=wer, interval=mean_interval(seeds) or (wer, wer), latency=latency)
         kept.append(first)
     return kept
 
@@ -221,14 +222,6 @@ def _whiskers(records: Sequence[Record]) -> list[list[float]]:
     """How far the intervals reach below and above."""
     below = [max(0.0, record.wer - record.interval[0]) for record in records]
     return [below, [max(0.0, record.interval[1] - record.wer) for record in records]]
-
-
-def _whiskers_are(records: Sequence[Record]) -> str:
-    """What whiskers show: the 95 % interval of one seed, or the range of several; see `merged`."""
-    seeds = Counter((record.system, record.setting) for record in records).values()
-    if max(seeds) == 1:
-        return "95 % interval"
-    return "range of seeds" if min(seeds) > 1 else "range of seeds (of one: 95 % interval)"
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -23,7 +23,16 @@ CURVES = (
 )
 DELAYS = (
     "How much later words come than with the baseline, in milliseconds, over words that both systems got right: the "
-    "mean and in brackets its 95 % interval (bootstrap over utterances). Below zero is earlier."
+    "mean and in brackets its 95 % interval (bootstrap over utterances). Below zero is earlier. Each row compares one "
+    "training with one: the interval does not say how much others would differ."
+)
+
+INTERVALS = (
+    "Brackets hold 95 % intervals, by a bootstrap over the seeds, where there are several, and over utterances. With 1 "
+    "seed an interval does not say how much another training would differ."
+)
+PAIRED = (
+    "Intervals of the comparison are paired: both systems on the same resampled utterances, each with its own seeds."
 )
 
 
@@ -65,7 +74,7 @@ class Report:
         missing: list[str] = []
         if not self.reductions:
             missing.append(
-                f"Comparison: nothing was decoded as {self.baseline} was, with its seed and settings; --baseline takes "
+                f"Comparison: nothing was decoded as {self.baseline} was, with its settings; --baseline takes "
                 f"any of {', '.join(self.colours)}"
             )
         with phone_style():
@@ -97,9 +106,9 @@ class Report:
 
     def word_error_rates(self) -> str:
         plots.plot_wers(self.records, self.colours, self.output / "wer.png")
-        explained = "WER in per cent, in brackets the 95 % interval (bootstrap over utterances)."
+        explained = f"WER in per cent. {INTERVALS}"
         if self.reductions:
-            explained += " Intervals of the comparison are paired: both systems on the same resampled utterances."
+            explained += f" {PAIRED}"
         return "\n".join(
             [
                 page.table(*findings.wer_rows(self.records, self.reductions, self.baseline)),
@@ -202,13 +211,13 @@ class Report:
         parts = [
             "# Report\n",
             *(f"{paragraph}\n" for paragraph in self.headline),
-            "WER in per cent, in brackets its 95 % interval (bootstrap over utterances).\n",
+            f"WER in per cent. {INTERVALS}\n",
             wer_table(self.records),
         ]
         if self.reductions:
             parts += [
                 f"## Relative reduction of the WER against {self.baseline}\n",
-                "The interval (95 %) is paired: both systems on the same resampled utterances.\n",
+                f"{PAIRED}\n",
                 rows_table([reduction.row() for reduction in self.reductions]),
             ]
         if any(record.latency_ms is not None for record in self.records):

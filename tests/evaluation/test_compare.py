@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdstream.errors import UserError
-from kdstream.evaluation.compare import compare, compare_delays
+from kdstream.evaluation import scoring
+from kdstream.evaluation.compare import compare, compare_delays, compare_seeds, interval_label
 from kdstream.evaluation.latency import FRAME, Delays, Spread, delays_file, write_delays
 from kdstream.evaluation.records import add_record, load_records
-from support.records import make_record, write_runs
+from support.records import make_record, trained, write_runs
 
 
 def measured(system: str, folder: Path, shown: list, **changes: Any) -> Path:
@@ -83,3 +85,38 @@ def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tm
     reductions = compare(runs, "baseline")
     assert {r.record.test_set: r.interval is None for r in reductions} == {"test-clean": False, "test-other": True}
     assert {r.row()["interval"] is None for r in reductions if r.record.test_set == "test-other"} == {True}
+
+
+def test_seeds_count_together_and_need_not_be_the_same():
+    base, new = (
+        [trained(system, seed, noise) for seed in (1, 2, 3)] for system, noise in (("base", 0.4), ("new", 0.3))
+    )
+    (reduction,) = compare({Path("results.json"): [*base, *new[:2]]}, "base")
+    scores = [[record.score for record in records if record.score] for records in (base, new[:2])]
+    assert reduction.interval == scoring.bootstrap_reduction(*scores)
+    wers = [np.mean([record.wer for record in records]) for records in (base, new[:2])]
+    row = reduction.row()
+    assert [row["WER % before"], row["WER % after"]] == pytest.approx(wers)
+    assert row["reduction %"] == pytest.approx(100 * (1 - wers[1] / wers[0])) and row["seeds"] == "2 / 3"
+    assert compare({Path("results.json"): [*base, *new]}, "base")[0].row()["seeds"] == "3"
+
+
+def test_other_checkpoints_of_a_system_are_no_seeds_of_it():
+    base, new = trained("base", 1, 0.4), [trained("new", seed, 0.3) for seed in (1, 2)]
+    other = replace(new[1], seed=1, checkpoint="epoch-30_avg-1")
+    reductions = compare({Path("results.json"): [base, new[0], other]}, "base")
+    assert [(len(r.records), r.record.checkpoint) for r in reductions] == [(1, "epoch-30_avg-9"), (1, "epoch-30_avg-1")]
+
+
+def test_a_number_of_a_single_training_says_so():
+    base, new = ([trained(system, seed, noise) for seed in (1, 2)] for system, noise in (("base", 0.4), ("new", 0.3)))
+    for ours, theirs in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        row = compare_seeds([*base[:theirs], *new[:ours]], "base", [])[1]
+        assert row["test-clean vs base %"].endswith(" (1 seed)") == (1 in (ours, theirs)) and row["seeds"] == ours
+
+
+def test_pictures_say_how_many_seeds_an_interval_has():
+    one, two, other = make_record(seed=1), make_record(seed=2), make_record(system="other", seed=3)
+    assert interval_label([one, other]) == "95 % interval, 1 seed"
+    assert interval_label([one, two]) == "95 % interval, 2 seeds"
+    assert interval_label([one, two, other]) == "95 % interval, 1 to 2 seeds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import numpy as np
 import pytest
@@ -83,8 +84,11 @@ def test_intervals_are_repeatable_and_independent_of_block_size(monkeypatch):
     interval = scoring.bootstrap_wer(result)
     assert scoring.bootstrap_wer(result) == interval
     assert scoring.bootstrap_wer(result, seed=1) != interval
+    seeds = runs_of(3, seed=1), runs_of(2, seed=2)
+    over_seeds = scoring.bootstrap_reduction(*seeds)
     monkeypatch.setattr(scoring, "DRAWS_AT_ONCE", 777)
     assert scoring.bootstrap_wer(result) == interval
+    assert scoring.bootstrap_reduction(*seeds) == over_seeds
 
 
 @pytest.mark.slow
@@ -99,7 +103,7 @@ def test_paired_interval_is_far_narrower_than_unpaired_ones():
     baseline = score(random_transcripts(400, noise=0.5))
     fewer = np.maximum(baseline.utterance_errors - (np.arange(400) % 10 == 0), 0)
     system = Score(0, 0, int(fewer.sum()), fewer, baseline.utterance_words)
-    low, high = scoring.bootstrap_reduction(baseline, system)
+    low, high = scoring.bootstrap_reduction([baseline], [system])
     point = scoring.relative_reduction(baseline.wer, system.wer)
     assert 0 < low < point < high < 2 * point
     assert scoring.bootstrap_wer(system)[1] > scoring.bootstrap_wer(baseline)[0]
@@ -107,13 +111,15 @@ def test_paired_interval_is_far_narrower_than_unpaired_ones():
 
 def test_paired_interval_of_a_system_with_itself_is_nothing():
     result = score(random_transcripts(30))
-    assert scoring.bootstrap_reduction(result, result) == (0.0, 0.0)
+    assert scoring.bootstrap_reduction([result], [result]) == (0.0, 0.0)
 
 
 def test_paired_interval_refuses_other_utterances():
     one, other = score(random_transcripts(30)), score(random_transcripts(30, seed=1))
     with pytest.raises(ValueError, match="same utterances"):
-        scoring.bootstrap_reduction(one, other)
+        scoring.bootstrap_reduction([one], [other])
+    with pytest.raises(ValueError, match="same utterances"):
+        scoring.bootstrap_wer(one, other)
 
 
 def runs_of(count: int, seed: int, noise: float = 0.3) -> list[Score]:
@@ -127,45 +133,69 @@ def runs_of(count: int, seed: int, noise: float = 0.3) -> list[Score]:
     return list(map(score, spoilt))
 
 
-def test_a_pool_sums_runs_utterance_by_utterance():
-    runs = runs_of(3, seed=1)
-    pooled = scoring.pool(runs)
-    assert pooled.utterance_errors.tolist() == [
-        sum(column) for column in zip(*(r.utterance_errors for r in runs), strict=True)
-    ]
-    assert pooled.utterance_words.tolist() == (3 * runs[0].utterance_words).tolist()
-    assert (pooled.errors, pooled.runs) == (sum(run.errors for run in runs), 3)
-    assert pooled.wer == pytest.approx(np.mean([run.wer for run in runs]))
-    assert scoring.pool([scoring.pool(runs[:2]), runs[2]]).utterance_errors.tolist() == pooled.utterance_errors.tolist()
+def alike(*errors: int) -> list[Score]:
+    """A training for each number of errors; it makes so many in each of 300 utterances of 50 words."""
+    return [Score(0, 0, 300 * n, np.full(300, n), np.full(300, 50)) for n in errors]
 
 
-def test_a_pool_refuses_other_utterances():
-    with pytest.raises(ValueError, match="same utterances"):
-        scoring.pool([score(random_transcripts(30)), score(random_transcripts(30, seed=1))])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_of_one_training_each_the_intervals_are_those_of_utterances_alone(seeds, monkeypatch):
+    monkeypatch.setattr(scoring, "DRAWS_AT_ONCE", 4_000)
+    baseline, system = runs_of(1, seed=1), runs_of(1, seed=2, noise=0.25)
+    drawn = np.random.default_rng(0).integers(40, size=(10000, 40))
+    before, after, words = (
+        counts[drawn].sum(axis=1)
+        for counts in (baseline[0].utterance_errors, system[0].utterance_errors, system[0].utterance_words)
+    )
+    assert scoring.bootstrap_wer(*system * seeds) == pytest.approx(np.percentile(100 * after / words, [2.5, 97.5]))
+    expected = np.percentile(100 * (before - after) / before, [2.5, 97.5])
+    assert scoring.bootstrap_reduction(baseline, system * seeds) == pytest.approx(expected)  # copies are no seeds
+
+
+def test_where_utterances_are_alike_the_interval_is_that_of_the_seeds():
+    """All draws of seeds are counted; percentiles agree within the noise of drawing, stated as 4 % of the width."""
+    baseline, system = (20, 23, 25, 30, 31), (11, 14, 17)
+    means = [[np.mean(drawn) for drawn in product(seeds, repeat=len(seeds))] for seeds in (baseline, system)]
+    reductions = [100 * (1 - after / before) for before, after in product(*means)]
+    expected = np.percentile(reductions, [2.5, 97.5]).tolist()
+    interval = scoring.bootstrap_reduction(alike(*baseline), alike(*system))
+    assert interval == pytest.approx(expected, abs=0.04 * (expected[1] - expected[0]))
+    expected = np.percentile([2 * mean for mean in means[0]], [2.5, 97.5]).tolist()
+    assert scoring.bootstrap_wer(*alike(*baseline)) == pytest.approx(expected, abs=0.04 * (expected[1] - expected[0]))
+
+
+def test_an_interval_of_seeds_has_the_width_that_their_deviation_gives():
+    """1.96 standard errors to either side, times the root of (n - 1) / n, within 6 %."""
+    errors = np.random.default_rng(4).normal(25, 4, size=24).round().astype(int)
+    low, high = scoring.bootstrap_wer(*alike(*errors.tolist()))
+    standard_error = 2 * errors.std(ddof=1) / 24**0.5  # two per cent for each error
+    assert high - low == pytest.approx(2 * 1.96 * standard_error * (23 / 24) ** 0.5, rel=0.06)
+
+
+def test_seeds_of_the_same_number_are_drawn_apart():
+    """Pairs of seeds would show a gain of 10 % everywhere; new trainings of either may lie anywhere."""
+    low, high = scoring.bootstrap_reduction(alike(20, 40, 30), alike(18, 36, 27))
+    assert low < -20 < 35 < high
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(3, 3), (2, 5)])
-def test_paired_interval_of_pools_equals_a_slow_reference(seeds):
+def test_interval_over_seeds_and_utterances_equals_a_slow_reference(seeds):
     """Other draws of as many resamples: percentiles agree within the noise of drawing, stated as 4 % of the width."""
     baseline, system = runs_of(seeds[0], seed=1), runs_of(seeds[1], seed=2, noise=0.25)
+    system[0] = runs_of(1, seed=7, noise=0.5)[0]  # a seed that fell out
     rng = random.Random(3)
     reductions = []
     for _ in range(10000):
         drawn = rng.choices(range(40), k=40)
         before, after = (
-            sum(int(run.utterance_errors[n]) for run in runs for n in drawn) / len(runs) for runs in (baseline, system)
+            sum(int(run.utterance_errors[n]) for run in rng.choices(runs, k=len(runs)) for n in drawn) / len(runs)
+            for runs in (baseline, system)
         )
         reductions.append(100 * (before - after) / before)
-    low, high = scoring.bootstrap_reduction(scoring.pool(baseline), scoring.pool(system))
+    low, high = scoring.bootstrap_reduction(baseline, system)
     expected = np.percentile(reductions, [2.5, 97.5])
     assert [low, high] == pytest.approx(expected.tolist(), abs=0.04 * (expected[1] - expected[0]))
-
-
-def test_a_pool_of_copies_says_what_one_run_says():
-    (baseline,), (system,) = runs_of(1, seed=1), runs_of(1, seed=2)
-    one = scoring.bootstrap_reduction(baseline, system)
-    assert scoring.bootstrap_reduction(scoring.pool([baseline] * 2), scoring.pool([system] * 5)) == pytest.approx(one)
 
 
 def test_mean_and_deviation_are_those_of_a_sample():

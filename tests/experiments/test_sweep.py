@@ -138,5 +138,7 @@ def test_a_star_in_one_command(monkeypatch, recipe):
     names = ["first", "decode-chunk-size-16", "kd-apc-shift-2", "kd-feature-scale-1"]
     assert [row["point"] for row in comparison] == names
     unmoved, *others, better = (row["clean vs first %"] for row in comparison)
-    assert unmoved is None and others == ["0.0 [0.0, 0.0]"] * 2 and better.startswith("20.0 [")  # 75 errors to 60
+    assert (
+        unmoved is None and others == ["0.0 [0.0, 0.0] (1 seed)"] * 2 and better.startswith("20.0 [")
+    )  # 75 errors to 60
     assert (recipe / "sweep" / "sweep-clean.png").stat().st_size > 10_000

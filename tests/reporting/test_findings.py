@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from kdstream.evaluation.compare import Reduction
+from kdstream.evaluation.compare import Reduction, compare
+from kdstream.evaluation.scoring import bootstrap_wer, mean_and_deviation
+from kdstream.evaluation.tables import interval_shown, wer_shown
 from kdstream.reporting import findings
-from support.records import make_record
+from support.records import make_record, trained
 
 
 def reduction(percent: float, interval=None, **changes) -> Reduction:
     record = make_record(system="distilled", wer=20.0 * (1 - percent / 100), **changes)
-    return Reduction(record, make_record(wer=20.0, **changes), percent, interval)
+    return Reduction([record], [make_record(wer=20.0, **changes)], percent, interval)
 
 
 def test_the_headline_is_the_best_system_where_latency_is_lowest():
@@ -19,11 +22,11 @@ def test_the_headline_is_the_best_system_where_latency_is_lowest():
     slow = reduction(90.0, chunk_ms=640)
     simulated = reduction(80.0, mode="simulated")
     wanted = reduction(27.0, (17.4, 36.1), mode="chunkwise")
-    weaker = replace(wanted, record=replace(wanted.record, system="weaker"), percent=3.0)
+    weaker = replace(wanted, records=[replace(wanted.record, system="weaker")], percent=3.0)
     (line,) = findings.headline([full], [slow, simulated, weaker, wanted])
     assert line == (
         "distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test-clean: 14.6 % against 20.0 % "
-        "WER. teacher, which hears the whole utterance, has 10.0 %: 54 % of the gap is closed."
+        "WER (1 seed). teacher, which hears the whole utterance, has 10.0 %: 54 % of the gap is closed."
     )
 
 
@@ -32,7 +35,28 @@ def test_the_headline_admits_chance_harm_and_seeds():
     assert "2 % [-1, 5] fewer word errors" in line and "may be chance" in line
     (line,) = findings.headline([], [reduction(-10.0, (-15.0, -5.0))])
     assert "10 % [5, 15] more word errors" in line and "chance" not in line
-    (line,) = findings.headline([], [reduction(10.0, (5.0, 15.0), seed=1), reduction(20.0, (5.0, 30.0), seed=2)])
-    assert "15 % [10, 20] fewer" in line and "17.0 % against 20.0 % WER (mean and range of 2 seeds)" in line
+    seeds = [make_record(system="distilled", wer=wer, seed=seed) for seed, wer in ((1, 18.0), (2, 16.0))]
+    bases = [make_record(wer=20.0, seed=seed) for seed in (1, 2, 3)]
+    (line,) = findings.headline([], [Reduction(seeds, bases[:2], 15.0, (-2.0, 30.0))])
+    assert (
+        "15 % [-2, 30] fewer" in line and "17.0 % against 20.0 % WER (means of 2 seeds); the interval holds 0" in line
+    )
+    (line,) = findings.headline([], [Reduction(seeds, bases, 15.0, None)])
+    assert line.endswith("17.0 % against 20.0 % WER (seeds: 2 and 3).")
     (line,) = findings.headline([make_record()], [])
     assert line.startswith("baseline has 12.50 [11.00, 14.25] % WER on test-clean")
+
+
+def test_seeds_share_a_row_with_their_mean_deviation_and_intervals():
+    seeds = [trained(system, seed, noise) for system, noise in (("baseline", 0.5), ("new", 0.2)) for seed in (1, 2)]
+    alone = trained("new", 3, 0.2, chunk_ms=320)
+    (pooled,) = compare({Path("results.json"): [*seeds, alone]}, "baseline")
+    header, rows = findings.wer_rows([*seeds, alone], [pooled], "baseline")
+    assert header[:2] == ["system", "seeds"]
+    (_, base), (name, new), (_, one) = ((row[0], row) for row in rows)
+    assert (base[1], new[1], one[1]) == ("2", "2", "1") and name == "new" and base[-1] == one[-1] == ""
+    mean, deviation = mean_and_deviation([record.wer for record in seeds[2:]])
+    low, high = bootstrap_wer(*(record.score for record in seeds[2:] if record.score))
+    assert new[3].replace("\u00a0", " ") == f"{mean:.2f} ± {deviation:.2f} [{low:.2f}, {high:.2f}]"
+    assert new[4].replace("\u00a0", " ") == f"{pooled.percent:.1f} {interval_shown(pooled.interval or (0.0, 0.0))}"
+    assert one[3].replace("\u00a0", " ") == wer_shown(alone)

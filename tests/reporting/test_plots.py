@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdstream.evaluation.latency import Spread
+from kdstream.evaluation.scoring import bootstrap_wer
 from kdstream.reporting import plots
-from support.records import make_record
+from support.records import make_record, trained
 
 
 def test_curves_join_what_is_not_beaten_in_latency_and_wer():
@@ -32,13 +33,13 @@ def test_plots_show_seeds_as_one_and_no_simulation_of_what_was_decoded_chunk_by_
     full = make_record(mode="full", chunk_ms=None, left_ms=None)
     assert plots.merged([full, simulated, chunkwise, other_seed, only_simulated]) == [
         full,
-        replace(chunkwise, wer=12.0, interval=(10.0, 14.0)),
+        replace(chunkwise, wer=12.0, interval=(12.0, 12.0)),  # they lack the errors of their utterances
         only_simulated,
     ]
 
 
-def test_whiskers_are_called_what_they_are():
-    one, two, other = make_record(seed=1), make_record(seed=2), make_record(system="other", seed=3)
-    assert plots._whiskers_are([one, other]) == "95 % interval"
-    assert plots._whiskers_are([one, two]) == "range of seeds"
-    assert plots._whiskers_are([one, two, other]) == "range of seeds (of one: 95 % interval)"
+def test_whiskers_are_over_seeds_and_utterances():
+    seeds = [trained("baseline", seed, noise) for seed, noise in ((1, 0.2), (2, 0.4), (3, 0.3))]
+    (merged,) = plots.merged(seeds)
+    assert merged.interval == bootstrap_wer(*(record.score for record in seeds if record.score))
+    assert merged.interval[0] < min(record.interval[0] for record in seeds[1:]) < merged.wer < merged.interval[1]

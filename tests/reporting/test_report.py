@@ -172,7 +172,7 @@ def test_aligned_hypotheses_read_back_as_what_was_said_and_heard(exp_root, page)
 
 def test_markdown_shows_the_same_pictures(exp_root):
     text = (exp_root / "report" / "report.md").read_text()
-    assert text.count("| baseline | zipformer tiny, 2.35 M |") == 2
+    assert text.count("| baseline | 42 | zipformer tiny, 2.35 M |") == 2
     pictures = ("wer.png", "latency.png", "loss.png", "relations.png", "similarity-distilled.png", "../sweep-small.png")
     for picture in pictures:
         assert f"({picture})" in text and (exp_root / "report" / picture).stat().st_size > 10_000
@@ -181,7 +181,7 @@ def test_markdown_shows_the_same_pictures(exp_root):
 def test_published_records_render_again(exp_root):
     published = exp_root / "published" / "run"
     assert len(load_records(published.with_name("run.json"))) == 9
-    assert "| baseline | test-clean |" in tables.render(published.with_name("run-reduction.json"))
+    assert "| baseline | 1 | test-clean |" in tables.render(published.with_name("run-reduction.json"))
 
 
 def test_what_is_missing_is_named_in_one_line_each(tmp_path):

@@ -61,6 +61,13 @@ def scored(score: scoring.Score, **changes: Any) -> Record:
     return make_record(interval=scoring.bootstrap_wer(score), **same, **per_utterance, **changes)
 
 
+def trained(system: str, seed: int, noise: float, **changes: Any) -> Record:
+    """A training of a system: the same 40 utterances for all, of which each seed gets other words wrong."""
+    rng = random.Random(f"{system} {seed}")
+    spoilt = [t._replace(hyp=[word if rng.random() > noise else "X" for word in t.ref]) for t in random_transcripts(40)]
+    return scored(scoring.score(scoring.align(spoilt)), system=system, seed=seed, **changes)
+
+
 def write_runs(root: Path) -> None:
     """Two experiments: 'distilled' is 'baseline' with every error of every third utterance mended."""
     for test_set in ("test-clean", "test-other"):
