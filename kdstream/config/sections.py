@@ -189,8 +189,8 @@ class DistillConfig(Section):
     kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).", minimum=0)
     kd_relation_scale: float = flag(
         0.0,
-        "Weight of the query-query, key-key and value-value relation losses; 0.1 to use them.  Off, for they gained "
-        "nothing beside prediction.",
+        "Weight of the query-query, key-key and value-value relation losses; 0.1 to use them.  Off, for no comparison "
+        "showed a gain.",
         minimum=0,
     )
     kd_apc_scale: float = flag(0.5, "Weight of the autoregressive prediction of the teacher's features.", minimum=0)
