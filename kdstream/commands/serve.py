@@ -1,9 +1,10 @@
 """A web page that writes down what is said into the microphone, or in files dropped on it, as it hears it.
 
-    python serve.py exp/distilled/encoder-epoch-30-avg-9-chunk-8-left-32.int8.onnx
+    python serve.py exp/distilled/encoder-epoch-30-avg-9-chunk-8-left-32.onnx
 
 The other files that export.py wrote with that encoder are taken from beside it.  Open the address that is printed;
-Ctrl-C ends it.  sherpa-onnx decodes all clients together.
+Ctrl-C ends it.  sherpa-onnx decodes all clients together.  With an int8 model it decodes them one after another, since
+together a loud client would change the words of the others: with several clients float32 takes less time.
 
 Only this machine is served unless --host says more.  Browsers lend a microphone to other machines' pages over https
 alone: give --tls-cert and --tls-key, or stand a proxy before it.  Programs speak to ws://HOST:PORT/stream; the messages
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     tls = tls_context(args.tls_cert, args.tls_key)
     model = find_model(args.encoder)
-    engine = Engine(load_recognizer(model, args.num_threads), model.silence)
+    together = not model.mixes_rows
+    if not together:
+        logging.info("%s: int8, so clients are decoded one by one; float32 is faster for several", args.encoder)
+    engine = Engine(load_recognizer(model, args.num_threads), model.silence, together)
     server = Server(engine, from_args(Limits, args), allowed_names(args.host, args.names))
     asyncio.run(serve(server.app(), args.host, args.port, tls, lambda url: print(url, flush=True)))

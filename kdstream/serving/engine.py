@@ -2,6 +2,9 @@
 
 Whoever has a whole chunk takes part in the next batch, one chunk each: a client that sends an hour at once waits its
 turn like one that speaks.  Batches grow as the load does, and with them the audio that a core can follow.
+
+A model that scales activations over the whole batch, as int8 exports do, would let a loud client change the words of a
+quiet one.  Such a model decodes the clients of a batch one after another.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from kdstream.errors import UserError
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
 QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
+SCALES_ACTIVATIONS = b"DynamicQuantizeLinear"  # the ONNX operator: one scale for a tensor, all rows of a batch in it
 BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
 
 
@@ -43,6 +47,11 @@ class ExportedModel(NamedTuple):
         # a resampler holds back the last fraction of a millisecond: one frame more, or the last chunk could stay short
         frames = self.tail + (sample_rate != SAMPLE_RATE)
         return np.zeros(frames * sample_rate // FRAMES_PER_SECOND, np.float32)
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether a client's words would depend on the others in its batch: true of int8 files."""
+        return any(SCALES_ACTIVATIONS in path.read_bytes() for path in (self.encoder, self.decoder, self.joiner))
 
 
 def find_model(encoder: Path) -> ExportedModel:
@@ -184,10 +193,17 @@ class Engine:
 
     Args:
       silence: the samples of silence that end a stream, by sample rate; see `ExportedModel.silence`.
+      together: whether the recogniser gets all streams that have a chunk in one call, or each in a call of its own; see
+        `ExportedModel.mixes_rows`.
     """
 
-    def __init__(self, recognizer: sherpa_onnx.OnlineRecognizer, silence: Callable[[int], np.ndarray]) -> None:
-        self._recognizer, self._silence = recognizer, silence
+    def __init__(
+        self,
+        recognizer: sherpa_onnx.OnlineRecognizer,
+        silence: Callable[[int], np.ndarray],
+        together: bool = True,
+    ) -> None:
+        self._recognizer, self._silence, self._together = recognizer, silence, together
         self._open: set[ClientStream] = set()
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
@@ -229,8 +245,8 @@ class Engine:
         recognizer = self._recognizer
         taken = [self._feed(client) for client in batch]
         ready = [client.stream for client in batch if recognizer.is_ready(client.stream)]
-        if ready:
-            recognizer.decode_streams(ready)
+        for streams in [ready] if self._together and ready else [[stream] for stream in ready]:
+            recognizer.decode_streams(streams)
         progress = []
         for client, samples in zip(batch, taken, strict=True):
             unfinished = recognizer.is_ready(client.stream)

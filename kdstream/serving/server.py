@@ -41,6 +41,7 @@ LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
 LOUDEST = 8.0  # float samples beyond are not on a scale of [-1, 1]
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
+TOO_LARGE = 2  # times --max-message-bytes: what is larger is not even read, and told by its close code alone
 CLOSE_SECONDS = 2.0  # that a client has to answer a close
 HEADERS = {
     "Cache-Control": "no-store",
@@ -55,7 +56,7 @@ class Limits(Section):
     """What a client may ask of the server."""
 
     max_clients: int = flag(64, "Clients that are heard at once; more are turned away.")
-    max_message_bytes: int = flag(1 << 20, "Bytes of a message; a client that sends a larger one is let go.")
+    max_message_bytes: int = flag(1 << 20, "Bytes that a message may have; a client that sends more is let go.")
     max_seconds: float = flag(600.0, "Seconds of audio of a client.")
     idle_seconds: float = flag(30.0, "Seconds for which a client may send nothing.")
     send_seconds: float = flag(10.0, "Seconds for which a client may read nothing while there is text for it.")
@@ -168,7 +169,7 @@ class Server:
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(
-            max_msg_size=self._limits.max_message_bytes,
+            max_msg_size=TOO_LARGE * self._limits.max_message_bytes + 1,  # aiohttp takes less than this
             timeout=CLOSE_SECONDS,
             compress=False,  # or a small message could unpack to a large one
             writer_limit=0,  # each text waits until those before it are under way
@@ -237,11 +238,20 @@ class Server:
             await stream.accept(block)
 
     async def _receive(self, ws: web.WebSocketResponse, seconds: float | None) -> WSMessage:
-        """The next message with content.  Raises Refusal where none comes, ConnectionError where the client left."""
+        """The next message with content.
+
+        Raises Refusal where none comes or one is too large, ConnectionError where the client left.
+        """
         try:
             message = await ws.receive(seconds)
         except asyncio.TimeoutError as error:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, f"nothing was sent for {seconds:g} s") from error
+        unread = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG  # of a WebSocketError
+        if unread or size_of(message) > self._limits.max_message_bytes:
+            flag = option("max_message_bytes", self._limits.max_message_bytes)
+            raise Refusal(
+                WSCloseCode.MESSAGE_TOO_BIG, f"a message has more bytes than {flag} allows; send shorter ones"
+            )
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
             raise ConnectionError(f"closed with {ws.close_code}" + f", {message.data}" * bool(message.data))
         return message
@@ -257,6 +267,13 @@ class Server:
     async def _refuse(self, ws: web.WebSocketResponse, refusal: Refusal) -> None:
         await ws.send_json({"type": "error", "message": str(refusal)})
         await ws.close(code=refusal.code, message=str(refusal).encode()[:120])
+
+
+def size_of(message: WSMessage) -> int:
+    """Bytes of content, 0 where it has none."""
+    if message.type is WSMsgType.TEXT:
+        return len(message.data.encode())
+    return len(message.data) if message.type is WSMsgType.BINARY else 0
 
 
 def keep_few_texts(request: web.Request) -> None:

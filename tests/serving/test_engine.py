@@ -6,17 +6,20 @@ import asyncio
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from functools import partial
 
 import numpy as np
 import pytest
 
 from kdstream.errors import UserError
+from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
-from kdstream.serving.engine import Engine, find_model
+from kdstream.serving.engine import ClientStream, Engine, ExportedModel, Text, find_model, load_recognizer
 from kdstream.units import tail_frames
 from support.decoding import run_script
-from support.serving import ROOT
+from support.serving import ROOT, noise
 
 
 def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, said):
@@ -63,6 +66,53 @@ def test_the_silence_lasts_as_long_as_the_tail_at_every_rate(served):
     frames = served.files.tail
     assert len(served.files.silence(16000)) == frames * 160
     assert len(served.files.silence(44100)) == (frames + 1) * 441  # and a frame that the resampler may hold back
+
+
+def finals(engine: Engine, clients: list[np.ndarray]) -> list[str]:
+    """What an engine hears in clients that all have spoken before it begins, so that they share every batch."""
+
+    async def run() -> list[str]:
+        streams = [engine.open(16000) for _ in clients]
+        for stream, samples in zip(streams, clients, strict=True):
+            await stream.accept(samples)
+            stream.finish()
+        running = asyncio.create_task(engine.run())
+        texts = [await anext(text.text async for text in told(stream) if text.final) for stream in streams]
+        running.cancel()
+        return texts
+
+    return asyncio.run(run())
+
+
+async def told(stream: ClientStream) -> AsyncIterator[Text]:
+    while True:
+        yield await stream.next_text()
+
+
+@pytest.fixture(scope="module")
+def int8(served) -> ExportedModel:
+    files = quantize(OnnxFiles(served.files.encoder, served.files.decoder, served.files.joiner))
+    return find_model(files.encoder)
+
+
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_a_client_hears_among_loud_ones_what_it_hears_alone(served, int8, name):
+    """What serve.py does; and int8 decoded together is what it must not do, which shows that this input can tell."""
+    files = {"float32": served.files, "int8": int8}[name]
+    recognizer = load_recognizer(files, num_threads=1)
+    quiet, loud = [noise(1.5, seed) for seed in range(3)], [8.0 * noise(1.5, seed) for seed in range(50, 53)]
+
+    def hear(together: bool) -> tuple[list[str], list[str]]:
+        engine = partial(Engine, recognizer, files.silence, together)
+        alone = [finals(engine(), [samples])[0] for samples in quiet]
+        return alone, finals(engine(), [*quiet, *loud])[: len(quiet)]
+
+    assert files.mixes_rows == (name == "int8")
+    alone, among = hear(together=not files.mixes_rows)
+    assert alone == among and all(len(text) > 10 for text in alone)
+    if files.mixes_rows:
+        alone, among = hear(together=True)
+        assert all(one != other for one, other in zip(alone, among, strict=True))
 
 
 @pytest.mark.slow

@@ -209,15 +209,25 @@ def test_a_client_that_sends_100_megabytes_is_stopped_and_disturbs_nobody(undist
     assert "let go: more than 20 s of audio" in caplog.text  # the messages, of which the rest is thrown away
 
 
-def test_a_message_above_the_limit_is_told_by_its_code(undisturbed):
-    async def nuisance(running: Running) -> int:
+@pytest.mark.parametrize("size, answer", [(6500, "final"), (6504, "error"), (13000, "error"), (13004, None)])
+def test_a_message_of_the_limit_is_taken_and_one_above_it_refused(undisturbed, caplog, size, answer):
+    """Above twice the limit a message is not read, and the close code alone tells its sender."""
+
+    async def nuisance(running: Running) -> tuple[list[dict[str, str]], int | None]:
         async with aiohttp.ClientSession() as session, session.ws_connect(running.url + "stream") as ws:
             await ws.send_json(START)
-            await ws.send_bytes(bytes(10000))
-            await asyncio.wait_for(ws.receive(), 60)
-            return ws.close_code
+            await ws.send_bytes(bytes(size))
+            if answer == "final":
+                await ws.send_json(END)
+            return [message.json() async for message in ws], ws.close_code
 
-    assert undisturbed(nuisance, max_message_bytes=6500) == WSCloseCode.MESSAGE_TOO_BIG
+    caplog.set_level(logging.INFO)
+    messages, code = undisturbed(nuisance, max_message_bytes=6500)
+    problem = "a message has more bytes than --max-message-bytes 6500 allows; send shorter ones"
+    assert [message["type"] for message in messages[-1:]] == [answer] * (answer is not None)
+    assert code == (WSCloseCode.OK if answer == "final" else WSCloseCode.MESSAGE_TOO_BIG)
+    if answer == "error":
+        assert messages[-1]["message"] == problem and f"let go: {problem}" in caplog.text
 
 
 def test_more_seconds_than_allowed_are_refused_in_words(undisturbed):
