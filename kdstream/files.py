@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdstream.errors import UserError
+
+# What the system may say of any file that is read or written, and what the user can do about it.
+MENDED_BY_USER = {
+    errno.ENOSPC: "free space on its disk, or name another place",
+    errno.EDQUOT: "free space on its disk, or name another place",
+    errno.EFBIG: "free space on its disk, or name another place",
+    errno.EACCES: "ask for its permissions, or name another place",
+    errno.EPERM: "ask for its permissions, or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EIO: "look whether its disk is sound",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a place in a directory",
+    errno.EEXIST: "name another place",
+}
+TEMPORARY = ".tmp"
+
 
 @contextmanager
-def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """Gives a temporary file to write; on success it takes the place of `path`, on failure it goes away.
+
+    A process that is killed leaves `path` as it was, and perhaps the temporary file: .NAME.tmp, which the next one
+    that writes `path` overwrites.
 
     Args:
       suffix: of the temporary file, for writers that choose a format by it.
+    Raises:
+      UserError: the disk is full, or `path` must not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{suffix}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{suffix}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full disk, and what else keeps the system from writing, into a UserError that names `path`."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        yield
+    except OSError as error:
+        if error.errno not in MENDED_BY_USER:
+            raise
+        problem = f"{path}: cannot be written ({os.strerror(error.errno)})"
+        raise UserError(problem, fix=f"{MENDED_BY_USER[error.errno]}, then repeat the command") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all.  Raises UserError as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf8")

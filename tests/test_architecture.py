@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 60
 MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "transcription": {"units"},
     "config": {"units", "errors", "files"},
     "models": {"units", "errors", "config"},
@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "units", "errors", "transcription", "config", "data", "checkpoints", "devices", "decoding", "serving",
     },
     "reporting": {
-        "units", "errors", "config", "data", "models", "checkpoints", "kd", "training", "decoding", "evaluation",
+        "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "training", "decoding",
+        "evaluation",
     },
     "experiments": {"errors", "files", "config", "checkpoints", "kd", "decoding", "evaluation", "reporting"},
     "benchmarks": {

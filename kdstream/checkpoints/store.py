@@ -19,11 +19,12 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
@@ -74,18 +75,16 @@ def save_checkpoint(
     if model_avg is not None:
         checkpoint["model_avg"] = as_float32(model_avg.state_dict())
     logging.info(f"Saving checkpoint to {path}")
-    with replacing(Path(path)) as temporary:
-        torch.save(checkpoint, temporary)
+    _write(checkpoint, Path(path))
 
 
 def save_pretrained(exp_dir: PathLike, model: nn.Module) -> list[Path]:
     """Writes the weights alone, as pretrained.pt, which load_averaged and icefall read, and pretrained.safetensors."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     path = Path(exp_dir) / PRETRAINED
-    with replacing(path) as temporary:
-        torch.save({"model": weights}, temporary)
+    _write({"model": weights}, path)
     with replacing(path.with_suffix(".safetensors")) as temporary:
-        save_file(weights, temporary)
+        temporary.write_bytes(serialize(weights))
     return [path, path.with_suffix(".safetensors")]
 
 
@@ -99,6 +98,37 @@ def remove_leftovers(exp_dir: PathLike) -> None:
     """Deletes what a process that was killed while saving left half-written."""
     for path in Path(exp_dir).glob(".*.pt.tmp"):
         path.unlink()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    """torch.save, whole or not at all.  Raises UserError where the disk is full."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        target = _Target(file)
+        torch.save(checkpoint, target)  # pyright: ignore[reportArgumentType]  it asks for write and flush alone
+        if target.error is not None:
+            raise target.error
+
+
+class _Target:
+    """The file that torch.save writes to.  It keeps the first error to itself.
+
+    torch 1.13 ends the whole process where a write fails, and newer ones hide the reason behind another error.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """torch.save asks for it; the file is flushed as it closes."""
 
 
 def _state_of(part: Any) -> Any:

@@ -5,7 +5,6 @@ How commands end: one clear line for what the user can mend, a traceback for wha
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import sys
@@ -13,19 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kdstream.errors import UserError, packages_of
-
-# What the system may say of any file that is read or written, and what the user can do about it.
-MENDED_BY_USER = {
-    errno.EACCES: "ask for its permissions, or name another place",
-    errno.EPERM: "ask for its permissions, or name another place",
-    errno.EROFS: "name a place that can be written to",
-    errno.ENOSPC: "free some space, or name another place",
-    errno.EDQUOT: "free some space, or name another place",
-    errno.ENAMETOOLONG: "give it a shorter name",
-    errno.EISDIR: "name a file",
-    errno.ENOTDIR: "name a place in a directory",
-    errno.EEXIST: "name another place",
-}
+from kdstream.files import MENDED_BY_USER
 
 
 class Command(NamedTuple):
@@ -87,7 +74,7 @@ def run_command(name: str) -> None:
 
 
 def run(command: Callable[[], int | None]) -> None:
-    """Runs a command's `main`; a UserError becomes one line on stderr and exit status 1."""
+    """Runs a command's `main`; a UserError or a full disk becomes one line on stderr and exit status 1."""
     try:
         status = command()
     except UserError as error:

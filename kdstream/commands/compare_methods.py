@@ -31,6 +31,7 @@ from kdstream.experiments.cells import Cell
 from kdstream.experiments.flags import add_runner_flags
 from kdstream.experiments.methods import METHODS, TOKEN_FORMS, Comparison, load_added, records_of
 from kdstream.experiments.runner import report_failures, run_cells
+from kdstream.files import write_text
 
 
 def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], added: Sequence[Path]) -> str:
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         rows = compare_seeds(records, args.baseline, TOKEN_FORMS)
         write_json(args.exp_root / "comparison.json", rows)
-        (args.exp_root / "comparison.md").write_text(page(rows, cells, args.add_results), encoding="utf8")
+        write_text(args.exp_root / "comparison.md", page(rows, cells, args.add_results))
         if args.publish:
             publish(args.publish, records, comparison=rows)
         print(f"comparison: {args.exp_root / 'comparison.md'}")

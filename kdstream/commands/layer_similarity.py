@@ -26,6 +26,7 @@ from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.settings import choose_chunk
 from kdstream.errors import UserError
+from kdstream.files import write_text
 from kdstream.kd.similarity import LayerSimilarity
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teachers import load_teacher, needs_audio, teacher_flags, without_cache
@@ -78,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
     similarity = measure(config, decode, args.num_batches)
     output = args.output or Path(args.exp_dir) / "layer_similarity.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(similarity) + "\n")
+    write_text(output, json.dumps(similarity) + "\n")
     with phone_style():
         measured = Similarity(**{**similarity, "cka": np.array(similarity["cka"])})
         plot_similarity(measured, f"{args.exp_dir} and its teacher", output.with_suffix(".png"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from kdstream.config.flags import parser_of, str2bool
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render
+from kdstream.files import write_text
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "librispeech"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -51,4 +52,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = ", ".join(map(str, stale))
         raise UserError(f"{names}: not the tables of {args.json_dir}; run local/render_results.py")
     for page in stale:
-        page.write_text(filled[page], encoding="utf8")
+        write_text(page, filled[page])

@@ -34,6 +34,7 @@ from kdstream.experiments.flags import add_runner_flags
 from kdstream.experiments.runner import report_failures, run_cells
 from kdstream.experiments.sweep import COMMANDS, Sweep, parse_axis
 from kdstream.experiments.sweep_plots import draw_sweep
+from kdstream.files import write_text
 
 
 def page(rows: Sequence[dict[str, Any]], comparison: Sequence[dict[str, Any]], plots: Sequence[Path]) -> str:
@@ -69,6 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.exp_root / "comparison.json", comparison)
         scored = ((point, record) for _, point, record in sweep.scored())
         plots = draw_sweep(scored, sweep.axes, args.one_at_a_time, args.exp_root)
-        (args.exp_root / "sweep.md").write_text(page(rows, comparison, plots), encoding="utf8")
+        write_text(args.exp_root / "sweep.md", page(rows, comparison, plots))
         print(f"sweep: {args.exp_root / 'sweep.md'}")
     report_failures(failures)

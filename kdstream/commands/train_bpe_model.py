@@ -17,6 +17,7 @@ from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import parser_of
 from kdstream.corpus.bpe import train_bpe_model, transcripts_of_cuts, transcripts_of_parts
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,6 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"
-    transcripts.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    write_text(transcripts, "".join(text + "\n" for text in texts))
     train_bpe_model(transcripts, args.lang_dir, args.vocab_size)
     Tokenizer(args.lang_dir / BPE_MODEL_FILE).save_tokens(args.lang_dir / TOKENS_FILE)

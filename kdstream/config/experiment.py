@@ -12,7 +12,7 @@ from pathlib import Path
 from kdstream.config.flags import from_dict, to_dict
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.errors import UserError, option
-from kdstream.files import replacing
+from kdstream.files import write_text
 
 CONFIG_FILE = "config.json"
 CONFIG_VERSION = 1  # files without a version are older, and read alike
@@ -32,8 +32,8 @@ class ExperimentConfig:
     def save(self, exp_dir: str | Path) -> None:
         """Writes `exp_dir`/config.json, whole or not at all."""
         sections = {name: to_dict(section) for name, section in vars(self).items()}
-        with replacing(Path(exp_dir) / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps({"version": CONFIG_VERSION, **sections}, indent=2) + "\n")
+        text = json.dumps({"version": CONFIG_VERSION, **sections}, indent=2) + "\n"
+        write_text(Path(exp_dir) / CONFIG_FILE, text)
 
     @staticmethod
     def load(exp_dir: str | Path, prefix: str = "") -> ExperimentConfig:

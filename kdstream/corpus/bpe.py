@@ -11,6 +11,7 @@ from lhotse import SupervisionSet
 from kdstream.config.experiment import BPE_MODEL_FILE
 from kdstream.data.cuts import iterate, read_manifest, text_of
 from kdstream.errors import UserError, option
+from kdstream.files import replacing
 
 
 def transcripts_of_parts(manifest_dir: Path, parts: str) -> list[str]:
@@ -61,4 +62,5 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
             reason or "refused", flag=option("vocab_size", vocab_size), fix=f"the text is {transcripts}"
         ) from error
     Path(f"{prefix}.vocab").unlink()
-    shutil.copyfile(f"{prefix}.model", lang_dir / BPE_MODEL_FILE)
+    with replacing(lang_dir / BPE_MODEL_FILE) as temporary:
+        shutil.copyfile(f"{prefix}.model", temporary)

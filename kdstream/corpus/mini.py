@@ -24,7 +24,7 @@ from tqdm import tqdm
 from kdstream.corpus.mini_grammar import make_parts
 from kdstream.corpus.speech_synthesis import REQUIREMENTS, synthesise
 from kdstream.errors import UserError
-from kdstream.files import replacing
+from kdstream.files import replacing, write_text
 from kdstream.units import SAMPLE_RATE
 
 SETTINGS_FILE = "mini_corpus.json"
@@ -138,9 +138,9 @@ def write_lists(lines: list[Line], root: Path) -> None:
         folder = line.path(root).parent
         transcripts.setdefault(folder / f"{line.speaker}-1.trans.txt", []).append(f"{line.id} {line.text}\n")
     for path, rows in transcripts.items():
-        path.write_text("".join(rows))
+        write_text(path, "".join(rows))
     rows = [f"{number} | {s.part} | {s.voice} at pitch {s.pitch}\n" for number, s in SPEAKERS.items()]
-    (root / "SPEAKERS.TXT").write_text(";ID | SUBSET | VOICE\n" + "".join(rows))
+    write_text(root / "SPEAKERS.TXT", ";ID | SUBSET | VOICE\n" + "".join(rows))
 
 
 def claim(output_dir: Path, settings: dict[str, object]) -> bool:
@@ -157,8 +157,7 @@ def claim(output_dir: Path, settings: dict[str, object]) -> bool:
                 f"{path}: another corpus is here ({found})", fix="give another --output-dir, or delete this one"
             )
         return bool(finished)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + "\n")
+    write_text(path, json.dumps(settings) + "\n")
     return False
 
 
@@ -184,4 +183,4 @@ def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -
             if error is not None:
                 raise error
     write_lists(lines, root)
-    (output_dir / SETTINGS_FILE).write_text(json.dumps({**settings, "finished": True}) + "\n")
+    write_text(output_dir / SETTINGS_FILE, json.dumps({**settings, "finished": True}) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 import sentencepiece
 
 from kdstream.errors import UserError
+from kdstream.files import write_text
 
 WORD_START = "\u2581"  # how sentencepiece marks a piece that begins a word
 
@@ -38,7 +39,7 @@ class Tokenizer:
     def save_tokens(self, path: Path) -> None:
         """Writes tokens.txt: "piece id" a line, in the order of the ids."""
         lines = [f"{piece} {index}\n" for index, piece in enumerate(self.tokens)]
-        path.write_text("".join(lines), encoding="utf-8")
+        write_text(path, "".join(lines))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode(list(texts), out_type=int)

@@ -20,6 +20,7 @@ import numpy as np
 
 from kdstream.errors import UserError
 from kdstream.evaluation.scoring import NOTHING, Alignment, Interval, bootstrap_ratio
+from kdstream.files import write_text
 from kdstream.models.streaming import LOOKAHEAD, ChunkConfig
 from kdstream.units import ENCODER_FRAME_MS, SUBSAMPLING_LOSS
 
@@ -226,7 +227,7 @@ def delays_file(recogs: str | Path) -> Path:
 def write_delays(path: Path, utterances: Sequence[Delays]) -> None:
     """One JSON object a line, with the names of `Delays`."""
     lines = (json.dumps(delays._asdict()) for delays in utterances)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf8")
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_delays(path: Path) -> list[Delays]:

@@ -18,6 +18,7 @@ import numpy as np
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.latency import Latency, latency_from_json
+from kdstream.files import write_text
 
 RESULTS_JSON = "results.json"  # in an experiment directory
 REPAIR = "mend it, or delete it and decode again"
@@ -136,15 +137,9 @@ def add_record(path: Path, record: Record) -> None:
 
 
 def write_json(path: Path, items: Sequence[dict[str, Any]]) -> None:
-    """Writes a list of objects, one per line, atomically."""
+    """Writes a list of objects, one per line, whole or not at all."""
     lines = ",\n".join(json.dumps(item) for item in items)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def publish(name: Path, records: Sequence[Record], **tables: Sequence[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ import kaldialign
 import numpy as np
 
 from kdstream.errors import UserError
+from kdstream.files import replacing, write_text
 
 NOTHING = "*"  # stands for the missing word of an insertion or a deletion, as in icefall's files
 RESAMPLES = 10000
@@ -189,9 +190,7 @@ def _percentiles(values: np.ndarray) -> Interval:
 
 def write_recogs(path: Path, transcripts: Sequence[Transcript]) -> None:
     """icefall's recogs-*.txt: two lines per cut, its reference and its hypothesis as lists of words."""
-    with open(path, "w", encoding="utf8") as file:
-        for cut_id, ref, hyp, _ in transcripts:
-            file.write(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n")
+    write_text(path, "".join(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n" for cut_id, ref, hyp, _ in transcripts))
 
 
 def read_recogs(path: Path) -> list[Transcript]:
@@ -211,7 +210,7 @@ def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequen
     """icefall's errs-*.txt: totals, every utterance with its errors marked, and counts by word."""
     tallies = _tally(alignments)
     correct = sum(words.correct for words in tallies.words.values())
-    with open(path, "w", encoding="utf8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf8") as file:
         print(f"%WER = {result.wer:.2f}", file=file)
         print(
             f"Errors: {result.insertions} insertions, {result.deletions} deletions, {result.substitutions} "
@@ -234,7 +233,7 @@ def write_errs(path: Path, transcripts: Sequence[Transcript], alignments: Sequen
 def write_wer_summary(path: Path, wers: dict[str, float]) -> None:
     """icefall's wer-summary-*.txt: one line per setting, the best first."""
     rows = [f"{key}\t{float(f'{wer:.2f}')}\n" for key, wer in sorted(wers.items(), key=lambda item: item[1])]
-    path.write_text("settings\tWER\n" + "".join(rows), encoding="utf8")
+    write_text(path, "settings\tWER\n" + "".join(rows))
 
 
 class WordCounts(NamedTuple):

@@ -17,6 +17,7 @@ from kdstream.decoding import settings  # noqa: F401  brings the flags of the se
 from kdstream.errors import UserError
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
 from kdstream.experiments.train_flags import FLAGS_FILE, flags_begun_with, read_section, same_training
+from kdstream.files import write_text
 
 # The scripts of some commands, as seen from a recipe that has them.
 SCRIPTS = {
@@ -176,8 +177,7 @@ class Cell:
 
     def note_flags(self) -> None:
         """Writes train-flags.txt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / FLAGS_FILE).write_text(shlex.join(self.train_flags or ()) + "\n", encoding="utf8")
+        write_text(self.folder / FLAGS_FILE, shlex.join(self.train_flags or ()) + "\n")
 
 
 def check_decode_flags(command: CommandLine) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError, option
 from kdstream.experiments.cells import Cell, CommandLine
+from kdstream.files import write_text
 
 TAIL_LINES = 15  # of a log, shown where a command failed
 
@@ -127,7 +128,7 @@ async def _run_cell(cell: Cell, master_port: int, env: dict[str, str]) -> None:
         await _run_command(cell, cell.train_command(), env, port)
     if not cell.is_cached():
         await _run_command(cell, cell.cache_command(), env)
-        cell.cache_mark.write_text(cell.cache_command().typed)
+        write_text(cell.cache_mark, cell.cache_command().typed)
     for command in cell.decode_commands():
         if not cell.records(command):
             await _run_command(cell, command, env)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kdstream.config.flags import flag_value
 from kdstream.errors import UserError, option
+from kdstream.files import replacing
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Joiner, Transducer
@@ -130,21 +131,22 @@ def _export(
     metadata: dict[str, Any],
 ) -> None:
     """Traces `module` on `inputs`; `stream_dims` says of each of them, and of each output, which dimension is N."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of every number that becomes a constant: all but N should
-        torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            str(path),
-            input_names=list(inputs),
-            output_names=[name for name in stream_dims if name not in inputs],
-            dynamic_axes={name: {dim: "N"} for name, dim in stream_dims.items()},
-            opset_version=OPSET,
-            dynamo=False,  # the newer exporter does not take dynamic axes of a variable number of inputs
-        )
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {key: _shown(value) for key, value in metadata.items()})
-    onnx.save(model, str(path))
+    with replacing(path) as temporary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of every number that becomes a constant: all but N should
+            torch.onnx.export(
+                module.eval(),
+                tuple(inputs.values()),
+                str(temporary),
+                input_names=list(inputs),
+                output_names=[name for name in stream_dims if name not in inputs],
+                dynamic_axes={name: {dim: "N"} for name, dim in stream_dims.items()},
+                opset_version=OPSET,
+                dynamo=False,  # the newer exporter does not take dynamic axes of a variable number of inputs
+            )
+        model = onnx.load(str(temporary))
+        onnx.helper.set_model_props(model, {key: _shown(value) for key, value in metadata.items()})
+        onnx.save(model, str(temporary))
 
 
 def _shown(value: Any) -> str:
@@ -168,15 +170,16 @@ def quantize(files: OnnxFiles) -> OnnxFiles:
     logging.disable(logging.WARNING)  # it recommends to optimise the graph first, which changes no words
     try:
         for source, target in zip(files, quantized, strict=True):
-            quantize_dynamic(
-                source,
-                target,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                reduce_range=True,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=products_with_vectors(source),
-            )
+            with replacing(target) as temporary:
+                quantize_dynamic(
+                    source,
+                    temporary,
+                    op_types_to_quantize=["MatMul"],
+                    per_channel=True,
+                    reduce_range=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=products_with_vectors(source),
+                )
     finally:
         logging.disable(logging.NOTSET)
     return quantized

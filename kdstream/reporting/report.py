@@ -11,6 +11,7 @@ from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare, compare_delays
 from kdstream.evaluation.records import MODES
 from kdstream.evaluation.tables import LATENCY_CELLS, commands_block, latency_notes, latency_rows, rows_table, wer_table
+from kdstream.files import write_text
 from kdstream.reporting import findings, page, plots, sources, utterances
 from kdstream.reporting.page import Section
 from kdstream.reporting.relations import Relations, read_relations
@@ -86,10 +87,10 @@ class Report:
         if missing:
             sections.append(Section("Not in this report", page.notes(missing)))
         sections.append(Section("Commands", page.commands(dict.fromkeys(record.command for record in self.records))))
-        (self.output / "report.md").write_text(self.markdown(), encoding="utf8")
+        write_text(self.output / "report.md", self.markdown())
         title = f"Report: {self.exp_root.resolve().name}"
         html = self.output / "report.html"
-        html.write_text(page.document(title, self.headline, sections), encoding="utf8")
+        write_text(html, page.document(title, self.headline, sections))
         return html
 
     def parts(self) -> dict[str, Callable[[], str]]:

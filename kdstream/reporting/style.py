@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from kdstream.files import replacing
+
 COLOURS = (
     "#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77800", "#4a4a4a", "#17a2b8", "#a0522d", "#d63384", "#7a8b00",
 )  # fmt: skip
@@ -35,5 +37,6 @@ def phone_style() -> AbstractContextManager[None]:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG and closes it."""
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip("."))
     plt.close(figure)

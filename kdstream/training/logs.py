@@ -13,6 +13,7 @@ from torch import nn
 from kdstream.config.sections import ModelConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
+from kdstream.files import write_text
 from kdstream.units import FRAMES_PER_SECOND
 
 
@@ -35,7 +36,7 @@ def note_batch(exp_dir: Path, batch: Batch, tokens: list[list[int]], error: Base
         )
     ]
     note = {"error": f"{type(error).__name__}: {error}", "features": list(batch.features.shape), "cuts": cuts}
-    path.write_text(json.dumps(note, indent=2) + "\n")
+    write_text(path, json.dumps(note, indent=2) + "\n")
     return path
 
 

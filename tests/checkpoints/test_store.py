@@ -14,6 +14,7 @@ from kdstream.checkpoints import average, store
 from kdstream.errors import UserError
 from kdstream.training.optim import Eden, ScaledAdam
 from support.checkpoints import make_model, save_model, train_steps
+from support.disk import full_disk
 
 
 def test_everything_comes_back(tmp_path: Path):
@@ -146,20 +147,20 @@ def test_weights_alone_cannot_be_resumed_from(tmp_path: Path):
         store.restore(saved, "epoch-1.pt", model, optimizer=ScaledAdam(model.parameters()))
 
 
-def test_failed_save_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch):
-    path = tmp_path / "epoch-1.pt"
-    save_model(path, make_model())
-    before = path.read_bytes()
-
-    def half_written(checkpoint: dict, target: Path) -> None:
-        Path(target).write_bytes(before[:100])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="no space"):
-        save_model(path, make_model(1))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["epoch-1.pt"]
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda folder, model: save_model(folder / "epoch-1.pt", model),
+        lambda folder, model: store.save_pretrained(folder, model),
+    ],
+    ids=["checkpoint", "pretrained"],
+)
+def test_on_a_full_disk_the_old_files_stay_and_no_litter(tmp_path: Path, save):
+    save(tmp_path, nn.Linear(100, 100))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk(30_000), pytest.raises(UserError, match=r"\.pt: cannot be written \(.*\); free space on its disk"):
+        save(tmp_path, nn.Linear(100, 100))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_leftovers_of_a_killed_save_go_away(tmp_path: Path):

@@ -12,6 +12,7 @@ from kdstream.config.experiment import CONFIG_VERSION, ExperimentConfig
 from kdstream.config.flags import EXTENSIONS, extend, flag, with_settings
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.errors import UserError
+from support.disk import full_disk
 
 CONFIG = ExperimentConfig(
     ModelConfig(encoder_dim=(32, 64), causal=True, vocab_size=500),
@@ -94,18 +95,10 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
         ExperimentConfig.load(tmp_path)
 
 
-def test_a_write_that_fails_leaves_the_old_config_and_no_litter(tmp_path: Path, monkeypatch) -> None:
+def test_a_write_that_fails_leaves_the_old_config_and_no_litter(tmp_path: Path) -> None:
     CONFIG.save(tmp_path)
-
-    def half_written(path: Path, text: str) -> None:
-        with open(path, "w") as file:
-            file.write(text[:10])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half_written)
-        with pytest.raises(OSError, match="no space"):
-            ExperimentConfig().save(tmp_path)
+    with full_disk(1000), pytest.raises(UserError, match="config.json: cannot be written"):
+        ExperimentConfig().save(tmp_path)
     assert ExperimentConfig.load(tmp_path) == CONFIG
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
