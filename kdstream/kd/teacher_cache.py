@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kdstream.data.batch import Batch
 from kdstream.data.cuts import REPEATED
 from kdstream.errors import UserError, option
+from kdstream.files import write_text, writing
 from kdstream.kd.taps import TENSORS, Tap
 from kdstream.kd.teacher import Heard, Teacher
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING
@@ -82,19 +84,16 @@ class CacheWriter:
                 fix="choose of these",
             )
         header = {"version": VERSION, "fingerprint": identity, "storage": storage, "columns": self.columns()}
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / HEADER
         if not path.exists():
-            path.with_suffix(".tmp").write_text(json.dumps(header, indent=2) + "\n")
-            path.with_suffix(".tmp").replace(path)  # whole, or not at all
+            write_text(path, json.dumps(header, indent=2) + "\n")
         elif not holds(path, header):
             raise UserError(
                 f"{directory}: holds the cache of another teacher, layers or format; delete it or give another --output"
             )
-        index = directory / INDEX
-        written = index.read_text() if index.exists() else ""
-        index.write_text(written[: written.rfind("\n") + 1])  # not the line at which it was killed
+        (directory / INDEX).touch()
         self.index = read_index(directory)
+        cut_half_line(directory / INDEX)
         self._writer = FORMATS[storage](str(directory / ARRAYS))
         self._dtype = np.float16 if storage == "float16" else np.float32
 
@@ -128,14 +127,21 @@ class CacheWriter:
             tensors = [tensor_of(heard, c) for c in columns]
             limit = float(np.finfo(self._dtype).max)
             arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
-        with (self.directory / INDEX).open("a") as index:
+        path = self.directory / INDEX
+        with writing(path), path.open("a", encoding="utf8") as index:
             for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means, strict=True)):
+                if cut_id in self.index:
+                    continue  # a kill while its array is written anew would leave half of it behind its line
                 stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
                 index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
 
     def store(self, key: str, array: np.ndarray) -> dict[str, Any]:
         """Lhotse's description of the stored array (frames, columns)."""
-        key = self._writer.write(quote(key, safe=""), np.ascontiguousarray(array))
+        try:
+            key = self._writer.write(quote(key, safe=""), np.ascontiguousarray(array))
+        except OSError as error:  # numpy's says neither number nor file
+            problem = f"{self.directory / ARRAYS}: cannot be written ({error})"
+            raise UserError(problem, fix="free space on its disk, then repeat the command") from error
         return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
 
 
@@ -163,9 +169,9 @@ class CachedTeacher(Teacher):
             if header["version"] != VERSION:
                 raise ValueError(f"of version {header['version']}, not {VERSION}")
             self.columns = {int(s): [Columns(*c) for c in columns] for s, columns in header["columns"].items()}
-            self.index = read_index(directory)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(str(error), flag=self.flag, fix="write it with local/cache_teacher.py") from error
+        self.index = read_index(directory)
         if header["fingerprint"] != identity:
             raise UserError(
                 "is of another teacher or of other features",
@@ -272,9 +278,30 @@ def holds(path: Path, header: Mapping[str, Any]) -> bool:
 
 
 def read_index(directory: Path) -> dict[str, Entry]:
-    """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays."""
-    entries = [json.loads(line) for line in (directory / INDEX).read_text().splitlines()]
-    return {entry["cut"]: entry for entry in entries}
+    """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays.
+
+    A last line without its end, at which the writer was killed, does not count.
+    """
+    path = directory / INDEX
+    index: dict[str, Entry] = {}
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                index[entry["cut"]] = {name: entry[name] for name in ("cut", "mean", "arrays")}
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}: line {number} is damaged", fix="delete the cache and write it anew"
+                ) from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", fix="write the cache with local/cache_teacher.py") from error
+    return index
+
+
+def cut_half_line(path: Path) -> None:
+    """Cuts off what follows the last line, where the writer was killed; nothing else is written."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def means_of(batch: Batch) -> list[float]:

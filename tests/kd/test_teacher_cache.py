@@ -20,6 +20,7 @@ from kdstream.kd.teacher_cache import INDEX, CachedTeacher, CacheWriter, fingerp
 from kdstream.kd.teachers import load_teacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.training import loop
+from support.disk import full_disk
 from support.distillation import CHUNK, SMALL
 from support.models import batch_of, random_batch, tiny_test_model
 from support.training import experiment, make_corpus
@@ -121,8 +122,52 @@ def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
     index = tmp_path / INDEX
     whole = index.read_text()
     index.write_text(whole[: len(whole) - 20])  # killed while the second cut was written down
+    assert read_index(tmp_path).keys() == {"a/1"}  # what a student finds there meanwhile
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(b\); run local/cache_teacher.py"):
+        CachedTeacher(live_teacher(), tmp_path, fingerprint(live_teacher(), FEATURES)).check_cuts(["a/1", "b"])
     assert read_index(write(tmp_path).directory).keys() == {"a/1", "b"}
     losses(write(tmp_path), ["a/1", "b"])
+    assert index.read_text() == whole
+
+
+def test_what_a_cache_holds_is_never_written_again(tmp_path, monkeypatch):
+    write(tmp_path)
+    index, arrays = tmp_path / INDEX, sorted((tmp_path / "arrays").rglob("*.npy"))
+    first, second = index.read_text().splitlines(keepends=True)
+    index.write_text(first + second[:30])
+    times = {path: path.stat().st_mtime_ns for path in arrays}
+    inode = index.stat().st_ino
+
+    def truncate_alone(path, *args, **kwargs):
+        raise AssertionError(f"{path} is rewritten")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", truncate_alone)
+        write(tmp_path)
+    assert index.read_text() == first + second and index.stat().st_ino == inode
+    written = [path for path in arrays if path.stat().st_mtime_ns != times[path]]
+    assert 0 < len(written) < len(arrays) and all(path.name.startswith("b-") for path in written)
+
+
+@pytest.mark.parametrize("line", ["{half of it\n", '["a list"]\n', '{"cut": "a/1", "mean": 0.0}\n', "\0\0\0\0\n"])
+def test_a_damaged_line_of_the_index_is_named(tmp_path, line):
+    teacher = write(tmp_path)
+    with (tmp_path / INDEX).open("a") as index:
+        index.write(line)
+    for reader in (lambda: write(tmp_path), lambda: CachedTeacher(teacher, tmp_path, "")):
+        with pytest.raises(UserError, match=rf"{INDEX}: line 3 is damaged; delete the cache and write it anew"):
+            reader()
+
+
+@pytest.mark.parametrize("storage", ["float16", "lilcom"])
+def test_on_a_full_disk_the_cache_keeps_what_it_holds(tmp_path, storage):
+    write(tmp_path, storage)
+    index = (tmp_path / INDEX).read_text()
+    with full_disk(2000), pytest.raises(UserError, match="cannot be written .*; free space on its disk"):
+        write(tmp_path, storage, lens=(120, 90, 100), ids=("a/1", "b", "c"))
+    assert read_index(tmp_path).keys() == {"a/1", "b"} and (tmp_path / INDEX).read_text() == index
+    write(tmp_path, storage, lens=(120, 90, 100), ids=("a/1", "b", "c"))
+    assert read_index(tmp_path).keys() == {"a/1", "b", "c"}
 
 
 def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
