@@ -44,6 +44,18 @@ def update_averaged_model(model: nn.Module, model_avg: nn.Module, average_period
             average[name].copy_(value)
 
 
+@torch.no_grad()
+def round_to_float32(model_avg: nn.Module) -> None:
+    """Rounds an average to what a checkpoint stores of it.
+
+    A training does so whenever it saves.  Then it goes on from the very numbers that a resumed one reads, and the two
+    stay the same to the last bit.
+    """
+    for value in model_avg.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.float())
+
+
 def float64_copy(model: nn.Module) -> nn.Module:
     """What update_averaged_model averages into: a copy on the CPU, in float64."""
     return copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)

@@ -1,10 +1,10 @@
 """Checkpoint files in icefall's format: they are saved, found, loaded, restored and removed here.
 
-An exp-dir holds epoch-N.pt (from 1), the last few checkpoint-N.pt (after N optimiser steps), and the copies
-best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg, optimizer, scheduler,
-grad_scaler, sampler, branches, and every training parameter at the top level.  "model" and "model_avg" hold the
-weights that are deployed; "branches" holds those that distillation added.  A bare {"model": state_dict}, as icefall's
-pretrained.pt, is read as well.  A process that is killed while it saves leaves no broken file.
+An exp-dir holds epoch-N.pt (from 1), the last few checkpoint-N.pt (after N optimiser steps), and the best epochs once
+more, as best-train-loss.pt and best-valid-loss.pt.  Each is a dict of plain types: model, model_avg, optimizer,
+scheduler, grad_scaler, sampler, branches, and every training parameter at the top level.  "model" and "model_avg" hold
+the weights that are deployed; "branches" holds those that distillation added.  A bare {"model": state_dict}, as
+icefall's pretrained.pt, is read as well.  A process that is killed while it saves leaves no broken file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import pathlib
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -27,8 +26,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE
 from kdstream.errors import UserError
-from kdstream.files import replacing
+from kdstream.files import TEMPORARY, replacing
 
 PathLike = str | Path
 StateDict = dict[str, Tensor]
@@ -88,16 +88,11 @@ def save_pretrained(exp_dir: PathLike, model: nn.Module) -> list[Path]:
     return [path, path.with_suffix(".safetensors")]
 
 
-def copy_checkpoint(source: PathLike, target: PathLike) -> None:
-    """Copies a checkpoint, at once or not at all."""
-    with replacing(Path(target)) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def remove_leftovers(exp_dir: PathLike) -> None:
-    """Deletes what a process that was killed while saving left half-written."""
-    for path in Path(exp_dir).glob(".*.pt.tmp"):
-        path.unlink()
+    """Deletes what a training that was killed left half-written: temporary files of `files.replacing`."""
+    for name in ("*.pt", CONFIG_FILE, BPE_MODEL_FILE, TOKENS_FILE):
+        for path in Path(exp_dir).glob(f".{name}{TEMPORARY}"):
+            path.unlink()
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -227,8 +222,8 @@ def load_weights(path: PathLike) -> StateDict:
 def _damaged(path: Path) -> UserError:
     return UserError(
         f"{path}: cut short or damaged",
-        fix="delete it and go on from an earlier one (train.py --resume 1 takes the last that is left; --epoch or, in "
-        "decoding, --iter names one)",
+        fix="delete it and go on from an earlier one (train.py --resume 1 takes the last that is left; --epoch, "
+        "--teacher-epoch or, in decoding, --iter names one)",
     )
 
 
@@ -298,6 +293,23 @@ def check_finite(state: Mapping[str, Tensor], whose: PathLike) -> None:
     odd = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if odd:
         raise UserError(f"{whose}: {odd[0]} holds NaN or infinity", fix="take an earlier checkpoint")
+
+
+def has_begun(exp_dir: PathLike) -> bool:
+    """Whether the settings in an exp-dir are those of weights that lie beside them, and not of a start that failed."""
+    return any(path.suffix == ".pt" for path in Path(exp_dir).glob("[!.]*"))
+
+
+def awaits_validation(path: PathLike) -> bool:
+    """Whether this epoch-N.pt was written before its epoch was validated, and training was stopped then.
+
+    A damaged file does not wait: who reads its weights will say so.
+    """
+    try:
+        sampler = load_checkpoint(path, lazily=True).get("sampler")
+    except UserError:
+        return False
+    return bool(sampler and sampler.get("batch"))
 
 
 def find_epochs(exp_dir: PathLike) -> list[Path]:

@@ -18,7 +18,7 @@ DATA_FLAGS = (
 )  # fmt: skip
 CACHE_DATA_FLAGS = (
     "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
-    "min_utterance_seconds", "max_utterance_seconds",
+    "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
 )  # fmt: skip
 RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and kept
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kdstream.checkpoints.store import last_epoch
+from kdstream.checkpoints.store import awaits_validation, has_begun, last_epoch
 from kdstream.config.command_line import make_parser, read_flags
-from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.config.sections import DecodeConfig, TrainConfig
 from kdstream.decoding import settings  # noqa: F401  brings the flags of the searches
 from kdstream.errors import UserError
@@ -130,7 +130,10 @@ class Cell:
         return self.recipe / self.cache / COMPLETE_FILE
 
     def is_trained(self) -> bool:
-        return self.train_flags is None or (self.folder / f"epoch-{self.train_config.num_epochs}.pt").is_file()
+        if self.train_flags is None:
+            return True
+        last = self.folder / f"epoch-{self.train_config.num_epochs}.pt"
+        return last.is_file() and not awaits_validation(last)
 
     def is_cached(self) -> bool:
         mark = self.cache_mark
@@ -171,12 +174,14 @@ class Cell:
         for command in self.decode_commands():
             check_decode_flags(command)
         path = self.folder / FLAGS_FILE
-        if self.train_flags is not None and path.is_file():
+        if self.train_flags is not None and path.is_file() and has_begun(self.folder):
             if not same_training(self.train_flags, flags_begun_with(self.folder)):
                 raise UserError(f"{path}: this training was begun with other flags", fix="use another --exp-root")
 
     def note_flags(self) -> None:
-        """Writes train-flags.txt."""
+        """Writes train-flags.txt.  What a start without a checkpoint left of its settings goes away."""
+        if not has_begun(self.folder):
+            (self.folder / CONFIG_FILE).unlink(missing_ok=True)
         write_text(self.folder / FLAGS_FILE, shlex.join(self.train_flags or ()) + "\n")
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kdstream.checkpoints.store import last_epoch
+from kdstream.checkpoints.store import has_begun, last_epoch
 from kdstream.config.command_line import CACHE_DATA_FLAGS
-from kdstream.config.experiment import CONFIG_FILE
 from kdstream.config.flags import flag_value, flags_of
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.errors import UserError, option
@@ -24,6 +23,7 @@ from kdstream.experiments.train_flags import (
     without_flags,
 )
 from kdstream.kd.teacher_cache import VERSION
+from kdstream.kd.teachers import flags_without_effect
 
 NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
 TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5"
@@ -135,7 +135,8 @@ class Comparison:
         if teacher.cache:
             guidance += ["--teacher-cache", teacher.cache]
         flags = (*self._budget, *guidance, *METHODS[method].split(), *seed_flags)
-        return replace(self._cell(exp_dir, method, flags), after=teacher)
+        unread = flags_without_effect(read_section(DistillConfig, flags))
+        return replace(self._cell(exp_dir, method, tuple(without_flags(flags, unread))), after=teacher)
 
     def _cell(self, exp_dir: Path, system: str, train_flags: Flags) -> Cell:
         flags = without_flags(self.decode_flags, CHUNK_FLAGS) if system == TEACHER else self.decode_flags
@@ -181,16 +182,18 @@ class Comparison:
 
 def is_trained_otherwise(exp_dir: Path, flags: Sequence[str]) -> bool:
     """Whether `exp_dir` holds a training that was begun with other flags than these."""
-    if not (exp_dir / CONFIG_FILE).is_file():
+    if not has_begun(exp_dir):
         return False
     return not ((exp_dir / FLAGS_FILE).is_file() and same_training(flags, flags_begun_with(exp_dir)))
 
 
 def epoch_that_taught(exp_root: Path, teacher_exp_dir: str) -> int:
     """The epoch of this teacher from which the students in `exp_root` learn; 0 where there is none yet."""
-    for path in sorted(exp_root.glob(f"*/{FLAGS_FILE}")):
-        distill = read_section(DistillConfig, flags_begun_with(path.parent))
-        if distill.teacher_exp_dir == teacher_exp_dir and distill.teacher_epoch:
+    for folder in sorted(path.parent for path in exp_root.glob(f"*/{FLAGS_FILE}")):
+        if not has_begun(folder):
+            continue
+        distill = read_section(DistillConfig, flags_begun_with(folder))
+        if Path(distill.teacher_exp_dir) == Path(teacher_exp_dir) and distill.teacher_epoch:
             return distill.teacher_epoch
     return 0
 

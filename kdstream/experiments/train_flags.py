@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.checkpoints.store import has_begun
+from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import Config, add_arguments, from_args, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.errors import option
@@ -35,11 +37,12 @@ def without_flags(flags: Sequence[str], names: Iterable[str]) -> list[str]:
 def flags_begun_with(exp_dir: Path) -> list[str]:
     """The flags with which the training in `exp_dir` was begun, from its train-flags.txt.
 
-    Where they name no epoch of the teacher, the epoch that the training found then is added, from its config.json.
+    Where they name no epoch of the teacher, the epoch that the training found then is added, from its config.json,
+    unless the training came to no checkpoint.
     """
     flags = shlex.split((exp_dir / FLAGS_FILE).read_text(encoding="utf8"))
     distill = read_section(DistillConfig, flags)
-    if distill.teacher_exp_dir and not distill.teacher_epoch and (exp_dir / CONFIG_FILE).is_file():
+    if distill.teacher_exp_dir and not distill.teacher_epoch and has_begun(exp_dir):
         flags += [option("teacher_epoch"), str(ExperimentConfig.load(exp_dir).distill.teacher_epoch)]
     return flags
 
@@ -48,8 +51,8 @@ def same_training(flags: Sequence[str], begun: Sequence[str]) -> bool:
     """Whether a training that was begun with the flags `begun` can go on with `flags`.
 
     The settings are compared, not the texts: the order of the flags, defaults that are typed out, distillation flags
-    that nothing reads and the place of the teacher's cache do not count.  Where one of the two names no epoch of the
-    teacher, the training keeps the epoch that it began with.
+    that nothing reads, the place of the teacher's cache and how the teacher's directory is spelled do not count.  Where
+    one of the two names no epoch of the teacher, the training keeps the epoch that it began with.
     """
     try:
         now, then = _settings(flags), _settings(begun)
@@ -69,4 +72,9 @@ def _settings(flags: Sequence[str]) -> dict[str, Any]:
     defaults = DistillConfig()
     unread = {name: getattr(defaults, name) for name in flags_without_effect(from_args(DistillConfig, args))}
     settings = {**vars(args), **unread, "": unknown}
-    return {**settings, "teacher_cache": bool(settings["teacher_cache"])}
+    teacher = settings["teacher_exp_dir"]
+    return {
+        **settings,
+        "teacher_cache": bool(settings["teacher_cache"]),
+        "teacher_exp_dir": teacher and os.path.normpath(teacher),
+    }

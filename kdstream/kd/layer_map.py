@@ -60,7 +60,7 @@ def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> list
     check_entries(config, tapped)
     for name in tapped:
         check_layer("student", name, student)
-    chosen = choose(config, tapped, student, teacher)
+    chosen = choose(config, tapped, student, teacher) if chooses_guides(config) else {}
     for entry in config.kd_layers:
         name, colon, guide = entry.partition(":")
         if colon:
@@ -72,6 +72,11 @@ def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> list
             pairs.append(LayerPair(name, guide, student[name], teacher[guide]))
             check_rates(pairs[-1])
     return pairs
+
+
+def chooses_guides(config: DistillConfig) -> bool:
+    """Whether there is a layer of the student for which --kd-layer-map chooses the teacher's."""
+    return not config.kd_layers or any(":" not in entry for entry in config.kd_layers)
 
 
 def default_layers(student: Shapes) -> list[str]:

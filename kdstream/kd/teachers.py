@@ -26,6 +26,7 @@ from kdstream.data.augment import active_transforms
 from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
+from kdstream.kd.layer_map import chooses_guides
 from kdstream.kd.loss_table import LOSSES, scale_of, wanted_losses
 from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
 from kdstream.kd.teacher import Teacher, TransducerTeacher, build_teacher
@@ -205,9 +206,10 @@ def flags_without_effect(distill: DistillConfig) -> list[str]:
         *((loss.reads, name in losses.all()) for name, loss in LOSSES.items()),
         *((names, name in losses.all()) for name, names in LOSSES.settings.items()),
         (("teacher_cache", "kd_warmup_batches"), bool(losses.all())),
-        (("kd_layers", "kd_layer_map", "kd_branch"), layers),
+        (("kd_layers", "kd_branch"), layers),
+        (("kd_layer_map",), layers and chooses_guides(distill)),
         (("kd_share_branches",), auxiliary or losses.predictor),
-        (("kd_similarity_file",), layers and distill.kd_layer_map == "similar"),
+        (("kd_similarity_file",), layers and chooses_guides(distill) and distill.kd_layer_map == "similar"),
         (("kd_branch_heads", "kd_branch_feedforward_dim"), auxiliary),
         (("kd_apc_dim",), losses.predictor),
     ]

@@ -22,6 +22,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.errors import UserError, option
 
 HANDLER_NAME = "kdstream"
+LOG_DIR = "log"  # in an exp-dir
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 Run = Callable[[ExperimentConfig, int, int], None]  # (config, rank, world_size)
 
@@ -93,6 +94,32 @@ def cleanup() -> None:
         dist.destroy_process_group()
 
 
+def first_error(error: Exception | None, world_size: int, device: torch.device) -> Exception | None:
+    """The error of this process or, if it has none, that of another one; None if no process has any.
+
+    All processes call it at the same place, so that they stop together, and none waits for one that has stopped.
+    """
+    if world_size == 1:
+        return error
+    has_error = torch.tensor(float(error is not None), device=device)
+    dist.all_reduce(has_error)
+    if not has_error.item():
+        return None
+    others: list[tuple[bool, str] | None] = [None] * world_size
+    dist.all_gather_object(others, error and (isinstance(error, UserError), str(error)))
+    if error is not None:
+        return error
+    rank, (of_user, message) = next((rank, other) for rank, other in enumerate(others) if other is not None)
+    return UserError(message) if of_user else RuntimeError(f"process {rank} failed: {message}")
+
+
+def raise_together(error: Exception | None, world_size: int, device: torch.device) -> None:
+    """Raises `first_error`, if there is one."""
+    error = first_error(error, world_size, device)
+    if error is not None:
+        raise error
+
+
 def barrier(world_size: int) -> None:
     """Waits for all processes."""
     if world_size > 1:
@@ -123,7 +150,7 @@ def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
     where = f" ({rank}/{world_size})" if world_size > 1 else ""
     formatter = logging.Formatter(f"%(asctime)s %(levelname)s [%(filename)s:%(lineno)d]{where} %(message)s")
     suffix = f"-{rank}" if world_size > 1 else ""
-    path = exp_dir / "log" / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}"
+    path = exp_dir / LOG_DIR / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if rank == 0:

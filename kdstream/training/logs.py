@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from kdstream.config.sections import ModelConfig
 from kdstream.data.batch import Batch
+from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
 from kdstream.units import FRAMES_PER_SECOND
@@ -38,6 +41,19 @@ def note_batch(exp_dir: Path, batch: Batch, tokens: list[list[int]], error: Base
     note = {"error": f"{type(error).__name__}: {error}", "features": list(batch.features.shape), "cuts": cuts}
     write_text(path, json.dumps(note, indent=2) + "\n")
     return path
+
+
+@contextmanager
+def noting_its_cuts(exp_dir: Path, batch: Batch, tokenizer: Tokenizer) -> Iterator[None]:
+    """Writes down the cuts of `batch` if the step on it raises an error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        path = note_batch(exp_dir, batch, tokenizer.encode(batch.texts), error)
+        logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
+        raise
 
 
 def tensorboard_writer(exp_dir: Path, batch_idx: int) -> Any:

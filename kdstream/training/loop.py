@@ -13,10 +13,10 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -24,15 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from kdstream.checkpoints.average import float64_copy, update_averaged_model
-from kdstream.checkpoints.store import (
-    copy_checkpoint,
-    load_checkpoint,
-    remove_leftovers,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
-from kdstream.checkpoints.store import restore as restore_parts
-from kdstream.config.experiment import ExperimentConfig
+from kdstream.checkpoints.store import remove_old_checkpoints
+from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
@@ -43,19 +36,19 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
 from kdstream.training.diagnostics import Diagnostics, InfCheck
-from kdstream.training.logs import log_model_size, note_batch, tensorboard_writer
+from kdstream.training.logs import log_model_size, noting_its_cuts, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.progress import Progress, checkpoint_params
+from kdstream.training.saving import Saver
 from kdstream.training.start import (
     check_same_model,
     check_same_tokenizer,
     checkpoint_to_resume,
-    keep_tokenizer,
-    warn_of_changed_settings,
-    warn_of_flags_without_effect,
+    keep_settings,
+    only_training_in,
     with_preset,
     with_teacher_epoch,
     with_vocabulary,
@@ -74,6 +67,7 @@ from kdstream.training.step import (
 RESET_INTERVAL = 200  # batches over which tot_loss forgets
 SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
+BAD_MODEL = "bad-model-0.pt"  # the weights with which a training gave up, as icefall names those of the first process
 DIAGNOSTIC_BATCHES = 5
 CLIPPING_SCALE = 2.0
 FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
@@ -85,6 +79,11 @@ def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 
     Raises:
       UserError: whatever the user can mend, in one line.
     """
+    with only_training_in(Path(config.train.exp_dir)) if rank == 0 else nullcontext():
+        _train(config, rank, world_size)
+
+
+def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
     exp_dir = Path(config.train.exp_dir)
     config = with_preset(config)
     device = dist.device_of(rank)
@@ -104,13 +103,10 @@ def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 
         if resume_from is not None:
             trainer.restore(resume_from)
         elif config.train.resume:
-            logging.warning(f"--resume 1: {exp_dir} holds no checkpoint, so training starts anew")
+            settings = ", with what is not typed as in its config.json" if (exp_dir / CONFIG_FILE).is_file() else ""
+            logging.warning(f"--resume 1: {exp_dir} holds no checkpoint, so training starts anew{settings}")
         if rank == 0 and not config.train.print_diagnostics:
-            warn_of_changed_settings(config)
-            warn_of_flags_without_effect(config.distill)
-            keep_tokenizer(config, data.tokenizer)
-            config.save(exp_dir)
-            remove_leftovers(exp_dir)
+            keep_settings(config, data.tokenizer)
         trainer.train()
         logging.info("Done!")
         dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
@@ -151,6 +147,8 @@ class Trainer:
             clipping_scale=CLIPPING_SCALE,
         )
         self.scheduler = Eden(self.optimizer, train.lr_batches, train.lr_epochs, train.lr_warmup_batches)
+        parts = (self.model, self.model_avg, self.distiller, self.optimizer, self.scheduler, self.precision.scaler)
+        self.saver = Saver(*parts, world_size, device)
         self.module: nn.Module = self.student
         if world_size > 1:
             # Positional scores are left out of a layer at random, so that any step may lack some gradients.
@@ -159,18 +157,20 @@ class Trainer:
         self.inf_check = InfCheck(self.student) if train.inf_check else None
         self.progress = Progress()
         self.data_position = 0  # batches of the epoch that all processes together have used
+        self.validation_due = False
         self.bad_batches = 0
         self.writer: Any = None
+        self.valid_loader = data.valid_dataloader(world_size, rank)  # now, as it looks at every validation cut
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint: the next step is the one that would have followed without a stop."""
-        saved = load_checkpoint(path)
-        parts = (self.model, self.model_avg, self.distiller, self.optimizer, self.scheduler, self.precision.scaler)
-        restore_parts(saved, path, *parts)
+        saved = self.saver.restore(path)
         self.progress = Progress.from_checkpoint(saved)
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
         self.data_position = sampler.get("batch", 0)
+        # a checkpoint is written before its step is validated
+        self.validation_due = self.data_position > 0 and self.at_validation_interval
         logging.info(
             f"Resumed from {path}: epoch {self.progress.cur_epoch}, {self.data_position} of its batches used, "
             f"{self.progress.batch_idx_train} steps done"
@@ -189,7 +189,6 @@ class Trainer:
             self.scan_for_oom()
         if self.rank == 0 and train.tensorboard:
             self.writer = tensorboard_writer(self.exp_dir, progress.batch_idx_train)
-        self.valid_loader = self.data.valid_dataloader(self.world_size, self.rank)
         quiet = None if self.rank == 0 else True
         self.bar = tqdm(desc="training", unit="batch", initial=progress.batch_idx_train, disable=quiet)
         try:
@@ -205,6 +204,10 @@ class Trainer:
         limit = self.config.train.max_train_batches
         return self.progress.cur_epoch > self.config.train.num_epochs or 0 < limit <= self.progress.batch_idx_train
 
+    @property
+    def at_validation_interval(self) -> bool:
+        return self.progress.batch_idx_train % self.config.train.valid_interval == 0
+
     def train_epoch(self) -> None:
         """Trains to the end of the current epoch, or to --max-train-batches."""
         train, progress = self.config.train, self.progress
@@ -215,11 +218,13 @@ class Trainer:
         loader = self.data.train_dataloader(epoch, self.world_size, self.rank, start_batch)
         if self.writer is not None:
             self.writer.add_scalar("train/epoch", epoch, progress.batch_idx_train)
-        first_step = progress.batch_idx_train - self.data_position // per_step
+        # the last step of an epoch may have taken fewer batches than the others
+        first_step = progress.batch_idx_train - math.ceil(self.data_position / per_step)
         self.set_bar_total(first_step, math.ceil(loader.num_batches / train.accum_grad))
         self.module.train()
         tot_loss = MetricsTracker(progress.tot_loss)
-        for batches in self.saving_before_an_error(grouped(loader, train.accum_grad)):
+        for batches in self.batches_of_steps(loader):
+            self.validate_if_due()
             batch_idx = progress.batch_idx_train - first_step  # in this epoch
             loss = self.train_step(batches)
             self.data_position += len(batches) * self.world_size
@@ -227,6 +232,7 @@ class Trainer:
             progress.tot_loss = dict(tot_loss)
             self.after_step(batch_idx, loss, tot_loss, sum(len(batch.cut_ids) for batch in batches))
             if self.finished:
+                self.validate_if_due()
                 return
         if progress.batch_idx_train == first_step:
             raise UserError("the training cuts do not fill one batch", fix="lower --max-duration")
@@ -245,7 +251,7 @@ class Trainer:
         total = MetricsTracker()
         for index, batch in enumerate(batches):
             seed_step(train.seed, progress.batch_idx_train, index * self.world_size + self.rank)
-            with self.noting_its_cuts(batch):
+            with noting_its_cuts(self.exp_dir, batch, self.data.tokenizer):
                 total = total + self.add_gradient(batch, chunk)
         self.scheduler.step_batch(progress.batch_idx_train)
         if total:
@@ -277,51 +283,60 @@ class Trainer:
     def stop_after_bad_batches(self) -> None:
         if self.bad_batches < MAX_BAD_BATCHES:
             return
-        path = self.exp_dir / f"bad-model-{self.rank}.pt"
-        self.save(path, self.progress.cur_epoch)
-        raise UserError(
-            f"{path}: {MAX_BAD_BATCHES} batches in a row without a finite loss; the log names their cuts, "
-            "--inf-check 1 the module",
+        self.give_up(
+            f"{MAX_BAD_BATCHES} batches in a row without a finite loss; the log names their cuts, --inf-check 1 the "
+            "module",
             fix="lower --base-lr or mend the cuts, and go on with --resume 1",
         )
 
-    @contextmanager
-    def noting_its_cuts(self, batch: Batch) -> Iterator[None]:
-        """Writes down the cuts of `batch` if the step on it raises an error."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            path = note_batch(self.exp_dir, batch, self.data.tokenizer.encode(batch.texts), error)
-            logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
-            raise
+    def give_up(self, problem: str, fix: str) -> NoReturn:
+        """Saves the weights with which training cannot go on, in all processes together, and raises UserError."""
+        path = self.exp_dir / BAD_MODEL
+        self.save(path, self.progress.cur_epoch)
+        raise UserError(f"{path}: {problem}", fix=fix)
 
-    def saving_before_an_error(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
-        """Saves a checkpoint when the next batch has an unreadable cut, so that --resume 1 continues at that batch.
+    def batches_of_steps(self, loader: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """The batches of each step.  Where a process cannot read its next batch, training stops there."""
+        steps = grouped(loader, self.config.train.accum_grad)
+        while True:
+            batches, error = None, None
+            try:
+                batches = next(steps, None)
+            except Exception as unreadable:
+                error = unreadable
+            self.stop_on(error)
+            if batches is None:
+                return
+            yield batches
 
-        The error then ends the training.  Only the first process saves: if another one meets the cut, nothing is saved.
+    def stop_on(self, error: Exception | None) -> None:
+        """Raises an error that one process met between two steps in all of them.
+
+        Before that a checkpoint is saved, so that --resume 1 goes on at the very next step.
         """
-        try:
-            yield from steps
-        except UserError:
-            if self.progress.batch_idx_train:
-                self.save_step()
-            raise
+        error = dist.first_error(error, self.world_size, self.device)
+        if error is None:
+            return
+        if self.progress.batch_idx_train:
+            self.save_step()
+        raise error
 
     def after_step(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
-        """Averages, logs, validates and saves, each at its interval."""
+        """Averages, logs and saves, each at its interval; a validation that is due comes before the next step."""
         train, step = self.config.train, self.progress.batch_idx_train
         if self.model_avg is not None and step % train.average_period == 0:
             update_averaged_model(self.model, self.model_avg, train.average_period, step)
-        if self.precision.adjust_grad_scale(batch_idx) and self.inf_check is None:
+        try:
+            scale_is_small = self.precision.adjust_grad_scale(batch_idx)
+        except UserError as error:
+            self.give_up(error.problem, error.fix)
+        if scale_is_small and self.inf_check is None:
             self.inf_check = InfCheck(self.student)
         self.bar.update(1)
         self.bar.set_postfix_str(f"epoch {self.progress.cur_epoch}, loss {tot_loss.mean():.4g}", refresh=False)
         if batch_idx % train.log_interval == 0:
             self.log(batch_idx, loss, tot_loss, num_utterances)
-        if step % train.valid_interval == 0:
-            self.validate()
+        self.validation_due = self.at_validation_interval
         if step % train.save_every_n == 0 or self.finished:
             self.save_step()
 
@@ -340,13 +355,23 @@ class Trainer:
         loss.write_summary(self.writer, "train/current_", step)
         tot_loss.write_summary(self.writer, "train/tot_", step)
 
+    def validate_if_due(self) -> None:
+        if self.validation_due:
+            self.validate()
+
     def validate(self) -> None:
         """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames."""
         progress = self.progress
         batches = tqdm(self.valid_loader, desc="validation", leave=False, disable=self.bar.disable)
-        with self.precision.autocast():
-            # the bare module: DDP would wait for processes that have fewer batches
-            total = validation_loss(self.student, batches, self.data.tokenizer, self.choices[0][0], self.device)
+        total, error = MetricsTracker(), None
+        try:
+            with self.precision.autocast():
+                # the bare module: DDP would wait for processes that have fewer batches
+                total = validation_loss(self.student, batches, self.data.tokenizer, self.choices[0][0], self.device)
+        except Exception as failure:
+            error = failure
+        self.stop_on(error)
+        self.validation_due = False
         total = total.reduced(self.world_size, self.device)
         logging.info(f"Epoch {progress.cur_epoch}, validation: {total}")
         if self.device.type == "cuda":
@@ -356,19 +381,22 @@ class Trainer:
             progress.best_valid_loss, progress.best_valid_epoch = total.mean(), progress.cur_epoch
 
     def end_epoch(self, tot_loss: MetricsTracker) -> None:
-        """Validates and writes epoch-N.pt, and the best ones' copies."""
+        """Writes epoch-N.pt, validates, and writes it again with the validation loss, last of all after the best ones.
+
+        The first one resumes where validation begins, so that neither an error in it nor a kill loses any training.
+        """
         progress, epoch = self.progress, self.progress.cur_epoch
-        if progress.batch_idx_train % self.config.train.valid_interval != 0:
-            self.validate()
+        path = self.exp_dir / f"epoch-{epoch}.pt"
+        self.save(path, epoch)
+        self.validate()
         train_loss = tot_loss.mean()
         if train_loss < progress.best_train_loss:
             progress.best_train_loss, progress.best_train_epoch = train_loss, epoch
         progress.tot_loss, self.data_position = {}, 0
-        path = self.exp_dir / f"epoch-{epoch}.pt"
-        self.save(path, epoch + 1)
         for best, name in ((progress.best_train_epoch, "train"), (progress.best_valid_epoch, "valid")):
-            if self.rank == 0 and best == epoch:
-                copy_checkpoint(path, self.exp_dir / f"best-{name}-loss.pt")
+            if best == epoch:
+                self.save(self.exp_dir / f"best-{name}-loss.pt", epoch + 1)
+        self.save(path, epoch + 1)
         progress.cur_epoch += 1
 
     def save_step(self) -> None:
@@ -378,20 +406,9 @@ class Trainer:
             remove_old_checkpoints(self.exp_dir, self.config.train.keep_last_k)
 
     def save(self, path: Path, next_epoch: int) -> None:
-        """Writes a checkpoint from the first process.  It resumes in `next_epoch`, at the data's position."""
-        if self.rank != 0:
-            return
-        save_checkpoint(
-            path,
-            self.model,
-            self.model_avg,
-            self.distiller,
-            self.optimizer,
-            self.scheduler,
-            self.precision.scaler,
-            {"epoch": next_epoch, "batch": self.data_position},
-            checkpoint_params(self.config, self.progress),
-        )
+        """Writes a checkpoint that resumes in `next_epoch`, at the data's position."""
+        sampler = {"epoch": next_epoch, "batch": self.data_position}
+        self.saver.save(path, sampler, checkpoint_params(self.config, self.progress))
 
     def set_bar_total(self, first_step: int, steps_per_epoch: int) -> None:
         """Sets the progress bar's end from the expected length of an epoch."""

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kdstream.checkpoints.store import find_checkpoints, find_epochs, last_epoch, latest_checkpoint
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from kdstream.checkpoints.store import (
+    find_checkpoints,
+    find_epochs,
+    has_begun,
+    last_epoch,
+    latest_checkpoint,
+    remove_leftovers,
+)
 from kdstream.config.command_line import override_data
 from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE, ExperimentConfig, find_bpe_model
 from kdstream.config.flags import flag_value, flags_of, from_args, override, settings_of, with_settings
@@ -18,7 +34,9 @@ from kdstream.errors import UserError, option
 from kdstream.files import replacing
 from kdstream.kd.teachers import flags_without_effect
 from kdstream.models.presets import resolve
+from kdstream.training.dist import LOG_DIR
 
+LOCK_SECONDS = 20
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
 # of one start alone; the next one does not take them from config.json
 START_FIELDS = ("exp_dir", "resume", "start_epoch", "start_batch", "master_port", "print_diagnostics", "inf_check")
@@ -113,9 +131,12 @@ def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentCon
 
 
 def check_same_model(config: ExperimentConfig) -> None:
-    """Raises UserError if the exp-dir's config.json describes another model, naming what differs."""
+    """Raises UserError if the exp-dir's config.json describes another model, naming what differs.
+
+    A config.json beside which there are no weights is of a start that failed, and counts for nothing.
+    """
     exp_dir = Path(config.train.exp_dir)
-    if not (exp_dir / CONFIG_FILE).is_file():
+    if not has_begun(exp_dir) or not (exp_dir / CONFIG_FILE).is_file():
         return
     old, new = settings_of(ExperimentConfig.as_written(exp_dir).model), settings_of(config.model)
     differing = [name for name in new if name not in FREE_MODEL_FIELDS and old.get(name) != new[name]]
@@ -130,9 +151,9 @@ def check_same_model(config: ExperimentConfig) -> None:
 
 
 def check_same_tokenizer(config: ExperimentConfig) -> None:
-    """Raises UserError if the exp-dir keeps another tokenizer than --bpe-model."""
+    """Raises UserError if the exp-dir keeps another tokenizer than --bpe-model, beside weights."""
     own, given = Path(config.train.exp_dir) / BPE_MODEL_FILE, Path(config.data.bpe_model)
-    if own.is_file() and given.is_file() and own.read_bytes() != given.read_bytes():
+    if has_begun(own.parent) and own.is_file() and given.is_file() and own.read_bytes() != given.read_bytes():
         raise UserError(
             f"is not {own}, with which this training began",
             flag=option("bpe_model", given),
@@ -140,8 +161,61 @@ def check_same_tokenizer(config: ExperimentConfig) -> None:
         )
 
 
+@contextmanager
+def only_training_in(exp_dir: Path) -> Iterator[None]:
+    """Keeps every other training out of the exp-dir; two would overwrite each other's checkpoints.
+
+    The lock is on EXP_DIR/log, and goes away with the process.  Data loading processes may outlive one that was killed
+    by some seconds, so a lock is waited for.  Where there are no locks (Windows, some network disks), nothing is kept
+    out.
+
+    Raises:
+      UserError: a training runs there.
+    """
+    if fcntl is None:
+        yield
+        return
+    (exp_dir / LOG_DIR).mkdir(parents=True, exist_ok=True)
+    folder = os.open(exp_dir / LOG_DIR, os.O_RDONLY)
+    end = time.monotonic() + LOCK_SECONDS
+    try:
+        while not _is_locked(folder):
+            if time.monotonic() > end:
+                raise UserError(
+                    "another training is running in it",
+                    flag=option("exp_dir", exp_dir),
+                    fix=f"wait for its end, or use another {option('exp_dir')}",
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _is_locked(folder: int) -> bool:
+    """Locks a folder that is open, if no other process has done so; True too where there are no locks."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        logging.warning("This disk knows no locks: do not start a second training in the same --exp-dir")
+    return True
+
+
+def keep_settings(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    """Writes config.json and the tokenizer to the exp-dir, and logs what is odd about the settings."""
+    exp_dir = Path(config.train.exp_dir)
+    warn_of_changed_settings(config)
+    warn_of_flags_without_effect(config.distill)
+    keep_tokenizer(config, tokenizer)
+    config.save(exp_dir)
+    remove_leftovers(exp_dir)
+
+
 def keep_tokenizer(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
-    """Copies bpe.model, and tokens.txt from beside it, into the exp-dir, unless they are there.
+    """Copies bpe.model, and tokens.txt from beside it, into the exp-dir, unless they are there beside weights.
 
     tokenizer: of config.data.bpe_model; tokens.txt is written from it where there is none to copy.
     """
@@ -150,7 +224,7 @@ def keep_tokenizer(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
         (bpe_model, exp_dir / BPE_MODEL_FILE),
         (bpe_model.with_name(TOKENS_FILE), exp_dir / TOKENS_FILE),
     ):
-        if target.exists():
+        if target.exists() and (has_begun(exp_dir) or source.exists() and source.samefile(target)):
             continue
         with replacing(target) as temporary:
             if source.is_file():
@@ -162,7 +236,7 @@ def keep_tokenizer(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
 def warn_of_changed_settings(config: ExperimentConfig) -> None:
     """Logs which settings differ from those of the exp-dir's config.json, which is about to be written anew."""
     exp_dir = Path(config.train.exp_dir)
-    if not (exp_dir / CONFIG_FILE).is_file():
+    if not has_begun(exp_dir) or not (exp_dir / CONFIG_FILE).is_file():
         return
     old, new = (
         {name: settings_of(section) for name, section in vars(one).items()}
