@@ -7,6 +7,7 @@ print stands in EXP_DIR.log, beside each experiment directory.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from kdstream.errors import UserError, option
 from kdstream.experiments.cells import Cell, CommandLine
 from kdstream.files import write_text
 
+PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded now: a process that was just forked must not
 TAIL_LINES = 15  # of a log, shown where a command failed
 
 
@@ -136,8 +139,17 @@ async def _run_cell(cell: Cell, master_port: int, env: dict[str, str]) -> None:
                 raise _CommandFailed(f"{command.typed}: left no record of it in {cell.results_json(command)}")
 
 
+def _end_with_parent() -> None:
+    """Makes Linux kill this process when the one that started it has been killed, and could not end it itself."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 async def _run_command(cell: Cell, command: CommandLine, env: dict[str, str], port: Sequence[str] = ()) -> None:
-    """Runs a command to its end.  Its processes are a group of their own, which does not outlive this call."""
+    """Runs a command to its end.
+
+    Its processes are a group of their own, which outlives neither this call nor this process.
+    """
     with open(cell.log, "a", encoding="utf8") as log:
         print(f"$ {' '.join([command.typed, *port])}", file=log, flush=True)
         process = await asyncio.create_subprocess_exec(
@@ -150,6 +162,7 @@ async def _run_command(cell: Cell, command: CommandLine, env: dict[str, str], po
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             status = await process.wait()

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,21 @@ def device_of(rank: int) -> torch.device:
     return device
 
 
+class _LogFile(logging.FileHandler):
+    """On a full disk it says once on stderr that the log ends, and training goes on until it must save."""
+
+    is_whole = True
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self.is_whole:
+            print(f"{self.baseFilename}: the log ends here ({sys.exc_info()[1]})", file=sys.stderr)
+        self.is_whole = False
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class _Console(logging.StreamHandler):
     """Writes above a progress bar instead of through it."""
 
@@ -152,7 +168,7 @@ def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
     suffix = f"-{rank}" if world_size > 1 else ""
     path = exp_dir / LOG_DIR / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    handlers: list[logging.Handler] = [_LogFile(path)]
     if rank == 0:
         handlers.append(_Console())
         handlers[-1].setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)

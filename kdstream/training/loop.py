@@ -29,6 +29,7 @@ from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
+from kdstream.files import writing
 from kdstream.kd.teacher import start_from_teacher
 from kdstream.kd.teachers import load_teacher, needs_audio
 from kdstream.models.scaling import set_batch_count
@@ -79,7 +80,8 @@ def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 
     Raises:
       UserError: whatever the user can mend, in one line.
     """
-    with only_training_in(Path(config.train.exp_dir)) if rank == 0 else nullcontext():
+    exp_dir = Path(config.train.exp_dir)
+    with writing(exp_dir), only_training_in(exp_dir) if rank == 0 else nullcontext():
         _train(config, rank, world_size)
 
 

@@ -10,7 +10,9 @@ import sentencepiece
 from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
 
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import flag_value, flags_of
 from kdstream.config.sections import DataConfig, TrainConfig
+from kdstream.training.start import START_FIELDS
 from support.models import tiny_test_config
 
 LETTERS = "ABCDEFGH"
@@ -110,3 +112,14 @@ def experiment(exp_dir: Path, data: DataConfig, causal: bool = True, **train) ->
         frontend_hidden_dim=32,
     )
     return ExperimentConfig(model=model, data=data, train=TrainConfig(**{**settings, **train}))
+
+
+def typed(config: ExperimentConfig) -> list[str]:
+    """All settings as flags, but those of one start alone."""
+    words = []
+    for section in vars(config).values():
+        for item in flags_of(type(section)):
+            value = getattr(section, item.name)
+            if value is not None and item.name not in START_FIELDS:
+                words.append(f"--{item.name.replace('_', '-')}={flag_value(value)}")
+    return words

@@ -15,12 +15,12 @@ from kdstream.checkpoints.store import load_checkpoint
 from kdstream.commands import cache_teacher
 from kdstream.commands.train import get_parser
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import EXTENSIONS, extend, flag, flag_value, flags_of, with_settings
+from kdstream.config.flags import EXTENSIONS, extend, flag, flag_value, with_settings
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.models.presets import resolve
 from kdstream.training.start import START_FIELDS, config_of_start
 from support.recording import record
-from support.training import experiment
+from support.training import experiment, typed
 
 RESUME = ("--resume", "1")
 
@@ -28,17 +28,6 @@ RESUME = ("--resume", "1")
 def start(exp_dir: Path, *flags: str) -> ExperimentConfig:
     """The settings of `train.py --exp-dir EXP_DIR FLAGS`."""
     return config_of_start(get_parser().parse_args(["--exp-dir", str(exp_dir), *flags]))
-
-
-def typed(config: ExperimentConfig) -> list[str]:
-    """All settings as flags, but those of one start alone."""
-    words = []
-    for section in vars(config).values():
-        for item in flags_of(type(section)):
-            value = getattr(section, item.name)
-            if value is not None and item.name not in START_FIELDS:
-                words.append(f"--{item.name.replace('_', '-')}={flag_value(value)}")
-    return words
 
 
 @pytest.fixture

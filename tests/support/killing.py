@@ -1,0 +1,144 @@
+"""Commands that are killed, with every process of theirs, at random moments, and are started again.
+
+The commands run in children of a server process that has imported kdstream once, so that a kill costs no more than
+what it destroys.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdstream.checkpoints.store import load_checkpoint
+from kdstream.commands import run_command
+from support.comparing import WALL_CLOCK, different_values
+
+KILLS = int(os.environ.get("KDSTREAM_KILLS", "0"))  # of each test, instead of its own small number
+OF_A_PLACE = {"exp_dir", "teacher_exp_dir", "teacher_cache", "master_port"}  # settings in which two runs differ
+FEWEST_SECONDS = 0.02
+
+
+@dataclass
+class Killer:
+    """Runs commands and kills them `kills` times in all, at moments that a seed makes.
+
+    log: what the commands print.
+    cwd: where they run.
+    check: called after each kill.
+    """
+
+    kills: int
+    log: Path
+    seed: int = 0
+    check: Callable[[], None] = lambda: None
+    cwd: Path = field(default_factory=Path.cwd)
+    killed: int = 0
+    trainings: int = 0
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+
+    def run(self, command: str, flags: Sequence[str], seconds: float = 0.0, world_size: int = 1) -> float:
+        """Runs a command to its end, however often it is killed on the way; returns the seconds of its last run.
+
+        seconds: in which a kill may come; none where it is 0.
+        """
+        while True:
+            process = start(command, flags, self.log, self.cwd, world_size)
+            begin = time.monotonic()
+            may_kill = seconds > 0 and self.killed < self.kills
+            process.join(self.rng.uniform(FEWEST_SECONDS, seconds) if may_kill else 300)
+            if process.exitcode is not None:
+                assert process.exitcode == 0, self.log.read_text()[-3000:]
+                self.trainings += 1
+                return time.monotonic() - begin
+            assert may_kill, f"{command} hangs\n{self.log.read_text()[-3000:]}"
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            self.killed += 1
+            self.check()
+
+
+def start(command: str, flags: Sequence[str], log: Path, cwd: Path, world_size: int = 1) -> Any:
+    """Starts `kdstream COMMAND FLAGS`, or the processes of torchrun that would, as a group of processes."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["support.killing", f"kdstream.commands.{command.replace('-', '_')}"])
+    process = server.Process(target=_run, args=(command, list(flags), str(log), str(cwd), world_size, free_port()))
+    process.start()
+    wait_for(lambda: process.exitcode is not None or os.getpgid(process.pid) == process.pid)
+    return process
+
+
+def _run(command: str, flags: list[str], log: str, cwd: str, world_size: int, port: int) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    sys.argv = [f"kdstream {command}", *flags]
+    children: list[int] = []
+    for rank in range(world_size - 1, -1, -1):  # this process is the first one
+        child = os.fork() if rank else 0
+        if child:
+            children.append(child)
+            continue
+        if world_size > 1:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
+        status = 1
+        try:
+            run_command(command)
+            status = max([0, *(os.waitpid(child, 0)[1] for child in children if rank == 0)])
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(min(status, 1))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def check_checkpoints(exp_dir: Path) -> None:
+    """Every checkpoint that is there can be read."""
+    for path in exp_dir.glob("*.pt"):
+        load_checkpoint(path)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files that are not whole, at any depth."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if ".tmp" in path.name)
+
+
+def differences(ours: Path, theirs: Path, leave_out: Collection[str] = ()) -> list[str]:
+    """What differs between two exp-dirs: the names of their files but `leave_out`, every entry of every checkpoint."""
+    names = [{path.name for path in folder.iterdir()} - set(leave_out) for folder in (ours, theirs)]
+    found = sorted(names[0] ^ names[1])
+    for name in sorted(names[0] & names[1]):
+        if name.endswith(".pt"):
+            saved = [load_checkpoint(folder / name) for folder in (ours, theirs)]
+            difference = different_values(*saved, leave_out=WALL_CLOCK | OF_A_PLACE)
+            found += [f"{name}: {difference}"] if difference else []
+    return found
