@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -21,7 +24,13 @@ class UserError(Exception):
         self.problem, self.flag, self.fix = problem, flag, fix
         begin = f"{flag}: " if flag else ""
         end = f"; {fix}" if fix else ""
-        super().__init__(f"{begin}{problem}{end}")
+        super().__init__(printable(f"{begin}{problem}{end}"))
+
+
+def printable(text: str) -> str:
+    r"""The text on one line and in any encoding of Unicode: control characters, the ends of lines among them, and bytes
+    of file names that are not UTF-8 are written as Python escapes them, e.g. \n and \udce9."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def option(name: str, value: object = None) -> str:

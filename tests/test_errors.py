@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from kdstream.errors import UserError, option
+from kdstream.errors import UserError, option, printable
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,20 @@ from kdstream.errors import UserError, option
 )
 def test_an_error_is_one_line_of_flag_problem_and_fix(error, line):
     assert str(error) == line
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("line\nbreak\t.wav", "line\\nbreak\\t.wav"),
+        ("not-utf8-\udce9.wav", "not-utf8-\\udce9.wav"),
+        ("\x1b[31mred\x9b\u2028.wav", "\\x1b[31mred\\x9b\\u2028.wav"),
+        ("\u65e5\u672c \u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645 '\".wav",) * 2,
+    ],
+)
+def test_an_error_is_one_line_in_utf8_whatever_a_file_is_called(name, shown):
+    assert printable(name) == shown and printable(name).encode()
+    assert str(UserError(f"{name}: no such file")) == f"{shown}: no such file"
 
 
 def test_an_error_comes_whole_from_another_process():
