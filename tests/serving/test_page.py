@@ -179,6 +179,21 @@ def test_a_file_gives_the_words_of_chunk_wise_decoding(page, served, tmp_path):
     assert no_errors(page)
 
 
+def test_channels_in_opposite_phase_do_not_cancel(page, served, tmp_path):
+    samples = noise(2.0, seed=9)
+    reload(page)
+    soundfile.write(tmp_path / "opposite.wav", np.stack([samples, -samples], axis=1), 16000, subtype="FLOAT")
+    page.find_element("id", "files").send_keys(str(tmp_path / "opposite.wav"))
+    wait(lambda: heard(page))
+    np.testing.assert_array_equal(recorded(page)[1], samples)
+    reload(page)
+    soundfile.write(tmp_path / "one-sided.wav", np.stack([samples, 0 * samples], axis=1), 16000, subtype="FLOAT")
+    page.find_element("id", "files").send_keys(str(tmp_path / "one-sided.wav"))
+    wait(lambda: heard(page))
+    np.testing.assert_array_equal(recorded(page)[1], samples / 2)
+    assert no_errors(page)
+
+
 def test_dropped_files_are_heard_in_turn_and_the_broken_named(page, served, tmp_path):
     audio = {name: noise(seconds, seed=8) for name, seconds in (("a.flac", 1.5), ("c.wav", 2.0))}
     for name, samples in audio.items():
