@@ -21,19 +21,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "transcription": {"units"},
+    "audio": {"units", "errors"},
     "config": {"units", "errors", "files"},
     "models": {"units", "errors", "config"},
     "devices": {"errors", "models"},
-    "data": {"units", "errors", "files", "config", "models"},
+    "data": {"units", "errors", "audio", "files", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
-    "decoding": {"units", "errors", "transcription", "config", "data", "models", "checkpoints", "devices"},
+    "decoding": {"units", "errors", "audio", "transcription", "config", "data", "models", "checkpoints", "devices"},
     "evaluation": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "decoding"},
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
-    "export": {"units", "errors", "files", "config", "data", "models", "decoding", "evaluation"},
-    "serving": {"units", "errors", "config"},
+    "export": {"units", "errors", "audio", "files", "config", "data", "models", "decoding", "evaluation"},
+    "serving": {"units", "errors", "audio", "config"},
     "recognizer": {
-        "units", "errors", "transcription", "config", "data", "checkpoints", "devices", "decoding", "serving",
+        "units", "errors", "audio", "transcription", "config", "data", "checkpoints", "devices", "decoding", "serving",
     },
     "reporting": {
         "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "training", "decoding",
@@ -41,10 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "experiments": {"errors", "files", "config", "checkpoints", "kd", "decoding", "evaluation", "reporting"},
     "benchmarks": {
-        "units", "errors", "config", "data", "models", "checkpoints", "devices", "kd", "training", "decoding",
+        "units", "errors", "audio", "config", "data", "models", "checkpoints", "devices", "kd", "training", "decoding",
         "evaluation", "export", "reporting",
     },
-    "corpus": {"units", "errors", "files", "config", "data", "decoding", "evaluation"},
+    "corpus": {"units", "errors", "audio", "files", "config", "data", "decoding", "evaluation"},
     "__init__": {"errors", "transcription", "recognizer"},
 }  # fmt: skip
 ON_TOP = ("commands", "__main__")  # they may import every room

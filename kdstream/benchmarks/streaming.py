@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
+from kdstream.audio.files import read_sound
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.search import Search
@@ -167,20 +167,11 @@ def read_audio(paths: Sequence[str]) -> np.ndarray:
         return (loudness * rng.uniform(-1, 1, len(loudness))).astype(np.float32)
     pieces = []
     for path in paths:
-        audio = option("audio", path)
-        try:
-            samples, rate = soundfile.read(path, dtype="float32")
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise UserError(f"cannot be read ({error})", flag=audio, fix="give wav or flac files") from error
-        if samples.ndim != 1 or rate != SAMPLE_RATE:
-            raise UserError(
-                f"{rate} Hz in {samples.ndim} dimensions",
-                flag=audio,
-                fix=f"give mono files at {SAMPLE_RATE} Hz",
-            )
-        pieces.append(samples)
-    if not sum(map(len, pieces)):
-        raise UserError("holds no samples", flag=option("audio", ",".join(paths)), fix="give files with speech")
+        samples, rate = read_sound(Path(path))
+        if len(samples) != 1 or rate != SAMPLE_RATE:
+            problem = f"{rate} Hz, {len(samples)} channels"
+            raise UserError(problem, flag=option("audio", path), fix=f"give mono files at {SAMPLE_RATE} Hz")
+        pieces.append(samples[0])
     return np.concatenate(pieces)
 
 

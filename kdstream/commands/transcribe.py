@@ -2,7 +2,8 @@
 
     python transcribe.py --exp-dir exp/distilled --epoch 30 --avg 9 talk.mp3 recordings/
 
-Takes wav, flac and mp3 of any sampling rate and number of channels.  A streaming model decodes many files at once,
+Takes what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, au and others) of any sampling rate and number of
+channels; a directory's other sound files are named.  A streaming model decodes many files at once,
 chunk by chunk, and on a terminal the text grows meanwhile; a full-context model decodes whole files.  Prints the text
 of each file as it ends, and below it the time of each word in seconds; with --json 1, one JSON object a line instead.
 Where files cannot be read, it names them, transcribes the others, and exits with status 1.  --microphone 1 listens
@@ -12,20 +13,22 @@ until Ctrl-C.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdstream.audio.find import find_audio
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
 from kdstream.config.flags import str2bool
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.audio import find_audio, microphone
+from kdstream.decoding.audio import microphone
 from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
-from kdstream.errors import UserError
+from kdstream.errors import UserError, printable
 from kdstream.transcription import Transcription
 
 
@@ -37,7 +40,7 @@ class GrowingLine:
 
     def show(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        self._write(text[-width:].ljust(width) + "\r")
+        self._write(printable(text)[-width:].ljust(width) + "\r")
 
     def clear(self) -> None:
         self.show("")
@@ -50,11 +53,33 @@ class GrowingLine:
 
 def show(transcription: Transcription, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(transcription.to_json(), ensure_ascii=False), flush=True)
+        fields = transcription.to_json()
+        line = json.dumps(fields, ensure_ascii=False)
+        # a name that is not UTF-8 cannot be written as it is: json.loads gives it back, for os.fsencode
+        write(line if can_write(line) else json.dumps(fields))
         return
-    print(f"{transcription.audio}: {transcription.text}")
+    lines = [f"{printable(transcription.audio)}: {transcription.text}"]
     if transcription.words:
-        print("   ", "  ".join(f"{word.start:.2f} {word.text}" for word in transcription.words), flush=True)
+        lines.append("    " + "  ".join(f"{word.start:.2f} {word.text}" for word in transcription.words))
+    write("\n".join(lines))
+
+
+def can_write(text: str) -> bool:
+    """Whether standard output has all its characters."""
+    try:
+        text.encode(encoding())
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write(text: str) -> None:
+    """Prints lines; characters that standard output lacks become escapes."""
+    print(text.encode(encoding(), "backslashreplace").decode(encoding()), flush=True)
+
+
+def encoding() -> str:
+    return sys.stdout.encoding or "utf-8"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
     parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s %(message)s")
     if bool(args.audio) == args.microphone:
         fix = "name audio files or directories, or give --microphone 1"
         raise UserError("no audio, or files and the microphone at once", fix=fix)

@@ -12,7 +12,17 @@ import torch
 from lhotse.augmentation import get_or_create_resampler
 from torch import Tensor
 
+from kdstream.errors import UserError
 from kdstream.units import SAMPLE_RATE
+
+LARGEST_FILTER = 100_000_000  # coefficients, of 4 bytes each
+
+
+def check_rate(sample_rate: int, what: str, fix: str) -> None:
+    """Raises UserError, with `what` and `fix`, for a rate whose filter to 16 kHz needs gigabytes, such as 44101 Hz."""
+    divisor = math.gcd(sample_rate, SAMPLE_RATE)
+    if (sample_rate // divisor) * (SAMPLE_RATE // divisor) > LARGEST_FILTER:
+        raise UserError(f"{what}: {sample_rate} Hz, too uncommon a rate to convert", fix=fix)
 
 
 def resample(samples: Tensor, sample_rate: int) -> Tensor:

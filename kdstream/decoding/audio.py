@@ -1,64 +1,38 @@
-"""Sound that no manifest lists: files, folders and the microphone, as 16 kHz samples and as features.
+"""Sound that no manifest lists: files and the microphone, as 16 kHz samples and as features.
 
-Lhotse reads and resamples, as it does for cuts: a file gives the same features as a cut of it.
+A file gives the same features as a cut of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from lhotse import Recording
 from torch import Tensor
 
+from kdstream.audio.files import read_sound
+from kdstream.audio.kinds import convert
+from kdstream.audio.samples import mono
 from kdstream.data.features import FBANK, compute_fbank
-from kdstream.data.reading import load_samples
-from kdstream.data.resampling import resample
+from kdstream.data.resampling import check_rate, resample
 from kdstream.errors import UserError, option
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
-SUFFIXES = (".wav", ".flac", ".mp3")
 FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # samples from one feature frame to the next
 WINDOW_END = FRAME // 2 + SAMPLE_RATE * 25 // 2000  # samples from a frame's start to the end of its 25 ms window
 NUM_FILTERS = FBANK.feature_dim(SAMPLE_RATE)
 MICROPHONE_BLOCK = SAMPLE_RATE // 10
-NAME_FILES = "name audio files, or a directory of such"
 MICROPHONE = option("microphone", 1)
 
 
-def find_audio(paths: Sequence[str]) -> list[Path]:
-    """The files among `paths`, and the wav, flac and mp3 files in and below the directories.
-
-    Raises UserError for a directory that holds none.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not inside:
-            raise UserError(f"{path}: holds no wav, flac or mp3 file", fix=NAME_FILES)
-        found += inside
-    return found
-
-
 def read_audio_file(path: Path) -> Tensor:
-    """Samples (S,) at 16 kHz, the mean of all channels.  Raises UserError where the file is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix=NAME_FILES)
-    fix = "give another file, or convert it to wav or flac"
-
-    def load() -> np.ndarray:
-        recording = Recording.from_file(path)
-        return resample(torch.from_numpy(recording.load_audio()), recording.sampling_rate).numpy()
-
-    samples = load_samples(load, path, fix)
-    if samples.shape[1] < FRAME:
-        raise UserError(f"{path}: less than 10 ms of sound", fix=fix)
-    return torch.from_numpy(samples.mean(axis=0))
+    """Samples (S,) at 16 kHz, of all channels together.  Raises UserError for what `read_sound` refuses."""
+    sound = read_sound(path)
+    check_rate(sound.sample_rate, str(path), convert(path))
+    samples = resample(torch.from_numpy(sound.samples), sound.sample_rate)
+    return torch.from_numpy(mono(samples.numpy(), path))
 
 
 class FbankStream:

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from lhotse.cut import Cut
 from torch import Tensor
 
+from kdstream.audio.find import find_audio
 from kdstream.data.cuts import read_manifest, text_of
 from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import WORD_START
-from kdstream.decoding.audio import find_audio, read_audio_file
-from kdstream.errors import UserError, option
+from kdstream.decoding.audio import read_audio_file
+from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
 from kdstream.export.onnx import OnnxFiles
 from kdstream.models.streaming import ChunkConfig
@@ -173,7 +174,7 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
                 )
             speech.update(cuts)
         else:
-            speech.update((str(file), Speech(read_audio_file(file))) for file in find_audio([path]))
+            speech.update((printable(str(file)), Speech(read_audio_file(file))) for file in find_audio([path]))
     return speech
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kdstream.audio.samples import check_samples as refuse_samples
 from kdstream.errors import UserError
 from kdstream.transcription import Transcription
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLE_RATES
@@ -22,14 +23,14 @@ class Recognizer(ABC):
         """Transcribes one file or one array of samples.
 
         Args:
-          audio: path of a file (wav, flac, mp3; channels are averaged), or samples (S,) as floats in [-1, 1]: an array,
-            a tensor or a list.
+          audio: path of a file (wav, flac, mp3, ogg and what else libsndfile reads; channels are averaged), or samples
+            (S,) as floats in [-1, 1]: an array, a tensor or a list.
           sample_rate: of the samples, in Hz; one of kdstream.units.SAMPLE_RATES.  A file knows its own.
         Returns:
           Text, words with their times in seconds, and the confidence.  Less than 10 ms of samples say nothing.
         Raises:
-          UserError: a file that is missing or damaged; samples that are not one channel of finite floats; another rate;
-            more seconds than a full-context model takes at once.
+          UserError: a file that is missing, damaged or cut short; samples that are not one channel of finite floats in
+            about [-1, 1]; another rate; more seconds than a full-context model takes at once.
         """
         if isinstance(audio, (str, os.PathLike)):
             return self._transcribe_file(Path(audio))
@@ -116,8 +117,7 @@ def check_samples(samples: Any) -> np.ndarray:
     if array.dtype.kind != "f":
         fix = "give floats in [-1, 1]; 16-bit integers: samples / 32768"
         raise UserError(f"samples of type {array.dtype}: not floats", fix=fix)
-    if not np.isfinite(array).all():
-        raise UserError("samples are NaN or infinite", fix="give finite floats in [-1, 1]")
+    refuse_samples(array, "samples", "give finite floats in [-1, 1]")
     return array.astype(np.float32)
 
 

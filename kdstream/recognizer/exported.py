@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import sherpa_onnx
-import soundfile
 
+from kdstream.audio.files import read_sound
+from kdstream.audio.samples import mono
 from kdstream.errors import UserError
-from kdstream.recognizer.base import Recognizer, Stream, check_settings, is_short
+from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.serving.engine import ExportedModel, load_recognizer
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
 
@@ -39,8 +40,8 @@ class ExportedRecognizer(Recognizer):
         return ExportedStream(self._model, self._runtime)
 
     def _transcribe_file(self, path: Path) -> Transcription:
-        samples, sample_rate = read_file(path)
-        return self._decode(samples, sample_rate, str(path))
+        sound = read_sound(path)
+        return self._decode(mono(sound.samples, path), sound.sample_rate, str(path))
 
     def _transcribe_samples(self, samples: np.ndarray, sample_rate: int) -> Transcription:
         return self._decode(samples, sample_rate, "")
@@ -83,19 +84,3 @@ class ExportedStream(Stream):
         )
         confidence = mean_probability(self._runtime.ys_probs(self._stream))
         return Transcription(self._audio, seconds, " ".join(word.text for word in words), words, confidence)
-
-
-def read_file(path: Path) -> tuple[np.ndarray, int]:
-    """Samples (S,), the mean of all channels, and their rate.  Raises UserError for a missing or damaged file."""
-    fix = "give another file, or convert it to wav or flac"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix=fix)
-    try:
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise UserError(f"{path}: cut short or damaged", fix=fix) from error
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: samples are NaN or infinite", fix=fix)
-    if is_short(len(samples), sample_rate):
-        raise UserError(f"{path}: less than 10 ms of sound", fix=fix)
-    return samples.mean(axis=1), sample_rate

@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
+from kdstream.audio.samples import LOUDEST
 from kdstream.config.flags import Section, flag, settings_of
 from kdstream.errors import UserError, option
 from kdstream.serving.engine import ClientStream, Engine, EngineError
@@ -39,7 +40,6 @@ from kdstream.units import SAMPLE_RATES
 PAGE = Path(__file__).with_name("page.html")
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
-LOUDEST = 8.0  # float samples beyond are not on a scale of [-1, 1]
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
 TOO_LARGE = 2  # times --max-message-bytes: what is larger is not even read, and told by its close code alone
 CLOSE_SECONDS = 2.0  # that a client has to answer a close

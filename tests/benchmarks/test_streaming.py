@@ -105,7 +105,7 @@ def test_the_script_writes_a_table_that_renders_and_a_plot(exp_dir, tmp_path, mo
     "flags, named",
     [
         (("--runtimes", "abacus"), "--runtimes abacus"),
-        (("--audio", "none.wav"), "--audio none.wav"),
+        (("--audio", "none.wav"), "none.wav: no such file"),
         (("--seconds", "0.3", "--runtimes", "torch"), "--seconds"),
         (("--decoding-method", "modified_beam_search"), "--runtimes torch"),
         (("--chunk-size", -1), "--chunk-size"),

@@ -8,8 +8,7 @@ import soundfile
 import torch
 
 from kdstream.data.features import compute_fbank
-from kdstream.decoding.audio import FbankStream, find_audio, read_audio_file
-from kdstream.errors import UserError
+from kdstream.decoding.audio import FbankStream, read_audio_file
 
 
 def test_channels_are_mixed_and_rates_converted(tmp_path):
@@ -20,18 +19,6 @@ def test_channels_are_mixed_and_rates_converted(tmp_path):
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
     assert samples.shape == (8000,)
     assert np.abs(samples.numpy() - expected)[100:-100].max() < 1e-2
-
-
-def test_audio_in_a_directory_is_found_in_order(tmp_path):
-    audio, empty = tmp_path / "audio", tmp_path / "empty"
-    for name in ("mono.wav", "stereo.FLAC", "below/telephone.wav", "below/deeper/music.mp3", "notes.txt"):
-        (audio / name).parent.mkdir(parents=True, exist_ok=True)
-        (audio / name).touch()
-    names = [path.name for path in find_audio([str(audio), str(audio / "notes.txt")])]
-    assert names == ["music.mp3", "telephone.wav", "mono.wav", "stereo.FLAC", "notes.txt"]
-    empty.mkdir()
-    with pytest.raises(UserError, match=f"{empty}: holds no"):
-        find_audio([str(empty)])
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2, 399), (10000,), (160, 160, 160, 5), (279, 1, 3000), (100,)], ids=str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +16,13 @@ import pytest
 import soundfile
 import torch
 
+from kdstream.audio.find import find_audio
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.audio import find_audio, microphone, read_audio_file
+from kdstream.decoding.audio import microphone, read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.decoding.transcribe import Transcriber
@@ -129,6 +132,34 @@ def test_broken_files_are_named_and_the_rest_transcribed(exp_dir, audio, tmp_pat
     assert error.startswith("error: 6 of 7 files") and all(name in error for name in broken)
     reports = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert sorted(Path(line.split(":")[1].strip()).name for line in reports) == broken
+
+
+NAMES = (b"latin1-\xe9t\xe9.wav", b"line\nbreak.wav", b"blank and 'quote' \".wav", "\u65e5\u672c.wav".encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("as_json", [0, 1])
+def test_output_survives_any_file_name(exp_dir, audio, tmp_path, monkeypatch, encoding, as_json):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(audio / "mono.wav", folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"broken\n\xff.wav")).write_bytes(b"text")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, errors="strict") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--json", as_json, folder)
+    assert "1 of 5 files" in error and "broken\\n\\udcff.wav" in error and error.encode()
+    out.flush()
+    err.flush()
+    assert err.buffer.getvalue().count(b"\n") == 1
+    lines = out.buffer.getvalue().decode(encoding).splitlines()
+    if as_json:
+        heard = {os.fsencode(Path(json.loads(line)["audio"]).name) for line in lines}
+        assert heard == set(NAMES)
+    else:
+        assert len(lines) == 2 * len(NAMES)
+        assert all(line.startswith((f"{folder}/", "    ")) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def test_bad_files_are_refused_in_one_line(recognizers, runtime, tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     for name, named in (
         ("none.wav", "no such file"),
-        ("junk.wav", "cut short or damaged; give another"),
+        ("junk.wav", "text, not audio; give an audio file"),
         ("short.wav", "less than 10 ms of sound; give another"),
-        ("nan.wav", "samples are NaN or infinite; give another"),
+        ("nan.wav", "samples are NaN or infinite; convert it again"),
     ):
         with pytest.raises(kdstream.UserError, match=f"{name}: {named}"):
             recognizers[runtime].transcribe(tmp_path / name)

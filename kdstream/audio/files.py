@@ -1,0 +1,176 @@
+"""Reads a whole audio file, and says by its name what cannot be heard rightly."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import soundfile
+
+from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, why_not_opened
+from kdstream.audio.mpeg import count_frames, mended
+from kdstream.audio.samples import check_samples
+from kdstream.errors import UserError, printable
+from kdstream.units import FRAMES_PER_SECOND
+
+RATES = (1000, 1_000_000)  # Hz; a header with another is damaged
+BLOCK = 1 << 26  # samples that are read at once: most files in one piece, none by what a damaged header states
+UNKNOWN = 1 << 60  # samples: libsndfile states more where a header gives no length
+HEAD = 1024  # bytes by which a file is known
+
+
+class Sound(NamedTuple):
+    """samples: (channels, S), float32 in about [-1, 1].  sample_rate: in Hz."""
+
+    samples: np.ndarray
+    sample_rate: int
+
+
+def read_sound(path: Path) -> Sound:
+    """All samples of a file, to its end.
+
+    Raises UserError where the file is missing, is not audio that libsndfile reads, is cut short, damaged or joined of
+    several, lacks its length, holds less than 10 ms, or has samples that are not finite numbers on a scale of [-1, 1].
+    """
+    head = read_head(path)
+    with open_sound(path, head) as file:
+        pieces = list(blocks(path, file))
+        samples, sample_rate = (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).T, file.samplerate
+        _check_end(path, file, samples.shape[1])
+    check_samples(samples, str(path), "convert it again, with samples as 16-bit integers")
+    if samples.shape[1] * FRAMES_PER_SECOND < sample_rate:
+        what = "less than 10 ms of sound" if samples.size else "no samples"
+        raise UserError(f"{path}: {what}", fix="give another file, or leave it out")
+    return Sound(samples, sample_rate)
+
+
+def why_unreadable(path: Path) -> str:
+    """What is wrong with a file, in the words of `read_sound`; "" where nothing is."""
+    try:
+        read_sound(path)
+    except UserError as error:
+        return error.problem.removeprefix(f"{path}: ")
+    return ""
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a file.  Raises UserError where it cannot be opened."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a directory, not an audio file", fix="name an audio file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a pipe or a device, not a file", fix="save it to a file first")
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", fix="give the path of an audio file") from error
+    except (OSError, ValueError) as error:  # the latter: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})", fix="give another file") from error
+
+
+def open_sound(path: Path, head: bytes) -> soundfile.SoundFile:
+    """The file in libsndfile, with its true length.  Raises UserError where that cannot be had."""
+    try:
+        if is_joined(path, head):
+            problem = "several files joined into one, of which only the first would be heard"
+            raise UserError(f"{path}: {problem}", fix="give them one by one, or join them with sox ONE TWO JOINED")
+        # bytes: soundfile itself encodes no name that is not valid in the file system's encoding
+        name: Any = os.fsencode(path) if os.name == "posix" else str(path)
+        file = soundfile.SoundFile(name)
+        if file.frames > UNKNOWN:
+            file.close()
+            raise UserError(f"{path}: its header lacks the length", fix=convert(path))
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise UserError(f"{path}: {file.samplerate} Hz; its header is damaged", fix="restore it")
+        if file.format == "MP3":
+            return _with_all_frames(path, file)
+        return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") and not file.frames else file
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
+        problem, fix = why_not_opened(path, head, error)
+        raise UserError(f"{path}: {problem}", fix=fix) from error
+
+
+def blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """(S, channels) float32 samples, block by block, to the end; at least one block, which may be empty."""
+    try:
+        while True:
+            block = file.read(BLOCK, dtype="float32", always_2d=True)
+            yield block
+            if len(block) < BLOCK:
+                return
+    except soundfile.SoundFileError as error:
+        said = str(error).removeprefix("Error : ").rstrip(".")
+        raise UserError(f"{path}: cut short or damaged ({said})", fix=_keep_the_rest(path)) from error
+
+
+def _with_all_frames(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+    """An MP3 file, or a copy of it that states how many frames it has."""
+    data = path.read_bytes()
+    count = count_frames(data)
+    if not count.frames:  # of "free" bit rate
+        return file
+    frame = count.samples / count.frames
+    # some coders count their tag
+    if count.stated is not None and count.stated > count.frames + 1:
+        file.close()
+        _raise_cut_short(path, count.samples / file.samplerate, count.stated * frame / file.samplerate)
+    if (
+        count.stated in (count.frames, count.frames + 1)
+        or count.stated is None
+        and file.frames >= count.samples - frame
+    ):
+        return file
+    file.close()
+    if len(count.kinds) > 1:
+        problem = "joined from MP3 files of different rates or channels"
+        raise UserError(f"{path}: {problem}", fix="give them one by one")
+    return soundfile.SoundFile(io.BytesIO(mended(data, count)))
+
+
+def _with_all_samples(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+    """A WAV file that states no sound; if there is some, as a recorder that was killed leaves it, a mended copy."""
+    data = bytearray(path.read_bytes())
+    place = 12
+    while data[place : place + 4] not in (b"data", b""):
+        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+    place += 8
+    if _are_chunks(data, place):
+        return file
+    file.close()
+    data[place - 4 : place] = (len(data) - place).to_bytes(4, "little")
+    return soundfile.SoundFile(io.BytesIO(bytes(data)))
+
+
+def _are_chunks(data: bytes | bytearray, place: int) -> bool:
+    """Whether whole RIFF chunks, if anything, stand from `place` to the end."""
+    while place + 8 <= len(data) and all(32 <= byte < 127 for byte in data[place : place + 4]):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return place >= len(data)
+
+
+def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
+    """Raises UserError where fewer samples are there than the header states, but for two; warns where none can tell."""
+    stated = file.frames if file.format != "MP3" else samples  # whose frames were counted
+    stated = max(stated, round(samples / share_there(file.extra_info)))
+    if stated > samples + 2:
+        _raise_cut_short(path, samples / file.samplerate, stated / file.samplerate)
+    if file.format == "OGG" and not ends_as_ogg(path):
+        logging.warning(
+            f"{printable(str(path))}: lacks Ogg's mark of the end, so it may be cut short; what is there is heard"
+        )
+
+
+def _raise_cut_short(path: Path, seconds: float, stated: float) -> NoReturn:
+    problem = f"cut short: {seconds:.2f} s of the {stated:.2f} s that its header states"
+    raise UserError(f"{path}: {problem}", fix=_keep_the_rest(path))
+
+
+def _keep_the_rest(path: Path) -> str:
+    return f"restore it, or keep what is there: {convert(path).removeprefix('convert it: ')}"

@@ -1,0 +1,43 @@
+"""Samples of any source: refused where they are no sound on the usual scale, and mixed to one channel."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from kdstream.errors import UserError, printable
+
+LOUDEST = 8.0  # float samples beyond are not on a scale of [-1, 1]; mixes and loud masters may well exceed 1
+CANCELLED = 0.01  # -20 dB: a mean of channels that has less of their power has lost what they say
+
+
+def mono(samples: np.ndarray, path: Path | str) -> np.ndarray:
+    """(channels, S) to (S,): the mean of the channels.
+
+    Where they cancel each other out, as channels in opposite phase do, it is the loudest channel, and a warning.
+    """
+    mean = samples.mean(axis=0)
+    if len(samples) > 1:
+        power = [float(np.dot(channel, channel)) for channel in samples]
+        if float(np.dot(mean, mean)) < CANCELLED * sum(power) / len(power):
+            loudest = power.index(max(power))
+            logging.warning(
+                f"{printable(str(path))}: its {len(samples)} channels cancel each other out, as in opposite phase; "
+                f"only channel {loudest} is heard"
+            )
+            return samples[loudest]
+    return mean
+
+
+def check_samples(samples: np.ndarray, what: str, fix: str) -> None:
+    """Raises UserError, which begins with `what`, for samples that are NaN, infinite, or not on a scale of [-1, 1]."""
+    if not samples.size:
+        return
+    peak = max(float(samples.max()), -float(samples.min()))  # NaN where one is
+    if not np.isfinite(peak):
+        raise UserError(f"{what}: samples are NaN or infinite", fix=fix)
+    if peak > LOUDEST:
+        scale = "divide them by 32768" if peak <= 32768 else "divide them by their largest"
+        raise UserError(f"{what}: float samples up to {peak:.0f}, not on a scale of [-1, 1]", fix=f"{scale}, or {fix}")

@@ -1,0 +1,183 @@
+"""Audio files are heard to their end, or refused by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from kdstream.audio.files import read_sound, why_unreadable
+from kdstream.errors import UserError
+from support.sound import (
+    RATE,
+    encoded,
+    flac_without_length,
+    mp3,
+    tone,
+    wav,
+    with_chunk,
+    with_sizes,
+)
+
+SOUND = tone()
+WAV = wav(SOUND)
+FLAC = encoded(SOUND, format="FLAC")
+OGG = encoded(SOUND, format="OGG", subtype="VORBIS")
+MP3 = mp3()
+OPUS = encoded(tone(rate=48000), 48000, format="OGG", subtype="OPUS")
+MP4 = b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + b"\0" * 2000
+
+HEARD = {
+    "plain.wav": WAV,
+    "ffmpeg-pipe.wav": with_sizes(WAV, 0xFFFFFFFF, 0xFFFFFFFF),
+    "sox-pipe.wav": with_sizes(WAV, 0x7FFFF024, 0x7FFFF000),
+    "killed-recorder.wav": with_sizes(WAV, 0, 0),
+    "killed-recorder-riff-size.wav": with_sizes(WAV, 36, 0),
+    "killed-while-silent.wav": with_sizes(wav(np.concatenate([0 * SOUND[:8000], SOUND[8000:]])), 0, 0),
+    "chunk-behind.wav": with_chunk(WAV),
+    "rubbish-behind.wav": WAV + b"\0" * 1000,
+    "wrong-riff-size.wav": with_sizes(WAV, len(WAV), len(WAV) - 44),
+    "24-bit.wav": encoded(SOUND, format="WAV", subtype="PCM_24"),
+    "8-bit.wav": encoded(SOUND, format="WAV", subtype="PCM_U8"),
+    "float.wav": encoded(SOUND, format="WAV", subtype="FLOAT"),
+    "float-above-1.wav": encoded(4 * SOUND, format="WAV", subtype="FLOAT"),
+    "a-law.wav": encoded(SOUND, format="WAV", subtype="ALAW"),
+    "extensible.wav": encoded(SOUND, format="WAVEX"),
+    "rf64.wav": encoded(SOUND, format="RF64"),
+    "w64.w64": encoded(SOUND, format="W64"),
+    "aiff.aiff": encoded(SOUND, format="AIFF"),
+    "au.au": encoded(SOUND, format="AU"),
+    "caf.caf": encoded(SOUND, format="CAF"),
+    "nist.sph": encoded(SOUND, format="NIST"),
+    "plain.flac": FLAC,
+    "vorbis.ogg": OGG,
+    "flac-named.wav": FLAC,
+    "wav-named.m4a": WAV,
+}
+
+
+@pytest.mark.parametrize("name", HEARD)
+def test_a_sound_file_is_heard_to_its_end(tmp_path, caplog, name):
+    (tmp_path / name).write_bytes(HEARD[name])
+    sound = read_sound(tmp_path / name)
+    loudness = 4 if "above" in name else 1
+    quiet = slice(8000 if "silent" in name else 0, None)
+    assert sound.samples.shape == (1, len(SOUND)) and sound.sample_rate == RATE
+    tolerance = 0.05 if name in ("vorbis.ogg", "8-bit.wav", "a-law.wav") else 1e-4
+    assert np.abs(sound.samples[0, quiet] - loudness * SOUND[quiet]).max() < tolerance
+    assert caplog.records == []
+
+
+def test_opus_is_heard_at_its_rate(tmp_path):
+    (tmp_path / "a.opus").write_bytes(OPUS)
+    assert read_sound(tmp_path / "a.opus").samples.shape == (1, 48000)
+
+
+def test_a_whole_mp3_is_heard_as_libsndfile_hears_it(tmp_path):
+    (tmp_path / "a.wav").write_bytes(MP3)
+    np.testing.assert_array_equal(
+        read_sound(tmp_path / "a.wav").samples[0], soundfile.SoundFile(tmp_path / "a.wav").read(dtype="float32")
+    )
+
+
+def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
+    untold, slow_untold, joined = (tmp_path / f"{name}.mp3" for name in ("untold", "slow-untold", "joined"))
+    slow = mp3(2.0, quiet=slice(0, RATE))
+    untold.write_bytes(MP3[MP3.index(b"\xff\xf3", 2) :])
+    slow_untold.write_bytes(slow[slow.index(b"\xff\xf3", 2) :])
+    joined.write_bytes(MP3 + MP3)
+    stated = [soundfile.info(path).duration for path in (untold, slow_untold, joined)]
+    assert stated[0] < 1.5 and stated[1] > 3.0 and stated[2] == 2.0
+    for path, seconds in ((untold, 2.0), (slow_untold, 2.0), (joined, 4.0)):
+        samples = read_sound(path).samples[0]
+        assert seconds <= len(samples) / RATE < seconds + 0.2
+        assert np.square(samples[-4000:]).mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    "name, data, named",
+    [
+        ("cut.wav", WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; restore it, or keep what is"),
+        ("cut.w64", encoded(SOUND, format="W64")[:-3000], "cut short: 0.9"),
+        ("cut-rf64.wav", encoded(SOUND, format="RF64")[:-3000], "cut short: 0.9"),
+        ("cut.aiff", encoded(SOUND, format="AIFF")[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        ("cut.au", encoded(SOUND, format="AU")[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        ("cut.flac", FLAC[: len(FLAC) // 2], "cut short or damaged"),
+        ("cut.mp3", MP3[: len(MP3) * 2 // 3], "cut short: 1.[0-9]+ s of the 2.[0-9]+ s"),
+        ("unknown.flac", flac_without_length(FLAC), "its header lacks the length; convert it: ffmpeg -i"),
+        ("loud.wav", encoded(32767 * SOUND, format="WAV", subtype="FLOAT"), "float samples up to 16.*; divide them"),
+        ("nan.wav", encoded(np.nan * SOUND, format="WAV", subtype="FLOAT"), "samples are NaN or infinite"),
+        ("infinite.wav", encoded(np.inf * (1 + SOUND), format="WAV", subtype="FLOAT"), "samples are NaN or infinite"),
+        ("empty.wav", b"", "an empty file"),
+        ("text.wav", b"no audio\n", "text, not audio"),
+        ("text.mp3", "Füße und Wörter\n".encode() * 200, "text, not audio"),
+        ("page.wav", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "text, not audio"),
+        ("noise.wav", bytes(range(256)) * 9, "not audio, or of a kind that .*; convert it: ffmpeg"),
+        ("zip.wav", b"PK\x03\x04" + b"\0" * 99, "a zip archive, not audio; unpack it"),
+        ("song.m4a", MP4, "MPEG-4 .*which libsndfile does not read; convert it: ffmpeg -i .*song.m4a .*.wav"),
+        ("film.webm", b"\x1a\x45\xdf\xa3" + b"\0" * 99, "Matroska .*; convert it: ffmpeg"),
+        ("radio.aac", b"\xff\xf1\x50\x80" + b"\0" * 99, "AAC, .*; convert it: ffmpeg"),
+        ("damaged.wav", WAV[:30], "damaged, or in a coding that libsndfile does not read"),
+        ("raw.raw", WAV[44:], "not audio, or of a kind"),
+        ("5ms.wav", wav(SOUND[:80]), "less than 10 ms of sound"),
+        ("nothing.wav", wav(SOUND[:0]), "no samples"),
+        ("nothing-and-a-chunk.wav", with_chunk(wav(SOUND[:0])), "no samples"),
+        ("joined.wav", WAV + WAV, "several files joined into one"),
+        ("joined.flac", FLAC + FLAC, "several files joined into one"),
+        ("joined.ogg", OGG + OGG, "several files joined into one"),
+        ("joined.opus", OPUS + OPUS, "several files joined into one"),
+        ("joined.aiff", encoded(SOUND, format="AIFF") * 2, "several files joined into one"),
+        ("joined.au", encoded(SOUND, format="AU") * 2, "several files joined into one"),
+        ("joined.w64", encoded(SOUND, format="W64") * 2, "several files joined into one"),
+        ("joined.mp3", mp3(1.0, 16000) + mp3(1.0, 44100), "joined from MP3 files of different rates"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_heard_rightly_is_refused_in_one_line(tmp_path, name, data, named):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {named}") as refused:
+        read_sound(path)
+    assert "\n" not in str(refused.value)
+    assert why_unreadable(path) and str(path) not in why_unreadable(path)
+
+
+def test_what_is_no_file_is_named_as_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, named in (("none.wav", "no such file"), (".", "a directory"), ("pipe", "a pipe or a device")):
+        with pytest.raises(UserError, match=f": {named}"):
+            read_sound(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sound(Path("zero\0byte.wav"))
+
+
+@pytest.mark.parametrize(
+    "name", [b"latin1-\xe9t\xe9.wav", b"line\nbreak.wav", b"blank and 'quote' \".wav", "日本.wav".encode()]
+)
+def test_any_name_is_read_and_refused_in_one_line(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(WAV)
+    assert read_sound(path).samples.shape == (1, RATE)
+    path.write_bytes(b"text")
+    with pytest.raises(UserError) as refused:
+        read_sound(path)
+    assert "\n" not in str(refused.value) and str(refused.value).encode()  # in strict UTF-8
+
+
+def test_ogg_without_its_end_is_heard_with_a_warning(tmp_path, caplog):
+    whole = encoded(tone(20), format="OGG", subtype="VORBIS")
+    (tmp_path / "stream.ogg").write_bytes(whole[: len(whole) * 2 // 3])
+    with caplog.at_level(logging.WARNING):
+        assert 5 < read_sound(tmp_path / "stream.ogg").samples.shape[1] / RATE < 20
+    assert "stream.ogg: lacks Ogg's mark of the end" in caplog.text
+
+
+def test_nothing_is_lost_at_the_border_of_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdstream.audio.files.BLOCK", 1000)
+    for samples in (SOUND, SOUND[:1000], SOUND[:1001], SOUND[:999]):
+        (tmp_path / "a.wav").write_bytes(wav(samples))
+        assert read_sound(tmp_path / "a.wav").samples.shape == (1, len(samples))
