@@ -1,55 +1,53 @@
-"""Reads cuts and audio files, and names the file or cut that cannot be used."""
+"""Reads cuts, and names the file or cut that cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import numpy as np
 import torch
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
+from kdstream.audio.samples import check_samples
 from kdstream.data.batch import Utterance
 from kdstream.data.cuts import text_of
 from kdstream.data.features import compute_fbank
-from kdstream.data.resampling import resample
+from kdstream.data.resampling import check_rate, resample
+from kdstream.data.sources import last_line, with_checked_sources
 from kdstream.errors import UserError
 from kdstream.models.streaming import SHORTEST
 
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, AssertionError, AudioLoadingError, DurationMismatchError)
+READ_ERRORS = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, ImportError, AssertionError, AudioLoadingError,
+    DurationMismatchError,
+)  # fmt: skip
 
 
 def read_audio(cut: Cut) -> Tensor:
-    """The cut's samples (S,) at 16 kHz.  Raises UserError where the file is missing, cut short or not mono."""
-    path = "a mix"
-    if isinstance(cut, DataCut) and cut.recording:
-        source = cut.recording.sources[0].source
-        path = source if isinstance(source, str) else "audio in memory"
+    """The cut's samples (S,) at 16 kHz.
 
-    def load() -> np.ndarray:
-        samples = cut.load_audio()
-        assert samples is not None  # None is what a cut without a recording has
-        return samples
-
-    samples = load_samples(load, path, f"restore the audio of cut {cut.id} or take the cut out")
-    if samples.shape[0] != 1:
-        raise UserError(f"{path}: {samples.shape[0]} channels", fix=f"make cut {cut.id} mono, e.g. with cut.to_mono()")
-    return resample(torch.from_numpy(samples[0]), cut.sampling_rate)
-
-
-def load_samples(load: Callable[[], np.ndarray], path: str | Path, fix: str) -> np.ndarray:
-    """Samples (channels, S) as `load` gives them.  Raises UserError, with `path` and `fix`, where they are no good."""
+    Raises UserError, naming file and cut, where a file is missing, cut short, shorter than its manifest says, damaged
+    or not mono, and where samples are not finite numbers on a scale of [-1, 1].
+    """
+    if not cut.has_recording:
+        raise UserError(f"cut {cut.id}: no recording", fix="give a manifest of cuts with recordings")
+    cut, sources = with_checked_sources(cut)
+    name = f"{sources[0].name}: cut {cut.id}" if len(sources) == 1 else f"cut {cut.id}"
+    fix = f"restore the audio of cut {cut.id}, or take the cut out"
     try:
-        samples = load()
+        samples = cut.load_audio()
     except READ_ERRORS as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "cut short or damaged"
-        raise UserError(f"{path}: {reason}", fix=fix) from error
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: samples are NaN or infinite", fix=fix)
-    return samples
+        for source in sources:
+            source.raise_if_unreadable(cut.id)
+        raise UserError(f"{name}: {last_line(error)}", fix=fix) from error
+    for source in sources:
+        source.raise_if_short(cut.id)
+    assert samples is not None  # None is what a cut without recording has
+    check_samples(samples, name, fix)
+    if samples.shape[0] != 1:
+        raise UserError(f"{name}: {samples.shape[0]} channels", fix="make it mono, e.g. with cut.to_mono()")
+    check_rate(cut.sampling_rate, name, "resample its audio, e.g. to 16000 Hz")
+    return resample(torch.from_numpy(samples[0]), cut.sampling_rate)
 
 
 def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utterance:
