@@ -49,6 +49,17 @@ def read_sound(path: Path) -> Sound:
     return Sound(samples, sample_rate)
 
 
+def check_header(path: Path) -> None:
+    """What `read_sound` refuses and opening the file shows, for those who leave the reading to Lhotse.
+
+    Only MP3 files are read whole.  Raises UserError, also for a file whose sound is not all that libsndfile would hear.
+    """
+    with open_sound(path, read_head(path), look_for_more=False) as file:
+        if isinstance(file.name, io.BytesIO):
+            raise UserError(f"{path}: its header states another length than it has", fix=convert(path))
+        _check_end(path, file, file.frames)
+
+
 def why_unreadable(path: Path) -> str:
     """What is wrong with a file, in the words of `read_sound`; "" where nothing is."""
     try:
@@ -74,10 +85,17 @@ def read_head(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({reason})", fix="give another file") from error
 
 
-def open_sound(path: Path, head: bytes) -> soundfile.SoundFile:
-    """The file in libsndfile, with its true length.  Raises UserError where that cannot be had."""
+def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile.SoundFile:
+    """The file in libsndfile, or a copy in memory that states its true length.
+
+    Args:
+      head: its first bytes.
+      look_for_more: than the first of several files that were joined; all bytes are read for this.
+    Raises:
+      UserError: no such length can be had.
+    """
     try:
-        if is_joined(path, head):
+        if look_for_more and is_joined(path, head):
             problem = "several files joined into one, of which only the first would be heard"
             raise UserError(f"{path}: {problem}", fix="give them one by one, or join them with sox ONE TWO JOINED")
         # bytes: soundfile itself encodes no name that is not valid in the file system's encoding

@@ -10,6 +10,7 @@ from pathlib import Path
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
+from kdstream.audio.files import check_header
 from kdstream.data.cuts import write_manifest
 from kdstream.errors import UserError
 
@@ -51,9 +52,13 @@ def find_audio(folder: Path, utterance: str) -> Path:
 
 
 def open_recording(path: Path, utterance: str) -> Recording:
-    """Reads the header of an audio file."""
+    """Reads the header of an audio file.  Raises UserError where it does not say how much sound there is."""
     try:
+        check_header(path)
         recording = Recording.from_file(path, recording_id=utterance)
+    except UserError as error:
+        fix = f"{error.fix}, or take {utterance} out of the .trans.txt"
+        raise UserError(error.problem, fix=fix) from error
     except Exception as error:  # each audio backend of Lhotse raises its own kinds
         raise UserError(
             f"{path}: not readable as audio", fix=f"restore the file or take {utterance} out of the .trans.txt"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdstream.audio.files import read_sound, why_unreadable
+from kdstream.audio.files import check_header, read_sound, why_unreadable
 from kdstream.errors import UserError
 from support.sound import (
     RATE,
@@ -181,3 +181,33 @@ def test_nothing_is_lost_at_the_border_of_a_block(tmp_path, monkeypatch):
     for samples in (SOUND, SOUND[:1000], SOUND[:1001], SOUND[:999]):
         (tmp_path / "a.wav").write_bytes(wav(samples))
         assert read_sound(tmp_path / "a.wav").samples.shape == (1, len(samples))
+
+
+@pytest.mark.parametrize("name", HEARD)
+def test_headers_of_sound_files_are_taken_unless_libsndfile_alone_would_hear_less(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(HEARD[name])
+    if name.startswith("killed"):
+        with pytest.raises(
+            UserError, match=f"{path}: its header states another length than it has; convert it: ffmpeg"
+        ):
+            check_header(path)
+    else:
+        check_header(path)
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        (flac_without_length(FLAC), "its header lacks the length"),
+        (MP3[: len(MP3) // 2], "cut short"),
+        (MP3[MP3.index(b"\xff\xf3", 2) :], "its header states another length than it has"),
+        (MP3 + MP3, "its header states another length than it has"),
+        (b"text", "text, not audio"),
+    ],
+)
+def test_headers_that_do_not_say_how_much_sound_there_is_are_refused(tmp_path, data, named):
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
+        check_header(tmp_path / "a.wav")

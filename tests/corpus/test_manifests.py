@@ -12,6 +12,7 @@ from support.data import (
     make_part,
     store,
 )
+from support.sound import encoded, flac_without_length, tone, wav, with_sizes
 
 
 @pytest.fixture
@@ -62,3 +63,27 @@ def test_missing_part_and_empty_part(small):
     assert "nowhere: no such directory" in error_of(lambda: store(small, ("nowhere",)))
     (small / "LibriSpeech" / "empty").mkdir()
     assert "empty: no *.trans.txt" in error_of(lambda: store(small, ("empty",)))
+
+
+@pytest.mark.parametrize(
+    "suffix, data, named",
+    [
+        (".wav", wav(tone())[:-3000], "cut short: 0.91 s of the 1.00 s that its header states"),
+        (".wav", with_sizes(wav(tone()), 0, 0), "its header states another length than it has; convert it: ffmpeg -i"),
+        (".wav", wav(tone()[:0]), "holds no samples"),
+        (".wav", b"on another disk\n", "text, not audio"),
+        (".flac", b"", "an empty file"),
+        (
+            ".flac",
+            flac_without_length(encoded(tone(), format="FLAC")),
+            "its header lacks the length; convert it: ffmpeg",
+        ),
+    ],
+)
+def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffix, data, named):
+    audio = small / "LibriSpeech" / "train" / "1" / "1" / "1-1-0003.flac"
+    audio.unlink()
+    path = audio.with_suffix(suffix)
+    path.write_bytes(data)
+    error = error_of(lambda: store(small, ("train",)))
+    assert f"{path}: {named}" in error and "take 1-1-0003 out of the .trans.txt" in error
