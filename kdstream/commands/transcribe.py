@@ -17,6 +17,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from kdstream.audio.find import find_audio
@@ -107,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         line.show if line.visible else None,
     )
     if args.microphone:
-        transcription = transcriber.live(microphone())
+        with closing(microphone()) as blocks:
+            transcription = transcriber.live(blocks)
         line.clear()
         show(transcription, args.json)
         return

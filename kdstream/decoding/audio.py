@@ -5,7 +5,8 @@ A file gives the same features as a cut of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -63,20 +64,29 @@ class FbankStream:
         return compute_fbank(self._samples)[self._returned :]
 
 
-def microphone() -> Iterator[np.ndarray]:
+def microphone() -> Generator[np.ndarray, None, None]:
     """Blocks (S,) of 16 kHz samples from the default microphone, without end.
 
-    Raises UserError where the platform has none.
+    When it is closed, a warning says how often sound was lost, because blocks were not taken fast enough.  Raises
+    UserError where the platform has none.
     """
     try:
         import sounddevice  # pyright: ignore[reportMissingImports]  # optional
     except (ImportError, OSError) as error:  # OSError: the package is there, the library under it is not
         fix = "pip install sounddevice (and on Linux: apt-get install libportaudio2)"
         raise UserError(str(error), flag=MICROPHONE, fix=fix) from error
+    losses = 0
     try:
         with sounddevice.InputStream(samplerate=SAMPLE_RATE, channels=1, dtype="float32") as stream:
             while True:
-                block, _ = stream.read(MICROPHONE_BLOCK)
+                block, overflowed = stream.read(MICROPHONE_BLOCK)
+                losses += overflowed
                 yield block[:, 0]
     except sounddevice.PortAudioError as error:
         raise UserError(str(error), flag=MICROPHONE, fix="plug one in, or name audio files") from error
+    finally:
+        if losses:
+            logging.warning(
+                f"{MICROPHONE}: sound was lost {losses} times, as decoding was slower than speech; "
+                "use a smaller model or a longer --chunk-size"
+            )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 import numpy as np
 import torch
@@ -83,18 +86,19 @@ class Transcriber:
     def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
         """Transcribes blocks (S,) of 16 kHz samples as they come, until they end or the user presses Ctrl-C.
 
-        Raises UserError for a model that cannot stream.
+        Ctrl-C takes effect between two blocks, as a step must not be torn; a second one ends the program.  Raises
+        UserError for a model that cannot stream.
         """
         stream = self.open(MICROPHONE)
-        try:
+        with _interruption() as interrupted:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
                     if self.on_partial is not None:
                         self.on_partial(stream.text)
-        except KeyboardInterrupt:
-            pass
-        return stream.finish("microphone")
+                if interrupted.is_set():
+                    break
+            return stream.finish("microphone")
 
     def _check_length(self, path: Path | str, seconds: float) -> None:
         if self.chunk is None and seconds > self.max_seconds:
@@ -160,6 +164,27 @@ class LiveStream:
         while self.step():
             pass
         return self._transcriber.transcription(audio, self._samples / SAMPLE_RATE, self._stream.result)
+
+
+@contextmanager
+def _interruption() -> Iterator[Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as ever.  Elsewhere than in the main thread, to
+    which alone Ctrl-C comes, nobody sets it."""
+    interrupted = Event()
+    if current_thread() is not main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _batches(utterances: Iterable[tuple[str, Tensor]], max_seconds: float) -> Iterator[Batch]:

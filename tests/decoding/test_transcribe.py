@@ -6,9 +6,13 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,15 +207,85 @@ def test_live_sound_gives_the_words_of_a_file(exp_dir, audio):
     assert len(partial) > 5 and all(heard.text.startswith(text) for text in partial)
 
 
-def test_live_sound_ends_where_the_user_interrupts(exp_dir, audio):
+def test_ctrl_c_ends_live_sound_after_the_block_in_which_it_comes(exp_dir, audio):
     samples = read_audio_file(audio / "mono.wav").numpy()
 
     def interrupted():
-        yield samples
-        raise KeyboardInterrupt
+        yield samples[:20000]
+        signal.raise_signal(signal.SIGINT)
+        yield samples[20000:]
+        raise AssertionError("it listens on")
 
+    before = signal.getsignal(signal.SIGINT)
     transcriber = make_transcriber(exp_dir)
-    assert transcriber.live(interrupted()).words == transcriber.live([samples]).words != []
+    assert transcriber.live(interrupted()) == transcriber.live([samples])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_ctrl_c_does_not_tear_a_chunk(exp_dir, audio, monkeypatch, step):
+    samples = read_audio_file(audio / "mono.wav").numpy()
+    transcriber = make_transcriber(exp_dir)
+    whole = transcriber.live([samples])
+    advance, steps = GreedySearch.advance, []
+
+    def interrupt(self, *args):
+        steps.append(1)
+        if len(steps) == step + 1:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, *args)
+
+    monkeypatch.setattr(GreedySearch, "advance", interrupt)
+    assert transcriber.live([samples]) == whole
+    assert len(steps) > 5
+
+
+def test_a_second_ctrl_c_ends_the_program(exp_dir, audio):
+    samples = read_audio_file(audio / "mono.wav").numpy()
+
+    def interrupted_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        yield samples
+
+    with pytest.raises(KeyboardInterrupt):
+        make_transcriber(exp_dir).live(interrupted_twice())
+
+
+def test_live_sound_is_heard_in_another_thread(exp_dir, audio):
+    samples = read_audio_file(audio / "mono.wav").numpy()
+    transcriber = make_transcriber(exp_dir)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(transcriber.live, [samples]).result() == transcriber.live([samples])
+
+
+class FakeStream:
+    """sounddevice's InputStream, which loses sound in every third block."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.blocks = 0
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, samples: int) -> tuple[np.ndarray, bool]:
+        self.blocks += 1
+        return np.zeros((samples, 1), np.float32), self.blocks % 3 == 0
+
+
+@pytest.mark.parametrize("blocks, losses", [(2, 0), (10, 3)])
+def test_sound_that_the_microphone_lost_is_counted_in_one_warning(monkeypatch, caplog, blocks, losses):
+    fake = SimpleNamespace(InputStream=FakeStream, PortAudioError=OSError)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    with closing(microphone()) as sound:
+        assert [next(sound).shape for _ in range(blocks)] == [(1600,)] * blocks
+        assert caplog.records == []
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        f"--microphone 1: sound was lost {losses} times"
+    ] * bool(losses)
 
 
 def test_a_full_context_model_hears_whole_files_in_batches(tmp_path, audio, monkeypatch, capsys):
