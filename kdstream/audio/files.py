@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, why_not_opened
-from kdstream.audio.mpeg import count_frames, mended
+from kdstream.audio.mpeg import count_frames, mended, parse_frame
 from kdstream.audio.samples import check_samples
 from kdstream.errors import UserError, printable
 from kdstream.units import FRAMES_PER_SECOND
@@ -98,20 +98,26 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
         if look_for_more and is_joined(path, head):
             problem = "several files joined into one, of which only the first would be heard"
             raise UserError(f"{path}: {problem}", fix="give them one by one, or join them with sox ONE TWO JOINED")
-        # bytes: soundfile itself encodes no name that is not valid in the file system's encoding
-        name: Any = os.fsencode(path) if os.name == "posix" else str(path)
-        file = soundfile.SoundFile(name)
+        if parse_frame(head, 0) or head.startswith(b"ID3"):
+            return _open_mp3(path)  # at once, as libmpg123 prints warnings without a name of what is mended here
+        file = soundfile.SoundFile(_name_of(path))
         if file.frames > UNKNOWN:
             file.close()
             raise UserError(f"{path}: its header lacks the length", fix=convert(path))
         if not RATES[0] <= file.samplerate <= RATES[1]:
             raise UserError(f"{path}: {file.samplerate} Hz; its header is damaged", fix="restore it")
         if file.format == "MP3":
-            return _with_all_frames(path, file)
+            file.close()
+            return _open_mp3(path)
         return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") and not file.frames else file
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
         problem, fix = why_not_opened(path, head, error)
         raise UserError(f"{path}: {problem}", fix=fix) from error
+
+
+def _name_of(path: Path) -> Any:
+    """Bytes where names are bytes: soundfile itself encodes no name that is not valid in the file system's encoding."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -127,24 +133,18 @@ def blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: cut short or damaged ({said})", fix=_keep_the_rest(path)) from error
 
 
-def _with_all_frames(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+def _open_mp3(path: Path) -> soundfile.SoundFile:
     """An MP3 file, or a copy of it that states how many frames it has."""
     data = path.read_bytes()
     count = count_frames(data)
-    if not count.frames:  # of "free" bit rate
-        return file
-    frame = count.samples / count.frames
-    # some coders count their tag
-    if count.stated is not None and count.stated > count.frames + 1:
+    if count.stated is not None and count.stated > count.frames + 1:  # some coders count the tag's frame too
+        _raise_cut_short(path, *(frames * count.seconds_of_frame for frames in (count.frames, count.stated)))
+    if count.stated in (None, count.frames, count.frames + 1):
+        file = soundfile.SoundFile(_name_of(path))
+        # without a tag libsndfile guesses; it knows of no frames where the bit rate is "free", and then nor do we
+        if count.stated is not None or file.frames + count.samples_of_frame >= count.samples:
+            return file
         file.close()
-        _raise_cut_short(path, count.samples / file.samplerate, count.stated * frame / file.samplerate)
-    if (
-        count.stated in (count.frames, count.frames + 1)
-        or count.stated is None
-        and file.frames >= count.samples - frame
-    ):
-        return file
-    file.close()
     if len(count.kinds) > 1:
         problem = "joined from MP3 files of different rates or channels"
         raise UserError(f"{path}: {problem}", fix="give them one by one")

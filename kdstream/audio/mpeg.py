@@ -50,6 +50,15 @@ class Count(NamedTuple):
     samples: int
     ranges: list[tuple[int, int]]
 
+    @property
+    def samples_of_frame(self) -> float:
+        """On average."""
+        return self.samples / max(1, self.frames)
+
+    @property
+    def seconds_of_frame(self) -> float:
+        return self.samples_of_frame / max([1, *(rate for rate, _ in self.kinds)])
+
 
 def parse_frame(data: bytes, place: int) -> Frame | None:
     """The frame whose header stands at `place`; None where there is no header, or one of "free" bit rate."""
