@@ -1,9 +1,7 @@
-"""Every setting of an experiment, as frozen dataclasses.
+"""Manifests of cuts: how they are read and written, which of their cuts training takes, and how often.
 
-One field is one flag (icefall's spelling), one default and one help text.  `add_arguments` turns a
-dataclass into argparse flags, `from_args` turns parsed flags back into the dataclass, and
-`ExperimentConfig` is what `train.py` writes to `EXP_DIR/config.json` and what every later script
-reads, so that no model flag is ever given twice.
+`Selection` decides which cuts the loss can take, and says which it cannot.  `PseudoCuts` is what an epoch takes of cuts
+that a teacher transcribed.
 """
 
 from __future__ import annotations
