@@ -93,6 +93,31 @@ class Once:
         return self.iterator
 
 
+class Bounded:
+    """Batches, but in place of one that padding would make much larger than `max_duration`, several that it does not.
+
+    A batch is as large as its longest cut, times the number of its cuts.  Lhotse's samplers stop adding cuts when that
+    reaches `max_duration`.  So a long cut that comes last, after many short ones, can make it many times as large.
+    """
+
+    MUCH = 1.5  # buckets of like lengths stay below it, and their batches as the sampler makes them
+
+    def __init__(self, batches: Iterable[CutSet], max_duration: float) -> None:
+        self.batches, self.max_duration = batches, max_duration
+
+    def __iter__(self) -> Iterator[CutSet]:
+        for batch in self.batches:
+            cuts = list(iterate(batch))
+            if len(cuts) * max(cut.duration for cut in cuts) <= self.MUCH * self.max_duration:
+                yield batch
+                continue
+            cuts.sort(key=lambda cut: -cut.duration)
+            while cuts:
+                count = max(1, int(self.max_duration / cuts[0].duration))
+                yield CutSet.from_cuts(cuts[:count])
+                cuts = cuts[count:]
+
+
 class Share:
     """Every world_size-th batch, from the rank-th on.
 

@@ -23,7 +23,7 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
 from kdstream.data.cuts import PseudoCuts, Selection, iterate, read_manifest, text_of
-from kdstream.data.loader import AsrDataset, BatchLoader, Share
+from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
 from kdstream.data.reading import read_utterance
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
@@ -80,7 +80,8 @@ class AsrDataModule:
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
-        return BatchLoader(dataset, Share(sampler, world_size, rank), num_batches, config.num_workers, start_batch)
+        batches = Share(Bounded(sampler, config.max_duration), world_size, rank)
+        return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch)
 
     def training_cut_ids(self) -> Iterator[str]:
         """Of all cuts that an epoch may take."""

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lhotse import MonoCut
+from lhotse import CutSet, MonoCut
 
 from kdstream.corpus.fbank import compute_musan
+from kdstream.data.loader import Bounded
 from kdstream.data.module import AsrDataModule
 from support.data import (
     assert_same,
     batches_of,
     config_of,
+    feature_cut,
 )
 
 
@@ -128,3 +130,36 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
         for a, b, n in zip(c.features, d.features, c.feature_lens, strict=True)
     ]
     assert 10 <= sum(changed) <= 30
+
+
+def cuts_of_lengths(folder, lengths: list[float]) -> str:
+    rng = np.random.default_rng(0)
+    feats = [rng.standard_normal((round(100 * seconds), 80)).astype(np.float32) for seconds in lengths]
+    CutSet.from_cuts(feature_cut(folder, f"c{i:03d}", x, "ONE") for i, x in enumerate(feats)).to_file(
+        folder / "cuts.jsonl.gz"
+    )
+    return str(folder / "cuts.jsonl.gz")
+
+
+@pytest.mark.parametrize("max_duration", [20.0, 40.0, 80.0, 200.0])
+def test_one_long_cut_among_short_ones_makes_no_batch_much_larger_than_max_duration(corpus, tmp_path, max_duration):
+    path = cuts_of_lengths(tmp_path, 62 * [1.0] + [18.0])
+    module = AsrDataModule(config_of(corpus, train_cuts=(path,), max_duration=max_duration, enable_spec_aug=False), 0)
+    for epoch in range(1, 9):
+        batches = list(module.train_dataloader(epoch))
+        assert sorted(i for b in batches for i in b.cut_ids) == [f"c{i:03d}" for i in range(63)]
+        padded = [b.features.size(0) * b.features.size(1) / 100 for b in batches]
+        assert max(padded) <= Bounded.MUCH * max_duration
+        halves = [list(module.train_dataloader(epoch, world_size=2, rank=rank)) for rank in (0, 1)]
+        together = sorted(i for batches in halves for b in batches for i in b.cut_ids)
+        assert len(together) in (62, 63) and len(set(together)) == len(together)  # one left over may be dropped
+        assert_same(batches[2:], list(module.train_dataloader(epoch, start_batch=2)))
+
+
+def test_batches_that_padding_makes_little_larger_stay_as_they_are(tmp_path):
+    cuts = [feature_cut(tmp_path, f"c{n}", np.zeros((100 + n, 80), np.float32), "ONE") for n in range(12)]
+    batch = CutSet.from_cuts(cuts)
+    (same,) = Bounded([batch], 12 * 1.11 / 1.5)
+    assert same is batch
+    pieces = [[cut.id for cut in piece] for piece in Bounded([batch], 12 * 1.11 / 1.51)]
+    assert pieces == [[f"c{n}" for n in range(11, 3, -1)][:7], [f"c{n}" for n in range(4, -1, -1)]]
