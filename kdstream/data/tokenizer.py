@@ -12,6 +12,8 @@ from kdstream.files import write_text
 
 WORD_START = "\u2581"  # how sentencepiece marks a piece that begins a word
 
+BLANK = "<blk>"
+
 
 class Tokenizer:
     """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2."""
@@ -25,6 +27,12 @@ class Tokenizer:
             raise UserError(
                 f"{bpe_model}: not a sentencepiece model", fix="delete it and run prepare.sh again"
             ) from error
+        if self._model.id_to_piece(0) != BLANK:
+            raise UserError(
+                f"{bpe_model}: token 0 is {self._model.id_to_piece(0)}, and not {BLANK}, which a transducer says where "
+                "nothing is said",
+                fix="train one with kdstream train-bpe-model, or as icefall does",
+            )
         self.unk_id: int = self._model.unk_id()
 
     @property

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import sentencepiece
 from lhotse import CutSet
 
 from kdstream.data.module import AsrDataModule
 from kdstream.data.tokenizer import Tokenizer
 from support.data import (
+    WORDS,
     batches_of,
     config_of,
     error_of,
@@ -82,3 +85,30 @@ def test_text_in_the_wrong_case_is_noticed(corpus, tmp_path):
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
     message = error_of(lambda: batches_of(config_of(corpus, train_cuts=(str(tmp_path / "cuts.jsonl.gz"),))))
     assert "40 of 40 transcripts" in message and "case" in message
+
+
+@pytest.mark.parametrize("settings", [{}, dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3)])
+def test_a_model_whose_token_0_is_not_blank_is_refused(tmp_path, settings):
+    train = sentencepiece.SentencePieceTrainer.train
+    train(sentence_iterator=iter(WORDS * 5), model_prefix=str(tmp_path / "bpe"), vocab_size=24, **settings)
+    message = error_of(lambda: Tokenizer(tmp_path / "bpe.model"))
+    assert f"{tmp_path}/bpe.model: token 0 is {'<pad>' if settings else '<unk>'}, and not <blk>" in message
+    assert "kdstream train-bpe-model" in message
+
+
+def test_a_model_trained_as_icefall_trains_it_is_taken(tmp_path):
+    """local/train_bpe_model.py of its librispeech recipe, all but the size."""
+    symbols = ["<blk>", "<sos/eos>"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS * 5),
+        vocab_size=24,
+        model_type="unigram",
+        model_prefix=str(tmp_path / "bpe"),
+        input_sentence_size=100000000,
+        character_coverage=1.0,
+        user_defined_symbols=symbols,
+        unk_id=len(symbols),
+        bos_id=-1,
+        eos_id=-1,
+    )
+    assert Tokenizer(tmp_path / "bpe.model").tokens[:3] == ["<blk>", "<sos/eos>", "<unk>"]
