@@ -34,7 +34,7 @@ from kdstream.reporting.plots import plot_similarity
 from kdstream.reporting.sources import Similarity
 from kdstream.reporting.style import phone_style
 
-DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers")
+DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers", "on_the_fly_feats")
 
 
 @torch.no_grad()

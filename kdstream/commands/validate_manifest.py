@@ -16,7 +16,7 @@ from tqdm import tqdm
 from kdstream.config.flags import parser_of, str2bool
 from kdstream.corpus.validate import check_cut
 from kdstream.data.cuts import iterate, read_manifest
-from kdstream.data.reading import read_utterance
+from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.errors import UserError
 
 
@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--read", type=str2bool, default=False, help="Read all features too.")
     args = parser.parse_args(argv)
     for path in args.manifests:
+        check_filter_bank(iterate(read_manifest(path)), path)
         durations = []
         for cut in tqdm(iterate(read_manifest(path)), desc=path.name, unit=" cuts", disable=None):
-            check_cut(cut)
+            check_cut(cut, path)
             if args.read:
                 read_utterance(cut, from_audio=False)
             durations.append(cut.duration)

@@ -11,7 +11,9 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import iterate, read_manifest
+from kdstream.data.reading import check_filter_bank
 from kdstream.decoding.stream import decode_whole
 from kdstream.errors import UserError
 from kdstream.evaluation.run import DecodingRun
@@ -35,13 +37,17 @@ class Hypothesis(NamedTuple):
 def read_cuts(path: Path) -> list[DataCut]:
     """The cuts to transcribe.
 
-    Raises UserError if there are none, or if one cannot get a text of its own: it is a mix, or shares its id.
+    Raises UserError if there are none, if one cannot be read, or if one cannot get a text of its own: it is a mix, has
+    several texts, or shares its id.
     """
     cuts = []
     for cut in iterate(read_manifest(path)):
         if not isinstance(cut, DataCut):
             raise UserError(f"{path}: cut {cut.id} is a mix", fix="store its audio first, with cut.save_audio()")
+        check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
+        check_readable(cut, from_audio=False, path=path)
         cuts.append(cut)
+    check_filter_bank(cuts, path)
     if not cuts:
         raise UserError(f"{path}: holds no cuts", fix="see --cuts")
     if len({cut.id for cut in cuts}) < len(cuts):
@@ -55,7 +61,7 @@ def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesi
     tokenizer = run.data.tokenizer
     hypotheses = []
     copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
-    batches = run.data.in_order(copies, from_audio=False)
+    batches = run.data.in_order(copies, from_audio=False, full_context=run.chunk is None)
     for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
         results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
         for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):

@@ -17,16 +17,32 @@ import numpy as np
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
+from kdstream.data.checks import TRIM, frames_of, text_fault, unpack_shar
 from kdstream.errors import UserError
 from kdstream.files import replacing
-from kdstream.units import FRAMES_PER_SECOND, SUBSAMPLING_LOSS
+from kdstream.units import SUBSAMPLING_LOSS
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
+EAGER = (
+    ".json",
+    ".json.gz",
+    ".yaml",
+    ".yaml.gz",
+)  # formats that Lhotse reads as a whole; all else is JSON, line by line
 
 
 def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
-    """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have."""
+    """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have.
+
+    The file is .jsonl, .json or .yaml, or one of these with .gz.
+    """
+    if path.is_dir():
+        shar = any(path.glob("cuts.*.jsonl*"))
+        raise UserError(
+            f"{path}: {'a Shar directory' if shar else 'a directory'} instead of a manifest",
+            fix=unpack_shar(path) if shar else "name the manifests in it",
+        )
     if not path.is_file():
         fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
         raise UserError(f"{path}: no such manifest", fix=fix)
@@ -42,9 +58,8 @@ class _CheckedManifest:
         self.path, self.needs_text = path, needs_text
 
     def __iter__(self) -> Iterator[Cut]:
-        read = CutSet.from_file if self.path.suffix == ".json" else CutSet.from_jsonl_lazy
         try:
-            for cut in read(self.path):
+            for cut in iterate(self._read()):
                 if not isinstance(cut, Cut):
                     raise TypeError(f"{type(cut).__name__} instead of a cut")
                 if self.needs_text and not text_of(cut):
@@ -53,8 +68,20 @@ class _CheckedManifest:
                     )
                 yield cut
         except UNREADABLE as error:
-            fix = "give one of cuts, or delete it and run prepare.sh again"
-            raise UserError(f"{self.path}: damaged or not a manifest of cuts ({error})", fix=fix) from error
+            raise self._unreadable(error) from error
+
+    def _read(self) -> CutSet:
+        if not self.path.name.endswith(EAGER):
+            return CutSet.from_jsonl_lazy(self.path)
+        try:
+            return CutSet.from_file(self.path)
+        except Exception as error:  # each format's parser raises its own kinds
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UserError:
+        what = " ".join(str(error).split())
+        fix = "give one of cuts, or delete it and run prepare.sh again"
+        return UserError(f"{self.path}: damaged or not a manifest of cuts ({what})", fix=fix)
 
 
 def write_manifest(manifest: CutSet | RecordingSet | SupervisionSet, path: Path) -> None:
@@ -99,6 +126,7 @@ class Selection:
         self.kept = 0
         self.seconds = 0.0
         self.with_unknown = 0
+        self.misplaced: list[str] = []  # their text is not what is said in them
         self.left_out: dict[str, list[str]] = {}
         self._left_out: set = set()
 
@@ -121,18 +149,24 @@ class Selection:
         return cut.id, cut.duration, text_of(cut)  # different cuts of two manifests may share an id
 
     def _reason_against(self, cut: Cut, num_tokens: int) -> str | None:
+        misplaced = text_fault(cut)
+        if misplaced is not None:
+            self.misplaced.append(cut.id)
+            return misplaced.reason
         if not num_tokens:
             return "with an empty transcript"
         if cut.duration < self.min_seconds:
             return f"shorter than {self.min_seconds:g} s"
         if cut.duration > self.max_seconds:
             return f"longer than {self.max_seconds:g} s"
-        num_frames = cut.num_frames or round(cut.duration * FRAMES_PER_SECOND)
-        output_frames = ((num_frames - SUBSAMPLING_LOSS) // 2 + 1) // 2
+        output_frames = ((frames_of(cut) - SUBSAMPLING_LOSS) // 2 + 1) // 2
         return "too short for their tokens" if output_frames - 2 < num_tokens else None
 
     def log(self, what: str) -> None:
-        """One line on what was kept and what was not.  Raises UserError if the texts are not the tokenizer's."""
+        """One line on what was kept and what was not.
+
+        Raises UserError if the texts are not the tokenizer's, or if most are not what is said in their cuts.
+        """
         left_out = "; ".join(
             f"{len(ids)} {reason} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
             for reason, ids in self.left_out.items()
@@ -141,6 +175,12 @@ class Selection:
             f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
             f"{self.with_unknown} have <unk> in their transcript"
         )
+        if len(self.misplaced) > self.kept:
+            raise UserError(
+                f"{what} cuts: {len(self.misplaced)} have text outside them or several supervisions "
+                f"({', '.join(self.misplaced[:3])}, ...), and {self.kept} are left",
+                fix=f"make cuts with {TRIM} of whole recordings, and not with windows or truncation",
+            )
         if self.with_unknown > self.kept / 2:
             raise UserError(
                 f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model",

@@ -22,9 +22,10 @@ from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
+from kdstream.data.checks import check_data, check_readable, check_text, check_whole
 from kdstream.data.cuts import PseudoCuts, Selection, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
-from kdstream.data.reading import read_utterance
+from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 
@@ -92,20 +93,28 @@ class AsrDataModule:
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
-        usable = Selection(self.tokenizer, 0.0, math.inf)
-        cuts = [cut for path in self.paths("dev") for cut in iterate(read_manifest(path)) if usable(cut)]
+        usable, from_audio, cuts = Selection(self.tokenizer, 0.0, math.inf), self.config.on_the_fly_feats, []
+        for path in self.paths("dev"):
+            for cut in iterate(read_manifest(path)):
+                check_text(cut, path)
+                check_data(cut, from_audio, path)
+                if usable(cut):
+                    check_readable(cut, from_audio, path)
+                    cuts.append(cut)
+            self._check_filter_bank(path)
         usable.log("validation")
         if not cuts:
             raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
-        return self.in_order(cuts, self.config.on_the_fly_feats, world_size, rank)
+        return self.in_order(cuts, from_audio, full_context=True, world_size=world_size, rank=rank)
 
-    def test_dataloaders(self) -> dict[str, BatchLoader]:
-        """By test set: batches in a fixed order, from audio where there is any.
+    def test_dataloaders(self, full_context: bool = False) -> dict[str, BatchLoader]:
+        """By test set: batches in a fixed order, from audio where there is any; see `in_order`.
 
         Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
         decoding see the same ones.
         """
-        return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
+        sets = self.test_sets()
+        return {name: self.in_order(utterances.cuts, True, full_context) for name, utterances in sets.items()}
 
     def test_sets(self) -> dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them."""
@@ -114,7 +123,7 @@ class AsrDataModule:
         if len(sets) < len(paths):
             names = ", ".join(map(str, paths))
             raise UserError(f"two manifests are named alike ({names})", flag="--test-cuts", fix="rename one")
-        for name, utterances in sets.items():
+        for path, (name, utterances) in zip(paths, sets.items(), strict=True):
             if not utterances:
                 raise UserError(f"test set {name}: holds no cuts", fix="look at --test-parts or --test-cuts")
             for cut in utterances.cuts:
@@ -122,10 +131,19 @@ class AsrDataModule:
                     raise UserError(
                         f"test set {name}: cut {cut.id} has an empty transcript", fix="mend it or take it out"
                     )
+                check_text(cut, path)
+                check_readable(cut, True, path)
         return sets
 
-    def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
-        """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`."""
+    def in_order(
+        self, cuts: Sequence[Cut], from_audio: bool, full_context: bool = False, world_size: int = 1, rank: int = 0
+    ) -> BatchLoader:
+        """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`.
+
+        full_context: whether a model hears them whole; then one that is too long for that is refused now.
+        """
+        for cut in cuts if full_context else ():
+            check_whole(cut, self.config.max_duration)
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]
@@ -143,7 +161,7 @@ class AsrDataModule:
     def _select_training_cuts(self) -> _TrainingCuts:
         """Looks once at every training cut; reads no audio and no features."""
         config = self.config
-        cuts, usable = self._select("training", [read_manifest(path) for path in self.paths("train")])
+        cuts, usable = self._select("training", self.paths("train"))
         count, seconds, pseudo = usable.kept, usable.seconds, None
         if config.pseudo_cuts:
             pseudo, mean_seconds = self._select_pseudo_cuts(usable.kept)
@@ -161,14 +179,24 @@ class AsrDataModule:
                 flag=option("pseudo_ratio", f"{ratio:g}"),
                 fix="or leave out --pseudo-cuts",
             )
-        manifests = [read_manifest(Path(path), needs_text=True) for path in self.config.pseudo_cuts]
-        cuts, usable = self._select("pseudo-labelled", manifests)
+        cuts, usable = self._select(
+            "pseudo-labelled", [Path(path) for path in self.config.pseudo_cuts], needs_text=True
+        )
         return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
 
-    def _select(self, what: str, manifests: Sequence[CutSet]) -> tuple[CutSet, Selection]:
+    def _select(self, what: str, paths: Sequence[Path], needs_text: bool = False) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
         usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
-        seconds = [sum(cut.duration for cut in iterate(manifest) if usable(cut)) for manifest in manifests]
+        manifests = [read_manifest(path, needs_text) for path in paths]
+        seconds = []
+        for path, manifest in zip(paths, manifests, strict=True):
+            seconds.append(0.0)
+            for cut in iterate(manifest):
+                check_data(cut, self.config.on_the_fly_feats, path)
+                if usable(cut):
+                    check_whole(cut, self.config.max_duration)
+                    seconds[-1] += cut.duration
+            self._check_filter_bank(path)
         usable.log(what)
         if not usable.kept:
             raise UserError(
@@ -179,6 +207,10 @@ class AsrDataModule:
         if len(kept) > 1:  # by weight, so that a window of the stream holds all of them
             cuts = CutSet.mux(*kept, weights=[total for total in seconds if total > 0], seed=self.seed)
         return cuts.filter(usable.was_kept), usable
+
+    def _check_filter_bank(self, path: Path) -> None:
+        if not self.config.on_the_fly_feats:
+            check_filter_bank(iterate(read_manifest(path)), path)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.cut import Cut
@@ -10,13 +12,17 @@ from torch import Tensor
 
 from kdstream.audio.samples import check_samples
 from kdstream.data.batch import Utterance
+from kdstream.data.checks import COMPUTE_FEATURES, frames_of, is_heard
 from kdstream.data.cuts import text_of
-from kdstream.data.features import compute_fbank
+from kdstream.data.features import FBANK_CONFIG, compute_fbank
 from kdstream.data.resampling import check_rate, resample
 from kdstream.data.sources import last_line, with_checked_sources
 from kdstream.errors import UserError
 from kdstream.models.streaming import SHORTEST
 
+# Median difference of two log energies.  Lossy compression makes 0.01 and dither 0.1, other lowest or highest
+# frequencies make more than 0.25.
+SAME_FILTER_BANK = 0.15
 READ_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, ImportError, AssertionError, AudioLoadingError,
     DurationMismatchError,
@@ -55,11 +61,7 @@ def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utt
 
     Raises UserError, naming the cut, for whatever cannot be trained on or decoded.
     """
-    if len(cut.supervisions) > 1:
-        raise UserError(
-            f"cut {cut.id}: {len(cut.supervisions)} supervisions", fix="use cuts.trim_to_supervisions() first"
-        )
-    if cut.has_recording and (from_audio or not cut.has_features):
+    if is_heard(cut, from_audio):
         features = compute_fbank(read_audio(cut), extractor)
     else:
         features = _read_features(cut)
@@ -76,8 +78,33 @@ def _read_features(cut: Cut) -> Tensor:
         path = cut.features.storage_path if cut.features else "no features"
     try:
         features = cut.load_features()
-        assert features is not None
+        assert features is not None and features.shape[1] == FBANK_CONFIG.num_filters
         return torch.from_numpy(features)
     except READ_ERRORS as error:
         fix = "delete its manifest and run prepare.sh again, or use --on-the-fly-feats 1"
         raise UserError(f"{path}: cannot read the features of cut {cut.id}", fix=fix) from error
+
+
+def check_filter_bank(cuts: Iterable[Cut], path: Path) -> None:
+    """Compares the stored features of the first cut that has audio too with those that we compute of it.
+
+    A manifest does not say which frequencies a filter bank has, or how loud the audio was.  Raises UserError where
+    these differ.  Nothing is compared where audio or features cannot be read: whoever needs them says so.
+    """
+    for cut in cuts:
+        if not isinstance(cut, DataCut) or not cut.has_recording or cut.features is None or frames_of(cut) < SHORTEST:
+            continue
+        try:
+            stored = torch.from_numpy(cut.features.load(start=cut.start, duration=cut.duration))
+            computed = compute_fbank(read_audio(cut))
+            frames = min(len(stored), len(computed))
+            difference = float((stored[:frames] - computed[:frames]).abs().median())
+        except (*READ_ERRORS, UserError):
+            return
+        if difference > SAME_FILTER_BANK or abs(len(stored) - len(computed)) > 1:
+            raise UserError(
+                f"{path}: cut {cut.id}: stored features are of another filter bank: {len(stored)} frames for "
+                f"{len(computed)}, and log energies that differ by {difference:.2f}",
+                fix=COMPUTE_FEATURES,
+            )
+        return

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import MICROPHONE, FbankStream, read_audio_file
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
-from kdstream.errors import UserError, option
+from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import Transcription, group_words
@@ -101,12 +102,8 @@ class Transcriber:
             return stream.finish("microphone")
 
     def _check_length(self, path: Path | str, seconds: float) -> None:
-        if self.chunk is None and seconds > self.max_seconds:
-            raise UserError(
-                f"{path}: {seconds:.0f} s are more than {option('max_duration', f'{self.max_seconds:g}')}, all that a "
-                "model in full context hears at once",
-                fix="split the file, raise it, or use a streaming model",
-            )
+        if self.chunk is None:
+            check_length(str(path), seconds, self.max_seconds)
 
     def _decode(self, utterances: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Result]]:
         if self.chunk is None:

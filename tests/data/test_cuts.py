@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from lhotse import CutSet, MonoCut, NumpyFilesWriter
+from lhotse import CutSet, MonoCut, NumpyFilesWriter, Recording, RecordingSet, SupervisionSegment
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
-from kdstream.data.cuts import PseudoCuts, write_cuts
+from kdstream.data.checks import check_data
+from kdstream.data.cuts import PseudoCuts, read_manifest, write_cuts
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from support.training import make_corpus, make_cut
@@ -214,3 +216,47 @@ def test_a_manifest_of_cuts_is_written_whole_or_not_at_all(tmp_path, monkeypatch
     with pytest.raises(OSError, match="no space"):
         write_cuts(cuts[:1], path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [name]
+
+
+FORMATS = ("jsonl.gz", "jsonl", "json", "json.gz", "yaml", "yaml.gz")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_manifests_of_every_format_of_lhotse_are_read_and_those_of_no_cuts_refused(tmp_path, data, ending):
+    cuts = list(CutSet.from_file(data.train_cuts[0]))
+    path = tmp_path / f"cuts.{ending}"
+    write(cuts, path)
+    assert list(read_manifest(path)) == list(read_manifest(path)) == cuts
+    recordings = tmp_path / f"recordings.{ending}"
+    RecordingSet.from_recordings([Recording("r", [], 16000, 16000, 1.0)]).to_file(recordings)
+    assert f"{recordings}: damaged or not a manifest of cuts" in error_of(lambda: list(read_manifest(recordings)))
+    for index, content in enumerate((b"", b"{]", b"- {a: [", b"\xff\x00", path.read_bytes()[:-40])):
+        broken = tmp_path / f"broken-{index}.{ending}"
+        broken.write_bytes(content)
+        if content or not ending.startswith("jsonl"):  # which holds no cuts then
+            assert f"{broken}: damaged or not a manifest of cuts" in error_of(lambda b=broken: list(read_manifest(b)))
+
+
+def test_a_shar_directory_is_named_and_the_fix_makes_a_manifest_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 32000), 16000, subtype="FLOAT")
+    cut = Recording.from_file("a.wav").to_cut()
+    cut.supervisions = [SupervisionSegment("a", cut.recording_id, 0.0, 2.0, text="A")]
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    CutSet.from_cuts([cut]).to_shar(folder, fields={"recording": "wav"})
+    message = error_of(lambda: list(read_manifest(folder)))
+    assert f"{folder}: a Shar directory instead of a manifest" in message
+    fields = folder / "cuts.000000.jsonl.gz"
+    (of_fields,) = read_manifest(fields)
+    as_part = error_of(lambda: check_data(of_fields, from_audio=True, path=fields))
+    assert "its audio is in a Shar directory" in as_part
+    for text in (message, as_part):
+        exec(text.split("unpack it in Python: ")[1], {"CutSet": CutSet})
+        (unpacked,) = read_manifest(Path("cuts.jsonl.gz"))
+        check_data(unpacked, from_audio=True, path=fields)
+        assert np.abs(unpacked.load_audio() - cut.load_audio()).max() < 1e-4
+        assert unpacked.supervisions[0].text == "A"
+    other = tmp_path / "folder"
+    other.mkdir()
+    assert f"{other}: a directory instead of a manifest" in error_of(lambda: list(read_manifest(other)))

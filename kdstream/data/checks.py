@@ -1,0 +1,169 @@
+"""What a cut must be, as its manifest tells before any audio is read.  Training and every command ask here.
+
+A cut's text is said in it, and it has a recording, or stored features of our filter bank.  What training can do without
+it leaves out (see `Selection`); all else raises a UserError that names the manifest, the cut and a fix.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from lhotse import Features
+from lhotse.cut import Cut, MixedCut, MultiCut
+from lhotse.cut.data import DataCut
+
+from kdstream.data.features import FBANK_CONFIG
+from kdstream.errors import UserError, option
+from kdstream.models.streaming import SHORTEST
+from kdstream.units import FEATURE_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
+
+TEXT_TOLERANCE = 0.1  # seconds by which a text may begin before its cut or end after it: no word is as short
+WHOLE_SECONDS = 60.0  # cuts of so many pass in full context, however small --max-duration is
+FBANK_TYPES = ("kaldi-fbank", "kaldifeat-fbank", "fbank")  # Lhotse's names of extractors that can give our features
+TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
+COMPUTE_FEATURES = "use --on-the-fly-feats 1, or take the features away with cuts.drop_features()"
+
+
+class Fault(NamedTuple):
+    """Why a cut cannot be used.  problem: of this cut; reason: the same in a count of many cuts."""
+
+    problem: str
+    fix: str
+    reason: str = ""
+
+
+def frames_of(cut: Cut) -> int:
+    """Feature frames (10 ms) that the cut has or will have."""
+    return cut.num_frames or round(cut.duration * FRAMES_PER_SECOND)
+
+
+def is_heard(cut: Cut, from_audio: bool) -> bool:
+    """Whether features are computed from the cut's audio: where that is asked for, and where none are stored."""
+    return cut.has_recording and (from_audio or not cut.has_features)
+
+
+def text_fault(cut: Cut) -> Fault | None:
+    """Why a cut's text is not what is said in it; None where it is, and where there is no text."""
+    for spoken in cut.supervisions:
+        if spoken.start < -TEXT_TOLERANCE or spoken.end > cut.duration + TEXT_TOLERANCE:
+            return Fault(
+                f"its text is said from {spoken.start:.2f} to {spoken.end:.2f} s of a cut of {cut.duration:.2f} s",
+                f"in place of windows or truncation use {TRIM} on the whole recordings",
+                "with text outside them",
+            )
+    if len(cut.supervisions) > 1:
+        return Fault(f"{len(cut.supervisions)} supervisions", f"use {TRIM} first", "with several supervisions")
+    return None
+
+
+def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
+    if not cut.has_recording and not cut.has_features:
+        return Fault("neither a recording nor stored features", "take the cut out")
+    if is_heard(cut, from_audio):
+        recordings = [part.recording for part in _parts(cut) if part.recording]
+        if any(source.type == "shar" for recording in recordings for source in recording.sources):
+            return Fault("its audio is in a Shar directory", unpack_shar(path.parent))
+        if isinstance(cut, MultiCut) and cut.num_channels != 1:
+            return Fault(f"{cut.num_channels} channels", "make it mono, e.g. with cut.to_mono(mono_downmix=True)")
+        return None
+    for features in (part.features for part in _parts(cut) if part.features):
+        kind = (features.type, features.num_features, round(features.frame_shift * 1000), features.sampling_rate)
+        if kind[0] not in FBANK_TYPES or kind[1:] != (FBANK_CONFIG.num_filters, FEATURE_FRAME_MS, SAMPLE_RATE):
+            return Fault(
+                f"stored features are {kind[0]} of {kind[1]} bins every {kind[2]} ms at {kind[3]} Hz, not fbank of "
+                f"{FBANK_CONFIG.num_filters} every {FEATURE_FRAME_MS} ms at {SAMPLE_RATE} Hz",
+                COMPUTE_FEATURES if cut.has_recording else "give cuts with recordings, whose features are computed",
+            )
+    return None
+
+
+def check_text(cut: Cut, path: Path, instead: str = "") -> None:
+    """Raises UserError unless the cut's text is said in it.  instead: another fix than the usual one."""
+    fault = text_fault(cut)
+    if fault is not None:
+        raise UserError(
+            f"{path}: cut {cut.id}: {fault.problem}", fix=fault.fix + (f", or {instead}" if instead else "")
+        )
+
+
+def check_data(cut: Cut, from_audio: bool, path: Path) -> None:
+    """Raises UserError unless the cut has a recording or features that a model can hear."""
+    fault = _data_fault(cut, from_audio, path)
+    if fault is not None:
+        raise UserError(f"{path}: cut {cut.id}: {fault.problem}", fix=fault.fix)
+
+
+def check_readable(cut: Cut, from_audio: bool, path: Path) -> None:
+    """`check_data`; and the cut makes an output frame, and its files are there.  It looks for files: not for training.
+
+    What the files hold is found out only when they are read.
+    """
+    check_data(cut, from_audio, path)
+    if frames_of(cut) < SHORTEST:
+        raise UserError(
+            f"{path}: cut {cut.id}: only {max(0, frames_of(cut))} frames (10 ms each), and a model needs {SHORTEST}",
+            fix="take the cut out",
+        )
+    for part in _parts(cut):
+        missing = _missing_file(part, is_heard(cut, from_audio))
+        if missing:
+            raise UserError(f"{path}: cut {cut.id}: {missing}: no such file", fix="restore it or take the cut out")
+
+
+def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:
+    """Raises UserError for more than `max_duration` seconds to be heard in full context.
+
+    The memory of attention grows by their square; so they are refused before it is asked for.  stream: the way out.
+    """
+    if seconds > max_duration:
+        raise UserError(
+            f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model in "
+            "full context hears at once",
+            fix=f"split it, raise the flag, or {stream}",
+        )
+
+
+def check_whole(cut: Cut, max_duration: float) -> None:
+    """`check_length` of a cut of more than WHOLE_SECONDS; shorter ones pass whatever --max-duration is."""
+    if cut.duration > WHOLE_SECONDS:
+        check_length(
+            f"cut {cut.id}",
+            cut.duration,
+            max_duration,
+            "decode chunk by chunk with a streaming model (streaming_decode.py)",
+        )
+
+
+def unpack_shar(directory: Path) -> str:
+    """The fix for cuts in a Shar directory: the sampler would hold the audio of thousands of them in memory.
+
+    The origin that Lhotse notes in each is a Path, which it cannot write.
+    """
+    cuts = f"CutSet.from_shar(in_dir={str(directory)!r}).map(lambda cut: cut.drop_custom('shard_origin'))"
+    return f"unpack it in Python: {cuts}.save_audios('audio').to_file('cuts.jsonl.gz')"
+
+
+def _parts(cut: Cut) -> list[DataCut]:
+    """The cut, or the cuts that it mixes, without padding."""
+    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    return [part for part in parts if isinstance(part, DataCut)]
+
+
+def _missing_file(part: DataCut, heard: bool) -> str:
+    """The first file that features are computed of, or read from, and that is not there; ""."""
+    if heard:
+        sources = part.recording.sources if part.recording else []
+        files = [source.source for source in sources if source.type == "file"]
+    else:
+        files = [_feature_file(part.features)] if part.features else []
+    return next((str(file) for file in files if "://" not in str(file) and not os.path.exists(file)), "")
+
+
+def _feature_file(features: Features) -> str:
+    """Where features are stored; "." where that is no file."""
+    if features.storage_type.startswith("memory"):
+        return "."
+    in_folder = features.storage_type.endswith("_files")
+    return os.path.join(features.storage_path, str(features.storage_key)) if in_folder else features.storage_path
