@@ -23,8 +23,10 @@ from kdstream.config.flags import with_settings
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Utterance
-from kdstream.data.cuts import read_manifest
+from kdstream.data.checks import check_data, is_heard
+from kdstream.data.cuts import iterate, read_manifest
 from kdstream.errors import UserError
+from kdstream.units import SAMPLE_RATE
 
 MUSAN_CUTS = "musan_cuts.jsonl.gz"
 
@@ -64,8 +66,13 @@ class Augmentation:
         self._of_cuts = [spec.make(config, epoch) for spec in wanted if spec.stage == "cut"]
         self._of_utterances = [spec.make(config, epoch) for spec in wanted if spec.stage == "utterance"]
 
-    def change_cut(self, cut: Cut) -> Cut:
-        """The cut as its features are computed."""
+    def change_cut(self, cut: Cut, from_audio: bool) -> Cut:
+        """The cut as its features are computed, or mixed of stored ones where `from_audio` does not ask for audio.
+
+        Transforms work on 16 kHz: Lhotse mixes cuts of one rate alone.
+        """
+        if self._of_cuts:
+            cut = at_16_khz(cut, from_audio)
         for transform in self._of_cuts:
             cut = transform(cut)
         return cut
@@ -75,6 +82,11 @@ class Augmentation:
         for transform in self._of_utterances:
             utterance = transform(utterance)
         return utterance
+
+
+def at_16_khz(cut: Cut, from_audio: bool) -> Cut:
+    """The cut, resampled as it is read, if features are computed from its audio and that has another rate."""
+    return cut.resample(SAMPLE_RATE) if is_heard(cut, from_audio) and cut.sampling_rate != SAMPLE_RATE else cut
 
 
 def active_transforms(config: DataConfig) -> list[str]:
@@ -89,7 +101,7 @@ def without_transforms(config: DataConfig) -> DataConfig:
 
 def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
     """MUSAN noise at 10 to 20 dB, over the whole length of every second cut, as icefall sets it."""
-    noise = read_noise(Path(config.manifest_dir))
+    noise = read_noise(Path(config.manifest_dir), config.on_the_fly_feats)
 
     def mix(cut: Cut) -> Cut:
         rng = random.Random(epoch.seed_of("noise", cut.id))
@@ -100,12 +112,16 @@ def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
     return mix if noise else lambda cut: cut
 
 
-def read_noise(manifest_dir: Path) -> Sequence[Cut]:
-    """MUSAN's cuts.  Raises UserError where prepare.sh has not made them."""
+def read_noise(manifest_dir: Path, from_audio: bool) -> Sequence[Cut]:
+    """MUSAN's cuts, at 16 kHz.  Raises UserError where prepare.sh has not made them, or made them of other features."""
     path = manifest_dir / MUSAN_CUTS
     if not path.is_file():
         raise UserError(f"{path}: no such manifest", fix="run prepare.sh --musan true, or give --enable-musan 0")
-    return list(read_manifest(path))
+    noise = []
+    for cut in iterate(read_manifest(path)):
+        check_data(cut, from_audio, path)
+        noise.append(at_16_khz(cut, from_audio))
+    return noise
 
 
 def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utterance]:

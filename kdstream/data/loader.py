@@ -46,7 +46,7 @@ class AsrDataset(Dataset):
         if self.augmentation is None:
             utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:
-            cut = self.augmentation.change_cut(cut)
+            cut = self.augmentation.change_cut(cut, self.from_audio)
             utterance = self.augmentation.change_utterance(read_utterance(cut, self.from_audio, self.extractor))
         return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
 

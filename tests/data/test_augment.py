@@ -1,11 +1,27 @@
-"""Transforms: each is on where its flag says so, in the order of the table."""
+"""Transforms: each is on where its flag says so, in the order of the table; noise is as loud as it is asked to be."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, Recording
+from lhotse.cut import Cut, MixedCut
 
 from kdstream.config.sections import DataConfig
-from kdstream.data.augment import active_transforms, without_transforms
+from kdstream.data.augment import (
+    MUSAN_CUTS,
+    Augmentation,
+    Epoch,
+    active_transforms,
+    read_noise,
+    without_transforms,
+)
+from kdstream.data.reading import read_audio
+from support.data import error_of
 
 
 def test_every_transform_has_its_flag_and_is_off_without_it():
@@ -14,3 +30,50 @@ def test_every_transform_has_its_flag_and_is_off_without_it():
     assert active_transforms(replace(config, enable_spec_aug=True)) == ["spec-augment"]
     assert without_transforms(replace(config, enable_musan=True, enable_spec_aug=True)) == config
     assert active_transforms(replace(config, enable_musan=True, enable_spec_aug=True)) == ["musan", "spec-augment"]
+
+
+def write_cut(folder: Path, name: str, samples: np.ndarray, rate: int) -> Cut:
+    soundfile.write(folder / f"{name}.wav", samples, rate, subtype="FLOAT")
+    return Recording.from_file(folder / f"{name}.wav", recording_id=name).to_cut()
+
+
+def power(samples: np.ndarray) -> float:
+    return float(np.mean(np.square(samples)))
+
+
+@pytest.mark.parametrize("noise_rate", [16000, 22050])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_noise_is_mixed_at_the_ratio_asked_for_whatever_the_rates_are(tmp_path, rate, noise_rate):
+    rng = np.random.default_rng(rate)
+    noise = write_cut(tmp_path, "noise", 0.05 * rng.standard_normal(12 * noise_rate), noise_rate)
+    CutSet.from_cuts([noise]).to_file(tmp_path / MUSAN_CUTS)
+    config = DataConfig(manifest_dir=str(tmp_path), enable_spec_aug=False, enable_musan=True, on_the_fly_feats=True)
+    augmentation = Augmentation(config, Epoch(seed=1, epoch=1))
+    mixed = 0
+    for index in range(12):
+        seconds = rng.uniform(1.0, 3.0)
+        tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
+        cut = write_cut(tmp_path, f"tone-{index}", tone, rate)
+        changed = augmentation.change_cut(cut, from_audio=True)
+        clean, heard = (read_audio(which).numpy() for which in (cut, changed))
+        assert len(clean) == len(heard)
+        if not isinstance(changed, MixedCut):
+            assert np.array_equal(clean, heard)
+            continue
+        mixed += 1
+        (asked,) = {track.snr for track in changed.tracks[1:]}
+        assert 10 <= asked <= 20
+        assert 10 * np.log10(power(clean) / power(heard - clean)) == pytest.approx(asked, abs=0.1)
+    assert mixed >= 2
+
+
+def test_noise_with_features_of_another_kind_is_refused_where_features_are_mixed(tmp_path):
+    noise = write_cut(tmp_path, "noise", 0.05 * np.random.default_rng(0).standard_normal(160000), 16000)
+    extractor = Fbank(FbankConfig(num_filters=40))
+    CutSet.from_cuts([noise.compute_and_store_features(extractor, LilcomChunkyWriter(tmp_path / "feats"))]).to_file(
+        tmp_path / MUSAN_CUTS
+    )
+    assert len(read_noise(tmp_path, from_audio=True)) == 1
+    message = error_of(lambda: read_noise(tmp_path, from_audio=False))
+    assert f"{tmp_path / MUSAN_CUTS}: cut {noise.id}: stored features are kaldi-fbank of 40 bins" in message
+    assert "--on-the-fly-feats 1" in message
