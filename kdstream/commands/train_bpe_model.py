@@ -5,17 +5,18 @@
     kdstream train-bpe-model --cuts a.jsonl.gz,b.jsonl.gz --vocab-size 500 --lang-dir data-mine/lang_bpe_500
 
 writes bpe.model, unigram_<V>.model, transcript_words.txt and tokens.txt into LANG_DIR, as icefall does.  Each line of
-tokens.txt holds a piece and its id; <blk> is 0, <sos/eos> 1 and <unk> 2.
+tokens.txt holds a piece and its id; <blk> is 0, <sos/eos> 1 and <unk> 2.  Of cuts it reads every supervision.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import parser_of
-from kdstream.corpus.bpe import train_bpe_model, transcripts_of_cuts, transcripts_of_parts
+from kdstream.corpus.bpe import log_text, train_bpe_model, transcripts_of_cuts, transcripts_of_parts
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.files import write_text
 
@@ -29,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=500, help="Pieces (default: %(default)s)")
     parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
     texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"
     write_text(transcripts, "".join(text + "\n" for text in texts))
     train_bpe_model(transcripts, args.lang_dir, args.vocab_size)
+    log_text(texts, args.lang_dir / BPE_MODEL_FILE)
     Tokenizer(args.lang_dir / BPE_MODEL_FILE).save_tokens(args.lang_dir / TOKENS_FILE)
