@@ -65,7 +65,8 @@ if [[ -z $corpus_dir ]]; then
   [[ $corpus != mini ]] || corpus_dir=$dl_dir/mini
 else
   corpus=custom
-  [[ -d $corpus_dir/LibriSpeech ]] || fail "--corpus-dir $corpus_dir: has no directory LibriSpeech"
+  [[ -d $corpus_dir/LibriSpeech ]] || fail "--corpus-dir $corpus_dir: has no directory LibriSpeech;" \
+    "give the directory that holds LibriSpeech/<part>/<speaker>/<chapter>"
   corpus_dir=$(cd "$corpus_dir" && pwd)
 fi
 if [[ $corpus == mini ]]; then

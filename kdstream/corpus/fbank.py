@@ -19,6 +19,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdstream.data.augment import MUSAN_CUTS
+from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import iterate, write_cuts
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
@@ -83,8 +84,13 @@ def read_part(manifest_dir: Path, part: str) -> CutSet:
         if not path.is_file():
             raise UserError(f"{path}: no such manifest", fix=f"run prepare.sh stage 1 for part {part}")
     recordings, supervisions = RecordingSet.from_file(paths[0]), SupervisionSet.from_file(paths[1])
-    cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
-    return CutSet.from_cuts(cut.with_id(cut.recording_id) for cut in iterate(cuts) if isinstance(cut, DataCut))
+    cuts = []
+    for cut in iterate(CutSet.from_manifests(recordings=recordings, supervisions=supervisions)):
+        check_text(cut, paths[1])
+        check_readable(cut, from_audio=True, path=paths[0])
+        assert isinstance(cut, DataCut)  # of one recording
+        cuts.append(cut.with_id(cut.recording_id))
+    return CutSet.from_cuts(cuts)
 
 
 def read_musan(manifest_dir: Path) -> CutSet:

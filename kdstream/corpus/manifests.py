@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,44 +12,61 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
 from kdstream.audio.files import check_header
+from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
 from kdstream.errors import UserError
+from kdstream.units import FRAMES_PER_SECOND
+
+SUFFIXES = (".flac", ".wav")
+OTHER_SUFFIXES = (".mp3", ".m4a", ".mp4", ".aac", ".ogg", ".opus", ".sph", ".aiff", ".aif", ".wma", ".webm", ".amr")
+ANY_BLANK = re.compile(r"\s")  # tabs and U+2028 among them: a transcript is one line of words
 
 
 def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:
     """Yields (folder, utterance id, text) of a part.  Raises UserError on what cannot be read."""
     seen = set()
-    # not rglob, which does not follow links to directories
-    found = [Path(folder) / name for folder, _, names in os.walk(part_dir, followlinks=True) for name in names]
-    for transcripts in sorted(path for path in found if path.name.endswith(".trans.txt")):
+    for transcripts in sorted(path for path in _files_below(part_dir) if path.name.lower().endswith(".trans.txt")):
         if transcripts.parent == part_dir:
             raise UserError(f"{transcripts}: lies beside the speakers' directories", fix="move it into SPEAKER/CHAPTER")
         try:
-            lines = transcripts.read_text(encoding="utf-8-sig").splitlines()
+            lines = transcripts.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
         except UnicodeDecodeError as error:
             raise UserError(f"{transcripts}: is not in UTF-8 ({error})", fix="convert it, say with iconv") from error
         for number, line in enumerate(lines, start=1):
-            utterance, _, text = line.strip().partition(" ")
+            utterance, *texts = line.split(maxsplit=1) or [""]
             if not utterance:
                 continue
-            if not text.strip():
+            if not texts:
                 raise UserError(
                     f"{transcripts}:{number}: {utterance} has an empty transcript", fix="fill it or take it out"
                 )
             if utterance in seen:
                 raise UserError(f"{transcripts}:{number}: {utterance} appears twice", fix="give each its own id")
             seen.add(utterance)
-            yield transcripts.parent, utterance, text.strip()
+            yield transcripts.parent, utterance, ANY_BLANK.sub(" ", texts[0].strip())
+
+
+def _files_below(part_dir: Path) -> list[Path]:
+    # not rglob, which does not follow links to directories
+    return [Path(folder) / name for folder, _, names in os.walk(part_dir, followlinks=True) for name in names]
 
 
 def find_audio(folder: Path, utterance: str) -> Path:
-    """The utterance's FLAC or WAV file."""
-    for suffix in (".flac", ".wav"):
+    """The utterance's FLAC or WAV file.  Raises UserError, which names what lies there instead."""
+    for suffix in SUFFIXES:
         if (folder / f"{utterance}{suffix}").is_file():
             return folder / f"{utterance}{suffix}"
-    raise UserError(
-        f"{folder / utterance}.flac: no such file", fix=f"restore it or take {utterance} out of the .trans.txt"
-    )
+    fix = f"restore it or take {utterance} out of the .trans.txt"
+    for path in sorted(folder.iterdir()):
+        if path.stem == utterance and path.suffix.lower() in SUFFIXES:
+            return path
+        if path.stem == utterance and path.suffix.lower() in OTHER_SUFFIXES:
+            raise UserError(f"{path}: not FLAC or WAV", fix=f"convert it: ffmpeg -i {path.name} {utterance}.flac")
+        if path.name == utterance:
+            raise UserError(f"{path}: is named with its ending in the .trans.txt", fix=f"write {path.stem} there")
+        if path.stem.lower() == utterance.lower():
+            fix = f"{path.name} lies there: use the same letters, upper and lower, in the .trans.txt"
+    raise UserError(f"{folder / utterance}.flac: no such file", fix=fix)
 
 
 def open_recording(path: Path, utterance: str) -> Recording:
@@ -65,6 +83,10 @@ def open_recording(path: Path, utterance: str) -> Recording:
         ) from error
     if not recording.num_samples:
         raise UserError(f"{path}: holds no samples", fix=f"restore the file or take {utterance} out of the .trans.txt")
+    check_frames(str(path), round(recording.duration * FRAMES_PER_SECOND), f"take {utterance} out of the .trans.txt")
+    if recording.num_channels != 1:
+        fix = f"make it mono: ffmpeg -i {path.name} -ac 1 mono{path.suffix}"
+        raise UserError(f"{path}: {recording.num_channels} channels", fix=fix)
     return recording
 
 
@@ -72,7 +94,8 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
     """Writes both manifests of one part."""
     part_dir = corpus_dir / part
     if not part_dir.is_dir():
-        raise UserError(f"{part_dir}: no such directory", fix="see --corpus-dir and the names of the parts")
+        there = ", ".join(sorted(path.name for path in corpus_dir.glob("*/"))) or "nothing"
+        raise UserError(f"{part_dir}: no such directory", fix=f"see --corpus-dir and the names of the parts ({there})")
     recordings: list[Recording] = []
     supervisions: list[SupervisionSegment] = []
     for folder, utterance, text in tqdm(read_transcripts(part_dir), desc=part, unit=" utterances", disable=None):
@@ -90,9 +113,23 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
             )
         )
     if not recordings:
-        raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix="is this LibriSpeech's layout?")
+        fix = "LibriSpeech's layout has SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, with an id and a text in each line"
+        raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix=fix)
+    _warn_of_audio_without_text(part_dir, recordings)
     write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"librispeech_recordings_{part}.jsonl.gz")
     write_manifest(SupervisionSet.from_segments(supervisions), output_dir / f"librispeech_supervisions_{part}.jsonl.gz")
     hours = sum(recording.duration for recording in recordings) / 3600
     speakers = len({supervision.speaker for supervision in supervisions})
     logging.info(f"{part}: {len(recordings)} utterances, {speakers} speakers, {hours:.2f} h")
+
+
+def _warn_of_audio_without_text(part_dir: Path, recordings: list[Recording]) -> None:
+    heard = {recording.sources[0].source for recording in recordings}
+    audio = (path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES))
+    unheard = sorted(str(path) for path in audio if str(path) not in heard and not path.name.startswith("."))
+    if unheard:
+        more = ", ..." if len(unheard) > 3 else ""
+        logging.warning(
+            f"{part_dir}: {len(unheard)} audio files are left out, for no .trans.txt names them: "
+            f"{', '.join(unheard[:3])}{more}"
+        )

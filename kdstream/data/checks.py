@@ -101,15 +101,17 @@ def check_readable(cut: Cut, from_audio: bool, path: Path) -> None:
     What the files hold is found out only when they are read.
     """
     check_data(cut, from_audio, path)
-    if frames_of(cut) < SHORTEST:
-        raise UserError(
-            f"{path}: cut {cut.id}: only {max(0, frames_of(cut))} frames (10 ms each), and a model needs {SHORTEST}",
-            fix="take the cut out",
-        )
+    check_frames(f"{path}: cut {cut.id}", frames_of(cut), "take the cut out")
     for part in _parts(cut):
         missing = _missing_file(part, is_heard(cut, from_audio))
         if missing:
             raise UserError(f"{path}: cut {cut.id}: {missing}: no such file", fix="restore it or take the cut out")
+
+
+def check_frames(what: str, frames: int, fix: str) -> None:
+    """Raises UserError for fewer feature frames than make one frame of an encoder."""
+    if frames < SHORTEST:
+        raise UserError(f"{what}: only {max(0, frames)} frames (10 ms each), and a model needs {SHORTEST}", fix=fix)
 
 
 def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdstream.audio.samples import check_samples
 from kdstream.data.batch import Utterance
-from kdstream.data.checks import COMPUTE_FEATURES, frames_of, is_heard
+from kdstream.data.checks import COMPUTE_FEATURES, check_frames, frames_of, is_heard
 from kdstream.data.cuts import text_of
 from kdstream.data.features import FBANK_CONFIG, compute_fbank
 from kdstream.data.resampling import check_rate, resample
@@ -67,8 +67,7 @@ def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utt
         features = _read_features(cut)
     if not torch.isfinite(features).all():
         raise UserError(f"cut {cut.id}: features hold NaN or infinity", fix="mend its audio or take the cut out")
-    if len(features) < SHORTEST:
-        raise UserError(f"cut {cut.id}: only {len(features)} frames (10 ms each)", fix="take the cut out")
+    check_frames(f"cut {cut.id}", len(features), "take the cut out")
     return Utterance(cut.id, text_of(cut), features)
 
 

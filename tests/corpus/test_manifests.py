@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
-from lhotse import CutSet
+import soundfile
+from lhotse import CutSet, SupervisionSet
+from lhotse.utils import fastcopy
 
+from kdstream.corpus.fbank import read_part
+from kdstream.corpus.manifests import prepare_part
 from support.data import (
     error_of,
     make_part,
     store,
 )
 from support.sound import encoded, flac_without_length, tone, wav, with_sizes
+
+SUPERVISIONS = "librispeech_supervisions_train.jsonl.gz"
 
 
 @pytest.fixture
@@ -59,8 +67,87 @@ def test_repeated_utterance_names_the_line(small):
     assert f"{path}:7: 1-1-0001 appears twice" in error_of(lambda: store(small, ("train",)))
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "  ", " \t"])
+def test_any_blank_parts_an_id_from_its_text(small, blank):
+    path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
+    expected = [line.partition(" ")[2] for line in path.read_text().splitlines()]
+    lines = [line.replace(" ", blank, 1) + "\r\n" for line in path.read_text().splitlines()]
+    path.write_bytes("".join(lines).encode())
+    prepare_part(small / "LibriSpeech", "train", small)
+    assert texts_of(small) == expected
+
+
+@pytest.mark.parametrize("blank", ["\u2028", "\x0b", "\x85", "\t", "\u00a0"])
+def test_a_line_of_text_may_hold_any_blank(small, blank):
+    path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
+    expected = [line.partition(" ")[2] for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].replace(" ", "+", 1).replace(" ", blank).replace("+", " ")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prepare_part(small / "LibriSpeech", "train", small)
+    assert texts_of(small) == expected
+
+
+def texts_of(folder: Path) -> list[str]:
+    return [supervision.text for supervision in SupervisionSet.from_file(folder / SUPERVISIONS)]
+
+
+@pytest.mark.parametrize("ending", [".WAV", ".Wav", ".FLAC"])
+def test_endings_may_have_any_case(small, ending):
+    folder = small / "LibriSpeech" / "train" / "1" / "1"
+    samples, rate = soundfile.read(folder / "1-1-0003.flac")
+    (folder / "1-1-0003.flac").unlink()
+    soundfile.write(folder / f"1-1-0003{ending}", samples, rate, format=ending[1:].upper())
+    store(small, ("train",))
+    assert len(list(CutSet.from_file(small / "fbank" / "librispeech_cuts_train.jsonl.gz"))) == 6
+
+
+def test_what_lies_in_place_of_an_utterance_is_named(small):
+    folder = small / "LibriSpeech" / "train" / "1" / "1"
+    path, transcripts = folder / "1-1-0003.flac", folder / "1-1.trans.txt"
+    text = transcripts.read_text()
+
+    for other in (".mp3", ".m4a", ".OPUS"):
+        path.rename(path.with_suffix(other))
+        message = error_of(lambda: store(small, ("train",)))
+        assert f"{path.with_suffix(other)}: not FLAC or WAV; convert it: ffmpeg -i 1-1-0003{other}" in message
+        path.with_suffix(other).rename(path)
+    transcripts.write_text(text.replace("1-1-0003", "1-1-0003.flac"))
+    assert f"{path}: is named with its ending in the .trans.txt; write 1-1-0003" in error_of(
+        lambda: store(small, ("train",))
+    )
+    transcripts.write_text(text.replace("1-1-0003", "A-1-0003"))
+    path.rename(folder / "a-1-0003.flac")
+    message = error_of(lambda: store(small, ("train",)))
+    assert "A-1-0003.flac: no such file; a-1-0003.flac lies there" in message
+
+
+def test_channels_and_lengths_that_no_model_takes_are_refused_with_what_to_do(small):
+    path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1-0003.flac"
+    soundfile.write(path, np.zeros((16000, 2)), 16000)
+    assert f"{path}: 2 channels; make it mono: ffmpeg -i" in error_of(lambda: store(small, ("train",)))
+    for num_samples, frames in ((1, 0), (100, 1), (1300, 8)):
+        soundfile.write(path, np.zeros(num_samples), 16000)
+        problem = f"{path}: only {frames} frames (10 ms each), and a model needs 9; take 1-1-0003 out"
+        assert problem in error_of(lambda: store(small, ("train",)))
+
+
+def test_audio_that_no_transcript_names_is_counted(small, caplog):
+    folder = small / "LibriSpeech" / "train" / "1" / "1"
+    with caplog.at_level(logging.WARNING):
+        prepare_part(small / "LibriSpeech", "train", small)
+        assert not caplog.records
+        for name in ("extra.flac", "more.mp3", "._hidden.flac", "notes.pdf"):
+            (folder / name).write_bytes(b"")
+        prepare_part(small / "LibriSpeech", "train", small)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "2 audio files are left out, for no .trans.txt names them" in warning
+    assert f"{folder / 'extra.flac'}, {folder / 'more.mp3'}" in warning
+
+
 def test_missing_part_and_empty_part(small):
-    assert "nowhere: no such directory" in error_of(lambda: store(small, ("nowhere",)))
+    message = error_of(lambda: store(small, ("nowhere",)))
+    assert "nowhere: no such directory" in message and "(train)" in message
     (small / "LibriSpeech" / "empty").mkdir()
     assert "empty: no *.trans.txt" in error_of(lambda: store(small, ("empty",)))
 
@@ -87,3 +174,11 @@ def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffi
     path.write_bytes(data)
     error = error_of(lambda: store(small, ("train",)))
     assert f"{path}: {named}" in error and "take 1-1-0003 out of the .trans.txt" in error
+
+
+def test_cuts_with_text_outside_them_are_refused_before_their_features_are_computed(small):
+    prepare_part(small / "LibriSpeech", "train", small)
+    longer = [fastcopy(s, duration=s.duration + 1.0) for s in SupervisionSet.from_file(small / SUPERVISIONS)]
+    SupervisionSet.from_segments(longer).to_file(small / SUPERVISIONS)
+    message = error_of(lambda: read_part(small, "train"))
+    assert f"{small / SUPERVISIONS}: cut " in message and "cuts.trim_to_supervisions" in message
