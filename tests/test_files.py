@@ -42,14 +42,15 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     with full_disk(1000), pytest.raises(UserError) as refusal:
         files.write_text(path, "x" * 5000)
     assert str(refusal.value) == (
-        f"{path}: cannot be written (File too large); free space on its disk, then repeat the command"
+        f"{path}: cannot be written (File too large); free space on its disk, or name another place, "
+        "then repeat the command"
     )
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_place_that_must_not_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/a.txt: cannot be written \(.*\); give a place"):
+    with pytest.raises(UserError, match=r"file/a.txt: cannot be written \(.*\); name a"):
         files.write_text(tmp_path / "file" / "a.txt", "x")
 
 
@@ -66,7 +67,7 @@ def test_a_full_disk_ends_any_command_with_one_line(tmp_path: Path, capsys) -> N
 
     with pytest.raises(SystemExit) as end:
         run(command)
-    assert str(end.value) == "error: the disk is full (File too large); free space, then repeat the command"
+    assert str(end.value) == "error: a file: File too large; free space on its disk, or name another place"
 
 
 def writes_in_place(node: ast.AST) -> bool:

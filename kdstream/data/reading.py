@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError

@@ -93,8 +93,8 @@ def test_chunks_need_not_be_multiples_of_more_than_40_ms():
         (dict(downsampling_factor=(2,)), "--downsampling-factor: a conformer has no such setting; leave it out"),
         (dict(pos_dim=48), "--pos-dim: a conformer has no such setting"),
         (dict(num_encoder_layers=(2, 2)), "--num-encoder-layers: a conformer is one stack"),
-        (dict(encoder_dim=(63,)), "--encoder-dim: a conformer's must be even"),
-        (dict(query_head_dim=(5,)), "--query-head-dim: a conformer's must be even"),
+        (dict(encoder_dim=(63,)), "--encoder-dim: must be even"),
+        (dict(query_head_dim=(5,)), "--query-head-dim: must be even"),
         (dict(preset="large"), "--preset large: unknown for --encoder conformer; use one of tiny, small, medium"),
     ],
 )

@@ -185,9 +185,12 @@ def test_taps_give_every_layer_at_its_own_rate(encoder, chunk):
         ),
         (lambda encoder: resolve(ModelConfig(encoder=encoder, preset="huge")), "--preset huge: unknown for --encoder"),
         (lambda encoder: resolve(ModelConfig(encoder=encoder, encoder_dim=(64, 64))), "--encoder-dim: 2 values for"),
-        (lambda encoder: resolve(ModelConfig(encoder=encoder, cnn_module_kernel=(14,))), "kernels must be odd"),
+        (lambda encoder: resolve(ModelConfig(encoder=encoder, cnn_module_kernel=(14,))), "must be odd"),
         (lambda encoder: resolve(ModelConfig(encoder=encoder, frontend_channels=(8, 32))), "has three convolutions"),
-        (lambda encoder: resolve(ModelConfig(encoder=encoder, decoder_dim=510)), "--decoder-dim 510: not a multiple"),
+        (
+            lambda encoder: resolve(ModelConfig(encoder=encoder, decoder_dim=510)),
+            "--decoder-dim 510: must be a multiple",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(encoder, call, message):
