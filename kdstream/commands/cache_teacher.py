@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kdstream.config.command_line import CACHE_DATA_FLAGS
+from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, override, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *CACHE_DATA_FLAGS)
     args = parser.parse_args(argv)
+    log_to_stderr()
     distill = override(DistillConfig(), args)
     if not type_of(distill).teacher.writes_tokens:
         raise UserError(

@@ -12,13 +12,13 @@ A file that cannot be read in full stops its part with one line that names it; n
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of, str2bool
 from kdstream.corpus.fbank import compute_musan, compute_part
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
+    log_to_stderr()
     output_dir = args.output_dir.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # in the processes too, which are forked: importing torch anew takes seconds

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args(argv)
+    log_to_stderr()
     config = ExperimentConfig.load(args.exp_dir)
     data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
     teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill

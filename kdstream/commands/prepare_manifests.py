@@ -9,10 +9,10 @@ writes librispeech_{recordings,supervisions}_<part>.jsonl.gz.  Parts may have an
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of
 from kdstream.corpus.manifests import prepare_part
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", required=True, help="Names of parts, separated by commas.")
     parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"), help="Directory to write.")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s", level=logging.INFO)
+    log_to_stderr()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for part in args.parts.split(","):
         prepare_part(args.corpus_dir.resolve(), part, args.output_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ CACHE_DATA_FLAGS = (
     "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
     "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
 )  # fmt: skip
+LOG_FORMAT = "%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s"
 RECORD_FLAGS = ("alignments", "system", "results_json")  # of what is scored and kept
 
 
@@ -68,6 +70,11 @@ def override_data(data: DataConfig, args: argparse.Namespace) -> DataConfig:
         if getattr(args, parts, None) and not getattr(args, cuts, None):
             typed = with_settings(typed, **{cuts: ()})
     return typed
+
+
+def log_to_stderr() -> None:
+    """Logs to stderr from INFO on, in icefall's format."""
+    logging.basicConfig(format=LOG_FORMAT, level=logging.INFO)
 
 
 def typed_command() -> str:

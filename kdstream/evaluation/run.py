@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kdstream.checkpoints.trained import Trained
-from kdstream.config.command_line import typed_command
+from kdstream.config.command_line import LOG_FORMAT, typed_command
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.module import AsrDataModule
@@ -172,7 +172,7 @@ def _log_to(prefix: Path) -> None:
     file = logging.FileHandler(f"{prefix}-{datetime.now():%Y-%m-%d-%H-%M-%S}")
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s",
+        format=LOG_FORMAT,
         handlers=[file, logging.StreamHandler()],
         force=True,
     )

@@ -19,6 +19,7 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
 
+from kdstream.config.command_line import LOG_FORMAT
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.errors import UserError, option
 
@@ -164,7 +165,7 @@ def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
     Where stderr is no terminal only warnings go there; the file has all.
     """
     where = f" ({rank}/{world_size})" if world_size > 1 else ""
-    formatter = logging.Formatter(f"%(asctime)s %(levelname)s [%(filename)s:%(lineno)d]{where} %(message)s")
+    formatter = logging.Formatter(LOG_FORMAT.replace("]", f"]{where}"))
     suffix = f"-{rank}" if world_size > 1 else ""
     path = exp_dir / LOG_DIR / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
