@@ -18,6 +18,7 @@ from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
 from kdstream.data.checks import TRIM, frames_of, text_fault, unpack_shar
+from kdstream.data.fields import field_fault
 from kdstream.errors import UserError
 from kdstream.files import replacing
 from kdstream.units import SUBSAMPLING_LOSS
@@ -62,6 +63,8 @@ class _CheckedManifest:
             for cut in iterate(self._read()):
                 if not isinstance(cut, Cut):
                     raise TypeError(f"{type(cut).__name__} instead of a cut")
+                if fault := field_fault(cut):
+                    raise UserError(f"{self.path}: {fault}", fix="mend it or take the cut out")
                 if self.needs_text and not text_of(cut):
                     raise UserError(
                         f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it"
