@@ -20,7 +20,8 @@ import numpy as np
 from kdstream.errors import UserError
 from kdstream.files import replacing, write_text
 
-NOTHING = "*"  # stands for the missing word of an insertion or a deletion, as in icefall's files
+NOTHING = " "  # the missing word of an insertion or a deletion: no word holds a blank
+SHOWN_NOTHING = "*"  # the same in icefall's files
 RESAMPLES = 10000
 CONFIDENCE = 95.0  # per cent
 DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
@@ -197,7 +198,7 @@ def read_recogs(path: Path) -> list[Transcript]:
     """The inverse of `write_recogs`.  Raises UserError if the file is not one of these."""
     words: dict[str, dict[str, list[str]]] = defaultdict(dict)
     try:
-        for line in path.read_text(encoding="utf8").splitlines():
+        for line in path.read_text(encoding="utf8").rstrip("\n").split("\n"):  # ids may hold other line separators
             cut_id, content = line.split(":\t", 1)
             side, _, listed = content.partition("=")
             words[cut_id][side] = ast.literal_eval(listed)
@@ -292,7 +293,7 @@ def _marked(alignment: Alignment) -> str:
     for wrong, pairs in groupby(alignment, key=lambda pair: pair[0] != pair[1]):
         refs, hyps = zip(*pairs, strict=True)
         if wrong:
-            said, heard = (" ".join(w for w in words if w != NOTHING) or NOTHING for words in (refs, hyps))
+            said, heard = (" ".join(w for w in words if w != NOTHING) or SHOWN_NOTHING for words in (refs, hyps))
             pieces.append(f"({said}->{heard})")
         else:
             pieces.extend(refs)

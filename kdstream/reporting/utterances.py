@@ -9,12 +9,11 @@ from pathlib import Path
 import kaldialign
 
 from kdstream.evaluation.records import Record
-from kdstream.evaluation.scoring import read_recogs
+from kdstream.evaluation.scoring import NOTHING, read_recogs
 from kdstream.reporting.findings import preference
 from kdstream.reporting.sources import Runs
 
 GAP = ""  # where a row has no word; no word is empty
-SEPARATOR = " "  # a gap for kaldialign; no word of a split transcript is a blank
 DIFFERING, WORST = 6, 4  # utterances shown of each test set
 
 
@@ -51,11 +50,11 @@ def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str
     heard: dict[str, list[str]] = {}  # by system: the word for each reference word
     for system, hypothesis in hypotheses.items():
         inserted[system], heard[system] = [[]], []
-        for said, word in kaldialign.align(list(reference), list(hypothesis), SEPARATOR):
-            if said == SEPARATOR:
+        for said, word in kaldialign.align(list(reference), list(hypothesis), NOTHING):
+            if said == NOTHING:
                 inserted[system][-1].append(word)
             else:
-                heard[system].append(GAP if word == SEPARATOR else word)
+                heard[system].append(GAP if word == NOTHING else word)
                 inserted[system].append([])
     columns: list[str] = []
     rows: dict[str, list[str]] = {system: [] for system in hypotheses}

@@ -54,6 +54,26 @@ def test_empty_hypotheses_are_all_deletions():
     assert (result.insertions, result.deletions, result.substitutions, result.words) == (1, 2, 0, 2)
 
 
+def test_a_star_is_a_word_like_any_other(tmp_path):
+    transcripts = [
+        Transcript("a", ["*", "B"], ["B"]),  # deleted
+        Transcript("b", ["*"], ["*", "*"]),  # right, and one inserted
+        Transcript("c", ["A"], ["*"]),  # in the place of another
+    ]
+    alignments = scoring.align(transcripts)
+    result = scoring.score(alignments)
+    assert (result.insertions, result.deletions, result.substitutions, result.words) == (1, 1, 1, 4)
+    assert [slow_edit_distance(t.ref, t.hyp) for t in transcripts] == result.utterance_errors.tolist()
+    scoring.write_errs(tmp_path / "errs.txt", transcripts, alignments, result)
+    lines = (tmp_path / "errs.txt").read_text().splitlines()
+    assert lines[1].endswith("1 insertions, 1 deletions, 1 substitutions, over 4 reference words (2 correct)")
+    assert "*   1 3 2 3" in lines  # correct, errors, in references, in hypotheses
+    rng = random.Random(0)
+    for _ in range(200):
+        ref, hyp = (rng.choices(["*", "A", "**"], k=rng.randint(1, 6)) for _ in "rh")
+        assert score([Transcript("a", ref, hyp)]).errors == slow_edit_distance(ref, hyp)
+
+
 def test_no_reference_words_at_all_is_an_error():
     with pytest.raises(UserError, match="no reference words"):
         score([Transcript("a", [], ["NOISE"])])
