@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kdstream.units import ENCODER_FRAME_MS
+from kdstream.words import Letter, locate
 
 OUTPUT_FRAME_SECONDS = 2 * ENCODER_FRAME_MS / 1000
 
@@ -30,7 +31,7 @@ class Transcription:
 
     audio: the path of the file; "microphone"; "" for samples.
     seconds: length of the audio.
-    text: the words, with blanks between them.
+    text: the words, with blanks between them where their script has blanks.
     confidence: the geometric mean of the tokens' probabilities, in (0, 1]; None where nothing was said.
     """
 
@@ -51,25 +52,17 @@ class Transcription:
         }
 
 
-def group_words(frames: Sequence[int], begins: Sequence[bool], spell: Callable[[Sequence[int]], str]) -> list[Word]:
-    """The words that tokens make.
+def group_words(letters: Sequence[Letter], frames: Sequence[int]) -> list[Word]:
+    """The words that tokens spell, by the rule of words.py.
 
     Args:
+      letters: from `words.spell` of the tokens.
       frames: the output frame (40 ms) that emitted each token.
-      begins: of each token, whether a word begins with it.
-      spell: the text of the tokens in these places.
     """
-    groups: list[list[int]] = []
-    for place, begin in enumerate(begins):
-        if begin or not groups:
-            groups.append([])
-        groups[-1].append(place)
     words: list[Word] = []
-    for places in groups:
-        text = spell(places).strip()
-        start, end = frames[places[0]], frames[places[-1]] + 1
-        if text:
-            words.append(Word(text, round(start * OUTPUT_FRAME_SECONDS, 2), round(end * OUTPUT_FRAME_SECONDS, 2)))
+    for text, first, last in locate(letters):
+        start, end = frames[first], frames[last] + 1
+        words.append(Word(text, round(start * OUTPUT_FRAME_SECONDS, 2), round(end * OUTPUT_FRAME_SECONDS, 2)))
     return words
 
 

@@ -7,6 +7,7 @@ The model needs --use-ctc 1.  Take the best one there is: a full-context teacher
 --chunk-size -1.  Use the same alignments for all systems that you compare.  The output is a Lhotse manifest of
 supervisions, each with alignment["word"] and the id of its cut.  A word lasts from the first to the last frame (40 ms)
 of its tokens in the best CTC path; CTC's tokens are shorter than what was spoken, so ends may be some frames early.
+Words are those that decode.py scores: of the normalised text, and single characters in scripts without blanks.
 """
 
 from __future__ import annotations
@@ -31,32 +32,36 @@ from kdstream.errors import UserError, option
 from kdstream.evaluation.latency import frame_start_ms
 from kdstream.evaluation.references import WORD
 from kdstream.evaluation.run import DecodingRun
+from kdstream.words import Located
 
 
-def word_spans(log_probs: Tensor, words: Sequence[Sequence[int]], blank: int) -> list[tuple[int, int]] | None:
-    """The first frame of each word, and the frame after its last one, in the best CTC path.
+def token_spans(log_probs: Tensor, ids: Sequence[int], blank: int) -> list[tuple[int, int]] | None:
+    """The first frame of each token, and the frame after its last one, in the best CTC path.
 
     Args:
       log_probs: (T, V).
-      words: the tokens of each, at least one.
+      ids: of the tokens, at least one.
     Returns:
       None where there are too few frames for the tokens.
     """
-    tokens = torch.tensor([token for word in words for token in word])
+    tokens = torch.tensor(ids)
     repeats = int((tokens[1:] == tokens[:-1]).sum())  # which a blank must part
     if len(log_probs) < len(tokens) + repeats:
         return None
     path, scores = forced_align(log_probs.unsqueeze(0), tokens.unsqueeze(0), blank=blank)
-    spans = iter(merge_tokens(path[0], scores[0], blank=blank))
-    of_words = [[next(spans) for _ in word] for word in words]
-    return [(of_word[0].start, of_word[-1].end) for of_word in of_words]
+    return [(span.start, span.end) for span in merge_tokens(path[0], scores[0], blank=blank)]
 
 
-def supervision_of(cut: Cut, spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
-    """A supervision with the cut's id, its words and their times in seconds from the cut's start."""
+def supervision_of(cut: Cut, words: Sequence[Located], spans: Sequence[tuple[int, int]]) -> SupervisionSegment:
+    """A supervision with the cut's id, its words and their times in seconds from the cut's start.
+
+    Args:
+      words: with the places of their tokens.
+      spans: of the tokens, from `token_spans`.
+    """
     items, supervision = [], cut.supervisions[0]
-    for word, span in zip(text_of(cut).split(), spans, strict=True):
-        start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in span)
+    for word, first, last in words:
+        start, end = (min(frame_start_ms(frame) / 1000, cut.duration) for frame in (spans[first][0], spans[last][1]))
         items.append(AlignmentItem(word, start, round(end - start, 6)))
     return SupervisionSegment(
         cut.id,
@@ -78,12 +83,12 @@ def aligned_cuts(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterat
         encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
         log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
         for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist(), strict=True):
-            words = tokenizer.encode(text.split())
-            spans = word_spans(of_cut[:length], words, run.model.config.blank_id) if all(words) else None
+            ids, words = tokenizer.words_of(text)
+            spans = token_spans(of_cut[:length], ids, run.model.config.blank_id) if ids else None
             if spans is None:
                 failed.append(cut_id)
             else:
-                yield supervision_of(by_id[cut_id], spans)
+                yield supervision_of(by_id[cut_id], words, spans)
     if failed:
         logging.warning(f"{test_set}: {len(failed)} of {len(cuts)} cuts are too short for their text: {failed[0]}, ...")
 

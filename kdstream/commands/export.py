@@ -9,8 +9,7 @@ Any chunk that the model can run will do, whatever it was trained with.
 --check transcribes audio files, directories of such and cuts of manifests with torch (chunk by chunk), onnxruntime and
 sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
 At the end it prints a line for each runtime, with the word error rate where cuts have transcripts: on a whole test set,
-that is what int8 costs.  The exit status is 1 where float32 differs.  (sherpa-onnx leaves out <unk>; a model that emits
-it differs there.)
+that is what int8 costs.  The exit status is 1 where float32 differs.
 """
 
 from __future__ import annotations
@@ -72,7 +71,8 @@ def check_exported(
         "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
         "sherpa-onnx": SherpaRecognizer(files, tokens),
     }
-    differing = compare_runtimes({**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}, speech, chunk)
+    runtimes = {**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}
+    differing = compare_runtimes(runtimes, speech, chunk, tokenizer.normalise)
     wrong = [name for name in exact if differing[name]]
     if wrong:
         raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix=f"do not deploy {files.encoder}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdstream.config.flags import Section, flag, flags_of
 from kdstream.config.registry import Registry
+from kdstream.words import SCORE_BY
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
@@ -280,6 +281,12 @@ class DecodeConfig(Section):
         (),
         "Reference alignments to measure the delay of words against: what local/align.py wrote, other Lhotse "
         "manifests with word alignments, LibriSpeech's *.alignment.txt, or directories of these last.",
+    )
+    score_by: str = flag(
+        "auto",
+        "What counts as a word: what blanks part, every character, or (auto) what blanks part and in it each character "
+        "of a script without blanks, such as Chinese, Japanese and Thai.",
+        choices=SCORE_BY,
     )
     system: str = flag("", "Name of the system in result tables (empty: that of the experiment directory).")
     results_json: str = flag("", "File to add the result records to (empty: EXP_DIR/results.json).")

@@ -1,22 +1,31 @@
-"""Text to token ids and back, with a sentencepiece model."""
+"""Text to token ids and back, with a sentencepiece model, and the letters that it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from kdstream.errors import UserError
 from kdstream.files import write_text
+from kdstream.words import WORD_START, Letter, Located, locate, spell
 
-WORD_START = "\u2581"  # how sentencepiece marks a piece that begins a word
+UNKNOWN_PIECE = "<unk>"  # what runtimes take for blank by its name in tokens.txt
+UNKNOWN_SPELLED = " \u2047 "  # as sentencepiece decodes it
+UNKNOWN_FIX = "is the case (upper, lower) that of its training text?"
+LETTERS_SHOWN = 10
 
 BLANK = "<blk>"
 
 
 class Tokenizer:
-    """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2."""
+    """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2.
+
+    normalisation: the name of its rule, e.g. nmt_nfkc; "" for none that has a name.
+    """
 
     def __init__(self, bpe_model: str | Path) -> None:
         if not Path(bpe_model).is_file():
@@ -34,6 +43,8 @@ class Tokenizer:
                 fix="train one with kdstream train-bpe-model, or as icefall does",
             )
         self.unk_id: int = self._model.unk_id()
+        self.normalisation = _name_of_normalisation(self._model.serialized_model_proto())
+        self._spellings = [self._spelling(i) for i in range(self.vocab_size)]
 
     @property
     def vocab_size(self) -> int:
@@ -41,8 +52,8 @@ class Tokenizer:
 
     @property
     def tokens(self) -> list[str]:
-        """All pieces, in the order of their ids."""
-        return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+        """All pieces, in the order of their ids; runtimes know the unknown one by its name, whatever it has here."""
+        return [UNKNOWN_PIECE if i == self.unk_id else self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
     def save_tokens(self, path: Path) -> None:
         """Writes tokens.txt: "piece id" a line, in the order of the ids."""
@@ -55,12 +66,100 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
 
-    def word_ends(self, ids: Sequence[int]) -> list[int]:
-        """Of each word that `ids` decode to, the place among them of the token that completes it."""
-        words = self.decode(ids).split()
-        ends: list[int] = []
-        for place in range(len(ids)):
-            said = self.decode(ids[: place + 1]).split()
-            while len(ends) < len(said) and said[len(ends)] == words[len(ends)]:
-                ends.append(place)
-        return ends
+    def normalise(self, text: str) -> str:
+        """`text` as the model was trained on it, with one blank between words; texts that are compared pass through it.
+
+        That is sentencepiece's normalisation, by default NFKC, and blanks for what has no width.
+        """
+        return " ".join(self._model.normalize(text).replace(WORD_START, " ").split())
+
+    def letters(self, ids: Sequence[int]) -> list[Letter]:
+        """The characters that tokens spell, as `decode` has them."""
+        return spell([self._spellings[i] for i in ids])
+
+    def words(self, ids: Sequence[int], score_by: str = "auto") -> list[Located]:
+        """The words of the normalised text that tokens spell, and the places of their first and last tokens."""
+        return locate(self._normalised(self.letters(ids)), score_by)
+
+    def words_of(self, text: str) -> tuple[list[int], list[Located]]:
+        """The tokens of a text, and the words of its normalised form with the places of their first and last tokens."""
+        pieces = self._model.encode(text, out_type=str)  # with the letters of a token that is unknown
+        return self.encode([text])[0], locate(spell(pieces))
+
+    def unknown_letters(self, text: str) -> str:
+        """The letters, each as often as it is there, that no token spells."""
+        ids, pieces = self.encode([text])[0], self._model.encode(text, out_type=str)
+        return "".join(piece for token, piece in zip(ids, pieces, strict=True) if token == self.unk_id)
+
+    def _normalised(self, letters: Sequence[Letter]) -> list[Letter]:
+        if not letters:
+            return []
+        text, origins = self._model.normalize("".join(letter.character for letter in letters), with_offsets=True)
+        last = len(letters) - 1
+        normalised = []
+        for place, character in enumerate(text):  # it comes from the letters between its origin and the next one's
+            begin = min(origins[place], last)
+            end = min(max(begin, origins[place + 1] - 1), last)
+            normalised.append(Letter(character.replace(WORD_START, " "), letters[begin].first, letters[end].last))
+        return normalised
+
+    def _spelling(self, index: int) -> str:
+        if index == self.unk_id:
+            return UNKNOWN_SPELLED
+        return "" if self._model.is_control(index) else self._model.id_to_piece(index)
+
+
+class UnknownLetters:
+    """Keeps account of the transcripts with letters that a tokenizer lacks."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.texts = self.with_unknown = 0
+        self.letters: Counter[str] = Counter()
+
+    def add(self, text: str, tokens: Sequence[int] | None = None) -> None:
+        """Looks at a transcript; `tokens` are its own, where they are known."""
+        tokens = self.tokenizer.encode([text])[0] if tokens is None else tokens
+        self.texts += 1
+        if self.tokenizer.unk_id in tokens:
+            self.with_unknown += 1
+            self.letters.update(self.tokenizer.unknown_letters(text))
+
+    def warn(self, what: str) -> None:
+        """Logs how many transcripts have which letters, if any has."""
+        if self.with_unknown:
+            logging.warning(f"{what}: {self}; {UNKNOWN_FIX}")
+
+    def __str__(self) -> str:
+        most = ", ".join(f"{letter!r} ({times})" for letter, times in self.letters.most_common(LETTERS_SHOWN))
+        more = ", ..." if len(self.letters) > LETTERS_SHOWN else ""
+        return f"{self.with_unknown} of {self.texts} transcripts have characters unknown to --bpe-model: {most}{more}"
+
+
+def _name_of_normalisation(model: bytes) -> str:
+    """ModelProto's field 3 is NormalizerSpec, whose field 1 is its name (sentencepiece_model.proto)."""
+    return b"".join(_fields(b"".join(_fields(model, 3)), 1)).decode()
+
+
+def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The values of a field of texts or messages, in a message of protocol buffers."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = message[place]
+            value, shift, place = value | (byte & 127) << shift, shift + 7, place + 1
+            if byte < 128:
+                return value
+
+    while place < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            varint()
+            continue
+        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        if number == wanted and kind == 2:
+            yield message[place : place + size]
+        place += size

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
-from kdstream.data.tokenizer import WORD_START, Tokenizer
+from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import MICROPHONE, FbankStream, read_audio_file
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
@@ -24,6 +24,7 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import Transcription, group_words
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
+from kdstream.words import as_text
 
 
 class Transcriber:
@@ -49,7 +50,6 @@ class Transcriber:
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
-        self._pieces = tokenizer.tokens
 
     def files(self, paths: Sequence[Path], report: Callable[[Path, UserError], None]) -> Iterator[Transcription]:
         """Transcribes each file, in the order in which they end; errors of files that cannot be read go to `report`."""
@@ -122,12 +122,9 @@ class Transcriber:
 
     def transcription(self, audio: str, seconds: float, result: Result) -> Transcription:
         """`result` as words with their times."""
-        tokens = result.tokens
-        begins = [self._pieces[token].startswith(WORD_START) for token in tokens]
-        words = group_words(
-            result.timestamps, begins, lambda places: self.tokenizer.decode([tokens[place] for place in places])
-        )
-        return Transcription(audio, seconds, " ".join(word.text for word in words), words, result.confidence)
+        letters = self.tokenizer.letters(result.tokens)
+        words = group_words(letters, result.timestamps)
+        return Transcription(audio, seconds, as_text(letters), words, result.confidence)
 
 
 class LiveStream:

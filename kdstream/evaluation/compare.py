@@ -68,8 +68,8 @@ class Reduction:
             "mode": self.record.mode,
             "chunk / left (ms)": chunk_shown(self.record),
             "search": self.record.search,
-            "WER % before": mean_wer(self.bases),
-            "WER % after": mean_wer(self.records),
+            f"{self.record.rate} % before": mean_wer(self.bases),
+            f"{self.record.rate} % after": mean_wer(self.records),
             "reduction %": self.percent,
             "interval": None if self.interval is None else interval_shown(self.interval),
         }
@@ -238,7 +238,7 @@ def compare_seeds(
         others += [min(present, key=lambda system: means[system])] if present else []
         for system, seeds in systems.items():
             row = rows.setdefault(system, {column: system, "seeds": len(seeds)})
-            row[f"{test_set} WER %"] = _spread_shown([record.wer for record in seeds])
+            row[f"{test_set} {seeds[0].rate} %"] = _spread_shown([record.wer for record in seeds])
             for other in others:
                 shown = None if system == other else _reduction_shown(systems[other], seeds)
                 row[f"{test_set} vs {other} %"] = shown

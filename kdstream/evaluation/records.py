@@ -19,12 +19,15 @@ from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.latency import Latency, latency_from_json
 from kdstream.files import write_text
+from kdstream.words import RATES, WORD
 
 RESULTS_JSON = "results.json"  # in an experiment directory
 REPAIR = "mend it, or delete it and decode again"
 DECODE_AGAIN = "decode again into a new --results-json"
 MODES = ("full", "simulated", "chunkwise")
-MAY_LACK: dict[str, Any] = {"latency": {}, "utterance_errors": (), "utterance_words": ()}  # fields of a record's file
+MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
+    "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Record:
     latency: what was measured, by the names in latency.py; a file may lack it.
     utterance_errors, utterance_words: of each utterance in the order of their ids.  Intervals of comparisons need
       them; a file may lack them.
+    unit: what was counted as a word: word, char(acter), or mixed, which is both; see words.py.  A file may lack it:
+      then it is word.
+    normalisation: the tokenizer's rule that references and hypotheses went through; "" where a file lacks it.
     """
 
     system: str
@@ -70,6 +76,13 @@ class Record:
     latency: Latency = field(default_factory=dict)
     utterance_errors: tuple[int, ...] = ()
     utterance_words: tuple[int, ...] = ()
+    unit: str = ""
+    normalisation: str = ""
+
+    @property
+    def rate(self) -> str:
+        """What `wer` is called: WER, CER or MER."""
+        return RATES[self.unit or WORD]
 
     @property
     def score(self) -> scoring.Score | None:
@@ -82,7 +95,7 @@ class Record:
     @property
     def setting(self) -> tuple[Any, ...]:
         """What the records of two systems must share to be compared."""
-        return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search)
+        return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search, self.unit or WORD)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -112,6 +125,8 @@ def to_record(path: Path, item: dict[str, Any]) -> Record:
     if set(item) != names:
         odd = ", ".join(sorted(names.symmetric_difference(item)))
         raise UserError(f"{path}: a record lacks or has too much of: {odd}", fix=DECODE_AGAIN)
+    if item["unit"] not in ("", *RATES):
+        raise UserError(f"{path}: unknown unit {item['unit']}", fix=DECODE_AGAIN)
     try:
         latency = latency_from_json(item["latency"])
     except (TypeError, AttributeError) as error:

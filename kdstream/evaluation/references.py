@@ -7,7 +7,8 @@ or supervisions with `alignment["word"]`, which local/align.py writes too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from lhotse import load_manifest_lazy
@@ -17,19 +18,23 @@ from lhotse.supervision import AlignmentItem
 
 from kdstream.data.cuts import UNREADABLE, text_of
 from kdstream.errors import UserError, option
+from kdstream.words import split_words
 
 LIBRISPEECH = ".alignment.txt"
 WORD = "word"  # Lhotse's name of this kind of alignment
 
 
-def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list[float]]:
+def read_word_ends(
+    paths: Sequence[Path], cuts: Iterable[Cut], words_of: Callable[[str], list[str]] = split_words
+) -> dict[str, list[float]]:
     """The end of each word of the cuts' transcripts, in milliseconds from the cut's start, by cut id.
 
-    An alignment belongs to the cut that has its id, or whose supervision has it, if the words are the same; case does
+    An alignment belongs to the cut that has its id, or whose supervision has it, if the letters are the same; case does
     not count.  Cuts without an alignment are left out, and the log says how many there are.
 
     Args:
       paths: files, or directories that are searched for *.alignment.txt.
+      words_of: the words of a text, as they are scored.
     Raises:
       UserError: a file of another kind, or no alignment of any of these cuts.
     """
@@ -41,9 +46,10 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list
         for names, start, items in _alignments(path):
             cut = next((by_id[name] for name in names if name in by_id), None)
             words = [item for item in items if item.symbol]  # the others are silence
-            if cut and [item.symbol.casefold() for item in words] == text_of(cut).casefold().split():
+            found = _word_ends(words, words_of(text_of(cut)), words_of) if cut else None
+            if cut and found is not None:
                 delay = cut.supervisions[0].start - start
-                ends[cut.id] = [round(1000 * (item.end + delay), 3) for item in words]
+                ends[cut.id] = [round(1000 * (end + delay), 3) for end in found]
     shown = ",".join(map(str, paths))
     if not ends:
         problem = f"has none of this test set with the same words, e.g. not {cuts[0].id}"
@@ -52,6 +58,24 @@ def read_word_ends(paths: Sequence[Path], cuts: Iterable[Cut]) -> dict[str, list
     if missing:
         logging.warning(f"{shown}: {len(missing)} of {len(cuts)} cuts have no alignment there, such as {missing[0]}")
     return ends
+
+
+def _word_ends(
+    items: Sequence[AlignmentItem], words: Sequence[str], words_of: Callable[[str], list[str]]
+) -> list[float] | None:
+    """When each word ends, in seconds; None where the items have other letters.
+
+    Where an item holds several words, as in Chinese, its letters last equally long.
+    """
+    letters, ends = "", []  # of all items
+    for item in items:
+        spelled = "".join(words_of(item.symbol)).casefold()
+        letters += spelled
+        ends += [item.end - item.duration * left / len(spelled) for left in reversed(range(len(spelled)))]
+    folded = [word.casefold() for word in words]
+    if letters != "".join(folded):
+        return None
+    return [ends[place - 1] for place in accumulate(map(len, folded))]
 
 
 def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[AlignmentItem]]]:

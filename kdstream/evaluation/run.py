@@ -32,6 +32,7 @@ from kdstream.evaluation.latency import (
 from kdstream.evaluation.records import RESULTS_JSON, Record, add_record
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
+from kdstream.words import split_words, unit_of
 
 
 class DecodingRun:
@@ -64,14 +65,19 @@ class DecodingRun:
         )
         paths = [Path(path) for path in decode.alignments]
         sets = self.data.test_sets() if paths else {}
-        self.word_ends = {name: read_word_ends(paths, utterances.cuts) for name, utterances in sets.items()}
+        self.word_ends = {
+            name: read_word_ends(paths, utterances.cuts, self.words_of) for name, utterances in sets.items()
+        }
+
+    def words_of(self, text: str) -> list[str]:
+        """The words of a reference, as hypotheses have them: of the normalised text, by --score-by."""
+        return split_words(self.data.tokenizer.normalise(text), self.decode.score_by)
 
     def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
         """Reference and hypothesis in words; with the times of the hypothesis where delays are measured."""
-        tokenizer = self.data.tokenizer
-        ends = tokenizer.word_ends(result.tokens) if self.word_ends else ()
-        frames = tuple(result.timestamps[end] for end in ends)
-        return Transcript(cut_id, text.split(), tokenizer.decode(result.tokens).split(), frames)
+        words = self.data.tokenizer.words(result.tokens, self.decode.score_by)
+        frames = tuple(result.timestamps[word.last] for word in words) if self.word_ends else ()
+        return Transcript(cut_id, self.words_of(text), [word.word for word in words], frames)
 
     def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
         """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON.
@@ -93,7 +99,8 @@ class DecodingRun:
             latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))
         if step_ms:
             latency[COMPUTE] = Spread.of(step_ms)
-        record = self._record(test_set, score, os.path.relpath(recogs, results_json.parent), latency)
+        unit = unit_of((word for transcript in transcripts for word in transcript.ref), self.decode.score_by)
+        record = self._record(test_set, score, unit, os.path.relpath(recogs, results_json.parent), latency)
         add_record(results_json, record)
         return record
 
@@ -113,7 +120,7 @@ class DecodingRun:
             logging.info(f"{test_set}, {MEASURES[name].label}: {spread.shown()} ms, mean (50 / 90 / 99 %)")
         return latency
 
-    def _record(self, test_set: str, score: scoring.Score, recogs: str, latency: Latency) -> Record:
+    def _record(self, test_set: str, score: scoring.Score, unit: str, recogs: str, latency: Latency) -> Record:
         chunk, model = self.chunk, self.config.model
         return Record(
             system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
@@ -142,6 +149,8 @@ class DecodingRun:
             latency=latency,
             utterance_errors=tuple(score.utterance_errors.tolist()),
             utterance_words=tuple(score.utterance_words.tolist()),
+            unit=unit,
+            normalisation=self.data.tokenizer.normalisation,
         )
 
     def _file(self, kind: str, test_set: str) -> Path:
@@ -163,7 +172,8 @@ class DecodingRun:
         if not self.chunkwise:
             suffix += self.search.file_suffix(self.config.model.context_size)
         averaged = f"{'-' if self.chunkwise else '_'}use-averaged-model"
-        return suffix + (averaged if self.decode.use_averaged_model else "")
+        suffix += averaged if self.decode.use_averaged_model else ""
+        return suffix + (f"_score-by-{self.decode.score_by}" if self.decode.score_by != "auto" else "")
 
 
 def _log_to(prefix: Path) -> None:

@@ -39,7 +39,7 @@ def wer_table(records: Sequence[Record]) -> str:
     """
     test_sets = list(dict.fromkeys(r.test_set for r in records))
     header = ["system", "seed", "model", "distilled", "mode", "chunk / left (ms)", "search"]
-    header += [f"{name} WER %" for name in test_sets] + ["speech (h)", "compute (h)"]
+    header += [f"{name} {rate_shown(records, name)} %" for name in test_sets] + ["speech (h)", "compute (h)"]
     rows: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
         rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
@@ -97,6 +97,11 @@ def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def wer_shown(record: Record) -> str:
     low, high = record.interval
     return f"{record.wer:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def rate_shown(records: Sequence[Record], test_set: str = "") -> str:
+    """What the error rates of records are called, on one test set or on all: WER, CER, or both with a stroke."""
+    return "/".join(dict.fromkeys(r.rate for r in records if test_set in ("", r.test_set)))
 
 
 def chunk_shown(record: Record) -> str:

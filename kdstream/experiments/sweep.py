@@ -164,7 +164,7 @@ class Sweep:
         for cell, point, record in self.scored():
             training = [] if cell.train_flags is None else [cell.train_command().typed]
             row: dict[str, Any] = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
-            row.update({"seed": record.seed, "test set": record.test_set, "WER %": record.wer})
+            row.update({"seed": record.seed, "test set": record.test_set, f"{record.rate} %": record.wer})
             row["interval"] = "[{:.2f}, {:.2f}]".format(*record.interval)
             rows.append({**row, "command": " && ".join([*training, record.command])})
         return rows

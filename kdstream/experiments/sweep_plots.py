@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer
 from kdstream.evaluation.records import Record
 from kdstream.evaluation.scoring import mean_and_deviation
+from kdstream.evaluation.tables import rate_shown
 from kdstream.experiments.sweep import Axis, Point, first_point, points
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
@@ -90,7 +91,8 @@ def draw_line(canvas: Axes, panel: Panel) -> None:
         canvas.errorbar(n, means[n], yerr=reach, marker="o", capsize=5, color=COLOURS[0])
         canvas.annotate(f"{means[n]:.1f}", (n, means[n]), xytext=(8, 4), textcoords="offset points")
     canvas.plot(list(means), list(means.values()), color=COLOURS[0], linewidth=2.2)
-    label = f"WER %, {interval_label([record for seeds in found.values() for record in seeds])}" if found else "WER %"
+    records = [record for seeds in found.values() for record in seeds]
+    label = f"{rate_shown(records)} %, {interval_label(records)}" if found else "error rate %"
     canvas.set(xlabel=axis.name, ylabel=label, xlim=(-0.3, len(axis.values) - 0.4))
     canvas.grid(alpha=0.3)
     name_columns(canvas, axis)
@@ -128,5 +130,6 @@ def draw_sweep(
         by_set.setdefault(record.test_set, {}).setdefault(point, []).append(record)
     plots = [folder / f"sweep-{test_set}.png" for test_set in by_set]
     for path, (test_set, of_set) in zip(plots, by_set.items(), strict=True):
-        draw_panels(panels(axes, of_set, one_at_a_time), f"{test_set} WER %", path)
+        rate = rate_shown([record for seeds in of_set.values() for record in seeds])
+        draw_panels(panels(axes, of_set, one_at_a_time), f"{test_set} {rate} %", path)
     return plots

@@ -24,13 +24,14 @@ from kdstream.audio.find import find_audio
 from kdstream.data.cuts import read_manifest, text_of
 from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
-from kdstream.data.tokenizer import WORD_START
+from kdstream.data.tokenizer import UNKNOWN_PIECE
 from kdstream.decoding.audio import read_audio_file
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
 from kdstream.export.onnx import OnnxFiles
 from kdstream.models.streaming import ChunkConfig
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
+from kdstream.words import BYTE_PIECE, RATES, WORD_START, as_text, spell, split_words, unit_of
 
 MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
 
@@ -85,6 +86,7 @@ class OnnxRecognizer:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
         )
         self.pieces = pieces
+        self.unk_id = pieces.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in pieces else 0  # taken for blank, too
         settings = self.encoder.get_modelmeta().custom_metadata_map
         self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
         self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
@@ -107,7 +109,7 @@ class OnnxRecognizer:
         for frame in encoded.transpose(1, 0, 2):
             logits = run(self.joiner, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})[0]
             best = logits.argmax(axis=1)
-            (spoke,) = best.nonzero()
+            (spoke,) = ((best != 0) & (best != self.unk_id)).nonzero()
             if len(spoke):
                 for row in spoke:
                     streams.tokens[row].append(int(best[row]))
@@ -178,7 +180,9 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     return speech
 
 
-def compare_runtimes(runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig) -> dict[str, int]:
+def compare_runtimes(
+    runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig, normalise: Callable[[str], str] = str
+) -> dict[str, int]:
     """Prints each runtime's tokens of each utterance, and its compute time per second of speech (real-time factor).
 
     At the end it prints a line for each runtime, with the word error rate of the utterances that have a transcript, and
@@ -187,6 +191,7 @@ def compare_runtimes(runtimes: dict[str, Runtime], speech: dict[str, Speech], ch
     Args:
       runtimes: the others are compared with the first one.
       speech: by name.
+      normalise: the tokenizer's, for transcripts and what is heard.
     Returns:
       For each runtime, the number of utterances in which it differs from the first one.
     """
@@ -202,7 +207,8 @@ def compare_runtimes(runtimes: dict[str, Runtime], speech: dict[str, Speech], ch
             print(f"  {runtime:{width}}  RTF {factor:.3f}  {' '.join(result.pieces)}")
             busy[runtime] += result.seconds
             if text:
-                transcripts[runtime].append(scoring.Transcript(name, text.split(), words_of(result.pieces)))
+                said, heard = (split_words(normalise(some)) for some in (text, as_text(spell(result.pieces))))
+                transcripts[runtime].append(scoring.Transcript(name, said, heard))
             if result.difference is not None:
                 differing[runtime] += 1
                 print(f"  {'':{width}}  differs from its token {result.difference + 1} on")
@@ -215,8 +221,10 @@ def compare_runtimes(runtimes: dict[str, Runtime], speech: dict[str, Speech], ch
     return differing
 
 
-def words_of(pieces: Sequence[str]) -> list[str]:
-    return "".join(pieces).replace(WORD_START, " ").split()
+def meant(piece: str) -> bytes:
+    """What a piece stands for: runtimes print one byte in several ways."""
+    byte = BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace(WORD_START, " ").encode()
 
 
 def word_error_rates(transcripts: dict[str, list[scoring.Transcript]]) -> dict[str, str]:
@@ -225,7 +233,8 @@ def word_error_rates(transcripts: dict[str, list[scoring.Transcript]]) -> dict[s
         return dict.fromkeys(transcripts, "")
     wers = {runtime: scoring.score(scoring.align(of_runtime)).wer for runtime, of_runtime in transcripts.items()}
     first, expected = next(iter(wers.items()))
-    shown = {runtime: f"WER {wer:.2f} %" for runtime, wer in wers.items()}
+    rate = RATES[unit_of(word for transcript in transcripts[first] for word in transcript.ref)]
+    shown = {runtime: f"{rate} {wer:.2f} %" for runtime, wer in wers.items()}
     for runtime, wer in wers.items():
         if runtime != first and expected:
             shown[runtime] += f" ({100 * (wer / expected - 1):+.1f} % of {first}'s)"
@@ -246,6 +255,6 @@ def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeR
         pieces = runtime(samples)
         seconds = time.perf_counter() - start
         expected = pieces if expected is None else expected
-        pairs = enumerate(zip_longest(expected, pieces))
+        pairs = enumerate(zip_longest(map(meant, expected), map(meant, pieces)))
         results[name] = RuntimeResult(pieces, seconds, next((place for place, (a, b) in pairs if a != b), None))
     return results

@@ -12,8 +12,9 @@ from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
 from kdstream.errors import UserError
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.serving.engine import ExportedModel, load_recognizer
+from kdstream.serving.engine import ExportedModel, load_recognizer, text_heard
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
+from kdstream.words import as_text, spell
 
 # sherpa-onnx's searches for transducers, and the settings of each
 SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {"greedy_search": (), "modified_beam_search": ("beam_size",)}
@@ -62,7 +63,7 @@ class ExportedStream(Stream):
 
     @property
     def text(self) -> str:
-        return self._runtime.get_result(self._stream).strip()
+        return text_heard(self._runtime, self._stream)
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         self._sample_rate = sample_rate
@@ -75,12 +76,8 @@ class ExportedStream(Stream):
         self._stream.input_finished()
         while self._runtime.is_ready(self._stream):
             self._runtime.decode_stream(self._stream)
-        pieces = self._runtime.tokens(self._stream)  # a blank stands where a word begins
+        letters = spell(self._runtime.tokens(self._stream))
         frames = [round(seconds / OUTPUT_FRAME_SECONDS) for seconds in self._runtime.timestamps(self._stream)]
-        words = group_words(
-            frames,
-            [piece.startswith(" ") for piece in pieces],
-            lambda places: "".join(pieces[place] for place in places),
-        )
+        words = group_words(letters, frames)
         confidence = mean_probability(self._runtime.ys_probs(self._stream))
-        return Transcription(self._audio, seconds, " ".join(word.text for word in words), words, confidence)
+        return Transcription(self._audio, seconds, as_text(letters), words, confidence)

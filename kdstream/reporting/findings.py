@@ -9,9 +9,11 @@ from typing import Any
 from kdstream.evaluation.compare import Reduction, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.records import MODES, Record
 from kdstream.evaluation.scoring import mean_and_deviation
-from kdstream.evaluation.tables import chunk_shown, interval_shown, wer_shown
+from kdstream.evaluation.tables import chunk_shown, interval_shown, rate_shown, wer_shown
 
 MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
+
+ERRORS = {"WER": "word errors", "CER": "character errors", "MER": "errors"}
 
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
@@ -40,7 +42,9 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
     measured = [r for r in reductions if r.percent is not None]
     if not measured:
         lowest = min(records, key=lambda record: record.wer)
-        return [f"{lowest.system} has {wer_shown(lowest)} % WER on {lowest.test_set} ({decoding_shown(lowest)})."]
+        return [
+            f"{lowest.system} has {wer_shown(lowest)} % {lowest.rate} on {lowest.test_set} ({decoding_shown(lowest)})."
+        ]
     first = min((r.record for r in measured), key=preference)
     in_setting = [r for r in measured if r.record.setting[1:] == first.setting[1:]]  # on any test set
     by_system: dict[tuple[str, str], list[Reduction]] = {}
@@ -57,13 +61,13 @@ def _sentence(reduction: Reduction) -> str:
     sign = -1 if percent < 0 else 1
     bounds = "" if interval is None else "[{:.0f}, {:.0f}] ".format(*sorted(sign * bound for bound in interval))
     where = "in full context" if record.chunk_ms is None else f"at {record.chunk_ms} ms"
-    chance = ""
+    chance, difference = "", f"{'more' if sign < 0 else 'fewer'} {ERRORS[record.rate]}"
     if interval is not None and interval[0] <= 0 <= interval[1]:
         chance = "; the interval holds 0, so this may be chance"
     return (
-        f"{record.system} has {sign * percent:.0f} % {bounds}{'more' if sign < 0 else 'fewer'} word errors than "
+        f"{record.system} has {sign * percent:.0f} % {bounds}{difference} than "
         f"{base.system} {where} on {record.test_set}: {mean_wer(reduction.records):.1f} % against "
-        f"{mean_wer(reduction.bases):.1f} % WER ({_seeds_shown(reduction)}){chance}."
+        f"{mean_wer(reduction.bases):.1f} % {record.rate} ({_seeds_shown(reduction)}){chance}."
     )
 
 
@@ -103,7 +107,7 @@ def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baselin
         row.setdefault(record.test_set, []).append(record)
     header = ["system", "seeds", "decoding, chunk / left", *["search"] * searches]
     for name in test_sets:
-        header += [f"{name} WER %", *[f"fewer errors than {baseline}, %"] * bool(reductions)]
+        header += [f"{name} {rate_shown(records, name)} %", *[f"fewer errors than {baseline}, %"] * bool(reductions)]
     table = []
     for by_set in rows.values():
         first, *_ = seeds = next(iter(by_set.values()))

@@ -21,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.latency import SHOWN, Spread
 from kdstream.evaluation.records import Record
+from kdstream.evaluation.tables import rate_shown
 from kdstream.reporting.relations import TEACHER, Relations
 from kdstream.reporting.sources import PHASES, TOTAL, Curves, Member, Similarity, losses_in
 from kdstream.reporting.style import COLOURS, WIDTH, save
@@ -91,7 +92,7 @@ def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
         axes.set_yticks(range(len(of_set)), [_bar_label(record) for record in of_set])
         axes.set_ylim(len(of_set) - 0.4, -0.6)
         axes.set_xlim(0, 1.15 * max(record.interval[1] for record in of_set) or 1.0)
-        axes.set_xlabel(f"WER %, {interval_label(records)}")
+        axes.set_xlabel(f"{rate_shown(records)} %, {interval_label(records)}")
 
     save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
 
@@ -138,7 +139,7 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
                 if record.mode == "full":
                     label = f"{record.system}, full context"
                     axes.axhline(record.wer, color=colours[record.system], linestyle="--", label=label)
-        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"WER %, {interval_label(records)}")
+        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"{rate_shown(records)} %, {interval_label(records)}")
         axes.set_xlim(min([0, *reached]), 1.15 * max(reached, default=1))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -201,7 +202,7 @@ def merged(records: Sequence[Record]) -> list[Record]:
     by_setting: dict[tuple, list[Record]] = {}
     for record in records:
         by_setting.setdefault(shared_by_seeds(record), []).append(record)
-    chunkwise = {(r.system, r.test_set, r.chunk_ms, r.left_ms, r.search) for r in records if r.mode == "chunkwise"}
+    chunkwise = {(r.system, r.test_set, *r.setting[2:]) for r in records if r.mode == "chunkwise"}
     kept = []
     for seeds in by_setting.values():
         first, latencies = seeds[0], [record.latency for record in seeds]

@@ -10,7 +10,15 @@ from typing import Any
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare, compare_delays
 from kdstream.evaluation.records import MODES
-from kdstream.evaluation.tables import LATENCY_CELLS, commands_block, latency_notes, latency_rows, rows_table, wer_table
+from kdstream.evaluation.tables import (
+    LATENCY_CELLS,
+    commands_block,
+    latency_notes,
+    latency_rows,
+    rate_shown,
+    rows_table,
+    wer_table,
+)
 from kdstream.files import write_text
 from kdstream.reporting import findings, page, plots, sources, utterances
 from kdstream.reporting.page import Section
@@ -107,7 +115,7 @@ class Report:
 
     def word_error_rates(self) -> str:
         plots.plot_wers(self.records, self.colours, self.output / "wer.png")
-        explained = f"WER in per cent. {INTERVALS}"
+        explained = f"{rate_shown(self.records)} in per cent. {INTERVALS}"
         if self.reductions:
             explained += f" {PAIRED}"
         return "\n".join(
@@ -212,12 +220,12 @@ class Report:
         parts = [
             "# Report\n",
             *(f"{paragraph}\n" for paragraph in self.headline),
-            f"WER in per cent. {INTERVALS}\n",
+            f"{rate_shown(self.records)} in per cent. {INTERVALS}\n",
             wer_table(self.records),
         ]
         if self.reductions:
             parts += [
-                f"## Relative reduction of the WER against {self.baseline}\n",
+                f"## Relative reduction of the {rate_shown(self.records)} against {self.baseline}\n",
                 f"{PAIRED}\n",
                 rows_table([reduction.row() for reduction in self.reductions]),
             ]

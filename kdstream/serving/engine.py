@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime
 import sherpa_onnx
 
+from kdstream import words
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.errors import UserError
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
@@ -101,6 +102,16 @@ def load_recognizer(
         max_active_paths=beam_size,
         temperature_scale=1.0,  # token probabilities are the model's own
     )
+
+
+def text_heard(recognizer: sherpa_onnx.OnlineRecognizer, stream: sherpa_onnx.OnlineStream) -> str:
+    """What has been heard so far.
+
+    sherpa-onnx knows a blank at the beginning of a piece, and byte pieces that begin at id 3; the others it writes as
+    they stand in tokens.txt.  Where it did, the text is made from the pieces: that takes longer.
+    """
+    text = recognizer.get_result(stream).strip()
+    return words.as_text(words.spell(recognizer.tokens(stream))) if "0x" in text or words.WORD_START in text else text
 
 
 class Text(NamedTuple):
@@ -250,7 +261,7 @@ class Engine:
         progress = []
         for client, samples in zip(batch, taken, strict=True):
             unfinished = recognizer.is_ready(client.stream)
-            text = recognizer.get_result(client.stream).strip()
+            text = text_heard(recognizer, client.stream)
             final = client.ended and not unfinished
             progress.append(Progress(samples, Text(text, final), unfinished))
         return progress

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import sentencepiece
 from lhotse import CutSet
 
 from kdstream.data.module import AsrDataModule
-from kdstream.data.tokenizer import Tokenizer
+from kdstream.data.tokenizer import Tokenizer, UnknownLetters
+from kdstream.evaluation import scoring
+from kdstream.evaluation.scoring import Transcript
+from kdstream.words import SCORE_BY, split_words
 from support.data import (
     WORDS,
     batches_of,
@@ -18,6 +23,7 @@ from support.data import (
     train_tokenizer,
 )
 from support.decoding import run_script
+from support.tokenizers import KINDS, LANGUAGES, texts_of, tiny_tokenizer
 
 
 def test_tokens_have_icefalls_ids(corpus):
@@ -35,17 +41,91 @@ def test_each_word_ends_with_the_token_that_completes_it(corpus):
     words = ["ONE", "ON", "ONE", "TWELVE", "TWELVE"]
     per_word = tokenizer.encode(words)
     ends = np.cumsum([len(ids) for ids in per_word]) - 1
-    assert tokenizer.word_ends([token for ids in per_word for token in ids]) == ends.tolist()
-    assert tokenizer.word_ends([]) == []
+    found = tokenizer.words([token for ids in per_word for token in ids])
+    assert [word.word for word in found] == words and [word.last for word in found] == ends.tolist()
+    assert [word.first for word in found] == [0, *(ends[:-1] + 1)]
+    assert tokenizer.words([]) == []
     rng = np.random.default_rng(0)
     for _ in range(200):  # whatever a model says, <unk> and word boundaries in a row included
         ids = rng.integers(2, tokenizer.vocab_size, rng.integers(1, 12)).tolist()
-        said = tokenizer.decode(ids).split()
-        ends = tokenizer.word_ends(ids)
-        assert len(ends) == len(said) and ends == sorted(ends)
+        said = tokenizer.normalise(tokenizer.decode(ids)).split()
+        found = tokenizer.words(ids)
+        ends = [word.last for word in found]
+        assert [word.word for word in found] == said and ends == sorted(ends)
         for place, (word, end) in enumerate(zip(said, ends, strict=True)):
-            assert tokenizer.decode(ids[: end + 1]).split()[place] == word
-            assert tokenizer.decode(ids[:end]).split()[place : place + 1] != [word]
+            assert tokenizer.normalise(tokenizer.decode(ids[: end + 1])).split()[place] == word
+            assert tokenizer.normalise(tokenizer.decode(ids[:end])).split()[place : place + 1] != [word]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ["unigram", "char", "byte fallback"])
+def test_a_model_without_a_mistake_has_no_errors_in_any_spelling(tmp_path, language, kind):
+    texts = texts_of(LANGUAGES[language])
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", texts, **KINDS[kind])
+    for score_by in SCORE_BY:
+        transcripts = [
+            Transcript(
+                str(n),
+                split_words(tokenizer.normalise(text), score_by),
+                [word.word for word in tokenizer.words(tokenizer.encode([text])[0], score_by)],
+            )
+            for n, text in enumerate(texts)
+        ]
+        assert scoring.score(scoring.align(transcripts)).errors == 0
+        assert all(transcript.ref for transcript in transcripts)
+
+
+def test_normalised_texts_are_what_sentencepiece_trains_on(tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", ["A B"])
+    assert tokenizer.normalisation == "nmt_nfkc"
+    assert tokenizer.normalise("  việt   ＡＢ ") == "vi\u1ec7t AB"
+    assert tokenizer.normalise("می\u200cروم") == "می روم"
+    assert tokenizer.normalise("THE FIRST DAY") == "THE FIRST DAY" and tokenizer.normalise(" \u200b ") == ""
+    plain = tiny_tokenizer(tmp_path / "plain.model", ["A B"], normalization_rule_name="identity")
+    assert plain.normalisation == "identity" and plain.normalise(" ＡＢ  a") == "ＡＢ a"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_tokens_are_those_of_their_text_whatever_a_model_says(tmp_path, kind):
+    """The text as sentencepiece decodes it; and each word's tokens spell it."""
+    texts = ["THE CAT ON A mat", *(word for words in LANGUAGES.values() for word in words)]
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", texts, **KINDS[kind])
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        ids = rng.integers(1, tokenizer.vocab_size, rng.integers(1, 12)).tolist()
+        for score_by in SCORE_BY:
+            words = tokenizer.words(ids, score_by)
+            assert [word.word for word in words] == split_words(tokenizer.normalise(tokenizer.decode(ids)), score_by)
+            assert all(word.first <= word.last for word in words)
+            assert all(one.last <= other.last for one, other in zip(words, words[1:], strict=False))
+    for text in texts:
+        ids, words = tokenizer.words_of(text)
+        assert ids == tokenizer.encode([text])[0]
+        assert [word.word for word in words] == split_words(tokenizer.normalise(text))
+
+
+def test_letters_that_no_token_spells_are_counted(tmp_path, caplog):
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", ["THE CAT IS HERE"])
+    assert tokenizer.unknown_letters("The cat: HERE") == "hecat:"
+    unknown = UnknownLetters(tokenizer)
+    for text in ("THE CAT", "HERE, THE, CAT", "the CAT"):
+        unknown.add(text)
+    with caplog.at_level(logging.WARNING):
+        unknown.warn("test set cased")
+    letters = "',' (2), 't' (1), 'h' (1), 'e' (1)"
+    assert [record.message for record in caplog.records] == [
+        f"test set cased: 2 of 3 transcripts have characters unknown to --bpe-model: {letters}; is the case (upper, "
+        "lower) that of its training text?"
+    ]
+    spelling = tiny_tokenizer(tmp_path / "bytes.model", ["THE CAT"], **KINDS["byte fallback"])
+    assert spelling.unknown_letters("the cat") == ""
+
+
+def test_the_unknown_token_has_the_name_by_which_runtimes_know_it(tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", ["A B"], **KINDS["other names"])
+    tokenizer.save_tokens(tmp_path / "tokens.txt")
+    assert tokenizer.unk_id == 1
+    assert (tmp_path / "tokens.txt").read_text().splitlines()[:2] == ["<blk> 0", "<unk> 1"]
 
 
 def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkeypatch):

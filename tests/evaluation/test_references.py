@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lhotse.utils import fastcopy
 
 from kdstream.errors import UserError
 from kdstream.evaluation.references import read_word_ends
+from kdstream.words import split_words
 
 LIBRISPEECH = """61-70968-0000 ",HE,BEGAN,,A,CONFUSED," "0.410,0.550,0.880,0.910,1.005,1.500,2.000"
 61-70968-0001 "GIVE,NOT" "0.5,0.75"
@@ -45,6 +47,17 @@ def test_an_alignment_finds_its_cut_by_the_supervision_and_whatever_the_case(tmp
     cuts = [make_cut("61-70968-0000-0", "he began a confused", "61-70968-0000"), make_cut("61-70968-0001", "Give not")]
     ends = read_word_ends([write_librispeech(tmp_path)], cuts)
     assert list(ends) == ["61-70968-0000-0", "61-70968-0001"] and ends["61-70968-0001"] == [500.0, 750.0]
+
+
+def test_words_of_several_characters_are_divided_among_them(tmp_path):
+    """However the alignment parts a text without blanks, and however it is scored."""
+    items = [AlignmentItem("今天", 0.5, 0.5), AlignmentItem("天气", 1.0, 0.5), AlignmentItem("OK", 2.0, 0.25)]
+    path = tmp_path / "supervisions.jsonl"
+    SupervisionSet.from_segments(make_cut("a", "今天天气 OK", words=items).supervisions).to_file(path)
+    cut = make_cut("a", "今天天气ＯＫ")
+    for score_by, ends in (("auto", [750.0, 1000.0, 1250.0, 1500.0, 2250.0]), ("word", [2250.0])):
+        words_of = lambda text, score_by=score_by: split_words(unicodedata.normalize("NFKC", text), score_by)  # noqa: E731
+        assert read_word_ends([path], [cut], words_of) == {"a": ends}
 
 
 def test_cuts_with_other_words_are_counted_and_left_out(tmp_path, caplog):
