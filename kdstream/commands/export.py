@@ -27,7 +27,7 @@ from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.settings import check_vocabulary, choose_chunk
+from kdstream.decoding.settings import choose_chunk, fit_tokenizer
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError
 from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{decode.exp_dir} has no ONNX in full context", flag="--check", fix="leave it out, or see --chunk-size"
         )
     tokenizer = Tokenizer(config.data.bpe_model)
-    check_vocabulary(tokenizer, config, decode)
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)
+    fit_tokenizer(trained.model, tokenizer, config, decode)
     written = save_pretrained(folder, trained.model)
     if chunk is None:
         print_sizes(written)

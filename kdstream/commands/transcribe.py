@@ -26,7 +26,7 @@ from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experim
 from kdstream.config.flags import str2bool
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import microphone
-from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError, printable
@@ -96,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = find_audio(args.audio)
     config, decode = read_experiment(args)
     tokenizer = Tokenizer(config.data.bpe_model)
-    check_vocabulary(tokenizer, config, decode)
+    model = load_trained(config, decode).model
+    fit_tokenizer(model, tokenizer, config, decode)
     line = GrowingLine()
     transcriber = Transcriber(
-        to_device(load_trained(config, decode).model, decode.device),
+        to_device(model, decode.device),
         tokenizer,
         choose_search(decode),
         choose_chunk(config.model, decode),

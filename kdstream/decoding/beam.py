@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdstream.config.flags import flag
 from kdstream.decoding.paths import PathState, add_lens, append_tokens, extend_histories, start_paths
-from kdstream.decoding.search import Search, joiner_log_probs, predict
+from kdstream.decoding.search import Search, joiner_log_probs, predict, without_unknown
 from kdstream.models.transducer import Transducer
 
 HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
@@ -61,7 +61,7 @@ class ModifiedBeamSearch(Search[PathState]):
             best, index = (log_prob.unsqueeze(2) + step).flatten(1).topk(num_paths)  # (N, B), (N, B)
             parent = torch.div(index, step.size(2), rounding_mode="floor")
             parent = torch.where(active, parent, itself)
-            token = (index % step.size(2)).masked_fill(~active, blank)
+            token = without_unknown(model, index % step.size(2)).masked_fill(~active, blank)
             emits = token != blank
             context = context.gather(1, parent.unsqueeze(2).expand_as(context))
             context = append_tokens(context.flatten(0, 1), token.flatten(), emits.flatten()).view_as(context)

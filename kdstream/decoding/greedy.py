@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdstream.config.flags import flag
 from kdstream.decoding.paths import PathState, add_lens, append_tokens, extend_histories, start_paths
-from kdstream.decoding.search import Search, joiner_log_probs, predict
+from kdstream.decoding.search import Search, joiner_log_probs, predict, without_unknown
 from kdstream.models.transducer import Transducer
 
 
@@ -51,7 +51,7 @@ class GreedySearch(Search[PathState]):
             active = t < lens  # (N,)
             for _ in range(self.max_sym_per_frame):
                 best, token = joiner_log_probs(model, encoded[:, t], predicted).max(dim=1)  # (N,), (N,)
-                token = token.masked_fill(~active, blank)
+                token = without_unknown(model, token).masked_fill(~active, blank)
                 log_prob = log_prob + best.masked_fill(~active, 0.0)
                 active = token != blank
                 if not active.any():

@@ -166,7 +166,7 @@ class FastBeamSearch(Search[LatticeState]):
                 # k2 begins with blanks only; before the last one of them stands nothing, as in training
                 context[:, :-1] = context[:, :-1].masked_fill(context[:, 1:] == model.config.blank_id, -1)
                 frames = frames[shape.row_ids(1).to(torch.int64)]  # (M, D)
-                streams.advance(joiner_log_probs(model, frames, predict(model, context)))
+                streams.advance(_unknown_as_blank(model, joiner_log_probs(model, frames, predict(model, context))))
             streams.terminate_and_flush_to_streams()
             begin = end
         if any(lens):
@@ -177,6 +177,16 @@ class FastBeamSearch(Search[LatticeState]):
             for before, done, after in zip(state.times, state.frames, frames, strict=True)
         ]
         return LatticeState(state.streams, state.readers, times, frames, state.config)
+
+
+def _unknown_as_blank(model: Transducer, log_probs: Tensor) -> Tensor:
+    """(M, V) log probabilities where blank has that of <unk> too: neither says anything, and paths are sums."""
+    if model.unk_id is None:
+        return log_probs
+    log_probs = log_probs.clone()
+    log_probs[:, model.config.blank_id] = log_probs[:, [model.config.blank_id, model.unk_id]].logsumexp(dim=1)
+    log_probs[:, model.unk_id] = NEVER
+    return log_probs
 
 
 def _append_blank(streams: list[RnntDecodingStream], config: RnntDecodingConfig) -> RnntDecodingStreams:

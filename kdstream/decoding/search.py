@@ -7,7 +7,8 @@ A search never asks whether it was given whole utterances or one chunk: `Search.
 some more frames and a state, and returns the state after them.  Decoding a whole utterance is one call, and decoding
 chunk by chunk is one call per chunk.
 
-Like icefall's recipes, whose models define no unk_id, no search treats <unk> differently from other tokens.
+Every search takes <unk> for blank, as sherpa-onnx does: it is not said, and the predictor's context does not move.
+(icefall's greedy_search and modified_beam_search do so where a model has an unk_id; its fast_beam_search says <unk>.)
 
 Shapes: N streams, T output frames (40 ms), C predictor context, D joiner width, V vocabulary.
 """
@@ -124,6 +125,11 @@ class Search(ABC, Generic[AnyState]):
         """Raises UserError, with the flag, unless the setting `name` fulfils a condition."""
         if not condition:
             raise UserError(problem, flag=option(name, getattr(self, name)))
+
+
+def without_unknown(model: Transducer, token: Tensor) -> Tensor:
+    """Tokens (...) with blank for <unk>."""
+    return token if model.unk_id is None else token.masked_fill(token == model.unk_id, model.config.blank_id)
 
 
 def predict(model: Transducer, context: Tensor) -> Tensor:

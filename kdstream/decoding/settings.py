@@ -14,6 +14,7 @@ from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
 
 
 def add_search(search: Any) -> Any:
@@ -49,11 +50,12 @@ def choose_search(decode: DecodeConfig) -> Search:
     return search(**{item.name: getattr(decode, item.name) for item in fields(search)})
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:
-    """Raises UserError where the model of `decode` was trained with other tokens."""
+def fit_tokenizer(model: Transducer, tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:
+    """Tells the model of `decode` which token is <unk>.  Raises UserError where it was trained with other tokens."""
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
             f"{config.model.vocab_size}",
             fix="give the --bpe-model it was trained with",
         )
+    model.unk_id = tokenizer.unk_id

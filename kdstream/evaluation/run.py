@@ -14,7 +14,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.search import Result
-from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
 from kdstream.devices import to_device
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
@@ -58,7 +58,7 @@ class DecodingRun:
         self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
         self.model = to_device(trained.model, decode.device)
         self.data = AsrDataModule(config.data, config.train.seed)
-        check_vocabulary(self.data.tokenizer, config, decode)
+        fit_tokenizer(self.model, self.data.tokenizer, config, decode)
         _log_to(self.folder / f"log-decode-{self._suffix()}")
         logging.info(
             f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"

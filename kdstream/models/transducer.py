@@ -73,11 +73,14 @@ class Transducer(nn.Module):
 
     Args:
       config: resolved by `presets.resolve`, with vocab_size set.
+
+    unk_id: the token of its tokenizer that searches take for blank; None before it has got one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.unk_id: int | None = None
         encoder = ENCODERS.find(config.encoder).encoder
         self.encoder_embed = Conv2dSubsampling(
             config.feature_dim,

@@ -15,7 +15,7 @@ from kdstream.config.flags import with_settings
 from kdstream.config.sections import SEARCHES, DecodeConfig
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.settings import check_vocabulary, choose_chunk, choose_search
+from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError
@@ -38,9 +38,10 @@ class TrainedRecognizer(Recognizer):
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
         tokenizer = Tokenizer(config.data.bpe_model)
-        check_vocabulary(tokenizer, config, decode)
+        model = load_trained(config, decode).model
+        fit_tokenizer(model, tokenizer, config, decode)
         self._transcriber = Transcriber(
-            to_device(load_trained(config, decode).model, decode.device),
+            to_device(model, decode.device),
             tokenizer,
             choose_search(decode),
             choose_chunk(config.model, decode),

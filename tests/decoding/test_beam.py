@@ -26,14 +26,14 @@ def model(request) -> Transducer:
     return talkative_model(context_size=request.param)
 
 
-def slow_beam(model: Transducer, frames: Tensor, beam: int) -> Result:
+def slow_beam(model: Transducer, frames: Tensor, beam: int, silent: tuple[int, ...] = (0,)) -> Result:
     """Paths in a dict from tokens to (log probability, timestamps, the tokens' own), as the definition reads."""
     paths: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
     for t, frame in enumerate(frames):
         candidates = []
         for tokens, (total, times, own) in paths.items():
             for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
-                said = ((token,), [t], [score]) if token != 0 else ((), [], [])
+                said = ((token,), [t], [score]) if token not in silent else ((), [], [])
                 candidates.append((total + score, tokens + said[0], times + said[1], own + said[2]))
         candidates.sort(key=lambda candidate: -candidate[0])
         paths = {}
@@ -52,6 +52,21 @@ def test_modified_beam_search_equals_a_slow_reference(model, beam):
     ours = decode(model, ModifiedBeamSearch(beam_size=beam), encoder_out, LENS)
     for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_beam(model, frames[:length], beam))
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_unknown_is_taken_for_blank(model, beam):
+    """A path that takes it has the tokens of its parent's that takes blank, and they become one."""
+    encoder_out, search = encoder_frames(model), ModifiedBeamSearch(beam_size=beam)
+    unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
+    model.unk_id = unknown
+    try:
+        ours = decode(model, search, encoder_out, LENS)
+    finally:
+        model.unk_id = None
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
+        assert_same(result, slow_beam(model, frames[:length], beam, silent=(0, unknown)))
+    assert ours[0].tokens and not any(unknown in result.tokens for result in ours)
 
 
 def test_equal_hypotheses_are_merged(model):

@@ -18,14 +18,14 @@ def model(request) -> Transducer:
     return talkative_model(context_size=request.param)
 
 
-def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int) -> Result:
+def slow_greedy(model: Transducer, frames: Tensor, max_sym_per_frame: int, silent: tuple[int, ...] = (0,)) -> Result:
     tokens, times, token_scores, total = [], [], [], 0.0
     for t, frame in enumerate(frames):
         for _ in range(max_sym_per_frame):
             scores = log_probs(model, frame, tuple(tokens))
             best = int(scores.argmax())
             total += float(scores[best])
-            if best == 0:
+            if best in silent:
                 break
             tokens.append(best)
             times.append(t)
@@ -40,6 +40,21 @@ def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
     for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame))
     assert len(set(ours[0].tokens)) > 5  # else the model says too little for these tests to mean much
+
+
+@pytest.mark.parametrize("max_sym_per_frame", [1, 3])
+def test_unknown_is_taken_for_blank(model, max_sym_per_frame):
+    """It is not said and moves no context, but its log probability counts, as sherpa-onnx has it."""
+    encoder_out, search = encoder_frames(model), GreedySearch(max_sym_per_frame=max_sym_per_frame)
+    unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
+    model.unk_id = unknown
+    try:
+        ours = decode(model, search, encoder_out, LENS)
+    finally:
+        model.unk_id = None
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
+        assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame, silent=(0, unknown)))
+    assert ours[0].tokens and not any(unknown in result.tokens for result in ours)
 
 
 def test_its_names_are_icefalls():

@@ -42,7 +42,7 @@ def model(request) -> Transducer:
 
 
 @torch.no_grad()
-def most_probable(model: Transducer, frames: Tensor) -> Result:
+def most_probable(model: Transducer, frames: Tensor, silent: tuple[int, ...] = (0,)) -> Result:
     """Of all token sequences the one with the highest log probability per symbol, by summing over all alignments."""
     totals: dict[tuple[int, ...], float] = {(): 0.0}
     alignments: dict[tuple[int, ...], Result] = {(): Result([], [], 0.0)}  # the best of each sequence
@@ -50,7 +50,7 @@ def most_probable(model: Transducer, frames: Tensor) -> Result:
         before, totals, best, alignments = totals, {}, alignments, {}
         for tokens, total in before.items():
             for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
-                said = [token] if token else []
+                said = [] if token in silent else [token]
                 longer, path = tokens + tuple(said), best[tokens]
                 totals[longer] = np.logaddexp(totals.get(longer, -np.inf), total + score)
                 if longer not in alignments or path.log_prob + score > alignments[longer].log_prob:
@@ -72,6 +72,21 @@ def test_with_nothing_pruned_it_finds_the_most_probable_sequence():
             assert_same(result, most_probable(model, frames[:length]))
         assert max(len(result.tokens) for result in ours) > 2
         assert ours[lens.index(0)] == Result([], [], 0.0)
+
+
+def test_unknown_is_taken_for_blank():
+    for seed, context_size in ((0, 1), (1, 2), (2, 2)):
+        model = talkative_model(context_size=context_size, vocab_size=4, seed=seed)
+        with torch.no_grad():
+            model.joiner.output_linear.bias[0] = 0.0
+        model.unk_id = 2
+        encoder_out, lens = encoder_frames(model, seed=seed)[:, :5], (5, 4, 1, 5, 0, 3)
+        ours = decode(model, EVERYTHING, encoder_out, lens)
+        assert any(result.tokens for result in ours) and not any(2 in result.tokens for result in ours)
+        for result, frames, length in zip(ours, encoder_out, lens, strict=True):
+            theirs = most_probable(model, frames[:length], silent=(0, 2))
+            assert result.tokens == theirs.tokens
+            assert result.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
 
 
 def test_a_narrow_beam_finds_less_probable_sequences(model):
