@@ -12,8 +12,9 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdstream.data.checks import check_readable, check_text
-from kdstream.data.cuts import iterate, read_manifest
+from kdstream.data.cuts import DistinctIds, iterate, read_manifest
 from kdstream.data.reading import check_filter_bank
+from kdstream.data.tokenizer import UnknownLetters
 from kdstream.decoding.stream import decode_whole
 from kdstream.errors import UserError
 from kdstream.evaluation.run import DecodingRun
@@ -23,11 +24,13 @@ from kdstream.evaluation.scoring import Transcript
 class Hypothesis(NamedTuple):
     """What the teacher recognises in a cut.
 
+    text: normalised, as the words of the transcript are.
     confidence: geometric mean of the probabilities that the search gave its tokens; None where it is no text.
     """
 
     cut: DataCut
     transcript: Transcript
+    text: str
     confidence: float | None
 
     def reaches(self, min_confidence: float) -> bool:
@@ -40,8 +43,9 @@ def read_cuts(path: Path) -> list[DataCut]:
     Raises UserError if there are none, if one cannot be read, or if one cannot get a text of its own: it is a mix, has
     several texts, or shares its id.
     """
-    cuts = []
+    cuts, ids = [], DistinctIds(str(path))
     for cut in iterate(read_manifest(path)):
+        ids.add(cut.id)
         if not isinstance(cut, DataCut):
             raise UserError(f"{path}: cut {cut.id} is a mix", fix="store its audio first, with cut.save_audio()")
         check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
@@ -50,8 +54,6 @@ def read_cuts(path: Path) -> list[DataCut]:
     check_filter_bank(cuts, path)
     if not cuts:
         raise UserError(f"{path}: holds no cuts", fix="see --cuts")
-    if len({cut.id for cut in cuts}) < len(cuts):
-        raise UserError(f"{path}: several cuts have the same id", fix="rename them, e.g. with cut.with_id()")
     return cuts
 
 
@@ -59,6 +61,8 @@ def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesi
     """The hypotheses of the teacher of `run`, from stored features where there are any; longest cuts first."""
     by_id = {cut.id: cut for cut in cuts}
     tokenizer = run.data.tokenizer
+    run.model.unk_id = None  # where <unk> is not said, a label would have a hole; so it is, and the cut is left out
+    unknown = UnknownLetters(tokenizer)
     hypotheses = []
     copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
     batches = run.data.in_order(copies, from_audio=False, full_context=run.chunk is None)
@@ -67,7 +71,10 @@ def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesi
         for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):
             transcript = run.transcript(cut_id, text, result)
             is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
-            hypotheses.append(Hypothesis(by_id[cut_id], transcript, result.confidence if is_text else None))
+            said = tokenizer.normalise(tokenizer.decode(result.tokens))
+            hypotheses.append(Hypothesis(by_id[cut_id], transcript, said, result.confidence if is_text else None))
+            unknown.add(text)
+    unknown.warn("transcripts that the cuts have")
     return hypotheses
 
 
@@ -79,7 +86,7 @@ def labelled(hypothesis: Hypothesis) -> DataCut:
         known[0],
         start=0.0,
         duration=cut.duration,
-        text=" ".join(hypothesis.transcript.hyp),
+        text=hypothesis.text,
         alignment=None,  # it was of the text before
         custom={**(known[0].custom or {}), "confidence": hypothesis.confidence},
     )

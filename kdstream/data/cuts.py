@@ -11,7 +11,6 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from lhotse import CutSet, RecordingSet, SupervisionSet
@@ -19,6 +18,7 @@ from lhotse.cut import Cut
 
 from kdstream.data.checks import TRIM, frames_of, text_fault, unpack_shar
 from kdstream.data.fields import field_fault
+from kdstream.data.tokenizer import UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
 from kdstream.files import replacing
 from kdstream.units import SUBSAMPLING_LOSS
@@ -109,12 +109,23 @@ def text_of(cut: Cut) -> str:
     return (cut.supervisions[0].text or "").strip() if cut.supervisions else ""
 
 
-class Encodes(Protocol):
-    """What a selection needs of a tokenizer; data.py has it."""
+class DistinctIds:
+    """Refuses a second cut with an id: scores, augmentation and teacher caches tell cuts apart by it.
 
-    unk_id: int
+    Args:
+      what: the set of cuts.
+    """
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._seen: set[int] = set()  # hashes, for hundreds of thousands of ids
+
+    def add(self, cut_id: str) -> None:
+        before = len(self._seen)
+        self._seen.add(hash(cut_id))
+        if len(self._seen) == before:
+            fix = "rename one with cut.with_id(), and name no manifest twice"
+            raise UserError(f"{self.what}: two cuts have the id {cut_id}", fix=fix)
 
 
 class Selection:
@@ -124,32 +135,30 @@ class Selection:
     ((feature frames - 7) // 2 + 1) // 2, and it keeps two in reserve.
     """
 
-    def __init__(self, tokenizer: Encodes, min_seconds: float, max_seconds: float) -> None:
-        self.tokenizer, self.min_seconds, self.max_seconds = tokenizer, min_seconds, max_seconds
+    def __init__(self, tokenizer: Tokenizer, min_seconds: float, max_seconds: float, ids: DistinctIds) -> None:
+        self.tokenizer, self.min_seconds, self.max_seconds, self.ids = tokenizer, min_seconds, max_seconds, ids
         self.kept = 0
         self.seconds = 0.0
-        self.with_unknown = 0
+        self.unknown = UnknownLetters(tokenizer)
         self.misplaced: list[str] = []  # their text is not what is said in them
         self.left_out: dict[str, list[str]] = {}
-        self._left_out: set = set()
+        self._left_out: set[str] = set()
 
     def __call__(self, cut: Cut) -> bool:
+        self.ids.add(cut.id)
         tokens = self.tokenizer.encode([text_of(cut)])[0]
         reason = self._reason_against(cut, len(tokens))
         if reason is not None:
             self.left_out.setdefault(reason, []).append(cut.id)
-            self._left_out.add(self._identity(cut))
+            self._left_out.add(cut.id)
             return False
         self.kept += 1
         self.seconds += cut.duration
-        self.with_unknown += self.tokenizer.unk_id in tokens
+        self.unknown.add(text_of(cut), tokens)
         return True
 
     def was_kept(self, cut: Cut) -> bool:
-        return self._identity(cut) not in self._left_out
-
-    def _identity(self, cut: Cut) -> tuple[str, float, str]:
-        return cut.id, cut.duration, text_of(cut)  # different cuts of two manifests may share an id
+        return cut.id not in self._left_out
 
     def _reason_against(self, cut: Cut, num_tokens: int) -> str | None:
         misplaced = text_fault(cut)
@@ -176,7 +185,7 @@ class Selection:
         )
         logging.info(
             f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
-            f"{self.with_unknown} have <unk> in their transcript"
+            f"{self.unknown.with_unknown} have <unk> in their transcript"
         )
         if len(self.misplaced) > self.kept:
             raise UserError(
@@ -184,11 +193,9 @@ class Selection:
                 f"({', '.join(self.misplaced[:3])}, ...), and {self.kept} are left",
                 fix=f"make cuts with {TRIM} of whole recordings, and not with windows or truncation",
             )
-        if self.with_unknown > self.kept / 2:
-            raise UserError(
-                f"{what} cuts: {self.with_unknown} of {self.kept} transcripts have characters unknown to --bpe-model",
-                fix="is the case (upper, lower) that of its training text?",
-            )
+        if self.unknown.with_unknown > self.kept / 2:
+            raise UserError(f"{what} cuts: {self.unknown}", fix=UNKNOWN_FIX)
+        self.unknown.warn(f"{what} cuts")
 
 
 class PseudoCuts:

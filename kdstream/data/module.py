@@ -23,10 +23,10 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
-from kdstream.data.cuts import PseudoCuts, Selection, iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, PseudoCuts, Selection, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
 from kdstream.data.reading import check_filter_bank, read_utterance
-from kdstream.data.tokenizer import Tokenizer
+from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 
 
@@ -57,6 +57,8 @@ class AsrDataModule:
         self.config, self.seed, self.with_audio = config, seed, with_audio
         self.tokenizer = Tokenizer(config.bpe_model)
         self._train: _TrainingCuts | None = None
+        self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
+        self._test: dict[str, Utterances] | None = None
 
     def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, start_batch: int = 0) -> BatchLoader:
         """Batches of one epoch for process `rank` of `world_size`, which takes every world_size-th of them.
@@ -93,7 +95,8 @@ class AsrDataModule:
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
-        usable, from_audio, cuts = Selection(self.tokenizer, 0.0, math.inf), self.config.on_the_fly_feats, []
+        usable = Selection(self.tokenizer, 0.0, math.inf, DistinctIds("validation cuts"))
+        from_audio, cuts = self.config.on_the_fly_feats, []
         for path in self.paths("dev"):
             for cut in iterate(read_manifest(path)):
                 check_text(cut, path)
@@ -117,7 +120,22 @@ class AsrDataModule:
         return {name: self.in_order(utterances.cuts, True, full_context) for name, utterances in sets.items()}
 
     def test_sets(self) -> dict[str, Utterances]:
-        """By test set: its utterances, with the features that `test_dataloaders` gives them."""
+        """By test set: its utterances, with the features that `test_dataloaders` gives them.
+
+        The log warns of letters that the tokenizer lacks.
+        """
+        if self._test is None:
+            self._test = self._read_test_sets()
+            for name, utterances in self._test.items():
+                unknown = UnknownLetters(self.tokenizer)
+                ids = DistinctIds(f"test set {name}")
+                for cut in utterances.cuts:
+                    ids.add(cut.id)
+                    unknown.add(text_of(cut))
+                unknown.warn(f"test set {name}")
+        return self._test
+
+    def _read_test_sets(self) -> dict[str, Utterances]:
         paths = self.paths("test")
         sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
         if len(sets) < len(paths):
@@ -186,7 +204,8 @@ class AsrDataModule:
 
     def _select(self, what: str, paths: Sequence[Path], needs_text: bool = False) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
-        usable = Selection(self.tokenizer, self.config.min_utterance_seconds, self.config.max_utterance_seconds)
+        shortest, longest = self.config.min_utterance_seconds, self.config.max_utterance_seconds
+        usable = Selection(self.tokenizer, shortest, longest, self._training_ids)
         manifests = [read_manifest(path, needs_text) for path in paths]
         seconds = []
         for path, manifest in zip(paths, manifests, strict=True):

@@ -21,7 +21,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from kdstream.audio.find import find_audio
-from kdstream.data.cuts import read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, read_manifest, text_of
 from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import UNKNOWN_PIECE
@@ -169,7 +169,10 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
                 fix = "give audio, a directory of it, or a manifest of cuts"
                 raise UserError("no such file", flag=option("check", path), fix=fix)
             manifest = cast(Iterable[Cut], read_manifest(Path(path)))  # lhotse does not say that a CutSet is iterable
-            cuts = {f"{path} {cut.id}": Speech(read_audio(cut), text_of(cut)) for cut in manifest}
+            cuts, ids = {}, DistinctIds(path)
+            for cut in manifest:
+                ids.add(cut.id)
+                cuts[f"{path} {cut.id}"] = Speech(read_audio(cut), text_of(cut))
             if not cuts:
                 raise UserError(
                     "no cuts in it", flag=option("check", path), fix="give another manifest, or audio files"

@@ -203,7 +203,7 @@ def test_cuts_that_cannot_be_labelled_are_named(tmp_path, monkeypatch, data, tea
     cut, other = list(CutSet.from_file(data.test_cuts[0]))[:2]
     double = replace(cut, supervisions=[*cut.supervisions, SupervisionSegment("b", cut.id, 0, 0.1, text="B")])
     spoilt = {
-        "several cuts have the same id": [cut, cut],
+        f"two cuts have the id {cut.id}": [cut, cut],
         f"cut {cut.id} is a mix": [cut.mix(other, preserve_id="left")],
         f"cut {cut.id}: 2 supervisions": [double],
     }

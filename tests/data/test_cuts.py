@@ -128,25 +128,20 @@ def test_worker_processes_do_not_change_batches(data):
     assert_same(batches_of(data), batches_of(replace(data, num_workers=2)))
 
 
-@pytest.mark.slow
-def test_sets_may_share_ids(data, tmp_path):
-    """And a cut that is left out takes no other of its id with it, neither across the sets nor within one."""
-    labelled = list(CutSet.from_file(data.train_cuts[0]))
-    labelled[0].supervisions[0].text = ""
-    twins = [[cut.with_id(cut.id[len("pseudo-") :]) for cut in CutSet.from_file(data.pseudo_cuts[0])] for _ in "ab"]
-    twins[1][1].supervisions[0].text = " ".join(100 * "A")
-    count = 2 * PSEUDO - 1
-    mixed = replace(
-        data,
-        train_cuts=(write(labelled, tmp_path / "labelled.jsonl.gz"),),
-        pseudo_cuts=(write(twins[0], tmp_path / "a.jsonl.gz"), write(twins[1], tmp_path / "b.jsonl.gz")),
-        pseudo_ratio=count / (count + LABELLED - 1),
-    )
-    batches = batches_of(mixed)
-    ids = ids_of(batches)
-    assert len(ids) == LABELLED - 1 + count
-    assert [ids.count(f"utterance-{n:02d}") for n in (0, 1, 2)] == [2, 2, 3]
-    assert_same(batches[3:], batches_of(mixed, start_batch=3))
+@pytest.mark.parametrize("twin", ["within", "across manifests", "across labels"])
+def test_two_training_cuts_with_one_id_are_refused(data, tmp_path, twin):
+    """Augmentation is seeded by the id, and a teacher's cache finds by it."""
+    labelled, pseudo = list(CutSet.from_file(data.train_cuts[0])), list(CutSet.from_file(data.pseudo_cuts[0]))
+    named = {"within": labelled[1], "across manifests": pseudo[0], "across labels": labelled[2]}[twin].id
+    train, more = [write(labelled, tmp_path / "a.jsonl.gz")], write(pseudo, tmp_path / "pseudo.jsonl.gz")
+    if twin == "within":
+        train = [write([*labelled, labelled[1].with_id(named)], tmp_path / "a.jsonl.gz")]
+    elif twin == "across manifests":
+        train.append(write([labelled[0].with_id(named)], tmp_path / "b.jsonl.gz"))
+    else:
+        more = write([*pseudo, pseudo[0].with_id(named)], tmp_path / "pseudo.jsonl.gz")
+    message = error_of(lambda: batches_of(replace(data, train_cuts=tuple(train), pseudo_cuts=(more,))))
+    assert f"training cuts: two cuts have the id {named}; rename one with cut.with_id()" in message
 
 
 def test_pseudo_labelled_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(data, tmp_path, caplog):

@@ -32,6 +32,16 @@ def test_missing_and_damaged_manifests_name_themselves(corpus, tmp_path):
     assert f"{plain}: damaged" in error_of(lambda: batches_of(replace(config, train_cuts=(str(plain),))))
 
 
+def test_two_cuts_with_one_id_are_refused_in_every_set(corpus, tmp_path):
+    cuts = list(CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"))[:5]
+    path = tmp_path / "twice.jsonl.gz"
+    CutSet.from_cuts([*cuts, cuts[2]]).to_file(path)
+    config = config_of(corpus, valid_cuts=(str(path),), test_cuts=(str(path),))
+    module = AsrDataModule(config, 0)
+    for what, call in (("validation cuts", module.valid_dataloader), ("test set twice", module.test_sets)):
+        assert f"{what}: two cuts have the id {cuts[2].id}; rename one with cut.with_id()" in error_of(call)
+
+
 def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_path, caplog):
     frames = lambda n: np.zeros((n, 80), dtype=np.float32)  # noqa: E731
     tokenizer = Tokenizer(corpus / "lang_bpe_30" / "bpe.model")

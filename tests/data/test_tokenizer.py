@@ -128,6 +128,21 @@ def test_the_unknown_token_has_the_name_by_which_runtimes_know_it(tmp_path):
     assert (tmp_path / "tokens.txt").read_text().splitlines()[:2] == ["<blk> 0", "<unk> 1"]
 
 
+def test_a_test_set_in_another_case_is_a_warning_with_the_letters(corpus, tmp_path, caplog):
+    cuts = [
+        cut.map_supervisions(lambda s: s.transform_text(lambda text: text.capitalize() + "."))
+        for cut in CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")
+    ][:5]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cased.jsonl.gz")
+    module = AsrDataModule(config_of(corpus, test_cuts=(str(tmp_path / "cased.jsonl.gz"),)), 0)
+    with caplog.at_level(logging.WARNING):
+        module.test_sets()
+        module.test_sets()
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("test set cased: 5 of 5 transcripts have characters unknown to --bpe-model: 'e' (")
+    assert "is the case" in line
+
+
 def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkeypatch):
     same = ("--vocab-size", 30, "--lang-dir")
     cuts = corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"

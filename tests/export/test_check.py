@@ -30,7 +30,10 @@ from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
+from kdstream.recognizer import load
+from kdstream.words import as_text, spell
 from support.decoding import NOISE_CUTS, TEXTS, make_experiment, noise_test_set, run_script, write_noise
+from support.tokenizers import KINDS, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -260,6 +263,45 @@ def test_the_first_difference_is_where_a_token_is_another_or_missing():
     runtimes = {name: lambda _, pieces=pieces: pieces.split() for name, pieces in says.items()}
     differences = {name: heard.difference for name, heard in run_all(runtimes, torch.zeros(1)).items()}
     assert differences == {"first": None, "same": None, "other": 1, "shorter": 2, "longer": 3, "silent": 0}
+
+
+def test_one_byte_is_the_same_however_a_runtime_prints_it():
+    says = {
+        "torch": ["▁zo", "<0xC3>", "<0xAB>", "<0x54>", "<0x20>"],
+        "sherpa-onnx": ["▁zo", "<0xC3>", "<0xAB>", "T", "▁"],
+        "another": ["▁zo", "<0xC3>", "<0xAA>", "T", "▁"],
+    }
+    runtimes = {name: lambda _, pieces=pieces: pieces for name, pieces in says.items()}
+    differences = {name: heard.difference for name, heard in run_all(runtimes, torch.zeros(1)).items()}
+    assert differences == {"torch": None, "sherpa-onnx": None, "another": 2}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("piece", ["<0xC3>", "<0x54>", "<0x07>", "<unk>", "▁", "E", "<blk>"])
+def test_a_piece_is_heard_alike_in_every_runtime(tmp_path, piece):
+    """A joiner that says one thing alone, with a tokenizer that falls back to bytes."""
+    tokenizer = tiny_tokenizer(tmp_path / "bpe.model", ["THE ZOO"], **KINDS["byte fallback"])
+    tokenizer.save_tokens(tmp_path / "tokens.txt")
+    model = build_model(resolve(ModelConfig(preset="tiny", causal=True, vocab_size=tokenizer.vocab_size))).eval()
+    model.unk_id, output = tokenizer.unk_id, model.joiner.output_linear
+    output.weight.zero_()
+    output.bias.fill_(-20.0)
+    output.bias[tokenizer.tokens.index(piece)] = 0.0
+    files = export_onnx(model, CHUNK, tmp_path, "one")
+    runtimes = {
+        "torch": kdstream.commands.export.torch_runtime(model, CHUNK, tokenizer.tokens),
+        "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
+        "sherpa-onnx": SherpaRecognizer(files, tmp_path / "tokens.txt"),
+    }
+    heard = run_all(runtimes, with_tail(torch.zeros(8000), CHUNK))
+    assert all(result.difference is None for result in heard.values())
+    assert bool(heard["sherpa-onnx"].pieces) == (piece not in ("<unk>", "<blk>"))
+    recognizer = load(files.encoder)
+    stream = recognizer.stream()
+    stream.accept(torch.zeros(8000).numpy())
+    written = as_text(spell([piece] * len(heard["torch"].pieces))) if heard["torch"].pieces else ""
+    assert recognizer.transcribe(torch.zeros(8000).numpy()).text == stream.finish().text == written
+    assert stream.text == written
 
 
 def test_of_a_full_context_model_the_weights_alone_are_exported(tmp_path, monkeypatch, audio):
