@@ -17,8 +17,8 @@ from typing import Any
 
 from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
-from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
-from kdstream.evaluation.tables import markdown_table
+from kdstream.evaluation.records import RESULTS_JSON, Record, load_newest
+from kdstream.evaluation.tables import markdown_table, rate_shown
 
 PUBLISHED = Path(__file__).with_name("icefall_results.json")
 TEST_SETS = ("test-clean", "test-other")
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.exp_dir / RESULTS_JSON
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix=f"run decode.py or streaming_decode.py --exp-dir {args.exp_dir}")
-    records = load_records(path)
+    records = load_newest(path)
     names = test_sets_of(records)
     published_rows = [row for row in published["rows"] if row["baseline"] == args.baseline]
     rows = [*our_rows(records), *icefall_rows(published_rows, names)]
-    print(markdown_table([*HEADER, *(f"{name} WER %" for name in names)], rows))
+    print(markdown_table([*HEADER, *(f"{name} {rate_shown(records, name) or 'WER'} %" for name in names)], rows))
     print(f"icefall: {published['source']}; {published['note']}")

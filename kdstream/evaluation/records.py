@@ -1,11 +1,13 @@
 """Result records: what was scored, on which test set, and what training cost; kept in JSON files.
 
-A results JSON is a list of records.  Scoring the same thing again (`Record.key`) replaces its record.
+A results JSON is a list of records, the newest last.  Scoring the same thing again (`Record.key`) replaces its record.
+Records of several checkpoints lie beside each other; where one of them is needed, `newest` chooses it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,7 +101,7 @@ class Record:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (self.system, self.seed, *self.setting)
+        return (self.system, self.seed, *self.setting, self.checkpoint)
 
 
 def load_records(path: Path) -> list[Record]:
@@ -133,6 +135,27 @@ def to_record(path: Path, item: dict[str, Any]) -> Record:
         raise UserError(f"{path}: {error}", fix=DECODE_AGAIN) from error
     tuples = {name: tuple(item[name]) for name in ("interval", "utterance_errors", "utterance_words")}
     return Record(**{**item, **tuples, "latency": latency})
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Of each system, seed and setting the record that was added last, whatever its checkpoint."""
+    return list({(record.system, record.seed, *record.setting): record for record in records}.values())
+
+
+def load_newest(path: Path) -> list[Record]:
+    """The newest records of a results JSON; the log names the checkpoints that are passed over."""
+    records = load_records(path)
+    taken = newest(records)
+    lines: dict[str, None] = {}
+    for record in taken:
+        same = (record.system, record.seed, *record.setting)
+        others = {r.checkpoint for r in records if (r.system, r.seed, *r.setting) == same} - {record.checkpoint}
+        if others:
+            passed_over = ", ".join(sorted(others))
+            lines[f"{path}: of {record.system} {record.checkpoint}, decoded last, not {passed_over}"] = None
+    for line in lines:
+        logging.warning(line)
+    return taken
 
 
 def _to_item(record: Record) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class DecodingRun:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             method=self.config.distill.method,
             seed=self.config.train.seed,
-            checkpoint=self.trained.name,
+            checkpoint=self.trained.name + ("" if self.decode.use_averaged_model else "_use-averaged-model-0"),
             test_set=test_set,
             mode=self.mode,
             chunk_ms=chunk.chunk_ms if chunk else None,

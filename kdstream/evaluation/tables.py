@@ -8,7 +8,7 @@ from typing import Any
 
 from kdstream.evaluation import scoring
 from kdstream.evaluation.latency import COMPUTE, FINAL, FRAME, MEASURES, SHOWN
-from kdstream.evaluation.records import Record, load_list, to_record
+from kdstream.evaluation.records import Record, load_list, newest, to_record
 
 LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
 
@@ -124,7 +124,7 @@ def render(path: Path) -> str:
     """
     items = load_list(path)
     if items and "wer" in items[0] and "system" in items[0]:
-        records = [to_record(path, item) for item in items]
+        records = newest([to_record(path, item) for item in items])
         parts = [wer_table(records)]
         if any(record.latency for record in records):
             parts.append(_folded(LATENCY_CELLS, rows_table(latency_rows(records))))

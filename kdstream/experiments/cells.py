@@ -15,7 +15,7 @@ from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.config.sections import DecodeConfig, TrainConfig
 from kdstream.decoding import settings  # noqa: F401  brings the flags of the searches
 from kdstream.errors import UserError
-from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
+from kdstream.evaluation.records import RESULTS_JSON, Record, load_records, newest
 from kdstream.experiments.train_flags import FLAGS_FILE, flags_begun_with, read_section, same_training
 from kdstream.files import write_text
 
@@ -151,7 +151,7 @@ class Cell:
         if not self.is_trained():
             return []
         path, data = self.results_json(command), self._read(command)[0].data
-        found = [r for r in load_records(path) if r.command == command.typed] if path.is_file() else []
+        found = newest([r for r in load_records(path) if r.command == command.typed]) if path.is_file() else []
         return found if len(found) == len(data.test_cuts or data.test_parts) else []
 
     def all_records(self) -> list[Record]:

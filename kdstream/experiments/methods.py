@@ -13,7 +13,7 @@ from kdstream.config.command_line import CACHE_DATA_FLAGS
 from kdstream.config.flags import flag_value, flags_of
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.errors import UserError, option
-from kdstream.evaluation.records import Record, load_records
+from kdstream.evaluation.records import Record, load_records, newest
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
 from kdstream.experiments.train_flags import (
     FLAGS_FILE,
@@ -214,6 +214,5 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
 
 def records_of(cells: Sequence[Cell], added: Sequence[Record]) -> list[Record]:
     """The records of the cells so far, and of `added` those that the cells lack; in the order of METHODS."""
-    by_key = {record.key: record for record in [*added, *all_records(cells)]}
     order = [TEACHER, *METHODS]
-    return sorted(by_key.values(), key=lambda record: (order.index(record.system), record.seed))
+    return sorted(newest([*added, *all_records(cells)]), key=lambda record: (order.index(record.system), record.seed))

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
-from kdstream.evaluation.records import RESULTS_JSON, Record, load_records
+from kdstream.evaluation.records import RESULTS_JSON, Record, load_newest
 
 SIMILARITY_JSON = "layer_similarity.json"
 SWEEPS = "sweep*.png"
@@ -46,7 +46,7 @@ class Member(NamedTuple):
 
 
 def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
-    """The records of each system's experiment.  Raises UserError if a system has none."""
+    """The newest records of each system's experiment.  Raises UserError if a system has none."""
     runs = {}
     for system in systems:
         path = exp_root / system / RESULTS_JSON
@@ -55,7 +55,7 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
                 f"{path}: no such file",
                 fix=f"run decode.py --exp-dir {path.parent}, or leave {system} out of --systems",
             )
-        runs[path] = load_records(path)
+        runs[path] = load_newest(path)
     return runs
 
 

@@ -13,7 +13,7 @@ import pytest
 from kdstream.errors import UserError
 from kdstream.evaluation import records, scoring
 from kdstream.evaluation.latency import SHOWN
-from kdstream.evaluation.records import add_record, load_records
+from kdstream.evaluation.records import add_record, load_newest, load_records
 from support.paths import ROOT
 from support.records import LATENCY, make_record, random_transcripts, scored
 
@@ -59,10 +59,32 @@ def test_scoring_again_replaces_the_record_of_the_same_key(tmp_path):
         make_record(seed=1),
         make_record(test_set="test-other"),
         make_record(chunk_ms=320),
+        make_record(checkpoint="epoch-30_avg-1"),
+        make_record(checkpoint="iter-8000_avg-9"),
+        make_record(unit="char"),
     ]
-    for record in [make_record(), *other, make_record(wer=10.0, checkpoint="epoch-31_avg-9")]:
+    for record in [make_record(), *other, make_record(wer=10.0, unit="word")]:
         add_record(path, record)
-    assert load_records(path) == [*other, make_record(wer=10.0, checkpoint="epoch-31_avg-9")]
+    assert load_records(path) == [*other, make_record(wer=10.0, unit="word")]
+
+
+def test_of_several_checkpoints_the_one_decoded_last_is_taken_and_named(tmp_path, caplog):
+    path = tmp_path / "results.json"
+    old, new = (make_record(checkpoint=f"epoch-30_avg-{avg}", wer=float(avg)) for avg in (1, 9))
+    others = [make_record(seed=1), make_record(mode="chunkwise"), make_record(unit="char", checkpoint=old.checkpoint)]
+    for record in (new, old, *others, new):  # the best one was decoded again
+        add_record(path, record)
+    assert load_records(path) == [old, *others, new]
+    assert sorted(load_newest(path), key=repr) == sorted([new, *others], key=repr)
+    line = f"{path}: of {new.system} {new.checkpoint}, decoded last, not {old.checkpoint}"
+    assert [record.message for record in caplog.records] == [line]
+
+
+def test_a_record_of_an_unknown_unit_is_refused(tmp_path):
+    item = {**json.loads((PUBLISHED / "mini.json").read_text())[0], "unit": "syllable"}
+    (tmp_path / "results.json").write_text(json.dumps([item]))
+    with pytest.raises(UserError, match="results.json: unknown unit syllable; decode again"):
+        load_records(tmp_path / "results.json")
 
 
 def _add_many(path: Path, system: str) -> None:
