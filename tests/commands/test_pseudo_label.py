@@ -240,7 +240,10 @@ def test_bad_flags_are_named_in_one_line(tmp_path, monkeypatch, teacher, flag, v
 def test_a_student_trains_on_what_the_teacher_labelled(tmp_path, monkeypatch, data, teacher, distilled):
     pseudo = tmp_path / "pseudo.jsonl.gz"
     count = len(label(monkeypatch, teacher, data.test_cuts[0], pseudo, 0))
-    mixed = replace(data, train_cuts=data.valid_cuts, pseudo_cuts=(str(pseudo),), pseudo_ratio=count / (count + 4))
+    labelled = [cut.with_id(f"labelled-{cut.id}") for path in data.valid_cuts for cut in CutSet.from_file(path)]
+    CutSet.from_cuts(labelled).to_file(tmp_path / "labelled.jsonl.gz")  # a corpus of its own has ids of its own
+    train = (str(tmp_path / "labelled.jsonl.gz"),)
+    mixed = replace(data, train_cuts=train, pseudo_cuts=(str(pseudo),), pseudo_ratio=count / (count + 4))
     config = experiment(tmp_path / "student", mixed, num_epochs=1)
     if distilled:
         config = replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher)))
