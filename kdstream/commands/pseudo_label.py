@@ -6,9 +6,9 @@
 The confidence of a hypothesis is the geometric mean of the probabilities that the search gave its tokens.  Cuts that
 reach --min-confidence are written, in a random order that is the same each time, with the hypothesis as their text and
 with supervision.custom["confidence"].  They keep the features that they had.  Cuts whose hypothesis is empty or holds
-<unk> are left out too.  A histogram of all confidences is written beside the output, as a PNG.  Where the cuts have
-transcripts, the word error rates of the kept and of all hypotheses are printed, which helps to choose
---min-confidence.
+<unk> are left out too.  (Here alone <unk> is not taken for blank: a transcript with a hole would train the student.)  A
+histogram of all confidences is written beside the output, as a PNG.  Where the cuts have transcripts, the word error
+rates of the kept and of all hypotheses are printed, which helps to choose --min-confidence.
 
 Cuts are utterances that the teacher can take in whole, with one supervision at most.  A teacher that is not causal
 hears them in full context, a causal one in its chunks.

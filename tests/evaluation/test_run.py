@@ -19,10 +19,13 @@ from kdstream.config.command_line import read_flags
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
 from kdstream.errors import UserError
+from kdstream.evaluation import tables
+from kdstream.evaluation.latency import FRAME
 from kdstream.evaluation.records import Record, load_records
 from kdstream.evaluation.scoring import read_recogs
 from support.decoding import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
 from support.paths import ROOT
+from support.tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +148,50 @@ def test_a_record_tells_what_was_decoded_and_what_it_cost(exp_dir, monkeypatch):
     assert (
         0.99 * sum(w.numel() for w in weights.values()) < record.parameters <= sum(w.numel() for w in weights.values())
     )
+
+
+@pytest.fixture()
+def foreign(tmp_path) -> DataConfig:
+    """The test set "noise" in Chinese, full width and case of another, with the tokens of its normalised texts."""
+    data = noise_test_set(tmp_path)
+    cuts = list(lhotse.CutSet.from_file(tmp_path / NOISE_CUTS))
+    for cut, text in zip(cuts, ("今天天气很好", "我有ＯＫ手机", "今天 有天气", "好"), strict=True):
+        cut.supervisions[0].text = text
+    lhotse.CutSet.from_cuts(cuts).to_file(tmp_path / NOISE_CUTS)
+    tiny_tokenizer(Path(data.bpe_model), ["今天天气很好", "我有OK手机", "今天 有天气"], model_type="bpe")
+    return data
+
+
+def test_characters_are_scored_where_a_script_has_no_blanks(tmp_path, foreign, monkeypatch, capsys):
+    exp_dir = make_exp_dir(tmp_path / "exp", foreign, causal=True)
+    mixed = decode(monkeypatch, "whole", exp_dir)
+    assert (mixed.unit, mixed.rate, mixed.words, mixed.normalisation) == ("mixed", "MER", 17, "nmt_nfkc")
+    chars, words = (decode(monkeypatch, "whole", exp_dir, "--score-by", by) for by in ("char", "word"))
+    assert (chars.unit, chars.words, words.unit, words.words) == ("char", 18, "word", 5)
+    assert [r.unit for r in load_records(exp_dir / "results.json")] == ["mixed", "char", "word"]
+    files = {record.unit: exp_dir / record.recogs for record in (mixed, chars, words)}
+    assert len(set(files.values())) == 3 and files["char"].name.endswith("_score-by-char.txt")
+    refs = {unit: {t.cut_id[:4]: t.ref for t in read_recogs(path)} for unit, path in files.items()}
+    assert refs["mixed"]["utt1"] == ["我", "有", "OK", "手", "机"] and refs["char"]["utt1"] == list("我有OK手机")
+    assert refs["word"]["utt2"] == ["今天", "有天气"]
+    assert {unit: sum(map(len, some.values())) for unit, some in refs.items()} == {"mixed": 17, "char": 18, "word": 5}
+    assert "[noise-greedy_search] %WER" in capsys.readouterr().err and "| noise MER % |" in tables.wer_table([mixed])
+
+
+def test_delays_are_measured_on_characters(tmp_path, foreign, monkeypatch):
+    exp_dir = make_exp_dir(tmp_path / "exp", foreign, causal=True)
+    recogs = exp_dir / decode(monkeypatch, "chunkwise", exp_dir).recogs
+    aligned = make_aligned(tmp_path, recogs, foreign)
+    flags = ("--test-cuts", aligned, "--alignments", aligned)
+    record = decode(monkeypatch, "chunkwise", exp_dir, *flags)
+    assert record.errors == 0 and record.latency[FRAME].count == record.words > 10
+
+
+def test_records_of_other_checkpoints_stay(exp_dir, monkeypatch):
+    for flags in ((), ("--avg", 2), ("--epoch", 1), ("--use-averaged-model", 0), ("--avg", 2)):
+        decode(monkeypatch, "whole", exp_dir, *flags)
+    names = [record.checkpoint for record in load_records(exp_dir / "results.json")]
+    assert names == ["epoch-2_avg-1", "epoch-1_avg-1", "epoch-2_avg-1_use-averaged-model-0", "epoch-2_avg-2"]
 
 
 def test_a_bare_checkpoint_is_decoded_like_the_epochs_it_was_averaged_from(exp_dir, tmp_path, monkeypatch):

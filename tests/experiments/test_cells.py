@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdstream.errors import UserError
+from kdstream.evaluation.records import add_record
 from kdstream.experiments.cells import Cell, CommandLine, seen_from
 from kdstream.experiments.flags import CHECKOUT_RECIPE
 from kdstream.experiments.runner import run_cells
@@ -41,6 +43,16 @@ def test_an_experiment_that_exists_is_only_decoded(recipe):
     assert cell.decode_commands()[0].flags[2:4] == ("--epoch", "3") and not cell.is_finished()
     with pytest.raises(UserError, match="nowhere.*--exp-dir"):
         run_cells([make_cell(recipe, "nowhere", train_flags=None)], 1)
+
+
+def test_a_decoding_that_left_records_of_two_checkpoints_counts_once(recipe):
+    cell = make_cell(recipe, "a")
+    run([cell])
+    (command,) = cell.decode_commands()
+    for record in cell.records(command):
+        add_record(cell.results_json(command), replace(record, checkpoint="epoch-9_avg-9", wer=1.0))
+    assert [(r.test_set, r.wer) for r in cell.records(command)] == [("clean", 1.0), ("other", 1.0)]
+    assert cell.is_finished()
 
 
 def test_other_flags_in_a_used_directory_are_refused_before_anything_runs(recipe):

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from kdstream.errors import UserError
+from kdstream.evaluation.records import add_record
 from kdstream.reporting import sources
 from kdstream.reporting.sources import Member
+from support.records import make_record
 from support.reporting import write_curves, write_measured
 
 
@@ -23,6 +25,17 @@ def test_systems_that_differ_in_the_delay_penalty_alone_are_a_family(tmp_path):
     assert {member.family for member in families().values()} == {"early", "plain", "o"}  # twice the same penalty
     (tmp_path / "o" / "config.json").unlink()
     assert families() == {"early": Member("plain", 0.01), "plain": Member("plain", 0.0), "o": Member("o", 0.0)}
+
+
+def test_a_report_counts_a_system_once_whatever_checkpoints_were_decoded(tmp_path, caplog):
+    path = tmp_path / "baseline" / "results.json"
+    for checkpoint, wer in (("epoch-8_avg-1", 30.0), ("epoch-8_avg-9", 25.0), ("epoch-8_avg-3", 20.0)):
+        for test_set in ("clean", "other"):
+            add_record(path, make_record(checkpoint=checkpoint, wer=wer, test_set=test_set))
+    (records,) = sources.read_runs(tmp_path, ["baseline"]).values()
+    assert [(r.test_set, r.wer) for r in records] == [("clean", 20.0), ("other", 20.0)]
+    line = f"{path}: of baseline epoch-8_avg-3, decoded last, not epoch-8_avg-1, epoch-8_avg-9"
+    assert [record.message for record in caplog.records] == [line]
 
 
 def test_losses_are_read_whole_and_shown_in_a_fixed_order(tmp_path):
