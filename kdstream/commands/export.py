@@ -25,7 +25,7 @@ from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
-from kdstream.data.tokenizer import Tokenizer
+from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.settings import choose_chunk, fit_tokenizer
 from kdstream.decoding.stream import StreamingDecoder
@@ -65,6 +65,10 @@ def check_exported(
 ) -> None:
     """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
     torch.set_num_threads(1)
+    unknown = UnknownLetters(tokenizer)
+    for _, text in speech.values():
+        unknown.add(text)
+    unknown.warn("--check")
     tokens = files.encoder.with_name(TOKENS_FILE)
     exact = {
         "torch": torch_runtime(model, chunk, tokenizer.tokens),
