@@ -277,7 +277,7 @@ def test_one_byte_is_the_same_however_a_runtime_prints_it():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("piece", ["<0xC3>", "<0x54>", "<0x07>", "<unk>", "▁", "E", "<blk>"])
+@pytest.mark.parametrize("piece", ["<0xC3>", "<0x54>", "<unk>", "E"])
 def test_a_piece_is_heard_alike_in_every_runtime(tmp_path, piece):
     """A joiner that says one thing alone, with a tokenizer that falls back to bytes."""
     tokenizer = tiny_tokenizer(tmp_path / "bpe.model", ["THE ZOO"], **KINDS["byte fallback"])
@@ -295,7 +295,7 @@ def test_a_piece_is_heard_alike_in_every_runtime(tmp_path, piece):
     }
     heard = run_all(runtimes, with_tail(torch.zeros(8000), CHUNK))
     assert all(result.difference is None for result in heard.values())
-    assert bool(heard["sherpa-onnx"].pieces) == (piece not in ("<unk>", "<blk>"))
+    assert bool(heard["sherpa-onnx"].pieces) == (piece != "<unk>")
     recognizer = load(files.encoder)
     stream = recognizer.stream()
     stream.accept(torch.zeros(8000).numpy())
