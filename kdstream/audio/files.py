@@ -14,13 +14,17 @@ import soundfile
 
 from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, why_not_opened
 from kdstream.audio.mpeg import count_frames, mended, parse_frame
-from kdstream.audio.samples import check_samples
+from kdstream.audio.samples import check_samples, heard_alone, power_of
 from kdstream.errors import UserError, printable
 from kdstream.units import FRAMES_PER_SECOND
 
 RATES = (1000, 1_000_000)  # Hz; a header with another is damaged
 BLOCK = 1 << 26  # samples that are read at once: most files in one piece, none by what a damaged header states
+SHORT_BLOCK = 1 << 19  # samples of a long file that are read at once: half a minute at 16 kHz
 UNKNOWN = 1 << 60  # samples: libsndfile states more where a header gives no length
+CONVERT_AGAIN = "convert it again, with samples as 16-bit integers"
+JOINED = "several files joined into one, of which only the first would be heard"
+GIVE_PARTS = "give them one by one, or join them with sox ONE TWO JOINED"
 HEAD = 1024  # bytes by which a file is known
 
 
@@ -39,14 +43,58 @@ def read_sound(path: Path) -> Sound:
     """
     head = read_head(path)
     with open_sound(path, head) as file:
-        pieces = list(blocks(path, file))
+        pieces = list(blocks(path, file, BLOCK))
         samples, sample_rate = (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).T, file.samplerate
         _check_end(path, file, samples.shape[1])
-    check_samples(samples, str(path), "convert it again, with samples as 16-bit integers")
+    check_samples(samples, str(path), CONVERT_AGAIN)
     if samples.shape[1] * FRAMES_PER_SECOND < sample_rate:
         what = "less than 10 ms of sound" if samples.size else "no samples"
         raise UserError(f"{path}: {what}", fix="give another file, or leave it out")
     return Sound(samples, sample_rate)
+
+
+class LongSound(NamedTuple):
+    """A file that was looked through, and is too long to be held whole.
+
+    samples: of each channel.
+    channel: that is heard alone; None where their mean is heard.
+    """
+
+    path: Path
+    sample_rate: int
+    samples: int
+    channel: int | None
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(S,) samples as `mono` gives them, block by block."""
+        with open_sound(self.path, read_head(self.path), look_for_more=False) as file:
+            for block in blocks(self.path, file, SHORT_BLOCK):
+                yield block.mean(axis=1) if self.channel is None else block[:, self.channel]
+
+
+def find_long(path: Path, seconds: float) -> LongSound | None:
+    """A file of more than `seconds`, of which no more than a block is held at once; None for a shorter one.
+
+    Raises UserError for what `read_sound` refuses in a long file.
+    """
+    head = read_head(path)
+    with open_sound(path, head, look_for_more=False) as file:
+        if file.frames <= seconds * file.samplerate:
+            return None
+    with open_sound(path, head) as file:
+        samples, power, power_of_mean = 0, np.zeros(file.channels), 0.0
+        for block in blocks(path, file, SHORT_BLOCK):
+            check_samples(block, str(path), CONVERT_AGAIN)
+            samples += len(block)
+            power += power_of(block.T)
+            power_of_mean += float(power_of(block.mean(axis=1)))
+        _check_end(path, file, samples)
+        channel = heard_alone(power, power_of_mean, path) if file.channels > 1 else None
+        return LongSound(path, file.samplerate, samples, channel)
 
 
 def check_header(path: Path) -> None:
@@ -96,8 +144,7 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
     """
     try:
         if look_for_more and is_joined(path, head):
-            problem = "several files joined into one, of which only the first would be heard"
-            raise UserError(f"{path}: {problem}", fix="give them one by one, or join them with sox ONE TWO JOINED")
+            raise UserError(f"{path}: {JOINED}", fix=GIVE_PARTS)
         if parse_frame(head, 0) or head.startswith(b"ID3"):
             return _open_mp3(path)  # at once, as libmpg123 prints warnings without a name of what is mended here
         file = soundfile.SoundFile(_name_of(path))
@@ -111,7 +158,7 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
             return _open_mp3(path)
         return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") and not file.frames else file
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
-        problem, fix = why_not_opened(path, head, error)
+        problem, fix = (JOINED, GIVE_PARTS) if is_joined(path, head) else why_not_opened(path, head, error)
         raise UserError(f"{path}: {problem}", fix=fix) from error
 
 
@@ -120,13 +167,13 @@ def _name_of(path: Path) -> Any:
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
-def blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """(S, channels) float32 samples, block by block, to the end; at least one block, which may be empty."""
+def blocks(path: Path, file: soundfile.SoundFile, size: int) -> Iterator[np.ndarray]:
+    """(S, channels) float32 samples, `size` at once, to the end; at least one block, which may be empty."""
     try:
         while True:
-            block = file.read(BLOCK, dtype="float32", always_2d=True)
+            block = file.read(size, dtype="float32", always_2d=True)
             yield block
-            if len(block) < BLOCK:
+            if len(block) < size:
                 return
     except soundfile.SoundFileError as error:
         said = str(error).removeprefix("Error : ").rstrip(".")

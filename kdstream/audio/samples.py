@@ -19,16 +19,31 @@ def mono(samples: np.ndarray, path: Path | str) -> np.ndarray:
     Where they cancel each other out, as channels in opposite phase do, it is the loudest channel, and a warning.
     """
     mean = samples.mean(axis=0)
-    if len(samples) > 1:
-        power = [float(np.dot(channel, channel)) for channel in samples]
-        if float(np.dot(mean, mean)) < CANCELLED * sum(power) / len(power):
-            loudest = power.index(max(power))
-            logging.warning(
-                f"{printable(str(path))}: its {len(samples)} channels cancel each other out, as in opposite phase; "
-                f"only channel {loudest} is heard"
-            )
-            return samples[loudest]
-    return mean
+    if len(samples) == 1:
+        return mean
+    channel = heard_alone(power_of(samples), float(power_of(mean)), path)
+    return mean if channel is None else samples[channel]
+
+
+def power_of(samples: np.ndarray) -> np.ndarray:
+    """(..., S) to (...): the sum of the squares."""
+    return np.einsum("...s,...s->...", samples, samples, dtype=np.float64)
+
+
+def heard_alone(power: np.ndarray, power_of_mean: float, path: Path | str) -> int | None:
+    """The channel that is heard alone, and a warning, where the mean of all would be almost silent; else None.
+
+    Args:
+      power: of each channel.
+    """
+    if power_of_mean >= CANCELLED * power.mean():
+        return None
+    loudest = int(power.argmax())
+    logging.warning(
+        f"{printable(str(path))}: its {len(power)} channels cancel each other out, as in opposite phase; "
+        f"only channel {loudest} is heard"
+    )
+    return loudest
 
 
 def check_samples(samples: np.ndarray, what: str, fix: str) -> None:

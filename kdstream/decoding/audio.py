@@ -6,24 +6,25 @@ A file gives the same features as a cut of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdstream.audio.files import read_sound
+from kdstream.audio.files import LongSound, find_long, read_sound
 from kdstream.audio.kinds import convert
 from kdstream.audio.samples import mono
 from kdstream.data.features import FBANK, compute_fbank
-from kdstream.data.resampling import check_rate, resample
+from kdstream.data.resampling import ResamplingStream, check_rate, resample
 from kdstream.errors import UserError, option
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 
 FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # samples from one feature frame to the next
 WINDOW_END = FRAME // 2 + SAMPLE_RATE * 25 // 2000  # samples from a frame's start to the end of its 25 ms window
 NUM_FILTERS = FBANK.feature_dim(SAMPLE_RATE)
+WHOLE_SECONDS = 300.0  # of a file that is decoded chunk by chunk and held whole; an hour of features is 115 MB
 MICROPHONE_BLOCK = SAMPLE_RATE // 10
 MICROPHONE = option("microphone", 1)
 
@@ -34,6 +35,26 @@ def read_audio_file(path: Path) -> Tensor:
     check_rate(sound.sample_rate, str(path), convert(path))
     samples = resample(torch.from_numpy(sound.samples), sound.sample_rate)
     return torch.from_numpy(mono(samples.numpy(), path))
+
+
+def find_long_audio(path: Path) -> LongSound | None:
+    """A file of more than WHOLE_SECONDS; None for a shorter one.  Raises UserError as `read_audio_file` does."""
+    sound = find_long(path, WHOLE_SECONDS)
+    if sound is not None:
+        check_rate(sound.sample_rate, str(path), convert(path))
+    return sound
+
+
+def read_features(sound: LongSound) -> Iterator[Tensor]:
+    """The features of a long file in pieces (T, 80), read one after the other.
+
+    They differ from those of the whole file by float32 rounding.
+    """
+    resampling, fbank = ResamplingStream(sound.sample_rate), FbankStream()
+    for block in sound.blocks():
+        yield fbank.accept(resampling.accept(torch.from_numpy(block)))
+    yield fbank.accept(resampling.finish())
+    yield fbank.finish()
 
 
 class FbankStream:

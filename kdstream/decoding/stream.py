@@ -202,25 +202,32 @@ class StreamingDecoder:
 
 def decode_streams(
     decoder: StreamingDecoder,
-    utterances: Iterable[tuple[Any, Tensor]],
+    utterances: Iterable[tuple[Any, Tensor | Iterable[Tensor]]],
     step_ms: list[float] | None = None,
-    on_partial: Callable[[Any, Result], None] | None = None,
+    on_partial: Callable[[Any, Stream], None] | None = None,
 ) -> Iterator[tuple[Any, Result]]:
     """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
 
     Args:
-      utterances: names and (T, F) features.  They are read only as places become free.
+      utterances: names and (T, F) features, whole or in pieces.  They are read only as places become free, and pieces
+        only as they are decoded.
       step_ms: the milliseconds that each step takes are appended to it.
-      on_partial: called after every step with the name and the partial result of the utterance that began first.
+      on_partial: called after every step with the name and the stream of the utterance that began first.
     """
     source = iter(utterances)
     open_streams: list[tuple[Any, Stream]] = []
+    pieces: dict[Stream, Iterator[Tensor]] = {}  # of streams that are not finished
     while True:
         for name, features in islice(source, decoder.max_streams - len(open_streams)):
             stream = decoder.open()
-            stream.accept_features(features)
-            stream.finish()
             open_streams.append((name, stream))
+            if isinstance(features, Tensor):
+                stream.accept_features(features)
+                stream.finish()
+            else:
+                pieces[stream] = iter(features)
+        for stream in [stream for stream in pieces if _feed(stream, pieces[stream])]:
+            del pieces[stream]
         if not open_streams:
             return
         begin = perf_counter()
@@ -229,12 +236,23 @@ def decode_streams(
             step_ms.append(1000 * (perf_counter() - begin))
         if on_partial is not None:
             name, stream = open_streams[0]
-            on_partial(name, stream.result)
+            on_partial(name, stream)
         for name, stream in open_streams:
             if stream.done:
                 stream.closed = True
                 yield name, stream.result
         open_streams = [(name, stream) for name, stream in open_streams if not stream.closed]
+
+
+def _feed(stream: Stream, pieces: Iterator[Tensor]) -> bool:
+    """Gives the stream what it needs for its next chunk.  Returns whether these were the last pieces."""
+    while not stream.ready:
+        piece = next(pieces, None)
+        if piece is None:
+            stream.finish()
+            return True
+        stream.accept_features(piece)
+    return False
 
 
 def _take_rows(state: EncoderState, rows: list[int]) -> EncoderState:

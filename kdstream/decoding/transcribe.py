@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, current_thread, main_thread
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.audio import MICROPHONE, FbankStream, read_audio_file
+from kdstream.decoding.audio import MICROPHONE, FbankStream, find_long_audio, read_audio_file, read_features
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
 from kdstream.errors import UserError
@@ -25,6 +27,8 @@ from kdstream.models.transducer import Transducer
 from kdstream.transcription import Transcription, group_words
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 from kdstream.words import as_text
+
+LOOKING = 0.1  # the part of the time that partial texts may take
 
 
 class Transcriber:
@@ -35,7 +39,8 @@ class Transcriber:
       chunk: None for full context.
       num_streams: files that are decoded at once, chunk by chunk.
       max_seconds: of audio in a batch of whole files.
-      on_partial: is called with the partial text of the file that began first, whenever it may have grown.
+      on_partial: is called with the partial text of the file that began first, when it may have grown and the last call
+        is so long ago that all of them take less than LOOKING of the time.
     """
 
     def __init__(
@@ -55,9 +60,13 @@ class Transcriber:
         """Transcribes each file, in the order in which they end; errors of files that cannot be read go to `report`."""
         seconds: dict[str, float] = {}
 
-        def utterances() -> Iterator[tuple[str, Tensor]]:
+        def utterances() -> Iterator[tuple[str, Tensor | Iterator[Tensor]]]:
             for path in paths:
                 try:
+                    if self.chunk is not None and (sound := find_long_audio(path)):
+                        seconds[str(path)] = sound.seconds
+                        yield str(path), read_features(sound)
+                        continue
                     samples = read_audio_file(path)
                     seconds[str(path)] = len(samples) / SAMPLE_RATE
                     self._check_length(path, seconds[str(path)])
@@ -91,12 +100,12 @@ class Transcriber:
         UserError for a model that cannot stream.
         """
         stream = self.open(MICROPHONE)
+        show = self._when_cheap(lambda: stream.text)
         with _interruption() as interrupted:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
-                    if self.on_partial is not None:
-                        self.on_partial(stream.text)
+                    show()
                 if interrupted.is_set():
                     break
             return stream.finish("microphone")
@@ -105,16 +114,33 @@ class Transcriber:
         if self.chunk is None:
             check_length(str(path), seconds, self.max_seconds)
 
-    def _decode(self, utterances: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Result]]:
+    def _decode(self, utterances: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Result]]:
+        """Decodes features (T, 80), or where there is a chunk also pieces of such."""
         if self.chunk is None:
             for batch in _batches(utterances, self.max_seconds):
                 results = decode_whole(self.model, batch.features, batch.feature_lens, None, self.search)
                 yield from zip(batch.cut_ids, results, strict=True)
             return
         decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams)
-        on_partial = self.on_partial
-        show = None if on_partial is None else lambda name, result: on_partial(f"{name}: {self.text(result)}")
+        show = self._when_cheap(lambda name, stream: f"{name}: {self.text(stream.result)}")
         yield from decode_streams(decoder, utterances, on_partial=show)
+
+    def _when_cheap(self, partial: Callable[..., str]) -> Callable[..., None]:
+        """Gives `partial`'s text to `on_partial`, but only while this takes less than a part of the time.
+
+        A text is made of all tokens so far: to make one after every chunk of an hour would take longer than to hear it.
+        """
+        on_partial, next_look = self.on_partial, 0.0
+
+        def look(*args: Any) -> None:
+            nonlocal next_look
+            begin = perf_counter()
+            if on_partial is not None and begin >= next_look:
+                on_partial(partial(*args))
+                end = perf_counter()
+                next_look = end + (end - begin) / LOOKING
+
+        return look
 
     def text(self, result: Result) -> str:
         """The text of all tokens."""

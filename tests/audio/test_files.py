@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdstream.audio.files import check_header, read_sound, why_unreadable
+from kdstream.audio.files import check_header, find_long, read_sound, why_unreadable
+from kdstream.audio.samples import mono
 from kdstream.errors import UserError
 from support.sound import (
     RATE,
@@ -204,6 +205,7 @@ def test_headers_of_sound_files_are_taken_unless_libsndfile_alone_would_hear_les
         (MP3[: len(MP3) // 2], "cut short"),
         (MP3[MP3.index(b"\xff\xf3", 2) :], "its header states another length than it has"),
         (MP3 + MP3, "its header states another length than it has"),
+        (WAV + WAV, "several files joined into one"),
         (b"text", "text, not audio"),
     ],
 )
@@ -211,3 +213,41 @@ def test_headers_that_do_not_say_how_much_sound_there_is_are_refused(tmp_path, d
     (tmp_path / "a.wav").write_bytes(data)
     with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
         check_header(tmp_path / "a.wav")
+
+
+def test_a_long_file_is_found_and_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 1000)
+    path = tmp_path / "a.flac"
+    path.write_bytes(encoded(np.stack([SOUND, 0.5 * SOUND], axis=1), format="FLAC"))
+    assert find_long(path, 1.0) is None
+    sound = find_long(path, 0.99)
+    assert sound is not None and sound.seconds == 1.0 and sound.channel is None
+    blocks = list(sound.blocks())
+    assert max(map(len, blocks)) == 1000
+    np.testing.assert_allclose(np.concatenate(blocks), mono(read_sound(path).samples, path), atol=1e-7)
+
+
+def test_channels_of_a_long_file_that_cancel_are_heard_by_the_loudest_one(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 1000)
+    path = tmp_path / "a.flac"
+    path.write_bytes(encoded(np.stack([-0.95 * SOUND, SOUND], axis=1), format="FLAC"))
+    sound = find_long(path, 0.5)
+    assert sound is not None and "only channel 1 is heard" in caplog.text
+    np.testing.assert_array_equal(np.concatenate(list(sound.blocks())), read_sound(path).samples[1])
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        (FLAC[: len(FLAC) // 2], "cut short or damaged"),
+        (WAV + WAV, "several files joined"),
+        (encoded(np.append(SOUND, np.nan), format="WAV", subtype="FLOAT"), "samples are NaN or infinite"),
+        (encoded(32767 * SOUND, format="WAV", subtype="FLOAT"), "float samples up to"),
+    ],
+)
+def test_a_long_file_is_refused_before_its_first_block(tmp_path, monkeypatch, data, named):
+    monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 1000)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
+        find_long(tmp_path / "a.wav", 0.1)

@@ -20,6 +20,7 @@ import pytest
 import soundfile
 import torch
 
+from kdstream.audio.files import LongSound
 from kdstream.audio.find import find_audio
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
@@ -29,7 +30,7 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import microphone, read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
-from kdstream.decoding.transcribe import Transcriber
+from kdstream.decoding.transcribe import LOOKING, Transcriber
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from support.decoding import make_experiment, run_script, write_noise
@@ -194,6 +195,48 @@ def test_partial_text_grows_into_the_final_one(exp_dir, audio):
     (heard,) = make_transcriber(exp_dir, on_partial=partial.append).files([path], refuse)
     assert len(set(partial)) > 3
     assert all(f"{path}: {heard.text}".startswith(text) for text in partial)
+
+
+def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decoded(exp_dir, audio, monkeypatch):
+    paths = find_audio([str(audio)])
+    whole = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
+    read: list[int] = []
+    blocks = LongSound.blocks
+
+    def counted(self):
+        for block in blocks(self):
+            read.append(len(block))
+            yield block
+
+    monkeypatch.setattr("kdstream.decoding.audio.WHOLE_SECONDS", 1.2)
+    monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 4000)
+    monkeypatch.setattr(LongSound, "blocks", counted)
+    parts = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
+    assert {name: (heard.words, heard.seconds) for name, heard in parts.items()} == {
+        name: (heard.words, heard.seconds) for name, heard in whole.items()
+    }
+    assert len(read) > 40 and max(read) == 4000  # four of the five files are longer
+    read.clear()
+    partial: list[int] = []
+    transcriber = make_transcriber(exp_dir, on_partial=lambda text: partial.append(sum(read)))
+    list(transcriber.files([audio / "mono.wav"], refuse))
+    assert partial[0] <= 8000 and partial[-1] == 32000
+
+
+def test_partial_texts_take_a_bounded_part_of_the_time(exp_dir, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("kdstream.decoding.transcribe.perf_counter", lambda: now[0])
+
+    def text() -> str:
+        now[0] += 1.0  # as of a long history
+        return "all that was said"
+
+    partial: list[str] = []
+    look = make_transcriber(exp_dir, on_partial=partial.append)._when_cheap(text)
+    for _ in range(1000):
+        now[0] += 0.1  # a step
+        look()
+    assert len(partial) == pytest.approx(LOOKING * 100, abs=1)
 
 
 def test_live_sound_gives_the_words_of_a_file(exp_dir, audio):
