@@ -221,10 +221,13 @@ def _are_chunks(data: bytes | bytearray, place: int) -> bool:
 
 
 def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
-    """Raises UserError where fewer samples are there than the header states, but for two; warns where none can tell."""
+    """Raises UserError where the file ends 10 ms or more before its header says; warns where nothing says it.
+
+    Less than a feature frame is nothing that was said: some programs count the header itself.
+    """
     stated = file.frames if file.format != "MP3" else samples  # whose frames were counted
     stated = max(stated, round(samples / share_there(file.extra_info)))
-    if stated > samples + 2:
+    if (stated - samples) * FRAMES_PER_SECOND >= file.samplerate:
         _raise_cut_short(path, samples / file.samplerate, stated / file.samplerate)
     if file.format == "OGG" and not ends_as_ogg(path):
         logging.warning(

@@ -38,6 +38,8 @@ def read_audio(cut: Cut) -> Tensor:
     fix = f"restore the audio of cut {cut.id}, or take the cut out"
     try:
         samples = cut.load_audio()
+    except ImportError as error:
+        raise UserError(f"{name}: {last_line(error)}", fix="install this package, which Lhotse needs here") from error
     except Exception as error:  # readers of other people's files raise any kind
         for source in sources:
             source.raise_if_unreadable(cut.id)

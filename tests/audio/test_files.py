@@ -43,6 +43,7 @@ HEARD = {
     "chunk-behind.wav": with_chunk(WAV),
     "rubbish-behind.wav": WAV + b"\0" * 1000,
     "wrong-riff-size.wav": with_sizes(WAV, len(WAV), len(WAV) - 44),
+    "size-of-all.wav": with_sizes(WAV, len(WAV), len(WAV)),
     "24-bit.wav": encoded(SOUND, format="WAV", subtype="PCM_24"),
     "8-bit.wav": encoded(SOUND, format="WAV", subtype="PCM_U8"),
     "float.wav": encoded(SOUND, format="WAV", subtype="FLOAT"),
@@ -103,6 +104,7 @@ def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
 @pytest.mark.parametrize(
     "name, data, named",
     [
+        ("cut-a-little.wav", WAV[:-400], "cut short: 0.99 s of the 1.00 s"),
         ("cut.wav", WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; restore it, or keep what is"),
         ("cut.w64", encoded(SOUND, format="W64")[:-3000], "cut short: 0.9"),
         ("cut-rf64.wav", encoded(SOUND, format="RF64")[:-3000], "cut short: 0.9"),

@@ -154,6 +154,18 @@ def test_a_name_that_is_not_utf8_is_named_in_utf8(tmp_path):
     assert "\\udce9.wav: no such file" in refusal(cut) and refusal(cut).encode()  # in strict UTF-8
 
 
+def test_a_package_that_lhotse_lacks_is_named(tmp_path, monkeypatch):
+    def lack(self, *args, **kwargs):
+        raise ModuleNotFoundError("No module named 'scipy'")
+
+    cut = recording(tmp_path / "a.wav").to_cut()
+    monkeypatch.setattr(Recording, "load_audio", lack)
+    assert (
+        refusal(cut)
+        == f"{tmp_path / 'a.wav'}: cut said: No module named 'scipy'; install this package, which Lhotse needs here"
+    )
+
+
 def test_last_line_leaves_out_what_lhotse_adds():
     tried = (
         "Reading failed. Details:\nException #0 (<class 'a.B'>): <class 'c.D'>: lost sync.\nSet LHOTSE_X=1 environment"
