@@ -129,8 +129,12 @@ def read_head(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", fix="give the path of an audio file") from error
     except (OSError, ValueError) as error:  # the latter: a zero byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason})", fix="give another file") from error
+        raise _cannot_be_read(path, error) from error
+
+
+def _cannot_be_read(path: Path, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: cannot be read ({reason})", fix="give another file, or make it readable")
 
 
 def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile.SoundFile:
@@ -160,6 +164,8 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
         problem, fix = (JOINED, GIVE_PARTS) if is_joined(path, head) else why_not_opened(path, head, error)
         raise UserError(f"{path}: {problem}", fix=fix) from error
+    except OSError as error:
+        raise _cannot_be_read(path, error) from error
 
 
 def _name_of(path: Path) -> Any:
@@ -226,7 +232,10 @@ def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
     Less than a feature frame is nothing that was said: some programs count the header itself.
     """
     stated = file.frames if file.format != "MP3" else samples  # whose frames were counted
-    stated = max(stated, round(samples / share_there(file.extra_info)))
+    share = share_there(file.extra_info)
+    if not share:
+        raise UserError(f"{path}: cut short: none of the sound that its header states", fix="restore it")
+    stated = max(stated, round(samples / share))
     if (stated - samples) * FRAMES_PER_SECOND >= file.samplerate:
         _raise_cut_short(path, samples / file.samplerate, stated / file.samplerate)
     if file.format == "OGG" and not ends_as_ogg(path):

@@ -71,10 +71,10 @@ ENDLESS = 0x7F000000  # bytes; programs that write into a pipe state such a size
 STATED_SIZE = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
-def convert(path: Path) -> str:
-    """The fix of whatever ffmpeg reads and we do not."""
-    name = str(path)
-    return f"convert it: ffmpeg -i {shlex.quote(name)} {shlex.quote(str(path.with_suffix('')) + '-converted.wav')}"
+def convert(path: Path, form: str = "") -> str:
+    """The fix of whatever ffmpeg reads and we do not; `form` goes before the name."""
+    made = f"{path.with_suffix('')}-converted.wav"
+    return f"convert it: ffmpeg {form}-i {shlex.quote(str(path))} {shlex.quote(made)}"
 
 
 def why_not_opened(path: Path, head: bytes, error: Exception) -> tuple[str, str]:
@@ -82,10 +82,12 @@ def why_not_opened(path: Path, head: bytes, error: Exception) -> tuple[str, str]
 
     Args:
       head: its first bytes, some hundred.
-      error: libsndfile's.
+      error: libsndfile's, or soundfile's.
     """
     if not head:
         return "an empty file", "restore it"
+    if isinstance(error, TypeError):  # of soundfile, which goes by the suffix .raw
+        return "raw samples, without a header", convert(path, "-f s16le -ar 16000 -ac 1, or what they are, ")
     for pattern, kind in SOUND_ELSEWHERE:
         if pattern.match(head):
             return f"{kind}, which libsndfile does not read", convert(path)

@@ -104,6 +104,7 @@ def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
 @pytest.mark.parametrize(
     "name, data, named",
     [
+        ("cut-behind-the-header.au", encoded(SOUND, format="AU")[:24], "cut short: none of the sound|no samples"),
         ("cut-a-little.wav", WAV[:-400], "cut short: 0.99 s of the 1.00 s"),
         ("cut.wav", WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; restore it, or keep what is"),
         ("cut.w64", encoded(SOUND, format="W64")[:-3000], "cut short: 0.9"),
@@ -126,7 +127,9 @@ def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
         ("film.webm", b"\x1a\x45\xdf\xa3" + b"\0" * 99, "Matroska .*; convert it: ffmpeg"),
         ("radio.aac", b"\xff\xf1\x50\x80" + b"\0" * 99, "AAC, .*; convert it: ffmpeg"),
         ("damaged.wav", WAV[:30], "damaged, or in a coding that libsndfile does not read"),
-        ("raw.raw", WAV[44:], "not audio, or of a kind"),
+        ("raw.raw", WAV[44:], "raw samples, without a header; convert it: ffmpeg -f s16le -ar 16000 -ac 1, or what"),
+        ("cut-behind-the-header.wav", WAV[:44], "cut short: none of the sound that its header states"),
+        ("cut-behind-the-tag.mp3", MP3[: MP3.index(b"\xff\xf3", 2)], "cut short: 0.00 s"),
         ("5ms.wav", wav(SOUND[:80]), "less than 10 ms of sound"),
         ("nothing.wav", wav(SOUND[:0]), "no samples"),
         ("nothing-and-a-chunk.wav", with_chunk(wav(SOUND[:0])), "no samples"),
@@ -156,6 +159,17 @@ def test_what_is_no_file_is_named_as_what_it_is(tmp_path):
             read_sound(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_sound(Path("zero\0byte.wav"))
+
+
+def test_a_disk_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.mp3").write_bytes(MP3)
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=r"a.mp3: cannot be read \(Input/output error\)"):
+        read_sound(tmp_path / "a.mp3")
 
 
 @pytest.mark.parametrize(
