@@ -57,9 +57,8 @@ def test_a_mended_file_has_every_sample_of_every_frame(rate, channels):
     delay = len(heard) - count_frames(data).samples
     assert -529 <= delay <= 0  # the decoder's own
     loud = slice(len(whole) * 3 // 4, len(whole) * 3 // 4 + 1000)
-    (start,) = [
-        n for n in range(len(heard) - 1000 - loud.start) if np.allclose(heard[n:][loud], whole[loud], atol=1e-5)
-    ]
+    alike = np.isclose(heard[loud.start : -1000, 0], whole[loud.start, 0], atol=1e-5).nonzero()[0]
+    (start,) = [n for n in alike if np.allclose(heard[n:][loud], whole[loud], atol=1e-5)]
     shared = min(len(whole), len(heard) - start)
     assert shared > len(whole) - 600
     np.testing.assert_allclose(heard[start : start + shared], whole[:shared], atol=1e-5)
