@@ -14,6 +14,7 @@ import soundfile
 
 from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, why_not_opened
 from kdstream.audio.mpeg import count_frames, mended, parse_frame
+from kdstream.audio.riff import find_sound_chunk
 from kdstream.audio.samples import check_samples, heard_alone, power_of
 from kdstream.errors import UserError, printable
 from kdstream.units import FRAMES_PER_SECOND
@@ -23,6 +24,7 @@ BLOCK = 1 << 26  # samples that are read at once: most files in one piece, none 
 SHORT_BLOCK = 1 << 19  # samples of a long file that are read at once: half a minute at 16 kHz
 UNKNOWN = 1 << 60  # samples: libsndfile states more where a header gives no length
 CONVERT_AGAIN = "convert it again, with samples as 16-bit integers"
+UNCOUNTED_SECONDS = 0.1  # of bytes behind the sound: fewer may be rubbish
 JOINED = "several files joined into one, of which only the first would be heard"
 GIVE_PARTS = "give them one by one, or join them with sox ONE TWO JOINED"
 HEAD = 1024  # bytes by which a file is known
@@ -160,7 +162,7 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
         if file.format == "MP3":
             file.close()
             return _open_mp3(path)
-        return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") and not file.frames else file
+        return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") else file
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
         problem, fix = (JOINED, GIVE_PARTS) if is_joined(path, head) else why_not_opened(path, head, error)
         raise UserError(f"{path}: {problem}", fix=fix) from error
@@ -205,25 +207,21 @@ def _open_mp3(path: Path) -> soundfile.SoundFile:
 
 
 def _with_all_samples(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
-    """A WAV file that states no sound; if there is some, as a recorder that was killed leaves it, a mended copy."""
-    data = bytearray(path.read_bytes())
-    place = 12
-    while data[place : place + 4] not in (b"data", b""):
-        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
-    place += 8
-    if _are_chunks(data, place):
+    """A WAV file; a mended copy of one that states no sound though there is some, as a killed recorder leaves it."""
+    chunk = find_sound_chunk(path)
+    if chunk is None or not chunk.uncounted:
         return file
-    file.close()
-    data[place - 4 : place] = (len(data) - place).to_bytes(4, "little")
-    return soundfile.SoundFile(io.BytesIO(bytes(data)))
-
-
-def _are_chunks(data: bytes | bytearray, place: int) -> bool:
-    """Whether whole RIFF chunks, if anything, stand from `place` to the end."""
-    while place + 8 <= len(data) and all(32 <= byte < 127 for byte in data[place : place + 4]):
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        place += 8 + size + size % 2
-    return place >= len(data)
+    if chunk.stated == 0:
+        file.close()
+        data = bytearray(path.read_bytes())
+        data[chunk.place - 4 : chunk.place] = (len(data) - chunk.place).to_bytes(4, "little")
+        return soundfile.SoundFile(io.BytesIO(bytes(data)))
+    if chunk.uncounted * file.frames >= UNCOUNTED_SECONDS * file.samplerate * chunk.stated:
+        stated = file.frames / file.samplerate
+        file.close()
+        problem = f"its header states {stated:.2f} s of sound, but {chunk.uncounted} bytes more stand behind them"
+        raise UserError(f"{path}: {problem}", fix=convert(path, "-ignore_length 1 "))
+    return file
 
 
 def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
