@@ -86,8 +86,8 @@ def read_part(manifest_dir: Path, part: str) -> CutSet:
     recordings, supervisions = RecordingSet.from_file(paths[0]), SupervisionSet.from_file(paths[1])
     cuts = []
     for cut in iterate(CutSet.from_manifests(recordings=recordings, supervisions=supervisions)):
-        check_text(cut, paths[1])
         check_readable(cut, from_audio=True, path=paths[0])
+        check_text(cut, paths[1])
         assert isinstance(cut, DataCut)  # of one recording
         cuts.append(cut.with_id(cut.recording_id))
     return CutSet.from_cuts(cuts)

@@ -48,8 +48,8 @@ def read_cuts(path: Path) -> list[DataCut]:
         ids.add(cut.id)
         if not isinstance(cut, DataCut):
             raise UserError(f"{path}: cut {cut.id} is a mix", fix="store its audio first, with cut.save_audio()")
-        check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
         check_readable(cut, from_audio=False, path=path)
+        check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
         cuts.append(cut)
     check_filter_bank(cuts, path)
     if not cuts:

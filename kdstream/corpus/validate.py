@@ -13,7 +13,7 @@ from kdstream.errors import UserError
 
 def check_cut(cut: Cut, path: Path) -> None:
     """Raises UserError, which names `path`, unless the cut has one transcript, said in it, and can be read."""
-    check_text(cut, path)
+    check_readable(cut, from_audio=False, path=path)
     if not text_of(cut):
         raise UserError(f"{path}: cut {cut.id}: no transcript", fix="fill it or take the cut out")
-    check_readable(cut, from_audio=False, path=path)
+    check_text(cut, path)

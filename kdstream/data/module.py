@@ -99,11 +99,12 @@ class AsrDataModule:
         from_audio, cuts = self.config.on_the_fly_feats, []
         for path in self.paths("dev"):
             for cut in iterate(read_manifest(path)):
-                check_text(cut, path)
                 check_data(cut, from_audio, path)
                 if usable(cut):
                     check_readable(cut, from_audio, path)
                     cuts.append(cut)
+                elif usable.misplaced:
+                    check_text(cut, path)
             self._check_filter_bank(path)
         usable.log("validation")
         if not cuts:
@@ -149,8 +150,8 @@ class AsrDataModule:
                     raise UserError(
                         f"test set {name}: cut {cut.id} has an empty transcript", fix="mend it or take it out"
                     )
-                check_text(cut, path)
                 check_readable(cut, True, path)
+                check_text(cut, path)
         return sets
 
     def in_order(
