@@ -101,26 +101,32 @@ def without_transforms(config: DataConfig) -> DataConfig:
 
 def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
     """MUSAN noise at 10 to 20 dB, over the whole length of every second cut, as icefall sets it."""
-    noise = read_noise(Path(config.manifest_dir), config.on_the_fly_feats)
+    path, from_audio = Path(config.manifest_dir) / MUSAN_CUTS, config.on_the_fly_feats
+    noise = read_noise(path, from_audio)
+    of_audio, of_features = all(cut.has_recording for cut in noise), all(cut.has_features for cut in noise)
 
     def mix(cut: Cut) -> Cut:
+        heard = is_heard(cut, from_audio)
+        if not (of_audio if heard else of_features):
+            kind = "recordings" if heard else "stored features"
+            fix = "make them with prepare.sh --musan true, or see --on-the-fly-feats"
+            raise UserError(f"{path}: holds cuts without {kind}, to be mixed with those of cut {cut.id}", fix=fix)
         rng = random.Random(epoch.seed_of("noise", cut.id))
-        few = CutSet.from_cuts(rng.sample(noise, min(4, len(noise))))
+        few = CutSet.from_cuts(at_16_khz(chosen, heard) for chosen in rng.sample(noise, min(4, len(noise))))
         mixed = CutMix(few, snr=(10, 20), p=0.5, pad_to_longest=True, preserve_id=True, seed=rng)
         return next(iter(mixed(CutSet.from_cuts([cut]))))
 
     return mix if noise else lambda cut: cut
 
 
-def read_noise(manifest_dir: Path, from_audio: bool) -> Sequence[Cut]:
-    """MUSAN's cuts, at 16 kHz.  Raises UserError where prepare.sh has not made them, or made them of other features."""
-    path = manifest_dir / MUSAN_CUTS
+def read_noise(path: Path, from_audio: bool) -> Sequence[Cut]:
+    """MUSAN's cuts.  Raises UserError where prepare.sh has not made them, or made them of other features."""
     if not path.is_file():
         raise UserError(f"{path}: no such manifest", fix="run prepare.sh --musan true, or give --enable-musan 0")
     noise = []
     for cut in iterate(read_manifest(path)):
         check_data(cut, from_audio, path)
-        noise.append(at_16_khz(cut, from_audio))
+        noise.append(cut)
     return noise
 
 

@@ -179,10 +179,7 @@ class Selection:
 
         Raises UserError if the texts are not the tokenizer's, or if most are not what is said in their cuts.
         """
-        left_out = "; ".join(
-            f"{len(ids)} {reason} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-            for reason, ids in self.left_out.items()
-        )
+        left_out = "; ".join(f"{len(ids)} {reason} ({_first(ids)})" for reason, ids in self.left_out.items())
         logging.info(
             f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
             f"{self.unknown.with_unknown} have <unk> in their transcript"
@@ -190,12 +187,16 @@ class Selection:
         if len(self.misplaced) > self.kept:
             raise UserError(
                 f"{what} cuts: {len(self.misplaced)} have text outside them or several supervisions "
-                f"({', '.join(self.misplaced[:3])}, ...), and {self.kept} are left",
+                f"({_first(self.misplaced)}), and {self.kept} are left",
                 fix=f"make cuts with {TRIM} of whole recordings, and not with windows or truncation",
             )
         if self.unknown.with_unknown > self.kept / 2:
             raise UserError(f"{what} cuts: {self.unknown}", fix=UNKNOWN_FIX)
         self.unknown.warn(f"{what} cuts")
+
+
+def _first(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
 
 
 class PseudoCuts:

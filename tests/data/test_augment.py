@@ -20,8 +20,9 @@ from kdstream.data.augment import (
     read_noise,
     without_transforms,
 )
+from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
-from support.data import error_of
+from support.data import batches_of, config_of, error_of
 
 
 def test_every_transform_has_its_flag_and_is_off_without_it():
@@ -73,7 +74,21 @@ def test_noise_with_features_of_another_kind_is_refused_where_features_are_mixed
     CutSet.from_cuts([noise.compute_and_store_features(extractor, LilcomChunkyWriter(tmp_path / "feats"))]).to_file(
         tmp_path / MUSAN_CUTS
     )
-    assert len(read_noise(tmp_path, from_audio=True)) == 1
-    message = error_of(lambda: read_noise(tmp_path, from_audio=False))
+    assert len(read_noise(tmp_path / MUSAN_CUTS, from_audio=True)) == 1
+    message = error_of(lambda: read_noise(tmp_path / MUSAN_CUTS, from_audio=False))
     assert f"{tmp_path / MUSAN_CUTS}: cut {noise.id}: stored features are kaldi-fbank of 40 bins" in message
     assert "--on-the-fly-feats 1" in message
+
+
+@pytest.mark.parametrize("on_the_fly", [True, False])
+def test_noise_that_lacks_what_is_mixed_is_named(corpus, tmp_path, on_the_fly):
+    """Recordings where features are computed, and stored features where those are read."""
+    noise = write_cut(tmp_path, "noise", 0.05 * np.random.default_rng(0).standard_normal(160000), 16000)
+    if on_the_fly:
+        noise = noise.compute_and_store_features(FBANK, LilcomChunkyWriter(tmp_path / "feats")).drop_recording()
+    CutSet.from_cuts([noise]).to_file(tmp_path / MUSAN_CUTS)
+    train = str(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")
+    config = config_of(corpus, manifest_dir=str(tmp_path), train_cuts=(train,), enable_musan=True)
+    message = error_of(lambda: batches_of(replace(config, on_the_fly_feats=on_the_fly)))
+    assert f"{tmp_path / MUSAN_CUTS}: holds cuts without {'recordings' if on_the_fly else 'stored features'}" in message
+    assert batches_of(replace(config, on_the_fly_feats=not on_the_fly))
