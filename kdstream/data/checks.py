@@ -115,14 +115,15 @@ def check_frames(what: str, frames: int, fix: str) -> None:
 
 
 def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:
-    """Raises UserError for more than `max_duration` seconds to be heard in full context.
+    """Raises UserError for more than `max_duration` seconds to be heard at once, not chunk by chunk.
 
-    The memory of attention grows by their square; so they are refused before it is asked for.  stream: the way out.
+    Attention takes memory by their square, under the mask of simulated streaming too: ten minutes ask for 14 GB.
+    stream: the way out.
     """
     if seconds > max_duration:
         raise UserError(
-            f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model in "
-            "full context hears at once",
+            f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model "
+            "hears at once",
             fix=f"split it, raise the flag, or {stream}",
         )
 

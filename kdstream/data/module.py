@@ -109,16 +109,15 @@ class AsrDataModule:
         usable.log("validation")
         if not cuts:
             raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
-        return self.in_order(cuts, from_audio, full_context=True, world_size=world_size, rank=rank)
+        return self.in_order(cuts, from_audio, world_size, rank)
 
-    def test_dataloaders(self, full_context: bool = False) -> dict[str, BatchLoader]:
+    def test_dataloaders(self) -> dict[str, BatchLoader]:
         """By test set: batches in a fixed order, from audio where there is any; see `in_order`.
 
         Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
         decoding see the same ones.
         """
-        sets = self.test_sets()
-        return {name: self.in_order(utterances.cuts, True, full_context) for name, utterances in sets.items()}
+        return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
 
     def test_sets(self) -> dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them.
@@ -154,14 +153,12 @@ class AsrDataModule:
                 check_text(cut, path)
         return sets
 
-    def in_order(
-        self, cuts: Sequence[Cut], from_audio: bool, full_context: bool = False, world_size: int = 1, rank: int = 0
-    ) -> BatchLoader:
+    def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`.
 
-        full_context: whether a model hears them whole; then one that is too long for that is refused now.
+        Models hear them whole, in simulated streaming too.  A cut that is too long for that is refused now.
         """
-        for cut in cuts if full_context else ():
+        for cut in cuts:
             check_whole(cut, self.config.max_duration)
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
@@ -248,5 +245,5 @@ class _TrainingCuts:
 
 def _name_of(path: Path) -> str:
     """librispeech_cuts_test-clean.jsonl.gz -> test-clean"""
-    name = path.name.split(".json")[0]
+    name = path.name.split(".json")[0].split(".yaml")[0]
     return name[len("librispeech_cuts_") :] if name.startswith("librispeech_cuts_") else name

@@ -219,7 +219,7 @@ def test_cuts_with_features_alone_are_decoded_from_them(corpus, tmp_path):
     assert "stored features are kaldi-mfcc of 13 bins" in message and "--on-the-fly-feats" not in message
 
 
-def test_full_context_takes_a_minute_or_max_duration(tmp_path):
+def test_a_cut_of_a_minute_or_of_max_duration_is_heard_whole(tmp_path):
     cut = feature_cut(tmp_path, "cut", np.zeros((100, 80), dtype=np.float32), "ONE")
     for seconds, max_duration in ((WHOLE_SECONDS, 1.0), (35.0, 200.0), (199.0, 200.0)):
         check_whole(fastcopy(cut, duration=seconds), max_duration)
@@ -235,10 +235,10 @@ def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind):
     path = str(written([cut], tmp_path / "cuts.jsonl.gz"))
     paths = dict(train_cuts=(path,), valid_cuts=(path,), test_cuts=(path,), max_utterance_seconds=1000.0)
     module = AsrDataModule(config_of(corpus, **paths), 0)
-    assert len(module.test_dataloaders()["cuts"].cut_batches) == 1  # in chunks
+    assert len(module.test_sets()["cuts"].cuts) == 1  # chunk by chunk
     call = {
         "train": lambda: module.train_dataloader(1),
         "dev": module.valid_dataloader,
-        "test": lambda: module.test_dataloaders(full_context=True),
+        "test": module.test_dataloaders,
     }[kind]
     assert "cut ten-minutes: 600 s are more than --max-duration 8" in error_of(call)
