@@ -311,15 +311,15 @@ class Trainer:
                 return
             yield batches
 
-    def stop_on(self, error: Exception | None) -> None:
+    def stop_on(self, error: Exception | None, is_saved: bool = False) -> None:
         """Raises an error that one process met between two steps in all of them.
 
-        Before that a checkpoint is saved, so that --resume 1 goes on at the very next step.
+        Before that a checkpoint is saved, unless the last step is saved already: --resume 1 goes on at the next one.
         """
         error = dist.first_error(error, self.world_size, self.device)
         if error is None:
             return
-        if self.progress.batch_idx_train:
+        if self.progress.batch_idx_train and not is_saved:
             self.save_step()
         raise error
 
@@ -361,8 +361,11 @@ class Trainer:
         if self.validation_due:
             self.validate()
 
-    def validate(self) -> None:
-        """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames."""
+    def validate(self, is_saved: bool = False) -> None:
+        """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames.
+
+        is_saved: whether the last step is.
+        """
         progress = self.progress
         batches = tqdm(self.valid_loader, desc="validation", leave=False, disable=self.bar.disable)
         total, error = MetricsTracker(), None
@@ -372,7 +375,7 @@ class Trainer:
                 total = validation_loss(self.student, batches, self.data.tokenizer, self.choices[0][0], self.device)
         except Exception as failure:
             error = failure
-        self.stop_on(error)
+        self.stop_on(error, is_saved)
         self.validation_due = False
         total = total.reduced(self.world_size, self.device)
         logging.info(f"Epoch {progress.cur_epoch}, validation: {total}")
@@ -390,7 +393,7 @@ class Trainer:
         progress, epoch = self.progress, self.progress.cur_epoch
         path = self.exp_dir / f"epoch-{epoch}.pt"
         self.save(path, epoch)
-        self.validate()
+        self.validate(is_saved=True)
         train_loss = tot_loss.mean()
         if train_loss < progress.best_train_loss:
             progress.best_train_loss, progress.best_train_epoch = train_loss, epoch

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from support.comparing import WALL_CLOCK, different_values
 KILLS = int(os.environ.get("KDSTREAM_KILLS", "0"))  # of each test, instead of its own small number
 OF_A_PLACE = {"exp_dir", "teacher_exp_dir", "teacher_cache", "master_port"}  # settings in which two runs differ
 FEWEST_SECONDS = 0.02
+COMMANDS = ("train", "cache_teacher", "decode")  # whose modules the server imports
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Killer:
         seconds: in which a kill may come; none where it is 0.
         """
         while True:
-            process = start(command, flags, self.log, self.cwd, world_size)
+            process = start(run_flags, (command, list(flags)), self.log, self.cwd, world_size)
             begin = time.monotonic()
             may_kill = seconds > 0 and self.killed < self.kills
             process.join(self.rng.uniform(FEWEST_SECONDS, seconds) if may_kill else 300)
@@ -71,23 +73,28 @@ class Killer:
             self.check()
 
 
-def start(command: str, flags: Sequence[str], log: Path, cwd: Path, world_size: int = 1) -> Any:
-    """Starts `kdstream COMMAND FLAGS`, or the processes of torchrun that would, as a group of processes."""
+def run_flags(command: str, flags: list[str]) -> None:
+    """`kdstream COMMAND FLAGS`, in this process."""
+    sys.argv = [f"kdstream {command}", *flags]
+    run_command(command)
+
+
+def start(function: Callable[..., None], args: tuple[Any, ...], log: Path, cwd: Path, world_size: int = 1) -> Any:
+    """Runs a function of a module in a new process, or in as many as torchrun would start; they are one group."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["support.killing", f"kdstream.commands.{command.replace('-', '_')}"])
-    process = server.Process(target=_run, args=(command, list(flags), str(log), str(cwd), world_size, free_port()))
+    server.set_forkserver_preload(["support.killing", *(f"kdstream.commands.{name}" for name in COMMANDS)])
+    process = server.Process(target=_run, args=(function, args, str(log), str(cwd), world_size, free_port()))
     process.start()
     wait_for(lambda: process.exitcode is not None or os.getpgid(process.pid) == process.pid)
     return process
 
 
-def _run(command: str, flags: list[str], log: str, cwd: str, world_size: int, port: int) -> None:
+def _run(function: Callable[..., None], args: tuple[Any, ...], log: str, cwd: str, world_size: int, port: int) -> None:
     os.setsid()
     os.chdir(cwd)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
-    sys.argv = [f"kdstream {command}", *flags]
     children: list[int] = []
     for rank in range(world_size - 1, -1, -1):  # this process is the first one
         child = os.fork() if rank else 0
@@ -98,10 +105,12 @@ def _run(command: str, flags: list[str], log: str, cwd: str, world_size: int, po
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
         status = 1
         try:
-            run_command(command)
+            function(*args)
             status = max([0, *(os.waitpid(child, 0)[1] for child in children if rank == 0)])
         except SystemExit as end:
             print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
