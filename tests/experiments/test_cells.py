@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import add_record
 from kdstream.experiments.cells import Cell, CommandLine, seen_from
 from kdstream.experiments.flags import CHECKOUT_RECIPE
 from kdstream.experiments.runner import run_cells
+from support.checkpoints import make_model, save_model
 from support.experiments import events, make_cell, make_recipe, run
 from support.paths import ROOT
 from support.training import make_corpus
@@ -61,6 +64,28 @@ def test_other_flags_in_a_used_directory_are_refused_before_anything_runs(recipe
     with pytest.raises(UserError, match="train-flags.txt.*--exp-root"):
         run_cells([make_cell(recipe, "new"), make_cell(recipe, "a", "--seed", 2)], 1)
     assert events(recipe) == before
+
+
+def test_a_start_that_came_to_no_checkpoint_leaves_no_settings_behind(recipe):
+    assert run_cells([make_cell(recipe, "a", "--base-lr", 666)], 1)
+    folder = recipe / "exp" / "a"
+    ExperimentConfig(model=ModelConfig(causal=True)).save(folder)  # as of a start that failed after that
+    cell = make_cell(recipe, "a", "--base-lr", 0.1)
+    cell.check_flags()
+    cell.note_flags()
+    assert not (folder / "config.json").exists()
+    run([cell])
+    assert "0.1" in (folder / "train-flags.txt").read_text()
+
+
+def test_a_training_that_was_stopped_in_its_last_validation_is_not_finished(recipe):
+    cell = make_cell(recipe, "a")
+    path = cell.folder / "epoch-2.pt"
+    for batch, is_trained in ((4, False), (0, True)):
+        save_model(path, make_model(), sampler={"epoch": 2, "batch": batch})
+        assert cell.is_trained() == is_trained
+    path.write_bytes(b"")  # decoding will say that it is damaged
+    assert cell.is_trained()
 
 
 @pytest.mark.parametrize("flags", [("--beam", "3", "--chunk", "16"), ("--preset", "tiny")])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
 from kdstream.evaluation.records import add_record, load_records
@@ -21,7 +22,9 @@ from kdstream.evaluation.scoring import read_recogs
 from kdstream.evaluation.tables import render
 from kdstream.experiments import methods
 from kdstream.experiments.methods import METHODS
+from kdstream.experiments.train_flags import read_section
 from kdstream.kd.teacher_cache import VERSION
+from kdstream.kd.teachers import flags_without_effect
 from support.decoding import run_script
 from support.experiments import events, make_recipe
 from support.paths import ROOT
@@ -248,6 +251,23 @@ def test_trainings_without_a_teacher_get_no_distillation_flags(monkeypatch, reci
         flags = flags_of(recipe, name)
         given = {"--kd-layers", "--kd-warmup-batches", "--kd-feature-scale"} & set(flags)
         assert bool(given) == (name == "branch-feature-1") and flags["--warm-step"] == "3"
+
+
+def test_no_training_of_a_comparison_is_given_flags_that_nothing_reads(recipe):
+    comparison = methods.Comparison(recipe, recipe / "exp", list(METHODS), [1], 2, 3, 1, cache_teacher=True)
+    for cell in comparison.cells():
+        distill = read_section(DistillConfig, cell.train_flags)
+        assert flags_without_effect(distill) == [], cell.exp_dir
+        guided = distill.kd_warmup_batches == 100
+        assert guided == (cell.folder.name not in ("teacher-1", "teacher", "baseline-1", "init-from-teacher-1"))
+
+
+def test_a_student_that_came_to_no_checkpoint_blocks_nothing(monkeypatch, recipe, other_teacher):
+    few = ("--seeds", "1")
+    failed = under_another(recipe, other_teacher, "--base-lr 666 --teacher-epoch 2")
+    assert "failed: branch-feature-1" in compare(monkeypatch, recipe, *failed, *few)
+    assert compare(monkeypatch, recipe, *under_another(recipe, other_teacher), *few) == ""
+    assert teacher_epochs(recipe) == ["3"] and decoded_epochs(recipe) == ["3"]
 
 
 @pytest.mark.parametrize("flags", ["--chunk 16", "--beam_size 2", "--kd-layers 1.0"])

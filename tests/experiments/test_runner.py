@@ -151,6 +151,21 @@ def test_a_runner_that_is_killed_takes_its_scripts_along_and_the_next_one_goes_o
     assert epochs == [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends the children of a process that was killed")
+def test_scripts_end_with_a_runner_that_could_not_end_them(recipe):
+    (recipe / "slow").touch()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER], cwd=recipe, env=env, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(events(recipe, "hanging")) == 2)
+    scripts = [line[1] for line in events(recipe, "hanging")]
+    runner.kill()
+    assert runner.wait(timeout=30) == -signal.SIGKILL
+    wait_until(lambda: not any(map(alive, scripts)))
+    for _, _, child in events(recipe, "hanging"):
+        os.kill(int(child), signal.SIGKILL)  # a real training's children see to that themselves
+
+
 def test_jobs_below_one_are_refused(recipe):
     with pytest.raises(UserError, match="--jobs 0"):
         run_cells([make_cell(recipe, "a")], 0)

@@ -39,6 +39,9 @@ def test_flags_are_left_out_with_their_values_wherever_they_stand():
         (f"{GUIDED} --teacher-cache elsewhere", True),
         (f"{GUIDED} --kd-token-form collapsed", True),  # which nothing reads without --kd-token-scale
         (f"{GUIDED} --teacher-epoch 4", True),  # which it keeps
+        (GUIDED.replace("exp/teacher", "exp/teacher/"), True),
+        (GUIDED.replace("exp/teacher", "./exp//teacher"), True),
+        (GUIDED.replace("exp/teacher", "exp/other"), False),
         (f"{GUIDED} --teacher-cache ''", False),
         (f"{GUIDED} --kd-feature-scale 2", False),
         (f"{GUIDED} --num-epochs 4", False),
@@ -65,5 +68,12 @@ def test_distillation_flags_without_a_teacher_make_no_other_training():
 @pytest.mark.parametrize("typed, expected", [("", 5), (" --teacher-epoch 4", 4)])
 def test_flags_that_a_training_was_begun_with_tell_the_teachers_epoch(tmp_path, typed, expected):
     (tmp_path / FLAGS_FILE).write_text(GUIDED + typed)
+    (tmp_path / "checkpoint-1.pt").touch()
     ExperimentConfig(distill=DistillConfig(teacher_exp_dir="moved", teacher_epoch=5)).save(tmp_path)
     assert read_section(DistillConfig, flags_begun_with(tmp_path)).teacher_epoch == expected
+
+
+def test_a_start_without_a_checkpoint_holds_the_teacher_to_no_epoch(tmp_path):
+    (tmp_path / FLAGS_FILE).write_text(GUIDED)
+    ExperimentConfig(distill=DistillConfig(teacher_exp_dir="moved", teacher_epoch=5)).save(tmp_path)
+    assert read_section(DistillConfig, flags_begun_with(tmp_path)).teacher_epoch == 0

@@ -133,3 +133,8 @@ def test_a_tap_at_a_slower_rate_holds_means_over_valid_frames_whatever_the_paddi
     assert unchanged.at_stride(2) is unchanged
     assert unchanged.first(4).lens.tolist() == [4, 4] and unchanged.first(4).value.shape == (2, 4, 3)
     assert replace(unchanged, stride=1).at_stride(2).features.shape == (2, 6, 3)
+
+
+def test_a_map_that_chooses_nothing_is_not_asked():
+    named = dict(kd_layers=("1.0:2.0",), kd_layer_map="similar")  # and no --kd-similarity-file
+    assert pairs(**named) == pairs(kd_layers=("1.0:2.0",))

@@ -199,6 +199,12 @@ ALL_READ = dict(
         (replace(OURS, kd_branch="none", kd_apc_scale=0.0, kd_share_branches=True), ["kd_share_branches"]),
         (replace(WEIGHTS_ALONE, teacher_cache="cache", kd_warmup_batches=3), ["teacher_cache", "kd_warmup_batches"]),
         (replace(TOKENS_ALONE, kd_layers=("1.0",), kd_distance="l2"), ["kd_layers", "kd_distance"]),
+        (replace(OURS, kd_layers=("1.0:2.0",), kd_layer_map="uniform"), ["kd_layer_map"]),
+        (replace(OURS, kd_layers=("1.0:2.0", "0.0"), kd_layer_map="uniform"), []),
+        (
+            replace(OURS, kd_layers=("1.0:2.0",), kd_layer_map="similar", kd_similarity_file="cka.json"),
+            ["kd_layer_map", "kd_similarity_file"],
+        ),
     ],
 )
 def test_flags_that_nothing_reads_are_named(distill, in_vain):

@@ -27,7 +27,8 @@ from support.comparing import WALL_CLOCK, different_values
 
 KILLS = int(os.environ.get("KDSTREAM_KILLS", "0"))  # of each test, instead of its own small number
 OF_A_PLACE = {"exp_dir", "teacher_exp_dir", "teacher_cache", "master_port"}  # settings in which two runs differ
-FEWEST_SECONDS = 0.02
+FEWEST_SECONDS = 0.02  # before a kill
+MOST_KILLS = 6  # of one training
 COMMANDS = ("train", "cache_teacher", "decode")  # whose modules the server imports
 
 
@@ -53,14 +54,17 @@ class Killer:
         self.rng = random.Random(self.seed)
 
     def run(self, command: str, flags: Sequence[str], seconds: float = 0.0, world_size: int = 1) -> float:
-        """Runs a command to its end, however often it is killed on the way; returns the seconds of its last run.
+        """Runs a command to its end, though it is killed up to MOST_KILLS times on the way.
 
-        seconds: in which a kill may come; none where it is 0.
+        seconds: in which a kill comes; none where it is 0.
+        Returns:
+          The seconds of the last run.
         """
+        last = self.killed + MOST_KILLS
         while True:
             process = start(run_flags, (command, list(flags)), self.log, self.cwd, world_size)
             begin = time.monotonic()
-            may_kill = seconds > 0 and self.killed < self.kills
+            may_kill = seconds > 0 and self.killed < min(last, self.kills)
             process.join(self.rng.uniform(FEWEST_SECONDS, seconds) if may_kill else 300)
             if process.exitcode is not None:
                 assert process.exitcode == 0, self.log.read_text()[-3000:]

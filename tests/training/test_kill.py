@@ -56,7 +56,7 @@ def test_a_killed_training_ends_as_one_that_was_not(tmp_path: Path, data, teache
     found = []
     while killer.killed < killer.kills:
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
-        killer.run("train", flags["killed"], 0.6 * seconds, world_size)
+        killer.run("train", flags["killed"], 0.8 * seconds, world_size)
         found += differences(tmp_path / "killed", tmp_path / "whole") + leftovers(tmp_path / "killed")
     show(f"training, processes: {world_size}", killer, found)
     assert found == []
@@ -77,7 +77,7 @@ def test_a_killed_cache_serves_the_same_training(tmp_path: Path, data, teacher):
     while killer.killed < killer.kills:
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
         for command, typed_flags in flags["killed"].items():
-            killer.run(command, typed_flags, 0.6 * seconds[command])
+            killer.run(command, typed_flags, 0.8 * seconds[command])
         folders = [tmp_path / name / "cache" for name in ("killed", "whole")]
         files = [{path.relative_to(f): path.read_bytes() for path in f.rglob("*") if path.is_file()} for f in folders]
         found += [str(name) for name in {**files[0], **files[1]} if files[0].get(name) != files[1].get(name)]

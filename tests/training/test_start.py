@@ -94,6 +94,25 @@ def test_a_refused_start_leaves_config_json_as_it_was(tmp_path: Path, data, teac
     assert not (tmp_path / "new" / "config.json").exists()
 
 
+def test_a_start_that_failed_late_blocks_no_other_settings(tmp_path: Path, data, monkeypatch):
+    def unreadable(self) -> None:
+        raise UserError("u.wav: cut short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "train", unreadable)
+        with pytest.raises(UserError, match="cut short"):
+            loop.train_experiment(experiment(tmp_path, data))
+    assert (tmp_path / "config.json").exists() and not store.has_begun(tmp_path)
+    (tmp_path / "bpe.model").write_bytes(b"another one")
+    (tmp_path / "tokens.txt").write_text("another one")
+    (tmp_path / ".config.json.tmp").touch()  # killed while it wrote
+    other = experiment(tmp_path, data, num_epochs=1, resume=True)
+    loop.train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
+    assert ExperimentConfig.load(tmp_path).model.decoder_dim == 32 and not (tmp_path / ".config.json.tmp").exists()
+    for name in ("bpe.model", "tokens.txt"):
+        assert (tmp_path / name).read_bytes() == Path(data.bpe_model).with_name(name).read_bytes()
+
+
 def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teacher):
     other = make_corpus(tmp_path, num_utterances=6)
     tokens = (tmp_path / "tokens.txt").read_text().replace("A", "Z")
