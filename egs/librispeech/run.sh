@@ -120,7 +120,8 @@ train() {
     --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
     $train_flags "$@")
   local noted=$exp_root/$name/train-flags.txt
-  if [[ -f $noted && $(<"$noted") != "${flags[*]}" ]]; then
+  # a start that came to no checkpoint may be started anew in any way
+  if compgen -G "$exp_root/$name/*.pt" >/dev/null && [[ -f $noted && $(<"$noted") != "${flags[*]}" ]]; then
     fail "$noted: this training was begun with other flags; use another --exp-root"
   fi
   if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]]; then
@@ -128,7 +129,9 @@ train() {
     return
   fi
   mkdir -p "$exp_root/$name"
-  echo "${flags[*]}" >"$noted"
+  compgen -G "$exp_root/$name/*.pt" >/dev/null || rm -f "$exp_root/$name/config.json"
+  echo "${flags[*]}" >"$noted.tmp"
+  mv "$noted.tmp" "$noted"
   $python train.py --exp-dir "$exp_root/$name" --resume 1 --num-epochs "$num_epochs" "${flags[@]}"
 }
 
