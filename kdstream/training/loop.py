@@ -60,6 +60,7 @@ from kdstream.training.step import (
     chunk_choices,
     compute_loss,
     draw_chunk,
+    error_of_reading,
     grouped,
     seed_step,
     validation_loss,
@@ -104,7 +105,9 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:
             trainer.restore(resume_from)
-        elif config.train.resume:
+        elif not config.train.print_diagnostics:
+            dist.raise_together(error_of_reading(trainer.valid_loader), world_size, device)
+        if config.train.resume and resume_from is None:
             settings = ", with what is not typed as in its config.json" if (exp_dir / CONFIG_FILE).is_file() else ""
             logging.warning(f"--resume 1: {exp_dir} holds no checkpoint, so training starts anew{settings}")
         if rank == 0 and not config.train.print_diagnostics:

@@ -136,6 +136,19 @@ def validation_loss(
     return total
 
 
+def error_of_reading(batches: Iterable[Batch]) -> Exception | None:
+    """What reading all batches raises.
+
+    Read before the first step, a validation set shows a damaged cut then, and not when an epoch has ended.
+    """
+    try:
+        for _ in batches:
+            pass
+    except Exception as error:
+        return error
+    return None
+
+
 def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of `size` batches, the last one perhaps shorter."""
     iterator = iter(batches)

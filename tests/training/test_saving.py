@@ -13,6 +13,7 @@ import torch
 from kdstream.checkpoints import store
 from kdstream.commands import run
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.training import dist, loop
@@ -20,7 +21,7 @@ from kdstream.training.start import only_training_in
 from support.disk import full_disk
 from support.killing import differences, free_port, leftovers, start
 from support.recording import Killed, make_trainer, record
-from support.training import experiment
+from support.training import experiment, make_corpus
 
 UNREADABLE = "dev.wav: cut short"
 
@@ -78,6 +79,23 @@ def test_the_validation_set_is_looked_at_before_anything_is_written(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_validation_cut_that_cannot_be_read_is_named_before_the_first_step(tmp_path: Path) -> None:
+    data = make_corpus(tmp_path / "corpus", num_utterances=4)
+    dev = list(iterate(read_manifest(Path(data.valid_cuts[0]))))
+    broken = tmp_path / "corpus" / "feats" / str(dev[2].features.storage_key)
+    config = experiment(tmp_path / "exp", replace(data, train_cuts=data.valid_cuts), num_epochs=1, resume=True)
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:2000])
+    with pytest.raises(UserError, match=f"{broken.parent.parent}.*cannot read the features of cut {dev[2].id}"):
+        loop.train_experiment(config)
+    assert os.listdir(tmp_path / "exp") == ["log"]
+    broken.write_bytes(whole)
+    assert min(record(config)) == 1
+    broken.write_bytes(whole[:2000])  # a resumed training does not read it again
+    assert record(config) == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("max_batches", [0, 1], ids=["fewer batches than a step takes", "a short last step"])
 def test_a_resume_at_the_end_of_an_epoch_whose_last_step_was_short(tmp_path: Path, data, monkeypatch, max_batches: int):
     settings = dict(save_every_n=1, accum_grad=3 if max_batches else 8, resume=True, keep_last_k=9)
@@ -127,13 +145,13 @@ def broken_in_one(config: ExperimentConfig, rank: int, world_size: int) -> None:
         def train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
             loader = super().train_dataloader(*args, **kwargs)
             if what == "cut" and rank == 1:
-                loader.cut_batches = BrokenAfter(loader.cut_batches, 1)
+                loader.cut_batches = BrokenAfter(loader.cut_batches, 1, sound_passes=0)
             return loader
 
         def valid_dataloader(self, *args: Any, **kwargs: Any) -> Any:
             loader = super().valid_dataloader(*args, **kwargs)
             if what == "validation" and rank == 1:
-                loader.cut_batches = BrokenAfter(loader.cut_batches, 0)
+                loader.cut_batches = BrokenAfter(loader.cut_batches, 0, sound_passes=1)
             return loader
 
     loop.AsrDataModule = Breaking
@@ -157,14 +175,15 @@ def launch(config: ExperimentConfig, max_bytes: int) -> None:
 
 
 class BrokenAfter:
-    """The first `count` batches, then one of a cut that cannot be read."""
+    """All batches some times, and from then on the first `count` and one of a cut that cannot be read."""
 
-    def __init__(self, batches: Any, count: int) -> None:
-        self.batches, self.count = batches, count
+    def __init__(self, batches: Any, count: int, sound_passes: int) -> None:
+        self.batches, self.count, self.sound_passes = batches, count, sound_passes
 
     def __iter__(self):
+        self.sound_passes -= 1
         for number, batch in enumerate(self.batches):
-            if number == self.count:
+            if number == self.count and self.sound_passes < 0:
                 raise UserError(UNREADABLE)
             yield batch
 
