@@ -27,6 +27,7 @@ from tqdm import tqdm
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.data.cuts import text_of, write_manifest
+from kdstream.data.tokenizer import BLANK, BLANK_ID
 from kdstream.decoding.stream import encode_whole
 from kdstream.errors import UserError, option
 from kdstream.evaluation.latency import frame_start_ms
@@ -84,13 +85,17 @@ def aligned_cuts(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterat
         log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
         for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist(), strict=True):
             ids, words = tokenizer.words_of(text)
-            spans = token_spans(of_cut[:length], ids, run.model.config.blank_id) if ids else None
+            can_be_said = ids and BLANK_ID not in ids
+            spans = token_spans(of_cut[:length], ids, BLANK_ID) if can_be_said else None
             if spans is None:
                 failed.append(cut_id)
             else:
                 yield supervision_of(by_id[cut_id], words, spans)
     if failed:
-        logging.warning(f"{test_set}: {len(failed)} of {len(cuts)} cuts are too short for their text: {failed[0]}, ...")
+        logging.warning(
+            f"{test_set}: {len(failed)} of {len(cuts)} cuts are too short for their text, or have {BLANK} in it: "
+            f"{failed[0]}, ..."
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from lhotse.cut import Cut
 
 from kdstream.data.checks import TRIM, frames_of, text_fault, unpack_shar
 from kdstream.data.fields import field_fault
-from kdstream.data.tokenizer import UNKNOWN_FIX, Tokenizer, UnknownLetters
+from kdstream.data.tokenizer import BLANK, BLANK_ID, UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
 from kdstream.files import replacing
 from kdstream.units import SUBSAMPLING_LOSS
@@ -147,7 +147,7 @@ class Selection:
     def __call__(self, cut: Cut) -> bool:
         self.ids.add(cut.id)
         tokens = self.tokenizer.encode([text_of(cut)])[0]
-        reason = self._reason_against(cut, len(tokens))
+        reason = self._reason_against(cut, tokens)
         if reason is not None:
             self.left_out.setdefault(reason, []).append(cut.id)
             self._left_out.add(cut.id)
@@ -160,19 +160,21 @@ class Selection:
     def was_kept(self, cut: Cut) -> bool:
         return cut.id not in self._left_out
 
-    def _reason_against(self, cut: Cut, num_tokens: int) -> str | None:
+    def _reason_against(self, cut: Cut, tokens: Sequence[int]) -> str | None:
         misplaced = text_fault(cut)
         if misplaced is not None:
             self.misplaced.append(cut.id)
             return misplaced.reason
-        if not num_tokens:
+        if not tokens:
             return "with an empty transcript"
+        if BLANK_ID in tokens:
+            return f"with {BLANK} in their transcript"
         if cut.duration < self.min_seconds:
             return f"shorter than {self.min_seconds:g} s"
         if cut.duration > self.max_seconds:
             return f"longer than {self.max_seconds:g} s"
         output_frames = ((frames_of(cut) - SUBSAMPLING_LOSS) // 2 + 1) // 2
-        return "too short for their tokens" if output_frames - 2 < num_tokens else None
+        return "too short for their tokens" if output_frames - 2 < len(tokens) else None
 
     def log(self, what: str) -> None:
         """One line on what was kept and what was not.

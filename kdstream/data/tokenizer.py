@@ -18,7 +18,7 @@ UNKNOWN_SPELLED = " \u2047 "  # as sentencepiece decodes it
 UNKNOWN_FIX = "is the case (upper, lower) that of its training text?"
 LETTERS_SHOWN = 10
 
-BLANK = "<blk>"
+BLANK, BLANK_ID = "<blk>", 0
 
 
 class Tokenizer:
@@ -36,9 +36,10 @@ class Tokenizer:
             raise UserError(
                 f"{bpe_model}: not a sentencepiece model", fix="delete it and run prepare.sh again"
             ) from error
-        if self._model.id_to_piece(0) != BLANK:
+        first = self._model.id_to_piece(BLANK_ID)
+        if first != BLANK:
             raise UserError(
-                f"{bpe_model}: token 0 is {self._model.id_to_piece(0)}, and not {BLANK}, which a transducer says where "
+                f"{bpe_model}: token {BLANK_ID} is {first}, and not {BLANK}, which a transducer says where "
                 "nothing is said",
                 fix="train one with kdstream train-bpe-model, or as icefall does",
             )

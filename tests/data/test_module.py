@@ -56,6 +56,7 @@ def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_p
         feature_cut(tmp_path, "longest", frames(2000), "ONE"),
         feature_cut(tmp_path, "shortest", frames(100), "ONE"),
         feature_cut(tmp_path, "silent", frames(200), " "),
+        feature_cut(tmp_path, "blank", frames(200), "ONE <blk> TWO"),
     ]
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
     config = config_of(corpus, train_cuts=(str(tmp_path / "cuts.jsonl.gz"),), enable_spec_aug=False)
@@ -70,6 +71,7 @@ def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_p
         "1 shorter than 1 s (short)",
         "1 longer than 20 s (long)",
         "1 with an empty transcript (silent)",
+        "1 with <blk> in their transcript (blank)",
     ):
         assert expected in lines[0]
     only_bad = tmp_path / "bad.jsonl.gz"
