@@ -34,6 +34,7 @@ PathLike = str | Path
 StateDict = dict[str, Tensor]
 RESERVED = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler", "branches")
 PRETRAINED = "pretrained.pt"
+WEIGHTS = (".pt", ".safetensors", ".onnx")  # of file names
 # icefall's checkpoints hold directories; torch before 2.5 cannot be told that these are harmless
 PATHS_ALLOWED = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
 READ_AT_ONCE = 1 << 24
@@ -297,7 +298,7 @@ def check_finite(state: Mapping[str, Tensor], whose: PathLike) -> None:
 
 def has_begun(exp_dir: PathLike) -> bool:
     """Whether the settings in an exp-dir are those of weights that lie beside them, and not of a start that failed."""
-    return any(path.suffix == ".pt" for path in Path(exp_dir).glob("[!.]*"))
+    return any(path.suffix in WEIGHTS for path in Path(exp_dir).glob("[!.]*"))
 
 
 def awaits_validation(path: PathLike) -> bool:

@@ -170,6 +170,26 @@ def test_leftovers_of_a_killed_save_go_away(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["epoch-1.pt"]
 
 
+@pytest.mark.parametrize(
+    "name", ["epoch-1.pt", "checkpoint-2.pt", "bad-model-0.pt", "pretrained.safetensors", "a.onnx"]
+)
+def test_settings_count_beside_weights_alone(tmp_path: Path, name: str):
+    assert not store.has_begun(tmp_path / "nowhere")
+    for other in ("config.json", "bpe.model", "log", f".{name}", f".{name}.tmp"):
+        (tmp_path / other).touch()
+        assert not store.has_begun(tmp_path)
+    (tmp_path / name).touch()
+    assert store.has_begun(tmp_path)
+
+
+def test_an_epoch_that_awaits_its_validation_is_told_from_one_that_does_not(tmp_path: Path):
+    for sampler, awaits in (({"epoch": 1, "batch": 4}, True), ({"epoch": 2, "batch": 0}, False), (None, False)):
+        save_model(tmp_path / "epoch-1.pt", make_model(), sampler=sampler)
+        assert store.awaits_validation(tmp_path / "epoch-1.pt") == awaits
+    (tmp_path / "epoch-1.pt").write_bytes(b"")
+    assert not store.awaits_validation(tmp_path / "epoch-1.pt")
+
+
 def test_oldest_checkpoints_are_removed_by_number(tmp_path: Path):
     for step in (4, 100, 20, 3000):
         save_model(tmp_path / f"checkpoint-{step}.pt", make_model(), step)
