@@ -37,18 +37,6 @@ def all_cuts(data: DataConfig) -> DataConfig:
     return replace(without_transforms(data), shuffle=False)
 
 
-def check_names(cut_ids: Sequence[str], heard: set[str]) -> None:
-    """Adds the cuts of a batch to those that were heard.  Raises UserError on a name that two cuts have."""
-    for cut_id in cut_ids:
-        if cut_id in heard:
-            raise UserError(
-                f"two cuts have the name {cut_id}, by which the cache finds them",
-                flag="--train-parts, --train-cuts, --pseudo-cuts",
-                fix="rename those of one manifest (lhotse's cut.with_id)",
-            )
-        heard.add(cut_id)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
@@ -75,10 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = [name for name in args.layers.split(",") if name] or default_layers(teacher.shapes)
     identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
     writer = CacheWriter(args.output, teacher, layers, args.storage, identity)
-    heard: set[str] = set()
     batches = AsrDataModule(config.data, config.train.seed).train_dataloader(1)
     for batch in tqdm(batches, total=batches.num_batches, desc="teacher", unit="batch", disable=None):
-        check_names(batch.cut_ids, heard)
         writer.add(batch.to(device))
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: layers {', '.join(layers)} of {distill.teacher_name}, {size / 1e6:.0f} MB")

@@ -278,7 +278,7 @@ def test_a_damaged_cache_is_a_clear_error(tmp_path):
 def test_two_cuts_of_one_name_are_refused(tmp_path):
     data = make_corpus(tmp_path, 4)
     twice = replace(data, train_cuts=2 * data.train_cuts)
-    with pytest.raises(UserError, match="two cuts have the name utterance-.*, by which the cache finds them"):
+    with pytest.raises(UserError, match="training cuts: two cuts have the id utterance-.*; rename one"):
         make_teacher(tmp_path, twice)
 
 
