@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,10 @@ def test_a_resume_at_the_end_of_an_epoch_whose_last_step_was_short(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_on_a_full_disk_training_ends_with_one_line_and_the_last_checkpoint_stays(tmp_path: Path, data, capsys) -> None:
+def test_on_a_full_disk_training_ends_with_one_line_and_the_last_checkpoint_stays(
+    tmp_path: Path, data, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # those that another test may have left write to files too
     config = experiment(tmp_path, data, save_every_n=1, resume=True)
     loop.train_experiment(replace(config, train=replace(config.train, max_train_batches=2)))
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
