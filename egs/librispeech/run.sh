@@ -37,7 +37,7 @@ left_context_frames=32    # 640 ms
 num_epochs=8
 avg=3                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
-use_bf16=                 # bfloat16 autocast; by default 1 without a GPU, where the processor has instructions for it
+use_bf16=0                # 1: bfloat16 autocast; on a processor it compiles kernels for each new length of a batch
 max_duration=15           # seconds of speech in a batch, per process
 train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit an hour
 distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
@@ -100,10 +100,6 @@ if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   gpus=$($python -c 'import torch; print(torch.cuda.device_count())')
   if [[ -z $world_size ]]; then
     world_size=$((gpus ? gpus : cores < 2 ? 1 : 2))  # two processes of one thread beat one of two
-  fi
-  if [[ -z $use_bf16 ]]; then
-    use_bf16=0
-    ((gpus)) || ! grep -qs avx512_bf16 /proc/cpuinfo || use_bf16=1
   fi
 fi
 
