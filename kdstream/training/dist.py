@@ -67,7 +67,11 @@ def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, e
 
 
 def setup(rank: int, world_size: int, port: int) -> None:
-    """Prepares this process, and joins the process group (nccl on GPUs, gloo on CPUs) where there are several."""
+    """Prepares this process, and joins the process group (nccl on GPUs, gloo on CPUs) where there are several.
+
+    Raises:
+      UserError: another program has the port.
+    """
     keep_freed_memory()
     if world_size == 1:
         return
@@ -75,7 +79,15 @@ def setup(rank: int, world_size: int, port: int) -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(port))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=world_size)
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=world_size)
+    except RuntimeError as error:
+        if "address already in use" not in str(error).lower():
+            raise
+        fix = "give another, as for each training on one machine"
+        raise UserError(
+            "another program has it", flag=option("master_port", os.environ["MASTER_PORT"]), fix=fix
+        ) from error
 
 
 def keep_freed_memory() -> None:

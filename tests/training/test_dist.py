@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,15 @@ def test_lone_process_needs_no_group():
     dist.setup(0, 1, 29516)
     dist.barrier(1)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(dist, "keep_freed_memory", lambda: None)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--master-port {port}: another program has it; give another"):
+            dist.setup(0, 2, port)
