@@ -17,7 +17,6 @@ from kdstream.config.flags import parser_of, str2bool
 from kdstream.corpus.validate import check_cut
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.reading import check_filter_bank, read_utterance
-from kdstream.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.read:
                 read_utterance(cut, from_audio=False)
             durations.append(cut.duration)
-        if not durations:
-            raise UserError(f"{path}: holds no cuts", fix="run prepare.sh again")
         print(
             f"{path}: {len(durations)} cuts, {sum(durations) / 3600:.2f} h, "
             f"{min(durations):.1f} to {max(durations):.1f} s, mean {sum(durations) / len(durations):.1f} s"

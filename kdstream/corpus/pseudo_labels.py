@@ -52,8 +52,6 @@ def read_cuts(path: Path) -> list[DataCut]:
         check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
         cuts.append(cut)
     check_filter_bank(cuts, path)
-    if not cuts:
-        raise UserError(f"{path}: holds no cuts", fix="see --cuts")
     return cuts
 
 

@@ -59,6 +59,7 @@ class _CheckedManifest:
         self.path, self.needs_text = path, needs_text
 
     def __iter__(self) -> Iterator[Cut]:
+        cut = None
         try:
             for cut in iterate(self._read()):
                 if not isinstance(cut, Cut):
@@ -72,6 +73,8 @@ class _CheckedManifest:
                 yield cut
         except UNREADABLE as error:
             raise self._unreadable(error) from error
+        if cut is None:
+            raise UserError(f"{self.path}: holds no cuts", fix="name another manifest, or run prepare.sh again")
 
     def _read(self) -> CutSet:
         if not self.path.name.endswith(EAGER):

@@ -38,7 +38,11 @@ CHANNELS = Kind(
 )
 TEXT = Kind("a text", _is_text)
 TEXT_OR_NONE = Kind("a text or null", lambda value: value is None or _is_text(value))
-NAME = Kind("a name on one line", lambda value: _is_text(value) and len(value.splitlines()) == 1)
+# icefall's files of results have a line for each, in which a tab ends the name.
+NAME = Kind(
+    "a name on one line, without tabs",
+    lambda value: _is_text(value) and len(value.splitlines()) == 1 and "\t" not in value,
+)
 
 CUT = {"id": NAME}
 DATA_CUT = {"start": NUMBER, "duration": NUMBER, "channel": CHANNELS}

@@ -228,8 +228,9 @@ def test_manifests_of_every_format_of_lhotse_are_read_and_those_of_no_cuts_refus
     for index, content in enumerate((b"", b"{]", b"- {a: [", b"\xff\x00", path.read_bytes()[:-40])):
         broken = tmp_path / f"broken-{index}.{ending}"
         broken.write_bytes(content)
-        if content or not ending.startswith("jsonl"):  # which holds no cuts then
-            assert f"{broken}: damaged or not a manifest of cuts" in error_of(lambda b=broken: list(read_manifest(b)))
+        empty = not content and ending.startswith("jsonl")
+        fault = "holds no cuts; name another" if empty else "damaged or not a manifest of cuts"
+        assert f"{broken}: {fault}" in error_of(lambda b=broken: list(read_manifest(b)))
 
 
 def test_a_shar_directory_is_named_and_the_fix_makes_a_manifest_of_it(tmp_path, monkeypatch):
