@@ -251,3 +251,17 @@ def test_a_broken_link_is_found() -> None:
     readme = ROOT / "README.md"
     text = "[a](docs/none.md) [b](docs/install.md#none) [c](#two-commands) [d](docs/install.md) [e](https://x.org)"
     assert broken_links(readme, text) == ["docs/none.md", "docs/install.md#none"]
+
+
+TEST_NAME = re.compile(r"(?:(tests/[\w/]+\.py))?::(test_\w+)")
+
+
+def test_every_test_that_the_docs_name_is_there():
+    """`tests/a/test_b.py::test_c, ::test_d`: the second name is in the file of the first."""
+    named, path = 0, ""
+    for page in PAGES:
+        for match in TEST_NAME.finditer(page.read_text(encoding="utf8")):
+            path = match[1] or path
+            assert re.search(rf"^def {match[2]}\(", (ROOT / path).read_text(encoding="utf8"), re.MULTILINE), match[0]
+            named += 1
+    assert named > 50
