@@ -149,10 +149,20 @@ def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) 
         return annotation is bool and isinstance(value, bool)
     if not isinstance(value, (int, float) if annotation is float else annotation):
         return False
-    if annotation is str:
-        return True
-    low, above = more.get("minimum", -math.inf), more.get("above", -math.inf)
-    return bool(math.isfinite(value) and value >= low and value > above and (annotation is float or value <= LARGEST))
+    return annotation is str or not range_fault(value, more.get("minimum"), more.get("above"))
+
+
+def range_fault(value: float, minimum: float | None, above: float | None) -> str:
+    """What a number must be and is not; "" if nothing is wrong with it.  No setting is NaN or infinite."""
+    if not math.isfinite(value):
+        return "must be a number"
+    if minimum is not None and value < minimum:
+        return f"must be at least {minimum}"
+    if above is not None and value <= above:
+        return f"must be more than {above}"
+    if isinstance(value, int) and value > LARGEST:
+        return f"must be at most {LARGEST}"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -265,20 +275,14 @@ def _parser_of(annotation: Any, minimum: float | None = None, above: float | Non
 
 
 def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:
-    """The argparse type `number`: from `minimum` on or more than `above`, never NaN, whole numbers up to LARGEST."""
+    """The argparse type `number`: as `range_fault` bounds it."""
     if number is str:
         return number
 
     def parse_number(text: str) -> Any:
         value = number(text)
-        if value != value:
-            raise argparse.ArgumentTypeError(f"{text}: must be a number")
-        if minimum is not None and not value >= minimum:
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {minimum}")
-        if above is not None and not value > above:
-            raise argparse.ArgumentTypeError(f"{text}: must be more than {above}")
-        if number is int and value > LARGEST:
-            raise argparse.ArgumentTypeError(f"{text}: must be at most {LARGEST}")
+        if fault := range_fault(value, minimum, above):
+            raise argparse.ArgumentTypeError(f"{text}: {fault}")
         return value
 
     parse_number.__name__ = number.__name__

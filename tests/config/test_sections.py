@@ -37,6 +37,7 @@ def test_every_default_is_a_value_that_its_flag_takes(config_class):
         (TrainConfig, "--base-lr", "0", "0: must be more than 0"),
         (TrainConfig, "--base-lr", "nan", "nan: must be a number"),
         (DataConfig, "--min-utterance-seconds", "nan", "nan: must be a number"),
+        (DataConfig, "--max-duration", "inf", "inf: must be a number"),
         (TrainConfig, "--seed", "9999999999", "9999999999: must be at most 2147483647"),
         (TrainConfig, "--delay-penalty", "-0.1", "-0.1: must be at least 0"),
         (TrainConfig, "--prune-range", "1", "1: must be at least 2"),
