@@ -100,8 +100,13 @@ class Record:
         return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search, self.unit or WORD)
 
     @property
+    def training(self) -> tuple[Any, ...]:
+        """What the records of several checkpoints of one training share, each decoded in the same way."""
+        return (self.system, self.seed, *self.setting)
+
+    @property
     def key(self) -> tuple[Any, ...]:
-        return (self.system, self.seed, *self.setting, self.checkpoint)
+        return (*self.training, self.checkpoint)
 
 
 def load_records(path: Path) -> list[Record]:
@@ -139,7 +144,7 @@ def to_record(path: Path, item: dict[str, Any]) -> Record:
 
 def newest(records: Sequence[Record]) -> list[Record]:
     """Of each system, seed and setting the record that was added last, whatever its checkpoint."""
-    return list({(record.system, record.seed, *record.setting): record for record in records}.values())
+    return list({record.training: record for record in records}.values())
 
 
 def load_newest(path: Path) -> list[Record]:
@@ -148,8 +153,7 @@ def load_newest(path: Path) -> list[Record]:
     taken = newest(records)
     lines: dict[str, None] = {}
     for record in taken:
-        same = (record.system, record.seed, *record.setting)
-        others = {r.checkpoint for r in records if (r.system, r.seed, *r.setting) == same} - {record.checkpoint}
+        others = {r.checkpoint for r in records if r.training == record.training} - {record.checkpoint}
         if others:
             passed_over = ", ".join(sorted(others))
             lines[f"{path}: of {record.system} {record.checkpoint}, decoded last, not {passed_over}"] = None
