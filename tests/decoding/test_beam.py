@@ -18,7 +18,7 @@ from kdstream.errors import UserError
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 from support.decoding import log_probs, talkative_model
-from support.searches import LENS, assert_same, decode, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_with_unknown, encoder_frames
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"context{size}")
@@ -58,12 +58,7 @@ def test_modified_beam_search_equals_a_slow_reference(model, beam):
 def test_unknown_is_taken_for_blank(model, beam):
     """A path that takes it has the tokens of its parent's that takes blank, and they become one."""
     encoder_out, search = encoder_frames(model), ModifiedBeamSearch(beam_size=beam)
-    unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
-    model.unk_id = unknown
-    try:
-        ours = decode(model, search, encoder_out, LENS)
-    finally:
-        model.unk_id = None
+    unknown, ours = decode_with_unknown(model, search, encoder_out)
     for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_beam(model, frames[:length], beam, silent=(0, unknown)))
     assert ours[0].tokens and not any(unknown in result.tokens for result in ours)

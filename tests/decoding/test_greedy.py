@@ -10,7 +10,7 @@ from kdstream.decoding.search import Result
 from kdstream.errors import UserError
 from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
-from support.searches import LENS, assert_same, decode, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_with_unknown, encoder_frames
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"context{size}")
@@ -46,12 +46,7 @@ def test_greedy_equals_a_slow_reference(model, max_sym_per_frame):
 def test_unknown_is_taken_for_blank(model, max_sym_per_frame):
     """It is not said and moves no context, but its log probability counts, as sherpa-onnx has it."""
     encoder_out, search = encoder_frames(model), GreedySearch(max_sym_per_frame=max_sym_per_frame)
-    unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
-    model.unk_id = unknown
-    try:
-        ours = decode(model, search, encoder_out, LENS)
-    finally:
-        model.unk_id = None
+    unknown, ours = decode_with_unknown(model, search, encoder_out)
     for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_greedy(model, frames[:length], max_sym_per_frame, silent=(0, unknown)))
     assert ours[0].tokens and not any(unknown in result.tokens for result in ours)

@@ -25,6 +25,16 @@ def decode(model: Transducer, search: Search, encoder_out: Tensor, lens: Sequenc
     return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
 
 
+def decode_with_unknown(model: Transducer, search: Search, encoder_out: Tensor) -> tuple[int, list[Result]]:
+    """A token that `model` says, and the results where this token is its <unk>."""
+    unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
+    model.unk_id = unknown
+    try:
+        return unknown, decode(model, search, encoder_out, LENS)
+    finally:
+        model.unk_id = None
+
+
 def assert_same(ours: Result, theirs: Result) -> None:
     assert ours.tokens == theirs.tokens
     assert ours.timestamps == theirs.timestamps
