@@ -11,6 +11,7 @@ from pathlib import Path
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
+from kdstream.audio import kinds
 from kdstream.audio.files import check_header
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
@@ -18,7 +19,7 @@ from kdstream.errors import UserError
 from kdstream.units import FRAMES_PER_SECOND
 
 SUFFIXES = (".flac", ".wav")
-OTHER_SUFFIXES = (".mp3", ".m4a", ".mp4", ".aac", ".ogg", ".opus", ".sph", ".aiff", ".aif", ".wma", ".webm", ".amr")
+OTHER_SUFFIXES = {*kinds.SUFFIXES, *kinds.OTHER_SUFFIXES}.difference(SUFFIXES)
 ANY_BLANK = re.compile(r"\s")  # tabs and U+2028 among them: a transcript is one line of words
 
 
