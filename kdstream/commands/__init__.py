@@ -74,7 +74,7 @@ def run_command(name: str) -> None:
 
 
 def run(command: Callable[[], int | None]) -> None:
-    """Runs a command's `main`; a UserError or a full disk becomes one line on stderr and exit status 1."""
+    """Runs a command's `main`; a UserError, or a file that the system refuses, becomes one line and status 1."""
     try:
         status = command()
     except UserError as error:
