@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from kdstream.errors import UserError
 
 KILOBYTE, MEGABYTE = 1024, 1024**2
 
@@ -29,3 +35,13 @@ class PeakMemory:
     def resident(field: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * KILOBYTE for line in lines if line.startswith(field))
+
+
+def told_by(command: Sequence[str]) -> float:
+    """The megabytes that a command prints last, as bytes.  Raises UserError where it fails."""
+    # Otherwise glibc keeps freed tensors, and resident memory tells what was used at some time.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{shlex.join(command)}: failed as shown above", fix="or give --memory 0")
+    return int(done.stdout.splitlines()[-1]) / MEGABYTE

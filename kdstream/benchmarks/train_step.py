@@ -48,14 +48,14 @@ STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 Tokens = list[list[int]]
 
 
-def synthetic_batch(data: DataConfig, seconds: float) -> tuple[Batch, Tokens]:
+def synthetic_batch(data: DataConfig, seconds: float, vocab_size: int = SYNTHETIC_VOCABULARY) -> tuple[Batch, Tokens]:
     """--max-duration seconds of noise in utterances of `seconds`, the shortest a fifth shorter."""
     count = max(1, int(data.max_duration / seconds))
     generator = torch.Generator().manual_seed(0)
     lens = torch.linspace(100 * seconds, 80 * seconds, count).long()
     features = torch.randn(count, int(lens.max()), 80, generator=generator) * 3 - 6
     symbols = (count, int(TOKENS_PER_SECOND * seconds))
-    tokens = torch.randint(3, SYNTHETIC_VOCABULARY, symbols, generator=generator).tolist()
+    tokens = torch.randint(3, vocab_size, symbols, generator=generator).tolist()
     return Batch(features, lens, [""] * count, [str(index) for index in range(count)]), tokens
 
 

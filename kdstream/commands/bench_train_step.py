@@ -13,24 +13,31 @@ the peak above a process without models; parameters, gradients and the optimiser
 the peak above what was there before the part began.  On the CPU it is resident memory (Linux only), on a GPU allocated
 memory.
 Parts: losses and branches forward and backward.  The optimiser's work on the branches is in no part.
+
+    kdstream bench-train-step --causal 1 --preset tiny --max-duration 144 --threads 1 --against COMMIT
+
+runs the steps (not the parts) of another commit and of this checkout in turn, on one batch.  The time is processor
+time, and the ratio is the median over pairs of steps.  --limit 1 shows how much of a baseline step its matrix products
+and convolutions take when they run alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import kdstream
-from kdstream.benchmarks.memory import MEGABYTE, PeakMemory
+from kdstream.benchmarks.against import compare_with
+from kdstream.benchmarks.limit import measure_limit
+from kdstream.benchmarks.memory import PeakMemory, told_by
 from kdstream.benchmarks.train_step import (
     STEPS,
     SYNTHETIC_VOCABULARY,
@@ -45,7 +52,6 @@ from kdstream.config.flags import add_arguments, from_args, in_range, parser_of,
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
 from kdstream.data.batch import Batch
 from kdstream.devices import find_device
-from kdstream.errors import UserError
 from kdstream.evaluation.records import write_json
 from kdstream.evaluation.tables import rows_table
 from kdstream.kd.teachers import teacher_flags
@@ -69,21 +75,43 @@ def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab
 
 def memory_in_own_process(name: str, flags: Sequence[str]) -> float:
     """Peak memory in MB of the row `name`, which this command measures with its `flags` in a process of its own."""
-    # Otherwise glibc keeps freed tensors, and resident memory tells what was used at some time.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     program = str(Path(kdstream.__file__).with_name("__main__.py"))
-    command = [sys.executable, program, "bench-train-step", *flags, "--memory-of", name]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)}: failed as shown above", fix="or give --memory 0")
-    return int(done.stdout.splitlines()[-1]) / MEGABYTE
+    return told_by([sys.executable, program, "bench-train-step", *flags, "--memory-of", name])
+
+
+SHORT_NAMES = dict(zip(("baseline", "distilled", "cached"), STEPS, strict=True))
+
+
+def words(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in SHORT_NAMES:
+            raise argparse.ArgumentTypeError(f"{name}: not one of {','.join(SHORT_NAMES)}")
+    return names
+
+
+def of_this_checkout() -> argparse.ArgumentParser:
+    """The flags that --against does not hand on to the other commit."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--against", default="", metavar="COMMIT", help="Compare the steps with those of a commit.")
+    parser.add_argument("--limit", type=str2bool, default=False, help="Show what the products of a step take alone.")
+    parser.add_argument(
+        "--steps",
+        type=words,
+        default=tuple(SHORT_NAMES),
+        help=f"What --against compares, of {','.join(SHORT_NAMES)} (default: all).",
+    )
+    return parser
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, parents=[of_this_checkout()])
     parser.add_argument("--repetitions", type=in_range(int, minimum=1), default=5, help="Counted repetitions.")
     seconds = in_range(float, above=0)
     parser.add_argument("--utterance-seconds", type=seconds, default=6.0, help="Longest of a synthetic batch.")
+    parser.add_argument(
+        "--vocab-size", type=in_range(int, minimum=4), default=SYNTHETIC_VOCABULARY, help="Tokens of a synthetic batch."
+    )
     parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
@@ -100,23 +128,44 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def compare_against(args: argparse.Namespace, flags: Sequence[str]) -> list[dict[str, Any]]:
+    """The table of --against."""
+    handed_on = of_this_checkout().parse_known_args(flags)[1]
+    rows = [SHORT_NAMES[name] for name in args.steps]
+    return compare_with(args.against, rows, handed_on, args.repetitions, args.memory)
+
+
+def show(rows: list[dict[str, Any]], json: str) -> None:
+    """Prints the table, and writes it to the file `json` if that is not empty."""
+    print(rows_table(rows))
+    if json:
+        write_json(Path(json), rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     flags = sys.argv[1:] if argv is None else argv
     args = get_parser().parse_args(flags)
     if args.threads:
         torch.set_num_threads(args.threads)
     data = from_args(DataConfig, args)
+    if args.against:
+        show(compare_against(args, flags), args.json)
+        return
     if args.train_cuts:
         batch, tokens, vocab_size = real_batch(data)
     else:
-        (batch, tokens), vocab_size = synthetic_batch(data, args.utterance_seconds), SYNTHETIC_VOCABULARY
+        batch, tokens = synthetic_batch(data, args.utterance_seconds, args.vocab_size)
+        vocab_size = args.vocab_size
     if args.memory_of:
         print(measure_memory(args, batch, tokens, vocab_size))
         return
     bench = Bench(args, batch, tokens, vocab_size)
-    bench.add_distillation()
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
     keep_freed_memory()  # as training does
+    if args.limit:
+        show(measure_limit(partial(bench.run, STEPS[0]), args.repetitions, clock), args.json)
+        return
+    bench.add_distillation()
     times = measure_times(bench, args.repetitions, clock)
     names = tqdm(times, desc="memory", disable=None) if args.memory else ()
     rows = table(times, {name: memory_in_own_process(name, flags) for name in names})
@@ -127,6 +176,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
         f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs) or 'none'}\n"
     )
-    print(rows_table(rows))
-    if args.json:
-        write_json(Path(args.json), rows)
+    show(rows, args.json)

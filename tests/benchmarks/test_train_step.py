@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from kdstream.benchmarks import train_step
+from kdstream.benchmarks import against, limit, train_step
 from kdstream.commands import bench_train_step
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig
@@ -86,3 +89,56 @@ def test_memory_is_measured_by_the_same_command_in_a_process_of_its_own():
     assert 4 * 2.35 * 4 < megabytes < 1000  # float32 parameters, gradients and two moments at least
     with pytest.raises(UserError, match="--preset huge .*--memory-of.*: failed as shown above"):
         bench_train_step.memory_in_own_process("baseline step", ["--preset", "huge"])
+
+
+SHORT = "--preset tiny --causal 1 --max-duration 4 --utterance-seconds 2 --threads 1".split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compares with a commit")
+def test_the_steps_of_another_commit_run_on_the_same_batch(tmp_path):
+    path = tmp_path / "against.json"
+    flags = [*SHORT, "--repetitions", "1", "--memory", "0", "--steps", "baseline,cached", "--json", str(path)]
+    bench_train_step.main([*flags, "--against", "HEAD"])
+    rows = json.loads(path.read_text())
+    assert [row["step"] for row in rows] == [train_step.STEPS[0], train_step.STEPS[2]]
+    assert all(row["ratio"] > 0 and float(row["losses differ by"]) < 1e-4 for row in rows)
+
+
+def test_a_commit_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="^--against no-such-commit: .*; give a commit"):
+        bench_train_step.main([*SHORT, "--against", "no-such-commit"])
+
+
+def test_a_step_that_cannot_run_is_an_error_and_not_a_wait(tmp_path):
+    steps = against.StepsOfCheckout(ROOT, ["--preset", "huge"])
+    with pytest.raises(UserError, match="--preset huge: failed as shown above"):
+        steps.run("baseline step", 0)
+    steps.close()
+
+
+def test_the_ratio_is_the_median_over_pairs():
+    seconds = [(1.0, 0.5), (2.0, 1.2), (9.0, 9.0)]  # a disturbed pair counts as one
+    pairs = [[{"seconds": a, "loss": 10.0}, {"seconds": b, "loss": 10.1}] for a, b in seconds]
+    row = against.figures("baseline step", "main", pairs, [100.0, 50.0])
+    assert row["ratio"] == pytest.approx(0.6) and row["ms at main"] == 2000 and row["ms now"] == 1200
+    assert row["losses differ by"] == "1e-02" and row["ratio of peaks"] == 0.5
+
+
+def test_the_limit_counts_products_forward_and_backward():
+    weight = torch.randn(7, 5, requires_grad=True)
+    images, kernels = torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3, requires_grad=True)
+
+    def run(repetition: int) -> None:
+        (torch.randn(4, 7).t().contiguous().t() @ weight).relu().sum().backward()
+        F.conv2d(images, kernels).sum().backward()
+
+    with limit.Recorder() as recorder:
+        run(0)
+    kinds = [limit.kind_of(product.operator) for product in recorder.products]
+    assert kinds == ["matrix products"] * 2 + ["convolutions"] * 2  # the inputs need no gradient
+    first = recorder.products[0].args
+    assert [(x.size, x.stride) for x in first] == [((4, 7), (1, 4)), ((7, 5), (5, 1))]
+    rows = limit.measure_limit(run, 3, time.perf_counter)
+    assert [row["part"] for row in rows] == ["step", "matrix products", "convolutions", "both products"]
+    assert rows[0]["of the step"] == 1.0
