@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
+from kdstream.models.attention import QueryKeyValue, merge_heads, split_heads
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, depthwise_conv, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
@@ -36,11 +37,8 @@ from kdstream.models.zipformer_modules import (
     CentredDepthwiseConv1d,
     Convolution,
     FeedForward,
-    QueryKeyValue,
     let_in_one_by_one,
-    merge_heads,
     prepend,
-    split_heads,
     whitening_schedule,
     with_past,
 )

@@ -1,7 +1,7 @@
 """The Zipformer encoder (arXiv 2310.11230), streaming and not, with one forward for all modes.
 
-A sequence of stacks, each running at its own frame rate; `zipformer_modules.py` holds the parts of a
-layer.  Parameter names, shapes and arithmetic are those of icefall's `zipformer` recipe, so checkpoints
+A sequence of stacks, each running at its own frame rate; `attention.py` and `zipformer_modules.py` hold
+the parts of a layer.  Parameter names, shapes and arithmetic are those of icefall's `zipformer` recipe, so checkpoints
 pass in both directions.
 
 Shapes: N batch, T encoder frames (20 ms), D model width of a stack, H heads.
@@ -20,22 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
+from kdstream.models.attention import (
+    AttentionWeights,
+    FrameContext,
+    NonlinAttention,
+    QueryKeyValue,
+    SelfAttention,
+    relative_positions,
+)
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
-    AttentionWeights,
     Bypass,
     CentredDepthwiseConv1d,
     ChunkCausalDepthwiseConv1d,
     Convolution,
     FeedForward,
-    FrameContext,
-    NonlinAttention,
-    QueryKeyValue,
-    SelfAttention,
     SimpleDownsample,
     let_in_one_by_one,
-    relative_positions,
     streaming_parameters,
     upsample,
     whitening_schedule,

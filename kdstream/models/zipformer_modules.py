@@ -1,22 +1,17 @@
-"""The parts of a Zipformer layer: attention, convolution, feed-forward, bypass and resampling.
+"""The parts of a Zipformer layer but attention: convolution, feed-forward, bypass and resampling.
 
-The Conformer uses some of them too.  Every part has one forward.  A part that needs the past (attention,
-convolution) takes the cached frames of a stream, or None for whole utterances, and returns the new cache beside its
-output.
+The Conformer uses some of them too.  Every part has one forward.  The convolution takes the cached frames of a stream,
+or None for whole utterances, and returns the new cache beside its output.
 Names and arithmetic are icefall's; our layout is batch first.  Decoding and export trace a step: a size that `int`
 converts becomes a constant of the traced graph, in which only the number of streams varies.
 
-Shapes: N batch, T frames of x, K frames that are attended to (T, or left context + T), D model width,
-H heads, d head width.
+Shapes: N batch, T frames of x, K cached frames and those of x, D model width.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -32,29 +27,10 @@ from kdstream.models.scaling import (
     SwooshR,
     Whiten,
     limit_parameter,
-    penalize_large_values,
-    scaled_linear,
 )
 from kdstream.models.streaming import Cache
 
-QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
-
-
-@dataclass(frozen=True)
-class FrameContext:
-    """What all layers of a stack share in one forward.
-
-    blocked: bool, broadcasts to (N, 1, T, K); True where attention must not look.  None: everywhere it may.
-    padding: (N, T) bool, True at padding frames; None where there are none.
-    positions: (T + K - 1, pos_dim) encodings of the offsets key - query, from 1 - K to T - 1.
-    chunk: frames per chunk at this stack's rate; None for full context.
-    """
-
-    blocked: Tensor | None
-    padding: Tensor | None
-    positions: Tensor
-    chunk: int | None
 
 
 def prepend(cache: Cache, x: Tensor) -> tuple[Tensor, Cache]:
@@ -71,130 +47,8 @@ def with_past(cache: Cache, x: Tensor, frames: int) -> tuple[Tensor, Cache]:
     return (F.pad(x, (0, 0, frames, 0)), None) if cache is None else prepend(cache, x)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(N, T, H * d) to (N, H, T, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(N, H, T, d) to (N, T, H * d)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def relative_positions(queries: int, keys: int, dim: int, device: torch.device) -> Tensor:
-    """Encodings (T + K - 1, dim) of the offsets key - query from 1 - K to T - 1.
-
-    Offsets are compressed logarithmically, then mapped by atan to an interval whose Fourier basis is the
-    encoding: near offsets are told apart exactly, far ones roughly.  The last channel is a constant 1.
-    """
-    offset = torch.arange(1 - keys, queries, device=device, dtype=torch.float32).unsqueeze(1)
-    length = math.sqrt(dim)
-    compressed = length * offset.sign() * ((offset.abs() + length).log() - math.log(length))
-    angle = (compressed * (2 * math.pi / dim)).atan()
-    angles = angle * (1 + torch.arange(dim // 2, device=device))  # (T + K - 1, dim / 2)
-    encoding = torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
-    return F.pad(encoding[:, :-1], (0, 1), value=1.0)  # not in place, which a traced step would do over and over
-
-
 def whitening_schedule(limit: float, ratio: float = 2.0) -> ScheduledFloat:
     return ScheduledFloat((0, limit), (20000, ratio * limit))
-
-
-class AttentionWeights(nn.Module):
-    """Multi-head attention weights with relative positions, computed once per layer and used three times."""
-
-    def __init__(self, dim: int, pos_dim: int, heads: int, query_head_dim: int, pos_head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query_dim = heads * query_head_dim
-        # the scale stands in for the usual d ** -0.5 on the scores
-        self.in_proj = scaled_linear(dim, 2 * self.query_dim + heads * pos_head_dim, query_head_dim**-0.25)
-        self.linear_pos = scaled_linear(pos_dim, heads * pos_head_dim, 0.05, bias=False)
-        self.pos_emb_skip_rate = ScheduledFloat((0, 0.5), (4000, 0.0))
-        self.whiten_keys = Whiten(heads, whitening_schedule(3.0), 0.025)
-        # scores do not change when a constant is added to all keys; without this, rounding noise would move it
-        self.balance_keys = Balancer(min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025)
-
-    def forward(
-        self, x: Tensor, context: FrameContext, cached_key: Cache
-    ) -> tuple[Tensor, Cache, tuple[Tensor, Tensor]]:
-        """
-        Args:
-          x: (N, T, D); cached_key: (N, K - T, H * d) or None.
-        Returns:
-          weights (N, H, T, K), the new cache, and (query, key) of x, each (N, T, H * d).
-        """
-        query, key, pos_query = self.in_proj(x).split(
-            [self.query_dim, self.query_dim, self.in_proj.out_features - 2 * self.query_dim], dim=2
-        )
-        key = self.whiten_keys(self.balance_keys(key))
-        all_keys, cached_key = prepend(cached_key, key)
-        scores = split_heads(query, self.heads) @ split_heads(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
-        if not self.training or random.random() >= float(self.pos_emb_skip_rate):
-            scores = scores + self.position_scores(pos_query, context.positions, int(scores.size(3)))
-        if self.training and random.random() < 0.1:
-            scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
-        if context.blocked is not None:
-            # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
-            scores = scores.masked_fill(context.blocked, -1000.0)
-        return scores.softmax(dim=3), cached_key, (query, key)
-
-    def position_scores(self, pos_query: Tensor, positions: Tensor, keys: int) -> Tensor:
-        """(N, H, T, K): product of each query's positional part with the encoding of each key's offset."""
-        encoded = self.linear_pos(positions).unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, d, T + K - 1)
-        by_offset = split_heads(pos_query, self.heads) @ encoded  # (N, H, T, T + K - 1)
-        # row t begins at offset -t: step one column less per row
-        batch, heads, queries, offsets = by_offset.size(0), self.heads, *map(int, by_offset.shape[2:])
-        if torch.onnx.is_in_onnx_export():  # which knows no strides; the same by reshaping, whose gradient costs more
-            if queries == 1:
-                return by_offset
-            rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
-            return rows.unflatten(2, (queries, offsets - 1))[..., :keys]
-        n, h, t, o = by_offset.stride()
-        return by_offset.as_strided((batch, heads, queries, keys), (n, h, t - o, o), o * (queries - 1))
-
-
-class SelfAttention(nn.Module):
-    """Values weighted by given attention weights."""
-
-    def __init__(self, dim: int, heads: int, value_head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj = nn.Linear(dim, heads * value_head_dim)
-        self.out_proj = scaled_linear(heads * value_head_dim, dim, 0.05)
-        self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
-
-    def forward(self, x: Tensor, weights: Tensor, cached_value: Cache) -> tuple[Tensor, Cache, Tensor]:
-        """x (N, T, D), weights (N, H, T, K) to (N, T, D), the new cache and the values of x (N, T, H * d)."""
-        value = self.in_proj(x)
-        all_values, cached_value = prepend(cached_value, value)
-        x = self.out_proj(merge_heads(weights @ split_heads(all_values, self.heads)))
-        return self.whiten(x), cached_value, value
-
-
-class NonlinAttention(nn.Module):
-    """Gated features, averaged over time with one head's attention weights and gated again."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.in_proj = nn.Linear(dim, hidden * 3)
-        self.balancer = Balancer(
-            min_positive=ScheduledFloat((0, 0.25), (20000, 0.05)),
-            max_positive=ScheduledFloat((0, 0.75), (20000, 0.95)),
-            min_abs=0.5,
-            max_abs=5.0,
-        )
-        self.out_proj = scaled_linear(hidden, dim, 0.05)
-        self.whiten1 = Whiten(1, whitening_schedule(5.0), 0.01)
-        self.whiten2 = Whiten(1, whitening_schedule(5.0, 3.0), 0.01)
-
-    def forward(self, x: Tensor, weights: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """x (N, T, D), weights (N, 1, T, K), cache (N, K - T, hidden) to (N, T, D) and the new cache."""
-        gate, x, out_gate = self.in_proj(x).chunk(3, dim=2)
-        x = self.whiten1(x) * self.balancer(gate).tanh()
-        x, cache = prepend(cache, x)
-        x = (weights.squeeze(1) @ x) * out_gate
-        return self.whiten2(self.out_proj(x)), cache
 
 
 class FeedForward(nn.Module):
