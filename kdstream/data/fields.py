@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 
 class Kind(NamedTuple):
@@ -26,7 +29,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
 
 
 NUMBER = Kind("a number", _is_number)
