@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,3 +68,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all.  Raises UserError as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf8")
+
+
+def sha256_of(path: Path) -> str:
+    """A hash of what a file holds, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -128,14 +128,11 @@ def check_length(what: str, seconds: float, max_duration: float, stream: str = "
         )
 
 
-def check_whole(cut: Cut, max_duration: float) -> None:
+def check_whole(cut_id: str, seconds: float, max_duration: float) -> None:
     """`check_length` of a cut of more than WHOLE_SECONDS; shorter ones pass whatever --max-duration is."""
-    if cut.duration > WHOLE_SECONDS:
+    if seconds > WHOLE_SECONDS:
         check_length(
-            f"cut {cut.id}",
-            cut.duration,
-            max_duration,
-            "decode chunk by chunk with a streaming model (streaming_decode.py)",
+            f"cut {cut_id}", seconds, max_duration, "decode chunk by chunk with a streaming model (streaming_decode.py)"
         )
 
 

@@ -1,27 +1,23 @@
-"""Manifests of cuts: how they are read and written, which of their cuts training takes, and how often.
-
-`Selection` decides which cuts the loss can take, and says which it cannot.  `PseudoCuts` is what an epoch takes of cuts
-that a teacher transcribed.
-"""
+"""Manifests of cuts: how they are read and written, and what an epoch takes of those that a teacher transcribed."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
-from kdstream.data.checks import TRIM, frames_of, text_fault, unpack_shar
+from kdstream.data.checks import unpack_shar
 from kdstream.data.fields import field_fault
-from kdstream.data.tokenizer import BLANK, BLANK_ID, UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
 from kdstream.files import replacing
-from kdstream.units import SUBSAMPLING_LOSS
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
@@ -33,10 +29,13 @@ EAGER = (
 )  # formats that Lhotse reads as a whole; all else is JSON, line by line
 
 
-def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
+def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -> CutSet:
     """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have.
 
-    The file is .jsonl, .json or .yaml, or one of these with .gz.
+    Args:
+      path: .jsonl, .json or .yaml, or one of these with .gz.
+      needs_text: refuse a cut without a text.
+      trusted: the fields of its cuts were looked at before; see selection.py.
     """
     if path.is_dir():
         shar = any(path.glob("cuts.*.jsonl*"))
@@ -47,7 +46,7 @@ def read_manifest(path: Path, needs_text: bool = False) -> CutSet:
     if not path.is_file():
         fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
         raise UserError(f"{path}: no such manifest", fix=fix)
-    return CutSet(_CheckedManifest(path, needs_text))
+    return CutSet(_CheckedManifest(path, needs_text, trusted))
 
 
 class _CheckedManifest:
@@ -55,26 +54,28 @@ class _CheckedManifest:
 
     is_lazy = True
 
-    def __init__(self, path: Path, needs_text: bool) -> None:
-        self.path, self.needs_text = path, needs_text
+    def __init__(self, path: Path, needs_text: bool, trusted: bool) -> None:
+        self.path, self.needs_text, self.trusted = path, needs_text, trusted
 
     def __iter__(self) -> Iterator[Cut]:
         cut = None
         try:
             for cut in iterate(self._read()):
-                if not isinstance(cut, Cut):
-                    raise TypeError(f"{type(cut).__name__} instead of a cut")
-                if fault := field_fault(cut):
-                    raise UserError(f"{self.path}: {fault}", fix="mend it or take the cut out")
-                if self.needs_text and not text_of(cut):
-                    raise UserError(
-                        f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it"
-                    )
+                if not self.trusted:
+                    self._check(cut)
                 yield cut
         except UNREADABLE as error:
             raise self._unreadable(error) from error
         if cut is None:
             raise UserError(f"{self.path}: holds no cuts", fix="name another manifest, or run prepare.sh again")
+
+    def _check(self, cut: Any) -> None:
+        if not isinstance(cut, Cut):
+            raise TypeError(f"{type(cut).__name__} instead of a cut")
+        if fault := field_fault(cut):
+            raise UserError(f"{self.path}: {fault}", fix="mend it or take the cut out")
+        if self.needs_text and not text_of(cut):
+            raise UserError(f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it")
 
     def _read(self) -> CutSet:
         if not self.path.name.endswith(EAGER):
@@ -121,87 +122,26 @@ class DistinctIds:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._seen: set[int] = set()  # hashes, for hundreds of thousands of ids
+        self.seen: set[int] = set()  # numbers, for a million of ids
 
     def add(self, cut_id: str) -> None:
-        before = len(self._seen)
-        self._seen.add(hash(cut_id))
-        if len(self._seen) == before:
+        before = len(self.seen)
+        self.seen.add(id_number(cut_id))
+        if len(self.seen) == before:
             fix = "rename one with cut.with_id(), and name no manifest twice"
             raise UserError(f"{self.what}: two cuts have the id {cut_id}", fix=fix)
 
-
-class Selection:
-    """Decides which cuts the transducer loss can take, and keeps account of the others.
-
-    The loss needs more output frames than tokens; icefall's count of them is
-    ((feature frames - 7) // 2 + 1) // 2, and it keeps two in reserve.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, min_seconds: float, max_seconds: float, ids: DistinctIds) -> None:
-        self.tokenizer, self.min_seconds, self.max_seconds, self.ids = tokenizer, min_seconds, max_seconds, ids
-        self.kept = 0
-        self.seconds = 0.0
-        self.unknown = UnknownLetters(tokenizer)
-        self.misplaced: list[str] = []  # their text is not what is said in them
-        self.left_out: dict[str, list[str]] = {}
-        self._left_out: set[str] = set()
-
-    def __call__(self, cut: Cut) -> bool:
-        self.ids.add(cut.id)
-        tokens = self.tokenizer.encode([text_of(cut)])[0]
-        reason = self._reason_against(cut, tokens)
-        if reason is not None:
-            self.left_out.setdefault(reason, []).append(cut.id)
-            self._left_out.add(cut.id)
-            return False
-        self.kept += 1
-        self.seconds += cut.duration
-        self.unknown.add(text_of(cut), tokens)
-        return True
-
-    def was_kept(self, cut: Cut) -> bool:
-        return cut.id not in self._left_out
-
-    def _reason_against(self, cut: Cut, tokens: Sequence[int]) -> str | None:
-        misplaced = text_fault(cut)
-        if misplaced is not None:
-            self.misplaced.append(cut.id)
-            return misplaced.reason
-        if not tokens:
-            return "with an empty transcript"
-        if BLANK_ID in tokens:
-            return f"with {BLANK} in their transcript"
-        if cut.duration < self.min_seconds:
-            return f"shorter than {self.min_seconds:g} s"
-        if cut.duration > self.max_seconds:
-            return f"longer than {self.max_seconds:g} s"
-        output_frames = ((frames_of(cut) - SUBSAMPLING_LOSS) // 2 + 1) // 2
-        return "too short for their tokens" if output_frames - 2 < len(tokens) else None
-
-    def log(self, what: str) -> None:
-        """One line on what was kept and what was not.
-
-        Raises UserError if the texts are not the tokenizer's, or if most are not what is said in their cuts.
-        """
-        left_out = "; ".join(f"{len(ids)} {reason} ({_first(ids)})" for reason, ids in self.left_out.items())
-        logging.info(
-            f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
-            f"{self.unknown.with_unknown} have <unk> in their transcript"
-        )
-        if len(self.misplaced) > self.kept:
-            raise UserError(
-                f"{what} cuts: {len(self.misplaced)} have text outside them or several supervisions "
-                f"({_first(self.misplaced)}), and {self.kept} are left",
-                fix=f"make cuts with {TRIM} of whole recordings, and not with windows or truncation",
-            )
-        if self.unknown.with_unknown > self.kept / 2:
-            raise UserError(f"{what} cuts: {self.unknown}", fix=UNKNOWN_FIX)
-        self.unknown.warn(f"{what} cuts")
+    def add_all(self, numbers: set[int], cut_ids: Iterable[str]) -> None:
+        """Adds the cuts of a manifest, by the numbers of their ids; `cut_ids` are read only if one was there before."""
+        if not self.seen.isdisjoint(numbers):
+            for cut_id in cut_ids:
+                self.add(cut_id)
+        self.seen |= numbers
 
 
-def _first(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+def id_number(cut_id: str) -> int:
+    """64 bits that stand for an id: the same in every process, and for a million of ids distinct."""
+    return int.from_bytes(hashlib.blake2b(cut_id.encode(), digest_size=8).digest(), "little")
 
 
 class PseudoCuts:

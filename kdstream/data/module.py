@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from lhotse import CutSet
@@ -23,11 +24,14 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
-from kdstream.data.cuts import DistinctIds, PseudoCuts, Selection, iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, PseudoCuts, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
 from kdstream.data.reading import check_filter_bank, read_utterance
+from kdstream.data.selection import Rules, Selection, select
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
+
+LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
 
 class Utterances(Sequence[Utterance]):
@@ -56,7 +60,7 @@ class AsrDataModule:
     def __init__(self, config: DataConfig, seed: int, with_audio: bool = False) -> None:
         self.config, self.seed, self.with_audio = config, seed, with_audio
         self.tokenizer = Tokenizer(config.bpe_model)
-        self._train: _TrainingCuts | None = None
+        self._train: TrainingCuts | None = None
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
         self._test: dict[str, Utterances] | None = None
 
@@ -66,9 +70,7 @@ class AsrDataModule:
         `start_batch` leaves out the first batches (of this process) unread: a resumed epoch goes on
         exactly where the interrupted one stopped.
         """
-        if self._train is None:
-            self._train = self._select_training_cuts()
-        config, train = self.config, self._train
+        config, train = self.config, self.look_at_training_cuts()
         sampler = DynamicBucketingSampler(
             train.of_epoch(epoch),
             max_duration=config.max_duration,
@@ -86,25 +88,31 @@ class AsrDataModule:
         batches = Share(Bounded(sampler, config.max_duration), world_size, rank)
         return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch)
 
-    def training_cut_ids(self) -> Iterator[str]:
-        """Of all cuts that an epoch may take."""
+    def look_at_training_cuts(self) -> TrainingCuts:
+        """Which training cuts are used; the first call decides it."""
         if self._train is None:
             self._train = self._select_training_cuts()
-        for cuts in (self._train.labelled, *([self._train.pseudo.cuts] if self._train.pseudo else [])):
+        return self._train
+
+    def training_cut_ids(self) -> Iterator[str]:
+        """Of all cuts that an epoch may take."""
+        train = self.look_at_training_cuts()
+        for cuts in (train.labelled, *([train.pseudo.cuts] if train.pseudo else [])):
             yield from (cut.id for cut in iterate(cuts))
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order."""
-        usable = Selection(self.tokenizer, 0.0, math.inf, DistinctIds("validation cuts"))
         from_audio, cuts = self.config.on_the_fly_feats, []
+        usable = Selection(self.tokenizer, Rules(0.0, math.inf, from_audio))
+        ids = DistinctIds("validation cuts")
         for path in self.paths("dev"):
-            for cut in iterate(read_manifest(path)):
+            for cut, is_taken in usable.judge(iterate(read_manifest(path))):
                 check_data(cut, from_audio, path)
-                if usable(cut):
+                ids.add(cut.id)
+                check_text(cut, path)
+                if is_taken:
                     check_readable(cut, from_audio, path)
                     cuts.append(cut)
-                elif usable.misplaced:
-                    check_text(cut, path)
             self._check_filter_bank(path)
         usable.log("validation")
         if not cuts:
@@ -157,7 +165,7 @@ class AsrDataModule:
         Models hear them whole, in simulated streaming too.  A cut that is too long for that is refused now.
         """
         for cut in cuts:
-            check_whole(cut, self.config.max_duration)
+            check_whole(cut.id, cut.duration, self.config.max_duration)
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]
@@ -172,8 +180,8 @@ class AsrDataModule:
             return [Path(path) for path in given]
         return [Path(self.config.manifest_dir) / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
 
-    def _select_training_cuts(self) -> _TrainingCuts:
-        """Looks once at every training cut; reads no audio and no features."""
+    def _select_training_cuts(self) -> TrainingCuts:
+        """Looks at every training cut, unless this was done before (see `select`); reads no audio and no features."""
         config = self.config
         cuts, usable = self._select("training", self.paths("train"))
         count, seconds, pseudo = usable.kept, usable.seconds, None
@@ -182,7 +190,7 @@ class AsrDataModule:
             count, seconds = count + pseudo.per_epoch, seconds + pseudo.per_epoch * mean_seconds
         # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
         buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
-        return _TrainingCuts(cuts, pseudo, seconds, buckets)
+        return TrainingCuts(cuts, pseudo, seconds, buckets)
 
     def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
         """The pseudo-labelled cuts, and their mean duration in seconds."""
@@ -200,36 +208,36 @@ class AsrDataModule:
 
     def _select(self, what: str, paths: Sequence[Path], needs_text: bool = False) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
-        shortest, longest = self.config.min_utterance_seconds, self.config.max_utterance_seconds
-        usable = Selection(self.tokenizer, shortest, longest, self._training_ids)
-        manifests = [read_manifest(path, needs_text) for path in paths]
-        seconds = []
-        for path, manifest in zip(paths, manifests, strict=True):
-            seconds.append(0.0)
-            for cut in iterate(manifest):
-                check_data(cut, self.config.on_the_fly_feats, path)
-                if usable(cut):
-                    check_whole(cut, self.config.max_duration)
-                    seconds[-1] += cut.duration
+        config = self.config
+        rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats, needs_text)
+        usable = Selection(self.tokenizer, rules)
+        parts: list[tuple[CutSet, float]] = []
+        for path in paths:
+            selection, numbers = select(path, self.tokenizer, rules, self._training_ids.what)
+            manifest = read_manifest(path, needs_text, trusted=True)
+            self._training_ids.add_all(numbers, (cut.id for cut in iterate(manifest)))
+            check_whole(*selection.longest, config.max_duration)
             self._check_filter_bank(path)
+            usable.add(selection)
+            if selection.kept:
+                parts.append((manifest, selection.seconds))
         usable.log(what)
-        if not usable.kept:
+        if not parts:
             raise UserError(
                 f"no {what} cut is left", fix="look at --min-utterance-seconds, --max-utterance-seconds, texts"
             )
-        kept = [manifest for manifest, total in zip(manifests, seconds, strict=True) if total > 0]
-        cuts = kept[0]
-        if len(kept) > 1:  # by weight, so that a window of the stream holds all of them
-            cuts = CutSet.mux(*kept, weights=[total for total in seconds if total > 0], seed=self.seed)
-        return cuts.filter(usable.was_kept), usable
+        cuts = parts[0][0]
+        if len(parts) > 1:  # by weight, so that a window of the stream holds all of them
+            cuts = CutSet.mux(*(part for part, _ in parts), weights=[total for _, total in parts], seed=self.seed)
+        return usable.kept_of(cuts), usable
 
     def _check_filter_bank(self, path: Path) -> None:
         if not self.config.on_the_fly_feats:
-            check_filter_bank(iterate(read_manifest(path)), path)
+            check_filter_bank(islice(iterate(read_manifest(path, trusted=True)), LOOKED_AT), path)
 
 
 @dataclass
-class _TrainingCuts:
+class TrainingCuts:
     """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it."""
 
     labelled: CutSet

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -25,6 +26,7 @@ class Tokenizer:
     """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2.
 
     normalisation: the name of its rule, e.g. nmt_nfkc; "" for none that has a name.
+    fingerprint: a hash of the model.
     """
 
     def __init__(self, bpe_model: str | Path) -> None:
@@ -44,7 +46,9 @@ class Tokenizer:
                 fix="train one with kdstream train-bpe-model, or as icefall does",
             )
         self.unk_id: int = self._model.unk_id()
-        self.normalisation = _name_of_normalisation(self._model.serialized_model_proto())
+        model = self._model.serialized_model_proto()
+        self.normalisation = _name_of_normalisation(model)
+        self.fingerprint = hashlib.sha256(model).hexdigest()
         self._spellings = [self._spelling(i) for i in range(self.vocab_size)]
 
     @property
@@ -125,6 +129,12 @@ class UnknownLetters:
         if self.tokenizer.unk_id in tokens:
             self.with_unknown += 1
             self.letters.update(self.tokenizer.unknown_letters(text))
+
+    def add_counts(self, texts: int, with_unknown: int, letters: Mapping[str, int]) -> None:
+        """Adds the account of other transcripts."""
+        self.texts += texts
+        self.with_unknown += with_unknown
+        self.letters.update(letters)
 
     def warn(self, what: str) -> None:
         """Logs how many transcripts have which letters, if any has."""

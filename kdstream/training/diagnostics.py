@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+DIAGNOSTIC_BATCHES = 5
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Floating-point tensors in a module's output, which may be a tensor, a tuple, a list or a dict."""

@@ -134,6 +134,17 @@ def raise_together(error: Exception | None, world_size: int, device: torch.devic
         raise error
 
 
+def first_in_rank_0(work: Callable[[], object], rank: int, world_size: int, device: torch.device) -> None:
+    """Runs `work` in process 0 while the others wait.  What it keeps on disk they find there; its error all raise."""
+    error = None
+    try:
+        if rank == 0:
+            work()
+    except Exception as raised:
+        error = raised
+    raise_together(error, world_size, device)
+
+
 def barrier(world_size: int) -> None:
     """Waits for all processes."""
     if world_size > 1:

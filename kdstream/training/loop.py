@@ -36,7 +36,7 @@ from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
-from kdstream.training.diagnostics import Diagnostics, InfCheck
+from kdstream.training.diagnostics import DIAGNOSTIC_BATCHES, Diagnostics, InfCheck
 from kdstream.training.logs import log_model_size, noting_its_cuts, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import MetricsTracker
@@ -70,7 +70,6 @@ RESET_INTERVAL = 200  # batches over which tot_loss forgets
 SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
 BAD_MODEL = "bad-model-0.pt"  # the weights with which a training gave up, as icefall names those of the first process
-DIAGNOSTIC_BATCHES = 5
 CLIPPING_SCALE = 2.0
 FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
 
@@ -102,6 +101,7 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
         logging.info(f"Training started: {' '.join(sys.argv)}")
         logging.info(f"Device: {device}; log: {log_path}")
+        dist.first_in_rank_0(data.look_at_training_cuts, rank, world_size, device)
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:
             trainer.restore(resume_from)
