@@ -18,26 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.models.scaling import Balancer, ScheduledFloat, Whiten, penalize_large_values, scaled_linear
-from kdstream.models.streaming import Cache
+from kdstream.models.streaming import Cache, ChunkConfig
 from kdstream.models.zipformer_modules import prepend, whitening_schedule
 
 QueryKeyValue = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class FrameContext:
-    """What all layers of a stack share in one forward.
-
-    blocked: bool, broadcasts to (N, 1, T, K); True where attention must not look.  None: everywhere it may.
-    padding: (N, T) bool, True at padding frames; None where there are none.
-    positions: (T + K - 1, pos_dim) encodings of the offsets key - query, from 1 - K to T - 1.
-    chunk: frames per chunk at this stack's rate; None for full context.
-    """
-
-    blocked: Tensor | None
-    padding: Tensor | None
-    positions: Tensor
-    chunk: int | None
+BLOCK = 32  # queries of a band in one product, or a few less or more
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -48,6 +33,150 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(N, H, T, d) to (N, T, H * d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the queries of a layer look at: here all of them at all keys, of which some are blocked.
+
+    A view turns frames into queries, keys and values, and what the queries gather back into frames.
+
+    chunk: how far each query sees, in frames of the layer; None: as far as there are keys.
+    """
+
+    chunk: ChunkConfig | None
+
+    def queries(self, x: Tensor, heads: int) -> Tensor:
+        """(N, T, H * d) to (N, H, T, d)."""
+        return split_heads(x, heads)
+
+    def keys(self, x: Tensor, heads: int) -> Tensor:
+        """(N, K, H * d) to (N, H, K, d); of values too."""
+        return split_heads(x, heads)
+
+    def frames(self, gathered: Tensor) -> Tensor:
+        """(N, H, T, d) to (N, T, H * d)."""
+        return merge_heads(gathered)
+
+    def blocked(self, hidden: Tensor) -> Tensor:
+        """What queries must not look at: bool, broadcasts to (N, 1, T, K).  hidden: (N, K), True: seen by nobody."""
+        frames = torch.arange(hidden.size(1), device=hidden.device)
+        hidden = hidden[:, None, None]
+        return hidden if self.chunk is None else hidden | out_of_sight(frames, frames, self.chunk)
+
+    def positions(self, encodings: Tensor) -> Tensor:
+        """Those of the offsets key - query from 1 - K to T - 1, which the encodings have in their middle."""
+        return encodings
+
+
+@dataclass(frozen=True)
+class Band(View):
+    """Blocks of queries that look at their block and at the left context before it: all that one of them may see.
+
+    So time and memory grow with the utterance and not with its square.  Blocks take the place of utterances: of queries
+    and keys, N counts the blocks of all utterances, T is `block` and K the left context and `block`.
+
+    chunk: with a limited left context.
+    block: frames, a multiple of the chunk.
+    total: frames of an utterance; zeros fill up its last block.
+    """
+
+    chunk: ChunkConfig
+    block: int
+    total: int
+
+    def queries(self, x: Tensor, heads: int) -> Tensor:
+        x = F.pad(x, (0, 0, 0, -self.total % self.block))
+        return split_heads(x.reshape(-1, self.block, x.size(2)), heads)
+
+    def keys(self, x: Tensor, heads: int) -> Tensor:
+        return Windows.apply(x, heads, self.block, self.chunk.left)
+
+    def frames(self, gathered: Tensor) -> Tensor:
+        x = merge_heads(gathered)
+        return x.reshape(-1, self.total + -self.total % self.block, x.size(2))[:, : self.total]
+
+    def blocked(self, hidden: Tensor) -> Tensor:
+        hidden = windows(hidden.unsqueeze(2), 1, self.block, self.chunk.left, outside=True).transpose(2, 3)
+        frames = torch.arange(-self.chunk.left, self.block, device=hidden.device)
+        return hidden | out_of_sight(frames[self.chunk.left :], frames, self.chunk)
+
+    def positions(self, encodings: Tensor) -> Tensor:
+        here, reach = encodings.size(0) // 2, self.block - 1
+        return encodings[here - self.chunk.left - reach : here + reach + 1]
+
+
+def view_of(queries: int, keys: int, chunk: ChunkConfig | None) -> View:
+    """The view that costs least: a band where the utterance is longer than what a block of its queries sees.
+
+    Args:
+      queries, keys: frames.  There are more keys in a step of a stream, whose cache holds what the chunk may see.
+      chunk: in the same frames; None for full context.
+    """
+    if chunk is None or keys > queries:
+        return View(None)
+    blocks = math.ceil(queries / BLOCK)
+    block = math.ceil(queries / (blocks * chunk.chunk)) * chunk.chunk
+    return Band(chunk, block, queries) if 0 <= chunk.left < queries - block else View(chunk)
+
+
+def out_of_sight(queries: Tensor, keys: Tensor, chunk: ChunkConfig) -> Tensor:
+    """(T, K) bool, for the numbers of frames: True where the key lies in a later chunk or beyond the left context."""
+    query_chunks, key_chunks = (torch.div(x, chunk.chunk, rounding_mode="floor") for x in (queries, keys))
+    behind = query_chunks.unsqueeze(1) - key_chunks
+    return behind < 0 if chunk.left < 0 else (behind < 0) | (behind > chunk.left // chunk.chunk)
+
+
+def windows(x: Tensor, heads: int, block: int, left: int, outside: float = 0.0) -> Tensor:
+    """The `left` frames before each block and the block: (N, T, H * d) to (N * blocks, H, left + block, d).
+
+    outside: what stands before the first frame and after the last.
+    """
+    batch, frames, width = x.shape
+    blocks = -(-frames // block)
+    x = F.pad(x, (0, 0, left, blocks * block - frames), value=outside)
+    n, t, d = x.stride()
+    shape = batch, blocks, heads, left + block, width // heads
+    return x.as_strided(shape, (n, block * t, width // heads * d, t, d)).flatten(0, 1)
+
+
+class Windows(torch.autograd.Function):
+    """`windows`, with a gradient of a few sums; torch's own adds frame by frame."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, heads: int, block: int, left: int) -> Tensor:
+        ctx.sizes = x.size(0), x.size(1), block, left
+        return windows(x, heads, block, left)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        batch, frames, block, left = ctx.sizes
+        grad = merge_heads(grad).unflatten(0, (batch, -1))  # (N, blocks, left + block, H * d)
+        width, rows = grad.size(3), grad.size(1) * block
+        starts = range(0, left + block, block)
+        total = grad.new_zeros(batch, rows + starts[-1], width)
+        for start in starts:  # the parts of all windows that begin there do not overlap
+            part = grad[:, :, start : start + block]
+            total[:, start : start + rows].unflatten(1, (-1, block))[:, :, : part.size(2)] += part
+        return total[:, left : left + frames], None, None, None
+
+
+@dataclass(frozen=True)
+class FrameContext:
+    """What all layers of a stack share in one forward.
+
+    view: what queries look at; T and K of `blocked` are those of its queries and keys.
+    blocked: bool, broadcasts to (N, 1, T, K); True where attention must not look.  None: everywhere it may.
+    padding: (N, T) bool, True at padding frames; None where there are none.
+    positions: (T + K - 1, pos_dim) encodings of the offsets key - query, from 1 - K to T - 1.
+    chunk: frames per chunk at this stack's rate; None for full context.
+    """
+
+    view: View
+    blocked: Tensor | None
+    padding: Tensor | None
+    positions: Tensor
+    chunk: int | None
 
 
 def relative_positions(queries: int, keys: int, dim: int, device: torch.device) -> Tensor:
@@ -94,9 +223,11 @@ class AttentionWeights(nn.Module):
         )
         key = self.whiten_keys(self.balance_keys(key))
         all_keys, cached_key = prepend(cached_key, key)
-        scores = split_heads(query, self.heads) @ split_heads(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
+        view = context.view
+        scores = view.queries(query, self.heads) @ view.keys(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
         if not self.training or random.random() >= float(self.pos_emb_skip_rate):
-            scores = scores + self.position_scores(pos_query, context.positions, int(scores.size(3)))
+            pos_query = view.queries(pos_query, self.heads)
+            scores = scores + self.position_scores(pos_query, view.positions(context.positions), int(scores.size(3)))
         if self.training and random.random() < 0.1:
             scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
         if context.blocked is not None:
@@ -107,7 +238,7 @@ class AttentionWeights(nn.Module):
     def position_scores(self, pos_query: Tensor, positions: Tensor, keys: int) -> Tensor:
         """(N, H, T, K): product of each query's positional part with the encoding of each key's offset."""
         encoded = self.linear_pos(positions).unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, d, T + K - 1)
-        by_offset = split_heads(pos_query, self.heads) @ encoded  # (N, H, T, T + K - 1)
+        by_offset = pos_query @ encoded  # (N, H, T, T + K - 1)
         # row t begins at offset -t: step one column less per row
         batch, heads, queries, offsets = by_offset.size(0), self.heads, *map(int, by_offset.shape[2:])
         if torch.onnx.is_in_onnx_export():  # which knows no strides; the same by reshaping, whose gradient costs more
@@ -129,11 +260,11 @@ class SelfAttention(nn.Module):
         self.out_proj = scaled_linear(heads * value_head_dim, dim, 0.05)
         self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
 
-    def forward(self, x: Tensor, weights: Tensor, cached_value: Cache) -> tuple[Tensor, Cache, Tensor]:
+    def forward(self, x: Tensor, weights: Tensor, view: View, cached_value: Cache) -> tuple[Tensor, Cache, Tensor]:
         """x (N, T, D), weights (N, H, T, K) to (N, T, D), the new cache and the values of x (N, T, H * d)."""
         value = self.in_proj(x)
         all_values, cached_value = prepend(cached_value, value)
-        x = self.out_proj(merge_heads(weights @ split_heads(all_values, self.heads)))
+        x = self.out_proj(view.frames(weights @ view.keys(all_values, self.heads)))
         return self.whiten(x), cached_value, value
 
 
@@ -153,10 +284,10 @@ class NonlinAttention(nn.Module):
         self.whiten1 = Whiten(1, whitening_schedule(5.0), 0.01)
         self.whiten2 = Whiten(1, whitening_schedule(5.0, 3.0), 0.01)
 
-    def forward(self, x: Tensor, weights: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, weights: Tensor, view: View, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), weights (N, 1, T, K), cache (N, K - T, hidden) to (N, T, D) and the new cache."""
         gate, x, out_gate = self.in_proj(x).chunk(3, dim=2)
         x = self.whiten1(x) * self.balancer(gate).tanh()
         x, cache = prepend(cache, x)
-        x = (weights.squeeze(1) @ x) * out_gate
+        x = view.frames(weights @ view.keys(x, 1)) * out_gate
         return self.whiten2(self.out_proj(x)), cache

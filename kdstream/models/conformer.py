@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
-from kdstream.models.attention import QueryKeyValue, merge_heads, split_heads
+from kdstream.models.attention import QueryKeyValue, View, view_of
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, depthwise_conv, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
@@ -53,11 +53,13 @@ FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
 class LayerContext:
     """What all layers share in one forward.
 
-    mask: broadcasts to (N, 1, T, K), added to attention scores.
+    view: what queries look at.
+    mask: broadcasts to (N, 1, T, K) of its queries and keys, added to attention scores.
     padding: (N, T) bool, True at padding frames; None where there are none.
     cos, sin: (K, d / 2) of the angles of the attended frames; the last T are those of x.
     """
 
+    view: View
     mask: Tensor
     padding: Tensor | None
     cos: Tensor
@@ -76,10 +78,11 @@ def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]
     return torch.from_numpy(np.cos(angles)).to(like), torch.from_numpy(np.sin(angles)).to(like)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(N, H, T, d), its halves taken as the coordinates of d / 2 points that turn by the angles (T, d / 2)."""
-    a, b = x.chunk(2, dim=3)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3)
+def rotate(x: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """(N, T, H * d): the halves of each head are coordinates of d / 2 points that turn by the angles (T, d / 2)."""
+    a, b = x.unflatten(2, (heads, 2, -1)).unbind(3)  # (N, T, H, d / 2) each
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=3).flatten(2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -118,10 +121,17 @@ class RotarySelfAttention(nn.Module):
         query, key, value = self.in_proj(x).chunk(3, dim=2)
         key = self.whiten_keys(self.balance_keys(key))
         key_value, cache = prepend(cache, torch.cat([key, value], dim=2))
-        keys, values = (split_heads(part, self.heads) for part in key_value.chunk(2, dim=2))  # (N, H, K, d) each
-        cos, sin, frames = context.cos, context.sin, int(x.size(1))
-        turned_query = rotate(split_heads(query, self.heads), cos[-frames:], sin[-frames:])
-        x = self.out_proj(merge_heads(attend(turned_query, rotate(keys, cos, sin), values, context.mask)))
+        keys, values = key_value.chunk(2, dim=2)
+        cos, sin, frames, view = context.cos, context.sin, int(x.size(1)), context.view
+        turned_query = rotate(query, self.heads, cos[-frames:], sin[-frames:])
+        turned_keys = rotate(keys, self.heads, cos, sin)
+        attended = attend(
+            view.queries(turned_query, self.heads),
+            view.keys(turned_keys, self.heads),
+            view.keys(values, self.heads),
+            context.mask,
+        )
+        x = self.out_proj(view.frames(attended))
         return self.whiten(x), cache, (query, key, value)
 
 
@@ -216,8 +226,9 @@ class Conformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
-        context = self.layer_context(*self.masks(x, x_lens, chunk, processed), x)
+        hidden = self.hidden(x, x_lens, chunk, processed)
         x = side_by_side(x)
+        context = self.layer_context(hidden[:, ::OUTPUT_DOWNSAMPLING], chunk, x)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
         new_caches: list[Cache] = []
         for i, layer in enumerate(self.layers):
@@ -230,13 +241,15 @@ class Conformer(StreamingEncoder):
                 taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)
         return x, lens, new_caches
 
-    def layer_context(self, blocked: Tensor, padding: Tensor | None, x: Tensor) -> LayerContext:
-        """From the masks of the 20 ms frames; x only tells type and device."""
-        blocked = blocked[:, :, ::OUTPUT_DOWNSAMPLING, ::OUTPUT_DOWNSAMPLING]
+    def layer_context(self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor) -> LayerContext:
+        """hidden: (N, K) bool, of the frames of x (N, T, D) and of those that are cached."""
+        queries, keys = int(x.size(1)), int(hidden.size(1))
+        view = view_of(queries, keys, None if chunk is None else chunk.downsampled(OUTPUT_DOWNSAMPLING))
+        blocked = view.blocked(hidden)
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
         mask = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, -1000.0)
-        cos, sin = rotations(int(blocked.size(3)), self.config.query_head_dim[0], x)
-        return LayerContext(mask, None if padding is None else padding[:, ::OUTPUT_DOWNSAMPLING], cos, sin)
+        cos, sin = rotations(keys, self.config.query_head_dim[0], x)
+        return LayerContext(view, mask, hidden if keys == queries else None, cos, sin)
 
     def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """Per layer: keys and values, each H * d wide; inputs of the convolution over time."""

@@ -48,6 +48,10 @@ class ChunkConfig:
                 fix=f"use --left-context-frames {self.chunk * max(1, round(self.left / self.chunk))}",
             )
 
+    def downsampled(self, factor: int) -> ChunkConfig:
+        """The same in frames of a stack that downsamples by `factor`."""
+        return ChunkConfig(self.chunk // factor, max(-1, self.left // factor))
+
     @property
     def input_frames(self) -> int:
         """Feature frames (10 ms) that one step reads; successive steps overlap."""
@@ -221,20 +225,19 @@ class StreamingEncoder(nn.Module):
         """
         raise NotImplementedError
 
-    def masks(
-        self, x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None, processed: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What attention must not look at, at the rate of encoder frames; arguments as in `forward`.
+    def hidden(self, x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None, processed: Tensor | None) -> Tensor:
+        """Which frames nobody may attend to, at the rate of encoder frames; arguments as in `forward`.
 
         Returns:
-          blocked, bool, broadcasts to (N, 1, T, T), or in a step to (N, 1, T, left + T); and padding (N, T) bool,
-          None in a step, whose frames are all valid.
+          (N, T) bool, True at padding; in a step (N, left + T), True at cached frames from before a stream's start.
         """
         if chunk is not None:
             self.check_chunk(chunk)
         if processed is None or chunk is None:
-            return attention_mask(x, x_lens, chunk)
-        return cache_mask(processed, int(x.size(1)), chunk), None
+            return torch.arange(x.size(1), device=x.device) >= x_lens.to(x.device).unsqueeze(1)
+        age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
+        unfilled = age > processed.unsqueeze(1)
+        return torch.cat([unfilled, unfilled.new_zeros(processed.size(0), int(x.size(1)))], dim=1)
 
     def check_chunk(self, chunk: ChunkConfig) -> None:
         """Raises UserError where the encoder cannot run `chunk`."""
@@ -257,25 +260,3 @@ class StreamingEncoder(nn.Module):
                 "unlimited left context needs an endless cache", fix="use --left-context-frames 32 or the like"
             )
         return [torch.zeros(batch_size, *shape, device=device) for shape in self.cache_shapes(chunk)]
-
-
-def attention_mask(x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None) -> tuple[Tensor, Tensor]:
-    """blocked (N, 1, T or 1, T) and padding (N, T) for whole utterances; chunks see themselves and `left` frames."""
-    frames = torch.arange(x.size(1), device=x.device)
-    padding = frames >= x_lens.to(x.device).unsqueeze(1)
-    blocked = padding[:, None, None, :]
-    if chunk is not None:
-        index = torch.div(frames, chunk.chunk, rounding_mode="floor")
-        behind = index.unsqueeze(1) - index  # (T, T): chunks that the key lies behind the query
-        unseen = behind < 0
-        if chunk.left >= 0:
-            unseen |= behind > chunk.left // chunk.chunk
-        blocked = blocked | unseen
-    return blocked, padding
-
-
-def cache_mask(processed: Tensor, frames: int, chunk: ChunkConfig) -> Tensor:
-    """blocked (N, 1, 1, left + T): cached frames from before a stream's start."""
-    age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
-    unfilled = age > processed.unsqueeze(1)
-    return torch.cat([unfilled, unfilled.new_zeros(processed.size(0), frames)], dim=1)[:, None, None, :]

@@ -27,6 +27,7 @@ from kdstream.models.attention import (
     QueryKeyValue,
     SelfAttention,
     relative_positions,
+    view_of,
 )
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
@@ -108,16 +109,16 @@ class ZipformerLayer(nn.Module):
         attention_keep = self.sequence_mask(x, self.attention_skip_rate)
 
         x = x + self.feed_forward1(x)
-        na, nonlin_cache = self.nonlin_attention(x, self.nonlin_weights(weights[:, :1]), nonlin_cache)
+        na, nonlin_cache = self.nonlin_attention(x, self.nonlin_weights(weights[:, :1]), context.view, nonlin_cache)
         x = x + masked(self.balancer_na(na), attention_keep)
-        attended, value1_cache, value = self.self_attn1(x, weights, value1_cache)
+        attended, value1_cache, value = self.self_attn1(x, weights, context.view, value1_cache)
         x = x + masked(attended, attention_keep)
         convolved, conv1_cache = self.conv_module1(x, context.padding, context.chunk, conv1_cache)
         x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
         x = x + masked(self.balancer_ff2(self.feed_forward2(x)), self.sequence_mask(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
 
-        attended, value2_cache, _ = self.self_attn2(x, weights, value2_cache)
+        attended, value2_cache, _ = self.self_attn2(x, weights, context.view, value2_cache)
         x = x + masked(attended, attention_keep)
         convolved, conv2_cache = self.conv_module2(x, context.padding, context.chunk, conv2_cache)
         x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
@@ -258,7 +259,7 @@ class Zipformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
-        blocked, padding = self.masks(x, x_lens, chunk, processed)
+        hidden = self.hidden(x, x_lens, chunk, processed)
         masks = self.feature_masks(x)
         outputs: list[Tensor] = []
         new_caches: list[Cache] = []
@@ -266,7 +267,7 @@ class Zipformer(StreamingEncoder):
         by_layer = iter([caches[i : i + size] for i in range(0, len(caches), size)] if caches is not None else [])
         for i, encoder in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
-            context = self.frame_context(blocked, padding, factor, chunk)
+            context = self.frame_context(hidden, int(x.size(1)), factor, chunk)
             stack_taps = StackTaps(taps, i, x_lens, factor)
             stack_caches = list(islice(by_layer, self.config.num_encoder_layers[i])) or None
             x = convert_channels(x, self.config.encoder_dim[i])
@@ -276,17 +277,22 @@ class Zipformer(StreamingEncoder):
         x = self.downsample_output(full_width(outputs, self.output_dim))
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
 
-    def frame_context(
-        self, blocked: Tensor, padding: Tensor | None, factor: int, chunk: ChunkConfig | None
-    ) -> FrameContext:
-        """The masks and positions of a stack that downsamples by `factor`."""
-        keys = -(-int(blocked.size(3)) // factor)
-        queries = keys if padding is not None or chunk is None else chunk.chunk // factor
+    def frame_context(self, hidden: Tensor, frames: int, factor: int, chunk: ChunkConfig | None) -> FrameContext:
+        """View, masks and positions of a stack that downsamples by `factor`.
+
+        Args:
+          hidden: (N, K) bool, see `hidden`; of `frames` new encoder frames and of those that are cached.
+          chunk: in encoder frames.
+        """
+        hidden, chunk = hidden[:, ::factor], None if chunk is None else chunk.downsampled(factor)
+        queries, keys = -(-frames // factor), int(hidden.size(1))
+        view = view_of(queries, keys, chunk)
         return FrameContext(
-            blocked=blocked[:, :, ::factor, ::factor],
-            padding=None if padding is None else padding[:, ::factor],
-            positions=relative_positions(queries, keys, self.config.pos_dim, blocked.device),
-            chunk=None if chunk is None else chunk.chunk // factor,
+            view=view,
+            blocked=view.blocked(hidden),
+            padding=hidden if keys == queries else None,
+            positions=relative_positions(queries, keys, self.config.pos_dim, hidden.device),
+            chunk=None if chunk is None else chunk.chunk,
         )
 
     def feature_masks(self, x: Tensor) -> list[Tensor | None]:

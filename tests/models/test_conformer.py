@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
+from kdstream.models.attention import split_heads
 from kdstream.models.conformer import CausalDepthwiseConv1d, Conformer, attend, rotate, rotations
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig
@@ -20,8 +21,9 @@ CHUNK = ChunkConfig(8, 16)
 
 def test_scores_depend_on_the_offset_of_two_frames_alone_however_late_they_are():
     generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, 1, 8, generator=generator).expand(-1, -1, 3000, -1) for _ in range(2))
-    scores = rotate(query, *rotations(3000, 8, query)) @ rotate(key, *rotations(3000, 8, key)).transpose(2, 3)
+    query, key = (torch.randn(1, 1, 16, generator=generator).expand(-1, 3000, -1) for _ in range(2))
+    query, key = (split_heads(rotate(x, 2, *rotations(3000, 8, x)), 2) for x in (query, key))
+    scores = query @ key.transpose(2, 3)
     for offset in (-7, 0, 7):
         by_time = scores.diagonal(offset, dim1=2, dim2=3)
         assert (by_time - by_time[..., :1]).abs().max() < 1e-5
