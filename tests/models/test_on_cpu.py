@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.models.on_cpu import convolutions, depthwise_conv2d, products
+from kdstream.models.on_cpu import FRAMES_TOGETHER, depthwise_conv2d, weight_gradient
 from kdstream.models.subsampling import Conv2dSubsampling
 
 
@@ -13,18 +13,17 @@ def speech_like(batch, channels, frames, width, dtype=torch.float32):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("weight_gradient", [convolutions, products])
-@pytest.mark.parametrize("frames", [1, 2, 9, 32])
+@pytest.mark.parametrize("frames", [1, 2, 9, FRAMES_TOGETHER, 2 * FRAMES_TOGETHER + 1])
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("batch, channels, width", [(1, 1, 1), (3, 5, 19)])
-def test_weight_gradients_equal_torchs_in_float64(weight_gradient, batch, channels, width, frames, padding):
+def test_weight_gradients_equal_torchs_in_float64(batch, channels, width, frames, padding):
     torch.manual_seed(0)
     x = speech_like(batch, channels, frames + 6 - 2 * padding, width, torch.float64)
     weight = torch.randn(channels, 1, 7, 7, dtype=torch.float64, requires_grad=True)
     out = F.conv2d(x, weight, padding=(padding, 3), groups=channels)
     grad = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, weight, grad)
-    assert torch.allclose(weight_gradient(x, grad, padding, 7).float(), expected.float(), rtol=1e-5, atol=1e-5)
+    assert (weight_gradient(x, grad, padding, 7) - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("padding", [0, 3])
