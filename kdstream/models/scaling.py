@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdstream.models.in_blocks import in_blocks
+
 EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
 
 
@@ -58,12 +60,14 @@ def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """log(1 + exp(x - shift)) - 0.08 x - offset."""
     if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
         return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
-    # On a CPU torch's softplus takes log1p of one number after the other, in four times the time of this.
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    y = (x.float() if half else x) - (shift + offset)
-    softplus = y.clamp(max=EXP_LIMIT).exp_().add_(math.exp(-offset)).log_()  # less the offset
-    y = torch.maximum(y, softplus, out=y).add_(x, alpha=-0.08)
-    return y.to(x.dtype) if half else y
+
+    def chain(x: Tensor, out: Tensor | None = None) -> Tensor:
+        # On a CPU torch's softplus takes log1p of one number after the other, in four times the time of this.
+        y = x - (shift + offset)
+        softplus = y.clamp(max=EXP_LIMIT).exp_().add_(math.exp(-offset)).log_()  # less the offset
+        return torch.add(torch.maximum(y, softplus, out=y), x, alpha=-0.08, out=out)
+
+    return in_blocks(chain, x)
 
 
 class SwooshFunction(torch.autograd.Function):
@@ -78,7 +82,11 @@ class SwooshFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return (x - ctx.shift).sigmoid_().sub_(0.08).mul_(grad), None, None
+
+        def chain(grad: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+            return torch.mul((x - ctx.shift).sigmoid_().sub_(0.08), grad, out=out)
+
+        return in_blocks(chain, grad, x), None, None
 
 
 class SwooshL(nn.Module):

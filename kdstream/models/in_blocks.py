@@ -1,0 +1,48 @@
+"""Chains of elementwise operations on a CPU, block by block.
+
+Each operation of a chain reads and writes all of its tensor.  A large tensor does not fit into the cache of a core, so
+a chain waits for the memory.  Over blocks that do fit, only the first operation reads from memory and only the last
+one writes to it: half of the time for a chain of seven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**16  # elements: a few such blocks fit into a megabyte; smaller ones cost more calls than they save
+HALF = (torch.bfloat16, torch.float16)
+
+
+def in_blocks(chain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`chain(*tensors)`, block by block on a CPU; half precision is computed in float32 there and rounded once.
+
+    Args:
+      chain: elementwise; chain(*inputs, out=result) writes its result and returns it.
+      tensors: of one shape and one dtype.
+    Returns:
+      A tensor of that shape and dtype.
+    """
+    first = tensors[0]
+    if first.device.type != "cpu":
+        return chain(*tensors)
+    half = first.dtype in HALF
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if tracing or first.numel() <= BLOCK or any(t.stride() != first.stride() for t in tensors):
+        return chain(*map(Tensor.float, tensors)).to(first.dtype) if half else chain(*tensors)
+    result = torch.empty_like(first)
+    if result.stride() != first.stride():  # there are gaps between its rows
+        return in_blocks(chain, *(t.contiguous() for t in tensors))
+    for *inputs, out in zip(*(in_memory_order(t).split(BLOCK) for t in (*tensors, result)), strict=True):
+        if half:
+            out.copy_(chain(*map(Tensor.float, inputs)))
+        else:
+            chain(*inputs, out=out)
+    return result
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """All elements of a tensor without gaps, as a vector on the same memory."""
+    return x.as_strided((x.numel(),), (1,))
