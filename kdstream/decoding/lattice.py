@@ -83,18 +83,10 @@ class LatticeState:
             states[0].config,
         )
 
-    def unstack(self) -> list[LatticeState]:
-        """States of one stream each."""
-        return [
-            LatticeState(
-                self.streams[n : n + 1],
-                self.readers[n : n + 1],
-                self.times[n : n + 1],
-                self.frames[n : n + 1],
-                self.config,
-            )
-            for n in range(len(self.frames))
-        ]
+    def row(self, n: int) -> LatticeState:
+        """The state of stream n alone."""
+        one = slice(n, n + 1)
+        return LatticeState(self.streams[one], self.readers[one], self.times[one], self.frames[one], self.config)
 
     def results(self) -> list[Result]:
         """The best token sequence of each stream so far, with the timestamps of its best alignment."""

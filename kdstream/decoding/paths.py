@@ -67,19 +67,17 @@ class PathState:
             [frames for state in states for frames in state.frames],
         )
 
-    def unstack(self) -> list[PathState]:
-        """States of one stream each (views of the tensors)."""
-        return [
-            PathState(
-                self.context[n : n + 1],
-                self.predicted[n : n + 1],
-                self.log_prob[n : n + 1],
-                self.key[n : n + 1],
-                self.histories[n : n + 1],
-                self.frames[n : n + 1],
-            )
-            for n in range(len(self.frames))
-        ]
+    def row(self, n: int) -> PathState:
+        """The state of stream n alone (views of the tensors)."""
+        one = slice(n, n + 1)
+        return PathState(
+            self.context[one],
+            self.predicted[one],
+            self.log_prob[one],
+            self.key[one],
+            self.histories[one],
+            self.frames[one],
+        )
 
     def results(self) -> list[Result]:
         """The best path of each stream so far: the highest log probability per symbol.

@@ -60,8 +60,8 @@ class State(Protocol):
         """One state of all the streams of `states`."""
         ...
 
-    def unstack(self: AnyState) -> list[AnyState]:
-        """States of one stream each."""
+    def row(self: AnyState, n: int) -> AnyState:
+        """The state of stream n alone."""
         ...
 
     def results(self) -> list[Result]:

@@ -70,7 +70,8 @@ class Stream:
     """
 
     def __init__(self, chunk: ChunkConfig, search_state: State) -> None:
-        self.search_state = search_state
+        self.searched = search_state  # of all streams of a step; row `row` is this one's
+        self.row = 0
         self.finished = False
         self.closed = False
         self._chunk = chunk
@@ -102,6 +103,11 @@ class Stream:
     def done(self) -> bool:
         """Whether everything up to the end has been decoded."""
         return self.finished and not self.ready
+
+    @property
+    def search_state(self) -> State:
+        """What the search knows of this stream."""
+        return self.searched.row(self.row)
 
     @property
     def result(self) -> Result:
@@ -172,10 +178,9 @@ class StreamingDecoder:
             encoder_out, state = self._encode(features, _take_rows(self._encoder_state, ready))
             _put_rows(self._encoder_state, ready, state)
         lens = torch.full((len(streams),), encoder_out.size(1), device=self._device)
-        states = [stream.search_state for stream in streams]
-        search_state = self.search.advance(self.model, encoder_out, lens, type(states[0]).stack(states))
-        for stream, state_of_one in zip(streams, search_state.unstack(), strict=True):
-            stream.search_state = state_of_one
+        searched = self.search.advance(self.model, encoder_out, lens, _search_state(streams))
+        for row, stream in enumerate(streams):
+            stream.searched, stream.row = searched, row
         return streams
 
     def _assign_rows(self) -> None:
@@ -253,6 +258,14 @@ def _feed(stream: Stream, pieces: Iterator[Tensor]) -> bool:
             return True
         stream.accept_features(piece)
     return False
+
+
+def _search_state(streams: list[Stream]) -> State:
+    """The state of these streams together: that of the last step, if it had the same streams."""
+    last = streams[0].searched
+    if len(last.frames) == len(streams) and all(s.searched is last and s.row == n for n, s in enumerate(streams)):
+        return last
+    return type(last).stack([stream.search_state for stream in streams])
 
 
 def _take_rows(state: EncoderState, rows: list[int]) -> EncoderState:

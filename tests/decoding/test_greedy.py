@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.greedy import TOGETHER, GreedySearch
 from kdstream.decoding.search import Result
 from kdstream.errors import UserError
 from kdstream.models.transducer import Transducer
@@ -63,3 +63,14 @@ def test_its_names_are_icefalls():
 def test_no_symbols_per_frame_are_refused():
     with pytest.raises(UserError, match="--max-sym-per-frame 0: must be at least 1"):
         GreedySearch(max_sym_per_frame=0)
+
+
+def test_the_joiner_is_asked_about_several_frames_at_once(model):
+    """Once for every block of frames, and once more for each symbol that is not on a block's last frame."""
+    blocks, calls = 3, []
+    encoder_out = encoder_frames(model, count=1, frames=blocks * TOGETHER)
+    hook = model.joiner.register_forward_hook(lambda *_: calls.append(1))
+    (result,) = decode(model, GreedySearch(), encoder_out, [blocks * TOGETHER])
+    hook.remove()
+    assert any(t % TOGETHER == TOGETHER - 1 for t in result.timestamps)
+    assert len(calls) == blocks + sum(t % TOGETHER != TOGETHER - 1 for t in result.timestamps) < blocks * TOGETHER

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.paths import PathState
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole, encode_whole
 from kdstream.errors import UserError
@@ -249,3 +250,25 @@ def test_a_decoder_for_no_streams_is_refused(model):
 def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
     decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=3, traced=True)
     assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], GreedySearch()))
+
+
+def test_the_states_of_a_search_are_stacked_only_where_other_streams_take_part(model, utterances, monkeypatch):
+    """And the streams keep the results of the last step in which they took part."""
+    stacked: list[int] = []
+    stack = PathState.stack
+    monkeypatch.setattr(PathState, "stack", lambda states: stacked.append(len(states)) or stack(states))
+    decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch())
+    streams = [decoder.open() for _ in range(3)]
+    for stream in streams:
+        stream.accept_features(utterances[0][:100])
+    run_to_the_end(decoder)
+    assert stacked == [3]
+    before = streams[1].result
+    streams[0].accept_features(utterances[0][100:])
+    streams[2].accept_features(utterances[0][100:])
+    run_to_the_end(decoder)
+    assert stacked == [3, 2]
+    assert streams[1].result == before
+    streams[1].accept_features(utterances[0][100:])
+    run_to_the_end(decoder)
+    assert len({tuple(stream.result.tokens) for stream in streams}) == 1

@@ -142,8 +142,8 @@ class SpokenState:
             [result for state in states for result in state.spoken], [n for state in states for n in state.frames]
         )
 
-    def unstack(self) -> list[SpokenState]:
-        return [SpokenState([result], [n]) for result, n in zip(self.spoken, self.frames, strict=True)]
+    def row(self, n: int) -> SpokenState:
+        return SpokenState(self.spoken[n : n + 1], self.frames[n : n + 1])
 
     def results(self) -> list[Result]:
         return self.spoken
