@@ -79,7 +79,7 @@ def aligned_cuts(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterat
     """The cuts of a test set with their alignments; the log counts those that cannot be aligned."""
     by_id = {cut.id: cut for cut in cuts}
     tokenizer, failed = run.data.tokenizer, []
-    batches = run.data.in_order(cuts, from_audio=True)
+    batches = run.data.in_order(cuts, from_audio=True, chunk=run.chunk)
     for batch in tqdm(batches, total=batches.num_batches, desc=f"alignments of {test_set}", disable=None):
         encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
         log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)

@@ -22,7 +22,7 @@ from kdstream.evaluation.run import DecodingRun
 def main(argv: Sequence[str] | None = None) -> None:
     config, decode = read_flags(__doc__, argv)
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
-    for test_set, batches in run.data.test_dataloaders().items():
+    for test_set, batches in run.data.test_dataloaders(run.chunk).items():
         transcripts = []
         for batch in tqdm(batches, total=batches.num_batches, desc=f"{run.mode} {test_set}", disable=None):
             results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)

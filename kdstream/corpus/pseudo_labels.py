@@ -63,7 +63,7 @@ def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesi
     unknown = UnknownLetters(tokenizer)
     hypotheses = []
     copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
-    batches = run.data.in_order(copies, from_audio=False)
+    batches = run.data.in_order(copies, from_audio=False, chunk=run.chunk)
     for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
         results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
         for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):

@@ -117,7 +117,7 @@ def check_frames(what: str, frames: int, fix: str) -> None:
 def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:
     """Raises UserError for more than `max_duration` seconds to be heard at once, not chunk by chunk.
 
-    Attention takes memory by their square, under the mask of simulated streaming too: ten minutes ask for 14 GB.
+    Attention without a limit takes memory by their square: ten minutes ask for 14 GB.
     stream: the way out.
     """
     if seconds > max_duration:
@@ -132,7 +132,10 @@ def check_whole(cut_id: str, seconds: float, max_duration: float) -> None:
     """`check_length` of a cut of more than WHOLE_SECONDS; shorter ones pass whatever --max-duration is."""
     if seconds > WHOLE_SECONDS:
         check_length(
-            f"cut {cut_id}", seconds, max_duration, "decode chunk by chunk with a streaming model (streaming_decode.py)"
+            f"cut {cut_id}",
+            seconds,
+            max_duration,
+            "decode with a streaming model and --left-context-frames 64 or the like",
         )
 
 

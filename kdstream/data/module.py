@@ -30,6 +30,7 @@ from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.selection import Rules, Selection, select
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
+from kdstream.models.streaming import ChunkConfig
 
 LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
@@ -119,13 +120,14 @@ class AsrDataModule:
             raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
         return self.in_order(cuts, from_audio, world_size, rank)
 
-    def test_dataloaders(self) -> dict[str, BatchLoader]:
-        """By test set: batches in a fixed order, from audio where there is any; see `in_order`.
+    def test_dataloaders(self, chunk: ChunkConfig | None = None) -> dict[str, BatchLoader]:
+        """By test set: batches in a fixed order, from audio where there is any; `in_order` tells of the chunk.
 
         Stored features are compressed with a loss; from audio, whole-utterance and chunk-by-chunk
         decoding see the same ones.
         """
-        return {name: self.in_order(utterances.cuts, from_audio=True) for name, utterances in self.test_sets().items()}
+        sets = self.test_sets().items()
+        return {name: self.in_order(utterances.cuts, from_audio=True, chunk=chunk) for name, utterances in sets}
 
     def test_sets(self) -> dict[str, Utterances]:
         """By test set: its utterances, with the features that `test_dataloaders` gives them.
@@ -159,13 +161,21 @@ class AsrDataModule:
                 check_text(cut, path)
         return sets
 
-    def in_order(self, cuts: Sequence[Cut], from_audio: bool, world_size: int = 1, rank: int = 0) -> BatchLoader:
+    def in_order(
+        self,
+        cuts: Sequence[Cut],
+        from_audio: bool,
+        world_size: int = 1,
+        rank: int = 0,
+        chunk: ChunkConfig | None = None,
+    ) -> BatchLoader:
         """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`.
 
-        Models hear them whole, in simulated streaming too.  A cut that is too long for that is refused now.
+        chunk: that a model hears them in.  Cuts too long for full context, or unlimited left context, are refused now.
         """
-        for cut in cuts:
-            check_whole(cut.id, cut.duration, self.config.max_duration)
+        if chunk is None or not chunk.is_limited:
+            for cut in cuts:
+                check_whole(cut.id, cut.duration, self.config.max_duration)
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]

@@ -1,4 +1,4 @@
-"""Attention of a Zipformer layer: weights that are computed once and used three times.
+"""Attention: what its queries look at, and the Zipformer's, whose weights are computed once and used three times.
 
 Names and arithmetic are icefall's; our layout is batch first.  Decoding and export trace a step: a size that `int`
 converts becomes a constant of the traced graph, in which only the number of streams varies.
@@ -117,14 +117,14 @@ def view_of(queries: int, keys: int, chunk: ChunkConfig | None) -> View:
         return View(None)
     blocks = math.ceil(queries / BLOCK)
     block = math.ceil(queries / (blocks * chunk.chunk)) * chunk.chunk
-    return Band(chunk, block, queries) if 0 <= chunk.left < queries - block else View(chunk)
+    return Band(chunk, block, queries) if chunk.is_limited and chunk.left < queries - block else View(chunk)
 
 
 def out_of_sight(queries: Tensor, keys: Tensor, chunk: ChunkConfig) -> Tensor:
     """(T, K) bool, for the numbers of frames: True where the key lies in a later chunk or beyond the left context."""
     query_chunks, key_chunks = (torch.div(x, chunk.chunk, rounding_mode="floor") for x in (queries, keys))
     behind = query_chunks.unsqueeze(1) - key_chunks
-    return behind < 0 if chunk.left < 0 else (behind < 0) | (behind > chunk.left // chunk.chunk)
+    return (behind < 0) | (behind > chunk.left // chunk.chunk) if chunk.is_limited else behind < 0
 
 
 def windows(x: Tensor, heads: int, block: int, left: int, outside: float = 0.0) -> Tensor:

@@ -48,6 +48,11 @@ class ChunkConfig:
                 fix=f"use --left-context-frames {self.chunk * max(1, round(self.left / self.chunk))}",
             )
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a frame sees a limited number of others, so that work grows with the utterance, not its square."""
+        return self.left >= 0
+
     def downsampled(self, factor: int) -> ChunkConfig:
         """The same in frames of a stack that downsamples by `factor`."""
         return ChunkConfig(self.chunk // factor, max(-1, self.left // factor))

@@ -31,6 +31,7 @@ from kdstream.data.checks import TEXT_TOLERANCE, WHOLE_SECONDS, check_text, chec
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.features import FBANK
 from kdstream.data.module import AsrDataModule
+from kdstream.models.streaming import ChunkConfig
 from support.data import batches_of, config_of, error_of, feature_cut
 
 TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
@@ -224,7 +225,7 @@ def test_a_cut_of_a_minute_or_of_max_duration_is_heard_whole():
         check_whole("cut", seconds, max_duration)
     for seconds, max_duration in ((61.0, 60.5), (61.0, 1.0), (201.0, 200.0)):
         message = error_of(lambda s=seconds, m=max_duration: check_whole("cut", s, m))
-        assert message.startswith("cut cut: ") and "streaming_decode.py" in message
+        assert message.startswith("cut cut: ") and "--left-context-frames 64" in message
         assert f"{seconds:.0f} s are more than --max-duration {max_duration:g}, all that" in message
 
 
@@ -241,3 +242,14 @@ def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind):
         "test": module.test_dataloaders,
     }[kind]
     assert "cut ten-minutes: 600 s are more than --max-duration 8" in error_of(call)
+
+
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, -1), ChunkConfig(8, 64)], ids=str)
+def test_a_long_cut_is_refused_unless_the_left_context_is_limited(corpus, tmp_path, chunk):
+    cut = feature_cut(tmp_path, "ten-minutes", np.zeros((60000, 80), dtype=np.float32), "ONE")
+    module = AsrDataModule(config_of(corpus), 0)
+    if chunk is not None and chunk.is_limited:
+        (batch,) = module.in_order([cut], False, chunk=chunk)
+        assert batch.feature_lens.tolist() == [60000]
+    else:
+        assert "600 s are more than" in error_of(lambda: module.in_order([cut], False, chunk=chunk))
