@@ -102,7 +102,7 @@ class Distiller(nn.Module):
 
     def student_taps(self) -> Taps:
         """What to pass to the student's forward; new for every batch."""
-        return Taps(pair.student for pair in self.pairs)
+        return Taps((pair.student for pair in self.pairs), lattice=bool(self.losses.of_lattice))
 
     def weights(self, batch_idx: float) -> dict[str, float]:
         """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""

@@ -1,8 +1,8 @@
 """Taps: what distillation reads inside a transducer.
 
 `Taps` is the models' `TapRecorder` (models/streaming.py).  An encoder that is given `taps` asks it, layer by layer,
-`wants(name)` and then calls `record`; the transducer's loss calls `record_lattice`.  Neither knows anything else of
-distillation, and a model that is given no taps does nothing extra.
+`wants(name)` and then calls `record`; the transducer calls `record_lattice` if `wants_lattice`.  Neither knows
+anything else of distillation, and a model that is given no taps does nothing extra.
 
 Shapes: N batch, T tap frames (of `stride` encoder frames, i.e. 20 ms each), D width, H heads.
 """
@@ -99,14 +99,17 @@ class Lattice:
 
 
 class Taps:
-    """Collects the named layers of one forward pass, and its lattice; None collects every layer.
+    """Collects layers of one forward pass, and its lattice where `lattice` asks for it.
 
-    Names are "stack.layer", counted from 0.
+    Args:
+      layers: names "stack.layer", counted from 0; None collects every layer.
+      lattice: a CPU takes longer over a loss whose logits are kept.
     """
 
     lattice: Lattice | None = None
 
-    def __init__(self, layers: Iterable[str] | None = None) -> None:
+    def __init__(self, layers: Iterable[str] | None = None, lattice: bool = False) -> None:
+        self.wants_lattice = lattice
         self._wanted = None if layers is None else frozenset(layers)
         self._taps: dict[str, Tap] = {}
 

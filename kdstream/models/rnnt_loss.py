@@ -47,12 +47,12 @@ class LossSettings(NamedTuple):
 
 
 class RnntLosses(NamedTuple):
-    """What `transducer_losses` returns: both losses, () or (N,), kept symbols (N, T, R) and logits (N, T, R, V)."""
+    """Both losses, () or (N,), the kept symbols (N, T, R) and, where they were kept, the logits (N, T, R, V)."""
 
     simple: Tensor
     pruned: Tensor
     ranges: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 def transducer_losses(
@@ -94,8 +94,8 @@ def transducer_losses(
     device = am_simple.device.type
     with torch.autocast(device_type=device, enabled=False):
         simple, (px_grad, py_grad) = functions.rnnt_loss_smoothed(
-            lm=_at_least_float32(lm_simple),
-            am=_at_least_float32(am_simple),
+            lm=at_least_float32(lm_simple),
+            am=at_least_float32(am_simple),
             lm_only_scale=settings.lm_scale,
             am_only_scale=settings.am_scale,
             return_grad=True,
@@ -105,7 +105,7 @@ def transducer_losses(
     encoder_pruned, decoder_pruned = functions.do_rnnt_pruning(am=encoder_proj, lm=decoder_proj, ranges=ranges)
     logits = joiner(encoder_pruned, decoder_pruned, project_input=False)
     with torch.autocast(device_type=device, enabled=False):
-        pruned = functions.rnnt_loss_pruned(logits=_at_least_float32(logits), ranges=ranges, **common)
+        pruned = functions.rnnt_loss_pruned(logits=at_least_float32(logits), ranges=ranges, **common)
     return RnntLosses(simple, pruned, ranges, logits)
 
 
@@ -161,7 +161,7 @@ def rnnt_loss_smoothed(
       The loss, () or (N,) with reduction "none"; with `return_grad`, (loss, (px_grad, py_grad)).
     """
     px, py = _smoothed_log_probs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, rnnt_type)
-    loss, grads = _loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
+    loss, grads = path_loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
     return loss if grads is None else (loss, grads)
 
 
@@ -184,7 +184,7 @@ def rnnt_loss_pruned(
       termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in `rnnt_loss_smoothed`.
     """
     px, py = unpruned_log_probs(logits, symbols, ranges, termination_symbol)
-    return _loss(px, py, boundary, rnnt_type, delay_penalty, reduction)[0]
+    return path_loss(px, py, boundary, rnnt_type, delay_penalty, reduction)[0]
 
 
 def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: int) -> tuple[Tensor, Tensor]:
@@ -192,14 +192,17 @@ def unpruned_log_probs(logits: Tensor, symbols: Tensor, ranges: Tensor, blank: i
 
     Args: as in `rnnt_loss_pruned`.
     """
-    N, T, _, _ = logits.shape
-    S = symbols.shape[1]
-    symbol, blank_log_prob = transition_log_probs(logits, next_symbols(symbols, ranges, blank), blank)  # (N, T, R)
+    cells = transition_log_probs(logits, next_symbols(symbols, ranges, blank), blank)  # twice (N, T, R)
+    return unpruned(*cells, ranges, symbols.shape[1])
 
-    # Back into the full lattice: row s of the lattice at frame t is cell s - ranges[n, t, 0].
-    missing = symbol.new_full((N, T, S + 1), float("-inf"))
-    px = missing.scatter(2, ranges, symbol)[:, :, :S].transpose(1, 2)  # (N, S, T)
-    py = missing.scatter(2, ranges, blank_log_prob).transpose(1, 2)  # (N, S+1, T)
+
+def unpruned(symbol: Tensor, blank: Tensor, ranges: Tensor, symbol_count: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities at the kept cells, twice (N, T, R), as (px, py) of the whole lattice of S symbols."""
+    N, T, _ = ranges.shape
+    # Row s of the lattice at frame t is cell s - ranges[n, t, 0].
+    missing = symbol.new_full((N, T, symbol_count + 1), float("-inf"))
+    px = missing.scatter(2, ranges, symbol)[:, :, :symbol_count].transpose(1, 2)  # (N, S, T)
+    py = missing.scatter(2, ranges, blank).transpose(1, 2)  # (N, S+1, T)
     return px, py
 
 
@@ -310,7 +313,7 @@ def _smoothed_log_probs(
     return px, py
 
 
-def _loss(
+def path_loss(
     px: Tensor,
     py: Tensor,
     boundary: Tensor | None,
@@ -359,5 +362,5 @@ def closed_after_last_frame(px: Tensor, frame_lens: Tensor) -> Tensor:
     return px.masked_fill(past.unsqueeze(1), float("-inf"))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -142,7 +142,11 @@ class TapRecorder(Protocol):
     """What looks inside a forward pass: an encoder shows it the layers that it wants, the transducer its lattice.
 
     Layers are named stack.layer, counted from 0.
+
+    wants_lattice: whether to record the lattice.
     """
+
+    wants_lattice: bool
 
     def wants(self, name: str) -> bool:
         """Whether to record the layer."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kdstream.config.sections import ModelConfig
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.on_cpu import one_column
-from kdstream.models.rnnt_loss import LossSettings, do_rnnt_pruning, transducer_losses
+from kdstream.models.rnnt_in_groups import can_be_grouped, losses_in_groups
+from kdstream.models.rnnt_loss import LossSettings, RnntLosses, do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
 from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder
 from kdstream.models.subsampling import Conv2dSubsampling
@@ -183,19 +184,9 @@ class Transducer(nn.Module):
         for row, sequence in zip(padded, tokens, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, device=features.device)
         decoder_out = self.predict(padded)
-        rnnt = transducer_losses(
-            self.simple_am_proj(encoder_out),
-            self.simple_lm_proj(decoder_out),
-            self.joiner.encoder_proj(encoder_out),
-            self.joiner.decoder_proj(decoder_out),
-            self.joiner,
-            padded,
-            encoder_lens,
-            token_lens,
-            settings,
-            blank_id=blank,
-        )
-        if taps is not None:
+        want_logits = taps is not None and taps.wants_lattice
+        rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, padded, token_lens, settings, want_logits)
+        if taps is not None and rnnt.logits is not None:
             taps.record_lattice(
                 encoder_lens=encoder_lens,
                 tokens=padded,
@@ -210,6 +201,34 @@ class Transducer(nn.Module):
                 log_probs, padded, encoder_lens, token_lens, blank, reduction="sum", zero_infinity=True
             )
         return losses
+
+    def rnnt_losses(
+        self,
+        encoder_out: Tensor,
+        encoder_lens: Tensor,
+        decoder_out: Tensor,
+        tokens: Tensor,
+        token_lens: Tensor,
+        settings: LossSettings,
+        want_logits: bool,
+    ) -> RnntLosses:
+        """The simple and the pruned loss; group by group on a CPU, unless somebody wants to see the logits.
+
+        Args:
+          encoder_out, encoder_lens: as `encode` gives them.
+          decoder_out: (N, U + 1, D), as `predict` gives it.
+          tokens, token_lens: (N, U), padded, and (N,).
+          want_logits: the joiner's, in the result.
+        """
+        joiner, lm_simple = self.joiner, self.simple_lm_proj(decoder_out)
+        sums = joiner.encoder_proj(encoder_out), joiner.decoder_proj(decoder_out)
+        lattice = (tokens, encoder_lens, token_lens, settings)
+        watched = any(module._forward_hooks for module in (joiner, joiner.output_linear, self.simple_am_proj))
+        if want_logits or watched or not can_be_grouped(encoder_out.device, settings):
+            am_simple = self.simple_am_proj(encoder_out)
+            return transducer_losses(am_simple, lm_simple, *sums, joiner, *lattice, blank_id=self.config.blank_id)
+        heads = (self.simple_am_proj, joiner.output_linear)
+        return losses_in_groups(encoder_out, lm_simple, *sums, *heads, *lattice, blank_id=self.config.blank_id)
 
     def predict(self, tokens: Tensor) -> Tensor:
         """The predictor's output before each of the tokens (N, U) and after the last: (N, U + 1, D)."""
