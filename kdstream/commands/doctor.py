@@ -111,9 +111,11 @@ def extra_lines(versions: dict[str, str | None]) -> list[str]:
 
 def rnnt_loss_line() -> str:
     """Which implementation of the pruned RNN-T loss training will use."""
+    import torch
+
     from kdstream.models.rnnt_loss import backend
 
-    if backend() == "k2":
+    if backend("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "k2":
         return "RNN-T loss: k2"
     return "RNN-T loss: kdstream's own, in torch (the same definition as k2's)"
 

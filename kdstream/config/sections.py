@@ -127,6 +127,12 @@ class TrainConfig(Section):
         minimum=0,
     )
     rnnt_type: str = flag("regular", "Transitions of the lattice.", choices=("regular", "modified", "constrained"))
+    rnnt_backend: str = flag(
+        "auto",
+        "What computes the transducer loss.  auto: k2 on a GPU if it is installed, and torch on a CPU, where k2 takes "
+        "about twice as long.",
+        choices=("auto", "k2", "torch"),
+    )
     use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
     use_bf16: bool = flag(False, "bfloat16 autocast.")
     save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.", minimum=1)

@@ -43,7 +43,7 @@ def can_be_grouped(device: torch.device, settings: LossSettings) -> bool:
     The encoder-only term averages over the predictor's logits of the whole batch, so that no group can do without the
     others.  k2 has its own functions, and a GPU is faster at all utterances at once.
     """
-    return device.type == "cpu" and settings.am_scale == 0.0 and backend() == "torch"
+    return device.type == "cpu" and settings.am_scale == 0.0 and backend(settings.backend, device) == "torch"
 
 
 def losses_in_groups(

@@ -3,8 +3,8 @@
 A cheap "simple" loss over the whole lattice, whose joiner is the addition of encoder and predictor logits, says
 which few symbols are likely at each frame; the real joiner then runs on those alone.  The four steps have k2's
 names, arguments and arithmetic (k2/python/k2/rnnt_loss.py): `rnnt_loss_smoothed`, `get_rnnt_prune_ranges`,
-`do_rnnt_pruning`, `rnnt_loss_pruned`.  `transducer_losses` runs them, with k2's functions where k2 imports and
-with this file's otherwise; `backend` says which.  The sums over paths are in `rnnt_lattice.py`.
+`do_rnnt_pruning`, `rnnt_loss_pruned`.  `transducer_losses` runs them, with k2's functions or with this file's;
+`backend` says which.  The sums over paths are in `rnnt_lattice.py`, and what a CPU does in `rnnt_in_groups.py`.
 
 Shapes: N batch, T frames (40 ms), S symbols (U elsewhere; k2's letter here), V vocabulary, J joiner width.
 Kinds of lattice (`rnnt_type`): "regular", a symbol stays on its frame and blank moves on; "modified", both move on;
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdstream.errors import UserError, option
 from kdstream.models.rnnt_lattice import lattice_scores, transition_log_probs
 
 _NEEDED_FROM_K2 = ("rnnt_loss_smoothed", "get_rnnt_prune_ranges", "do_rnnt_pruning", "rnnt_loss_pruned")
@@ -37,6 +38,7 @@ class LossSettings(NamedTuple):
     lm_scale, am_scale: weights of the predictor-only and the encoder-only term in the simple loss.
     delay_penalty: added per frame (40 ms) that a symbol comes before the middle of its utterance (k2 issue 955).
     rnnt_type: the kind of lattice.
+    backend: whose functions compute it, as `backend` reads it.
     """
 
     prune_range: int = 5
@@ -44,6 +46,7 @@ class LossSettings(NamedTuple):
     am_scale: float = 0.0
     delay_penalty: float = 0.0
     rnnt_type: str = "regular"
+    backend: str = "auto"
 
 
 class RnntLosses(NamedTuple):
@@ -81,7 +84,7 @@ def transducer_losses(
       encoder_lens, token_lens: (N,) valid frames and symbols.
       reduction: "sum" over the batch, or "none".
     """
-    functions = _functions(backend())
+    functions = _functions(backend(settings.backend, am_simple.device))
     boundary = lattice_boundary(encoder_lens, token_lens)
     common = dict(
         symbols=tokens,
@@ -115,14 +118,34 @@ def lattice_boundary(encoder_lens: Tensor, token_lens: Tensor) -> Tensor:
     return torch.stack([zeros, zeros, token_lens, encoder_lens.to(token_lens)], dim=1)
 
 
+def backend(wanted: str, device: torch.device) -> str:
+    """ "k2" or "torch": whose functions compute the loss on this device.
+
+    Args:
+      wanted: --rnnt-backend.  "auto" is "k2" on a GPU where k2 imports, and "torch" elsewhere: on a CPU k2's functions
+        take 1.8 to 2.3 times as long.
+    Raises:
+      UserError: k2 is wanted, and cannot be imported.
+    """
+    if wanted == "auto":
+        return "k2" if device.type == "cuda" and k2_imports() else "torch"
+    if wanted == "k2" and not k2_imports():
+        raise UserError(
+            "k2 cannot be imported",
+            flag=option("rnnt_backend", "k2"),
+            fix="install it as docs/k2.md says, or give --rnnt-backend torch",
+        )
+    return wanted
+
+
 @functools.cache
-def backend() -> str:
-    """ "k2" where k2 imports with the functions of its pruned loss, else "torch"."""
+def k2_imports() -> bool:
+    """Whether k2 imports with the functions of its pruned loss."""
     try:
         import k2  # pyright: ignore[reportMissingImports]  # optional
     except (ImportError, OSError):  # OSError: a wheel built against another torch
-        return "torch"
-    return "k2" if all(hasattr(k2, name) for name in _NEEDED_FROM_K2) else "torch"
+        return False
+    return all(hasattr(k2, name) for name in _NEEDED_FROM_K2)
 
 
 def _functions(name: str) -> ModuleType:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from kdstream.config.sections import ModelConfig
+from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
+from kdstream.models.rnnt_loss import backend
 from kdstream.units import FRAMES_PER_SECOND
+
+
+def log_start(config: TrainConfig, device: torch.device, log_path: Path) -> None:
+    """Logs what runs where.  Raises UserError for a --rnnt-backend that is not there."""
+    rnnt_backend = backend(config.rnnt_backend, device)
+    logging.info(f"Training started: {' '.join(sys.argv)}")
+    logging.info(f"Device: {device}; log: {log_path}")
+    logging.info(f"RNN-T loss: {rnnt_backend} ({option('rnnt_backend', config.rnnt_backend)})")
 
 
 def log_model_size(model: nn.Module, branches: nn.Module | None, model_config: ModelConfig) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -37,7 +36,7 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
 from kdstream.training.diagnostics import DIAGNOSTIC_BATCHES, Diagnostics, InfCheck
-from kdstream.training.logs import log_model_size, noting_its_cuts, tensorboard_writer
+from kdstream.training.logs import log_model_size, log_start, noting_its_cuts, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
@@ -99,8 +98,7 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
         dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
-        logging.info(f"Training started: {' '.join(sys.argv)}")
-        logging.info(f"Device: {device}; log: {log_path}")
+        log_start(config.train, device, log_path)
         dist.first_in_rank_0(data.look_at_training_cuts, rank, world_size, device)
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:

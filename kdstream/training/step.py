@@ -43,7 +43,12 @@ class StudentWithBranches(nn.Module):
         self.config = config
         self.finetune = finetune
         self.loss_settings = LossSettings(
-            config.prune_range, config.lm_scale, config.am_scale, config.delay_penalty, config.rnnt_type
+            config.prune_range,
+            config.lm_scale,
+            config.am_scale,
+            config.delay_penalty,
+            config.rnnt_type,
+            config.rnnt_backend,
         )
 
     def forward(

@@ -90,8 +90,10 @@ def gradients(losses: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((losses * weights).sum(), leaves))
 
 
-def test_this_environment_trains_through_k2() -> None:
-    assert rnnt_loss.backend() == "k2"
+def test_k2_is_taken_on_a_gpu_and_where_it_is_asked_for() -> None:
+    assert rnnt_loss.backend("auto", torch.device("cuda")) == "k2"
+    assert rnnt_loss.backend("k2", torch.device("cpu")) == "k2"
+    assert rnnt_loss.backend("auto", torch.device("cpu")) == "torch"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -134,16 +136,15 @@ def test_pruned_loss_and_its_gradients_equal_k2(rnnt_type: str, penalty: float, 
 
 
 @pytest.mark.parametrize("rnnt_type", TYPES)
-def test_both_losses_in_one_call_equal_k2(rnnt_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_losses_in_one_call_equal_k2(rnnt_type: str) -> None:
     problem = Problem(torch.float64)
 
     def losses(backend: str) -> rnnt_loss.RnntLosses:
-        monkeypatch.setattr(rnnt_loss, "backend", lambda: backend)
         return rnnt_loss.transducer_losses(
             problem.am, problem.lm, problem.encoder, problem.decoder,
             lambda encoder, decoder, project_input: torch.tanh(encoder + decoder) @ problem.weight,
             problem.symbols, problem.boundary[:, 3], problem.boundary[:, 2],
-            rnnt_loss.LossSettings(delay_penalty=0.1, rnnt_type=rnnt_type), reduction="none",
+            rnnt_loss.LossSettings(delay_penalty=0.1, rnnt_type=rnnt_type, backend=backend), reduction="none",
         )  # fmt: skip
 
     ours, theirs = losses("torch"), losses("k2")
@@ -158,7 +159,7 @@ def test_both_losses_in_one_call_equal_k2(rnnt_type: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("rnnt_type", TYPES)
-def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str) -> None:
     features, feature_lens, tokens = random_batch((240, 170), symbols=12)
     settings = rnnt_loss.LossSettings(
         rnnt_type=rnnt_type, delay_penalty=0.1, prune_range=4
@@ -167,11 +168,10 @@ def test_a_training_step_of_the_model_through_k2_equals_ours(rnnt_type: str, mon
 
     def step(backend: str) -> tuple[Tensor, dict[str, Tensor], float]:
         """The loss, the gradients, and the loss of the same batch after one optimiser step."""
-        monkeypatch.setattr(rnnt_loss, "backend", lambda: backend)
         model = tiny_test_model(causal=True)  # in eval mode: no dropout, the same on both sides
 
         def loss() -> Tensor:
-            losses = model(features, feature_lens, tokens, chunk, settings)
+            losses = model(features, feature_lens, tokens, chunk, settings._replace(backend=backend))
             return 0.5 * losses["simple_loss"] + losses["pruned_loss"]
 
         before = loss()

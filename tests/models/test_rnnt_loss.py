@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdstream.errors import UserError
 from kdstream.models import rnnt_loss
 from kdstream.models.rnnt_lattice import lattice_scores, transition_log_probs
 
@@ -256,6 +257,19 @@ def test_losses_are_float32_inside_autocast_and_close_to_float64(device: str) ->
     torch.testing.assert_close(ours.simple.cpu().double(), exact.simple, rtol=1e-6, atol=0)
     torch.testing.assert_close(ours.pruned.cpu().double(), exact.pruned, rtol=1e-6, atol=0)
     assert torch.equal(ours.ranges.cpu(), exact.ranges)
+
+
+def test_auto_takes_k2_on_a_gpu_alone_and_what_is_missing_is_one_line(monkeypatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for there in (True, False):
+        monkeypatch.setattr(rnnt_loss, "k2_imports", lambda there=there: there)
+        assert rnnt_loss.backend("auto", cpu) == rnnt_loss.backend("torch", cuda) == "torch"
+        assert rnnt_loss.backend("auto", cuda) == ("k2" if there else "torch")
+    with pytest.raises(UserError) as error:
+        rnnt_loss.backend("k2", cpu)
+    assert str(error.value) == (
+        "--rnnt-backend k2: k2 cannot be imported; install it as docs/k2.md says, or give --rnnt-backend torch"
+    )
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:
