@@ -73,7 +73,8 @@ class ConvNeXt(nn.Module):
         if left is not None:
             done = int(x.size(2)) - LOOKAHEAD
             residual, padding = x[:, :, :done], 0
-            x = torch.cat([left, x], dim=2)
+            # else the whole would take the memory order of `left`, and the convolution would turn all of it back
+            x = torch.cat([left.contiguous(memory_format=torch.channels_last), x], dim=2)
             left = x[:, :, done : done + LOOKAHEAD]
         x = depthwise_conv2d(x, self.depthwise_conv.weight, padding)
         x = x.permute(0, 2, 3, 1)  # (N, T, F, C), contiguous

@@ -49,3 +49,14 @@ def test_a_traced_step_computes_what_is_always_the_same_once(model, chunk):
         else:
             assert not constants.issuperset(value.debugName() for value in node.inputs()), node
             assert node.kind() != "prim::PythonOp", node
+
+
+@torch.no_grad()
+def test_the_front_end_keeps_its_channels_side_by_side(model):
+    """Also where a stream begins, or its state was copied from a batch into another: its convolution is fast so."""
+    chunk = CHUNKS[0]
+    step, state = chunk_step(model, chunk, traced=False), model.init_state(2, chunk)
+    for _ in range(2):
+        state.embed = state.embed.clone(memory_format=torch.contiguous_format)
+        _, state = step(torch.zeros(2, chunk.input_frames, 80), state)
+        assert state.embed.stride(1) == 1
