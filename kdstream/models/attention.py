@@ -151,14 +151,13 @@ class Windows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         batch, frames, block, left = ctx.sizes
-        grad = merge_heads(grad).unflatten(0, (batch, -1))  # (N, blocks, left + block, H * d)
-        width, rows = grad.size(3), grad.size(1) * block
-        starts = range(0, left + block, block)
-        total = grad.new_zeros(batch, rows + starts[-1], width)
+        grad = grad.unflatten(0, (batch, -1)).transpose(1, 2)  # (N, H, blocks, left + block, d)
+        rows, starts = grad.size(2) * block, range(0, left + block, block)
+        total = grad.new_zeros(batch, grad.size(1), rows + starts[-1], grad.size(4))
         for start in starts:  # the parts of all windows that begin there do not overlap
-            part = grad[:, :, start : start + block]
-            total[:, start : start + rows].unflatten(1, (-1, block))[:, :, : part.size(2)] += part
-        return total[:, left : left + frames], None, None, None
+            part = grad[:, :, :, start : start + block]
+            total[:, :, start : start + rows].unflatten(2, (-1, block))[:, :, :, : part.size(3)] += part
+        return merge_heads(total[:, :, left : left + frames]), None, None, None
 
 
 @dataclass(frozen=True)
@@ -228,11 +227,11 @@ class AttentionWeights(nn.Module):
         if not self.training or random.random() >= float(self.pos_emb_skip_rate):
             pos_query = view.queries(pos_query, self.heads)
             scores = scores + self.position_scores(pos_query, view.positions(context.positions), int(scores.size(3)))
-        if self.training and random.random() < 0.1:
-            scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
         if context.blocked is not None:
             # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
-            scores = scores.masked_fill(context.blocked, -1000.0)
+            scores = scores.masked_fill_(context.blocked, -1000.0)
+        if self.training and random.random() < 0.1:
+            scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
         return scores.softmax(dim=3), cached_key, (query, key)
 
     def position_scores(self, pos_query: Tensor, positions: Tensor, keys: int) -> Tensor:

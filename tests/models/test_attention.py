@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdstream.models import conformer, zipformer
-from kdstream.models.attention import Band, View, Windows, view_of, windows
+from kdstream.models.attention import (
+    AttentionWeights,
+    Band,
+    FrameContext,
+    View,
+    Windows,
+    relative_positions,
+    view_of,
+    windows,
+)
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from support.models import SETTINGS, difference, tiny_test_model
@@ -142,3 +151,15 @@ def test_work_grows_in_proportion_to_the_utterance(encoder):
             model.encoder(x, torch.tensor([frames]), ChunkConfig(8, 64))
         totals.append(count.total)
     assert totals[1] < 2.01 * totals[0]
+
+
+def test_the_penalty_on_large_scores_does_not_reach_blocked_ones(monkeypatch):
+    monkeypatch.setattr(random, "random", lambda: 0.09)  # below what penalises, and what leaves out positions
+    attention, x = AttentionWeights(16, 8, heads=2, query_head_dim=4, pos_head_dim=2).train(), torch.randn(1, 20, 16)
+    hidden = torch.arange(20).unsqueeze(0) >= 15
+    view = View(None)
+    context = FrameContext(view, view.blocked(hidden), hidden, relative_positions(20, 20, 8, x.device), None)
+    weights, _, (_, key) = attention(100 * x, context, None)
+    (gradient,) = torch.autograd.grad(weights.sum(), key)  # without a penalty it would be 0: weights sum up to 1
+    assert gradient[:, :15].abs().max() > 1e-4
+    assert torch.equal(gradient[:, 15:], torch.zeros_like(gradient[:, 15:]))
