@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**16  # elements: a few such blocks fit into a megabyte; smaller ones cost more calls than they save
-HALF = (torch.bfloat16, torch.float16)
 
 
 def in_blocks(chain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -28,7 +27,7 @@ def in_blocks(chain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     first = tensors[0]
     if first.device.type != "cpu":
         return chain(*tensors)
-    half = first.dtype in HALF
+    half = first.dtype in (torch.bfloat16, torch.float16)
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if tracing or first.numel() <= BLOCK or any(t.stride() != first.stride() for t in tensors):
         return chain(*map(Tensor.float, tensors)).to(first.dtype) if half else chain(*tensors)
@@ -46,3 +45,7 @@ def in_blocks(chain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 def in_memory_order(x: Tensor) -> Tensor:
     """All elements of a tensor without gaps, as a vector on the same memory."""
     return x.as_strided((x.numel(),), (1,))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

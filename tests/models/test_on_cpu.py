@@ -1,10 +1,16 @@
-"""The depthwise convolution's own gradient is that of torch's convolution."""
+"""The gradients of our depthwise convolutions are those of torch's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.models.on_cpu import FRAMES_TOGETHER, depthwise_conv2d, weight_gradient
+from kdstream.models.on_cpu import (
+    FRAMES_TOGETHER,
+    DepthwiseConv1d,
+    depthwise_conv,
+    depthwise_conv2d,
+    weight_gradient,
+)
 from kdstream.models.subsampling import Conv2dSubsampling
 
 
@@ -71,3 +77,23 @@ def test_without_gradients_it_is_torchs_own_convolution():
     x, weight = speech_like(1, 4, 9, 5), torch.randn(4, 1, 7, 7, requires_grad=True)
     out = depthwise_conv2d(x, weight, 3)
     assert torch.equal(out, F.conv2d(x, weight, padding=3, groups=4)) and "Convolution" in type(out.grad_fn).__name__
+
+
+@pytest.mark.parametrize("rows, frames, padding", [(1, 37, 0), (6, 8, 7), (9, 2, 7), (1, 40, 7), (400, 16, 7)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+def test_gradients_along_time_are_torchs_within_rounding(rows, frames, padding, dtype, tolerance):
+    torch.manual_seed(0)
+    conv = DepthwiseConv1d(16, 15).double()
+    x = torch.randn(3, rows, frames + 14 - 2 * padding, 16, dtype=torch.float64, requires_grad=True)
+    leaves = (x, conv.weight, conv.bias)
+    expected = F.conv1d(x.flatten(0, 1).mT, conv.weight, conv.bias, padding=padding, groups=16).mT
+    expected = expected.unflatten(0, (3, rows))
+    grad = torch.randn_like(expected)
+    wanted = (expected, *torch.autograd.grad(expected, leaves, grad))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = depthwise_conv(x.to(dtype), conv if dtype == torch.float64 else conv.float(), padding)
+    assert out.dtype == dtype and type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
+    leaves = (x, conv.weight, conv.bias)
+    ours = (out, *torch.autograd.grad(out, leaves, grad.to(dtype)))
+    for value, plain in zip(ours, wanted, strict=True):
+        assert (value.double() - plain).norm() <= tolerance * plain.norm()
