@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from kdstream.audio.files import read_sound
+from kdstream.benchmarks.names import CLOCKS, RUNTIMES
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.search import Search
@@ -26,7 +27,7 @@ from kdstream.models.transducer import Transducer
 from kdstream.units import SAMPLE_RATE
 
 WARM_UP = 5  # steps that are not counted
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCK_OF = dict(zip(CLOCKS, (time.perf_counter, time.process_time), strict=True))
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,19 @@ class SherpaRuntime:
         return seconds
 
 
-RUNTIMES: dict[str, Callable[[Setup], Runtime]] = {
-    "torch": TorchRuntime,
-    "onnxruntime": lambda setup: OnnxRuntime(setup, "float32"),
-    "onnxruntime-int8": lambda setup: OnnxRuntime(setup, "int8"),
-    "sherpa-onnx": lambda setup: SherpaRuntime(setup, "float32"),
-    "sherpa-onnx-int8": lambda setup: SherpaRuntime(setup, "int8"),
-}
+RUNTIME_OF: dict[str, Callable[[Setup], Runtime]] = dict(
+    zip(
+        RUNTIMES,
+        (
+            TorchRuntime,
+            lambda setup: OnnxRuntime(setup, "float32"),
+            lambda setup: OnnxRuntime(setup, "int8"),
+            lambda setup: SherpaRuntime(setup, "float32"),
+            lambda setup: SherpaRuntime(setup, "int8"),
+        ),
+        strict=True,
+    )
+)
 
 
 def read_audio(paths: Sequence[str]) -> np.ndarray:
@@ -205,7 +212,7 @@ def measure(
       waves: gives the audio of so many streams.
     """
     runs = [(threads, count) for threads in setups for count in counts]
-    runtimes = {(name, threads): RUNTIMES[name](setup) for threads, setup in setups.items() for name in names}
+    runtimes = {(name, threads): RUNTIME_OF[name](setup) for threads, setup in setups.items() for name in names}
     rows = []
     for threads, count in tqdm(runs, desc="threads and streams", disable=None):
         for name in names:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kdstream.benchmarks.names import STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
@@ -39,11 +40,9 @@ from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.step import StudentWithBranches, seed_step
 
-SYNTHETIC_VOCABULARY = 500
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
 LEARNING_RATE = 1e-4  # small, so that a random model stays in range
-STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 
 Tokens = list[list[int]]
 

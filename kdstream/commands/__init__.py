@@ -1,5 +1,8 @@
 """The console command `kdstream COMMAND`: one module a command, imported when it is run.
 
+A command's module imports at its top what its flags need.  What it runs, torch above all, its functions import once the
+flags have been read, so that --help and a mistyped flag are answered at once.
+
 How commands end: one clear line for what the user can mend, a traceback for what only we can.
 """
 

@@ -21,19 +21,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from kdstream.benchmarks.streaming import CLOCKS, RUNTIMES, Setup, export, measure, read_audio, waves_of
-from kdstream.benchmarks.streaming_plot import plot_speed
-from kdstream.checkpoints.trained import load_trained
+from kdstream.benchmarks.names import CLOCKS, RUNTIMES
 from kdstream.config.command_line import RECORD_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
 from kdstream.config.sections import DecodeConfig
-from kdstream.decoding.settings import choose_chunk, choose_search
 from kdstream.errors import UserError, option
-from kdstream.evaluation.records import write_json
-from kdstream.evaluation.tables import rows_table
 
 LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "device")
 
@@ -50,14 +43,14 @@ def get_parser() -> argparse.ArgumentParser:
 
     parser = parser_of(__doc__)
     add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
-    parser.add_argument("--runtimes", type=words, default=tuple(RUNTIMES), help=f"Of {','.join(RUNTIMES)}.")
+    parser.add_argument("--runtimes", type=words, default=RUNTIMES, help=f"Of {','.join(RUNTIMES)}.")
     parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
     parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
     parser.add_argument("--audio", type=words, default=(), help="wav or flac files, mono at 16 kHz (default: noise).")
     parser.add_argument(
         "--seconds", type=in_range(float, above=0), default=30.0, help="Of audio for each stream (default: 30)."
     )
-    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="Wall clock, or processor time.")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Wall clock, or processor time.")
     parser.add_argument("--json", default="", help="Also write the table to this file.")
     parser.add_argument("--plot", default="", help="Also draw it into this file.")
     return parser
@@ -65,6 +58,16 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+
+    import torch
+
+    from kdstream.benchmarks.streaming import CLOCK_OF, Setup, export, measure, read_audio, waves_of
+    from kdstream.benchmarks.streaming_plot import plot_speed
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.decoding.settings import choose_chunk, choose_search
+    from kdstream.evaluation.records import write_json
+    from kdstream.evaluation.tables import rows_table
+
     unknown = [name for name in args.runtimes if name not in RUNTIMES]
     if unknown:
         raise UserError("unknown", flag=f"--runtimes {','.join(unknown)}", fix=f"use some of {','.join(RUNTIMES)}")
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
-        setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}
+        setups = {n: Setup(trained.model, chunk, search, n, CLOCK_OF[args.clock], exported) for n in args.threads}
         rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
     print(
         f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "

@@ -29,37 +29,25 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 import kdstream
-from kdstream.benchmarks.against import compare_with
-from kdstream.benchmarks.limit import measure_limit
-from kdstream.benchmarks.memory import PeakMemory, told_by
-from kdstream.benchmarks.train_step import (
-    STEPS,
-    SYNTHETIC_VOCABULARY,
-    Bench,
-    Tokens,
-    measure_times,
-    real_batch,
-    synthetic_batch,
-    table,
-)
+from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
+from kdstream.config.command_line import teacher_flags
 from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
-from kdstream.data.batch import Batch
-from kdstream.devices import find_device
-from kdstream.evaluation.records import write_json
-from kdstream.evaluation.tables import rows_table
-from kdstream.kd.teachers import teacher_flags
-from kdstream.training.dist import keep_freed_memory
+
+if TYPE_CHECKING:
+    from kdstream.benchmarks.train_step import Tokens
+    from kdstream.data.batch import Batch
 
 
 def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> int:
     """Peak bytes of the row --memory-of, in this process."""
+    from kdstream.benchmarks.memory import PeakMemory
+    from kdstream.benchmarks.train_step import Bench
+    from kdstream.devices import find_device
+
     peak = PeakMemory(find_device(args.device))
     peak.start()
     bench = Bench(args, batch, tokens, vocab_size)
@@ -75,6 +63,8 @@ def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab
 
 def memory_in_own_process(name: str, flags: Sequence[str]) -> float:
     """Peak memory in MB of the row `name`, which this command measures with its `flags` in a process of its own."""
+    from kdstream.benchmarks.memory import told_by
+
     program = str(Path(kdstream.__file__).with_name("__main__.py"))
     return told_by([sys.executable, program, "bench-train-step", *flags, "--memory-of", name])
 
@@ -115,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
-    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="Wall clock, or processor time.")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Wall clock, or processor time.")
     parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # for the processes of this command
     parser.add_argument("--json", default="", help="Also write the table to this file.")
@@ -130,6 +120,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def compare_against(args: argparse.Namespace, flags: Sequence[str]) -> list[dict[str, Any]]:
     """The table of --against."""
+    from kdstream.benchmarks.against import compare_with
+
     handed_on = of_this_checkout().parse_known_args(flags)[1]
     rows = [SHORT_NAMES[name] for name in args.steps]
     return compare_with(args.against, rows, handed_on, args.repetitions, args.memory)
@@ -137,6 +129,9 @@ def compare_against(args: argparse.Namespace, flags: Sequence[str]) -> list[dict
 
 def show(rows: list[dict[str, Any]], json: str) -> None:
     """Prints the table, and writes it to the file `json` if that is not empty."""
+    from kdstream.evaluation.records import write_json
+    from kdstream.evaluation.tables import rows_table
+
     print(rows_table(rows))
     if json:
         write_json(Path(json), rows)
@@ -145,6 +140,14 @@ def show(rows: list[dict[str, Any]], json: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     flags = sys.argv[1:] if argv is None else argv
     args = get_parser().parse_args(flags)
+
+    import torch
+    from tqdm import tqdm
+
+    from kdstream.benchmarks.limit import measure_limit
+    from kdstream.benchmarks.train_step import Bench, measure_times, real_batch, synthetic_batch, table
+    from kdstream.training.dist import keep_freed_memory
+
     if args.threads:
         torch.set_num_threads(args.threads)
     data = from_args(DataConfig, args)

@@ -13,24 +13,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr
+from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr, teacher_flags
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, override, parser_of
-from kdstream.config.sections import DataConfig, DistillConfig
-from kdstream.data.augment import without_transforms
-from kdstream.data.features import FBANK_CONFIG
-from kdstream.data.module import AsrDataModule
-from kdstream.devices import find_device
+from kdstream.config.sections import CACHE_STORAGES, DataConfig, DistillConfig
 from kdstream.errors import UserError, option
-from kdstream.kd.layer_map import default_layers
-from kdstream.kd.teacher_cache import FORMATS, CacheWriter, fingerprint
-from kdstream.kd.teachers import load_teacher, teacher_flags, type_of
 
 
 def all_cuts(data: DataConfig) -> DataConfig:
     """The training cuts as they are stored, pseudo-labelled ones among them, each once."""
+    from kdstream.data.augment import without_transforms
+    from kdstream.data.module import AsrDataModule
+
     if data.pseudo_cuts:
         labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
         data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
@@ -41,11 +35,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="Directory of the cache.")
     parser.add_argument("--layers", default="", help="e.g. 1.0,2.1 (default: the last of each stack that downsamples)")
-    parser.add_argument("--storage", default="float16", choices=FORMATS, help="float16, or lilcom: about 8 bits.")
+    parser.add_argument(
+        "--storage", default="float16", choices=CACHE_STORAGES, help="float16, or lilcom (about 8 bits)."
+    )
     parser.add_argument("--device", default="", help="cpu or cuda (default: a GPU if there is one)")
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *CACHE_DATA_FLAGS)
     args = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from kdstream.data.features import FBANK_CONFIG
+    from kdstream.data.module import AsrDataModule
+    from kdstream.devices import find_device
+    from kdstream.kd.layer_map import default_layers
+    from kdstream.kd.teacher_cache import CacheWriter, fingerprint
+    from kdstream.kd.teachers import load_teacher, type_of
+
     log_to_stderr()
     distill = override(DistillConfig(), args)
     if not type_of(distill).teacher.writes_tokens:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
-from kdstream.evaluation.records import RESULTS_JSON, Record, load_newest
-from kdstream.evaluation.tables import markdown_table, rate_shown
+
+if TYPE_CHECKING:
+    from kdstream.evaluation.records import Record
 
 PUBLISHED = Path(__file__).with_name("icefall_results.json")
 TEST_SETS = ("test-clean", "test-other")
@@ -61,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("exp_dir", type=Path, metavar="EXP", help="Experiment directory.")
     parser.add_argument("--baseline", choices=baselines, default="zipformer-streaming", help="(default: %(default)s)")
     args = parser.parse_args(argv)
+
+    from kdstream.evaluation.records import RESULTS_JSON, load_newest
+    from kdstream.evaluation.tables import markdown_table, rate_shown
+
     path = args.exp_dir / RESULTS_JSON
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix=f"run decode.py or streaming_decode.py --exp-dir {args.exp_dir}")

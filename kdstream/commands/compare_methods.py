@@ -22,20 +22,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdstream.config.flags import parser_of, str2bool
-from kdstream.evaluation.compare import compare_seeds
-from kdstream.evaluation.records import publish, write_json
-from kdstream.evaluation.tables import rows_table
-from kdstream.experiments.cells import Cell
 from kdstream.experiments.flags import add_runner_flags
-from kdstream.experiments.methods import METHODS, TOKEN_FORMS, Comparison, load_added, records_of
-from kdstream.experiments.runner import report_failures, run_cells
+from kdstream.experiments.method_table import METHODS, TOKEN_FORMS
 from kdstream.files import write_text
+
+if TYPE_CHECKING:
+    from kdstream.experiments.cells import Cell
 
 
 def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], added: Sequence[Path]) -> str:
     """comparison.md."""
+    from kdstream.evaluation.tables import rows_table
+
     trainings = [cell.train_command() for cell in cells if cell.train_flags is not None]
     decodings = [command for cell in cells for command in cell.decode_commands()]
     lines = "\n".join(command.typed for command in trainings + decodings)
@@ -80,6 +81,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+
+    from kdstream.evaluation.compare import compare_seeds
+    from kdstream.evaluation.records import publish, write_json
+    from kdstream.experiments.methods import Comparison, load_added, records_of
+    from kdstream.experiments.runner import report_failures, run_cells
+
     comparison = Comparison(**{field.name: getattr(args, field.name) for field in fields(Comparison)})
     comparison.check()
     args.exp_root.mkdir(parents=True, exist_ok=True)

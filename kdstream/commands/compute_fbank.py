@@ -16,11 +16,8 @@ import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of, str2bool
-from kdstream.corpus.fbank import compute_musan, compute_part
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
+
+    import torch
+
+    from kdstream.corpus.fbank import compute_musan, compute_part
+
     log_to_stderr()
     output_dir = args.output_dir.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import read_flags
-from kdstream.decoding.stream import decode_whole
-from kdstream.evaluation.run import DecodingRun
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, decode = read_flags(__doc__, argv)
+
+    from tqdm import tqdm
+
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.decoding.stream import decode_whole
+    from kdstream.evaluation.run import DecodingRun
+
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
     for test_set, batches in run.data.test_dataloaders(run.chunk).items():
         transcripts = []

@@ -17,69 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from kdstream.checkpoints.store import save_pretrained
-from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.config.experiment import TOKENS_FILE
-from kdstream.data.features import compute_fbank
-from kdstream.data.tokenizer import Tokenizer, UnknownLetters
-from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.settings import choose_chunk, fit_tokenizer
-from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError
-from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
-from kdstream.export.check import OnnxRecognizer, Runtime, SherpaRecognizer, Speech, compare_runtimes, read_speech
-from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
-from kdstream.models.streaming import ChunkConfig
-from kdstream.models.transducer import Transducer
-
-
-def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
-    decoder = StreamingDecoder(model, chunk, GreedySearch(), max_streams=1, traced=True)
-
-    def transcribe(samples: Tensor) -> list[str]:
-        stream = decoder.open()
-        stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
-        while decoder.step():
-            pass
-        stream.closed = True
-        return [pieces[token] for token in stream.result.tokens]
-
-    return transcribe
 
 
 def print_sizes(paths: Sequence[Path]) -> None:
     print("\n".join(f"{path}  {path.stat().st_size / 1e6:.2f} MB" for path in paths))
-
-
-def check_exported(
-    model: Transducer,
-    chunk: ChunkConfig,
-    files: OnnxFiles,
-    int8: OnnxFiles,
-    tokenizer: Tokenizer,
-    speech: dict[str, Speech],
-) -> None:
-    """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
-    torch.set_num_threads(1)
-    unknown = UnknownLetters(tokenizer)
-    for _, text in speech.values():
-        unknown.add(text)
-    unknown.warn("--check")
-    tokens = files.encoder.with_name(TOKENS_FILE)
-    exact = {
-        "torch": torch_runtime(model, chunk, tokenizer.tokens),
-        "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
-        "sherpa-onnx": SherpaRecognizer(files, tokens),
-    }
-    runtimes = {**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}
-    differing = compare_runtimes(runtimes, speech, chunk, tokenizer.normalise)
-    wrong = [name for name in exact if differing[name]]
-    if wrong:
-        raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix=f"do not deploy {files.encoder}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,6 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, leave_out=not_of_export, data_flags=("bpe_model",))
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)
+
+    from kdstream.checkpoints.store import save_pretrained
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.data.tokenizer import Tokenizer
+    from kdstream.decoding.settings import choose_chunk, fit_tokenizer
+    from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
+    from kdstream.export.check import check_exported, read_speech
+    from kdstream.export.onnx import export_onnx, quantize
+
     speech = read_speech(args.check)
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)

@@ -15,32 +15,28 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from kdstream.checkpoints.trained import load_trained
-from kdstream.config.command_line import log_to_stderr
+from kdstream.config.command_line import log_to_stderr, teacher_flags
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
-from kdstream.data.module import AsrDataModule
-from kdstream.decoding.settings import choose_chunk
 from kdstream.errors import UserError
 from kdstream.files import write_text
-from kdstream.kd.similarity import LayerSimilarity
-from kdstream.kd.taps import Taps, tap_shapes
-from kdstream.kd.teachers import load_teacher, needs_audio, teacher_flags, without_cache
-from kdstream.reporting.plots import plot_similarity
-from kdstream.reporting.sources import Similarity
-from kdstream.reporting.style import phone_style
 
 DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers", "on_the_fly_feats")
 
 
-@torch.no_grad()
 def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) -> dict:
     """The similarities, as layer_map.py reads them."""
+    import torch
+    from tqdm import tqdm
+
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.data.module import AsrDataModule
+    from kdstream.decoding.settings import choose_chunk
+    from kdstream.kd.similarity import LayerSimilarity
+    from kdstream.kd.taps import Taps, tap_shapes
+    from kdstream.kd.teachers import load_teacher, needs_audio, without_cache
+
     student = load_trained(config, decode).model
     teacher = load_teacher(without_cache(config), torch.device("cpu"))
     if teacher is None:
@@ -73,13 +69,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args(argv)
+
+    import numpy as np
+    import torch
+
+    from kdstream.reporting.plots import plot_similarity
+    from kdstream.reporting.sources import Similarity
+    from kdstream.reporting.style import phone_style
+
     log_to_stderr()
     config = ExperimentConfig.load(args.exp_dir)
     data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
     teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill
     config = replace(config, data=data, distill=override(teacher, args))
     decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
-    similarity = measure(config, decode, args.num_batches)
+    with torch.no_grad():
+        similarity = measure(config, decode, args.num_batches)
     output = args.output or Path(args.exp_dir) / "layer_similarity.json"
     write_text(output, json.dumps(similarity) + "\n")
     with phone_style():

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.flags import parser_of
-from kdstream.corpus.mini import make_corpus
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-utterances", type=int, default=160, help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
+
+    from kdstream.corpus.mini import make_corpus
+
     # Training last: the test set is the same for any amount of training speech.
     sizes = {"test": args.test_utterances, "dev": args.dev_utterances, "train": args.train_utterances}
     make_corpus(args.output_dir.resolve(), args.seed, sizes, args.jobs)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of
-from kdstream.corpus.manifests import prepare_part
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", required=True, help="Names of parts, separated by commas.")
     parser.add_argument("--output-dir", type=Path, default=Path("data/manifests"), help="Directory to write.")
     args = parser.parse_args(argv)
+
+    from kdstream.corpus.manifests import prepare_part
+
     log_to_stderr()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for part in args.parts.split(","):

@@ -22,20 +22,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
-
-from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.sections import DataConfig, DecodeConfig
-from kdstream.corpus.pseudo_labels import Hypothesis, labelled, read_cuts, transcribe_cuts
-from kdstream.data.cuts import write_cuts
 from kdstream.errors import UserError, option
-from kdstream.evaluation import scoring
-from kdstream.evaluation.run import DecodingRun
-from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
+
+if TYPE_CHECKING:
+    from kdstream.corpus.pseudo_labels import Hypothesis
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 BINS = 50
@@ -43,6 +39,8 @@ BINS = 50
 
 def log_wer(name: str, hypotheses: Sequence[Hypothesis]) -> None:
     """One line with the word error rate of those that have a transcript, if any has."""
+    from kdstream.evaluation import scoring
+
     transcripts = [hypothesis.transcript for hypothesis in hypotheses if hypothesis.transcript.ref]
     if transcripts:
         logging.info(scoring.score(scoring.align(transcripts)).log_line(name))
@@ -61,6 +59,10 @@ def log_kept(kept: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis], min_c
 
 def plot_confidences(confidences: Sequence[float], min_confidence: float, path: Path) -> None:
     """A histogram, with the threshold in it."""
+    import matplotlib.pyplot as plt
+
+    from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
+
     with phone_style():
         figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
         axes.hist(confidences, bins=BINS, range=(0.0, 1.0), color=COLOURS[0])
@@ -90,6 +92,12 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
+
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.corpus.pseudo_labels import labelled, read_cuts, transcribe_cuts
+    from kdstream.data.cuts import write_cuts
+    from kdstream.evaluation.run import DecodingRun
+
     decode = from_args(DecodeConfig, args)
     config = ExperimentConfig.load(decode.exp_dir)
     config = replace(config, data=override(config.data, args))

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from kdstream.config.flags import parser_of, str2bool
 from kdstream.errors import UserError
-from kdstream.evaluation.tables import render
 from kdstream.files import write_text
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "librispeech"
@@ -29,6 +28,8 @@ def fill(page: Path, json_dir: Path) -> str:
 
     Raises UserError for a page that is missing, a marker without its partner, or a missing JSON file.
     """
+    from kdstream.evaluation.tables import render
+
     if not page.is_file():
         raise UserError(f"{page}: no such file; give --results")
     text = page.read_text(encoding="utf8")

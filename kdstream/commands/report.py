@@ -18,8 +18,6 @@ from pathlib import Path
 
 from kdstream.config.flags import parser_of
 from kdstream.errors import UserError, option
-from kdstream.evaluation.records import publish
-from kdstream.reporting.report import Report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="Directory to write to (default: EXP_ROOT/report)")
     parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     args = parser.parse_args(argv)
+
+    from kdstream.evaluation.records import publish
+    from kdstream.reporting.report import Report
+
     if args.output and args.output.suffix == ".html":
         raise UserError(
             "must name the directory of the page", flag=option("output", args.output), fix="leave out report.html"

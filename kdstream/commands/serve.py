@@ -21,8 +21,7 @@ from pathlib import Path
 
 from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.errors import UserError
-from kdstream.serving.engine import Engine, find_model, load_recognizer
-from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, serve
+from kdstream.serving.limits import LOOPBACK_NAMES, Limits
 
 
 def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -55,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-threads", type=int, default=1, help="Threads of sherpa-onnx (default: 1).")
     add_arguments(parser, Limits)
     args = parser.parse_args(argv)
+
+    from kdstream.serving.engine import Engine, find_model, load_recognizer
+    from kdstream.serving.server import Server, serve
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     tls = tls_context(args.tls_cert, args.tls_key)
     model = find_model(args.encoder)

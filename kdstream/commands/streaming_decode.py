@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import read_flags
-from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.evaluation.run import DecodingRun
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, decode = read_flags(__doc__, argv)
+
+    from tqdm import tqdm
+
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.decoding.stream import StreamingDecoder, decode_streams
+    from kdstream.evaluation.run import DecodingRun
+
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
     assert run.chunk is not None  # DecodingRun has seen to it
     decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)

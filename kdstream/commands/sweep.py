@@ -28,17 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.config.flags import parser_of, str2bool
-from kdstream.evaluation.records import write_json
-from kdstream.evaluation.tables import rows_table
 from kdstream.experiments.flags import add_runner_flags
-from kdstream.experiments.runner import report_failures, run_cells
-from kdstream.experiments.sweep import COMMANDS, Sweep, parse_axis
-from kdstream.experiments.sweep_plots import draw_sweep
+from kdstream.experiments.grid import COMMANDS, parse_axis
 from kdstream.files import write_text
 
 
 def page(rows: Sequence[dict[str, Any]], comparison: Sequence[dict[str, Any]], plots: Sequence[Path]) -> str:
     """sweep.md."""
+    from kdstream.evaluation.tables import rows_table
+
     table = rows_table([{name: cell for name, cell in row.items() if name != "command"} for row in rows])
     commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
     images = "".join(f"![{plot.stem}]({plot.name})\n\n" for plot in plots)
@@ -60,6 +58,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+
+    from kdstream.evaluation.records import write_json
+    from kdstream.experiments.runner import report_failures, run_cells
+    from kdstream.experiments.sweep import Sweep
+    from kdstream.experiments.sweep_plots import draw_sweep
+
     sweep = Sweep(**{field.name: getattr(args, field.name) for field in fields(Sweep) if field.init})
     args.exp_root.mkdir(parents=True, exist_ok=True)
     failures = run_cells(sweep.cells, args.jobs)

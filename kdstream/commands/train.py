@@ -22,9 +22,6 @@ from collections.abc import Sequence
 
 from kdstream.config.flags import add_arguments, parser_of
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
-from kdstream.training import dist
-from kdstream.training.loop import train_experiment
-from kdstream.training.start import config_of_start
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,4 +33,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    dist.launch(train_experiment, config_of_start(get_parser().parse_args(argv)))
+    args = get_parser().parse_args(argv)
+
+    from kdstream.training import dist
+    from kdstream.training.loop import train_experiment
+    from kdstream.training.start import config_of_start
+
+    dist.launch(train_experiment, config_of_start(args))

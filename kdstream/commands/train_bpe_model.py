@@ -16,8 +16,6 @@ from pathlib import Path
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import parser_of
-from kdstream.corpus.bpe import log_text, train_bpe_model, transcripts_of_cuts, transcripts_of_parts
-from kdstream.data.tokenizer import Tokenizer
 from kdstream.files import write_text
 
 
@@ -30,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=500, help="Pieces (default: %(default)s)")
     parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
     args = parser.parse_args(argv)
+
+    from kdstream.corpus.bpe import log_text, train_bpe_model, transcripts_of_cuts, transcripts_of_parts
+    from kdstream.data.tokenizer import Tokenizer
+
     log_to_stderr()
     texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
     args.lang_dir.mkdir(parents=True, exist_ok=True)

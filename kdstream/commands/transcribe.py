@@ -20,15 +20,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kdstream.audio.find import find_audio
-from kdstream.checkpoints.trained import load_trained
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
 from kdstream.config.flags import str2bool
-from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.audio import microphone
-from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
-from kdstream.decoding.transcribe import Transcriber
-from kdstream.devices import to_device
 from kdstream.errors import UserError, printable
 from kdstream.transcription import Transcription
 
@@ -89,6 +82,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
     parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
     args = parser.parse_args(argv)
+
+    from kdstream.audio.find import find_audio
+    from kdstream.checkpoints.trained import load_trained
+    from kdstream.data.tokenizer import Tokenizer
+    from kdstream.decoding.audio import microphone
+    from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
+    from kdstream.decoding.transcribe import Transcriber
+    from kdstream.devices import to_device
+
     logging.basicConfig(format="%(levelname)s %(message)s")
     if bool(args.audio) == args.microphone:
         fix = "name audio files or directories, or give --microphone 1"

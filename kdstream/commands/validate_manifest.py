@@ -11,12 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kdstream.config.flags import parser_of, str2bool
-from kdstream.corpus.validate import check_cut
-from kdstream.data.cuts import iterate, read_manifest
-from kdstream.data.reading import check_filter_bank, read_utterance
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,6 +19,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("manifests", nargs="+", type=Path, metavar="MANIFEST", help="Manifests of cuts.")
     parser.add_argument("--read", type=str2bool, default=False, help="Read all features too.")
     args = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from kdstream.corpus.validate import check_cut
+    from kdstream.data.cuts import iterate, read_manifest
+    from kdstream.data.reading import check_filter_bank, read_utterance
+
     for path in args.manifests:
         check_filter_bank(iterate(read_manifest(path)), path)
         durations = []

@@ -11,8 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of, with_settings
-from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig
+from kdstream.config.flags import (
+    add_arguments,
+    add_overrides,
+    flags_of,
+    from_args,
+    override,
+    parser_of,
+    with_settings,
+)
+from kdstream.config.sections import SEARCHES, TEACHERS, DataConfig, DecodeConfig, DistillConfig
 
 DATA_FLAGS = (
     "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
@@ -28,6 +36,13 @@ RECORD_FLAGS = ("alignments", "score_by", "system", "results_json")  # of what i
 def search_flags() -> tuple[str, ...]:
     """The flags that choose a search, and those that the searches have brought."""
     return ("decoding_method", *(name for names in SEARCHES.settings.values() for name in names))
+
+
+def teacher_flags() -> list[str]:
+    """The settings that say which teacher it is, and which of its weights."""
+    own = [item.name for item in flags_of(DistillConfig) if item.name.startswith("teacher_")]
+    brought = [name for names in TEACHERS.settings.values() for name in names]
+    return [name for name in dict.fromkeys([*own, *brought]) if name != "teacher_cache"]
 
 
 def read_flags(description: str | None, argv: Sequence[str] | None = None) -> tuple[ExperimentConfig, DecodeConfig]:

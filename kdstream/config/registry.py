@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -19,13 +20,23 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     Args:
       flag: whose value is one of the names, for messages, e.g. "decoding-method".
       section: gives the dataclass of settings to which entries may add flags of their own.
+      filled_by: the module that adds kdstream's own entries.  It is imported when one of them is first looked up: flags
+        can be parsed without torch.
+      own: the names of these entries, each with the settings that it alone reads.
 
     settings: by entry, the names of the settings that it brought along.
     """
 
-    def __init__(self, flag: str, section: Callable[[], type] | None = None) -> None:
-        self.flag, self.section = flag, section
-        self.settings: dict[str, tuple[str, ...]] = {}
+    def __init__(
+        self,
+        flag: str,
+        section: Callable[[], type] | None = None,
+        filled_by: str = "",
+        own: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self.flag, self.section, self.filled_by = flag, section, filled_by
+        self.settings: dict[str, tuple[str, ...]] = dict(own or {})
+        self._own = tuple(self.settings)
         self._entries: dict[str, Entry] = {}
 
     def add(self, name: str, entry: Entry, **flags: Any) -> Entry:
@@ -43,20 +54,25 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         if self.section is not None:
             extend(self.section(), **flags)
         self._entries[name] = entry
-        self.settings[name] = tuple(flags)
+        self.settings.setdefault(name, tuple(flags))
         return entry
 
     def find(self, name: str) -> Entry:
         """The entry of this name.  Raises UserError, with the names that there are, if there is none."""
-        if name not in self._entries:
-            raise UserError(f"--{self.flag} {name}: unknown; use one of {', '.join(self._entries)}")
-        return self._entries[name]
+        if name not in self:
+            raise UserError(f"--{self.flag} {name}: unknown; use one of {', '.join(self)}")
+        return self[name]
 
     def __getitem__(self, name: str) -> Entry:
+        if name in self._own and name not in self._entries:
+            importlib.import_module(self.filled_by)
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._entries
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(dict.fromkeys((*self._own, *self._entries)))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(list(iter(self)))

@@ -12,13 +12,29 @@ from kdstream.config.registry import Registry
 from kdstream.words import SCORE_BY
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
+CACHE_STORAGES = ("float16", "lilcom")  # of a teacher's cache
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
-# Dataclasses, of which each field is a flag below --decoding-method; kdstream.decoding.settings fills it.
-SEARCHES: Registry[Any] = Registry("decoding-method", lambda: DecodeConfig)
-# Filled by kdstream.models.encoders and by kdstream.kd.teachers.
-ENCODERS: Registry[Any] = Registry("encoder", lambda: ModelConfig)
-TEACHERS: Registry[Any] = Registry("teacher-type", lambda: DistillConfig)
+# The modules that fill these tables have torch in them; what a parser must know stands here.
+SEARCHES: Registry[Any] = Registry(
+    "decoding-method",
+    lambda: DecodeConfig,
+    filled_by="kdstream.decoding.settings",
+    own={
+        "greedy_search": ("max_sym_per_frame",),
+        "modified_beam_search": ("beam_size",),
+        "fast_beam_search": ("beam", "max_contexts", "max_states"),
+    },
+)
+ENCODERS: Registry[Any] = Registry(
+    "encoder", lambda: ModelConfig, filled_by="kdstream.models.encoders", own={"zipformer": (), "conformer": ()}
+)
+TEACHERS: Registry[Any] = Registry(
+    "teacher-type",
+    lambda: DistillConfig,
+    filled_by="kdstream.kd.teachers",
+    own={"kdstream": (), "icefall": (), "torchaudio": ()},
+)
 
 
 @dataclass(frozen=True)
@@ -275,6 +291,11 @@ class DecodeConfig(Section):
         "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
     )
     decoding_method: str = flag("greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=SEARCHES)
+    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
+    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
+    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
     chunk_size: int | None = flag(
         None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdstream.config.flags import flag
+from kdstream.config.sections import DecodeConfig
 from kdstream.decoding.paths import PathState, add_lens, append_tokens, extend_histories, start_paths
 from kdstream.decoding.search import Search, joiner_log_probs, predict, without_unknown
 from kdstream.models.transducer import Transducer
@@ -27,7 +27,7 @@ class ModifiedBeamSearch(Search[PathState]):
     """
 
     method = "modified_beam_search"
-    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    beam_size: int = DecodeConfig.beam_size
 
     def __post_init__(self) -> None:
         self._require("beam_size", self.beam_size >= 1, "must be at least 1")

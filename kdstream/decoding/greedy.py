@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kdstream.config.flags import flag
+from kdstream.config.sections import DecodeConfig
 from kdstream.decoding.paths import PathState, Segment, add_lens, start_paths
 from kdstream.decoding.search import Search, joiner_log_probs, predict
 from kdstream.models.transducer import Transducer
@@ -77,7 +77,7 @@ class GreedySearch(Search[PathState]):
     """Takes the best symbol; moves to the next frame at a blank or after `max_sym_per_frame` symbols."""
 
     method = "greedy_search"
-    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    max_sym_per_frame: int = DecodeConfig.max_sym_per_frame
 
     def __post_init__(self) -> None:
         self._require("max_sym_per_frame", self.max_sym_per_frame >= 1, "must be at least 1")

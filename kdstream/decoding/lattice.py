@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdstream.config.flags import flag
+from kdstream.config.sections import DecodeConfig
 from kdstream.decoding.search import Result, Search, joiner_log_probs, predict
 from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
@@ -108,9 +108,9 @@ class FastBeamSearch(Search[LatticeState]):
     """
 
     method = "fast_beam_search"
-    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
-    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
-    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
+    beam: float = DecodeConfig.beam
+    max_contexts: int = DecodeConfig.max_contexts
+    max_states: int = DecodeConfig.max_states
 
     def __post_init__(self) -> None:
         for name in ("beam", "max_contexts", "max_states"):

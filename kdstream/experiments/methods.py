@@ -15,6 +15,7 @@ from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.evaluation.records import Record, load_records, newest
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
+from kdstream.experiments.method_table import METHODS
 from kdstream.experiments.train_flags import (
     FLAGS_FILE,
     flags_begun_with,
@@ -25,31 +26,7 @@ from kdstream.experiments.train_flags import (
 from kdstream.kd.teacher_cache import VERSION
 from kdstream.kd.teachers import flags_without_effect
 
-NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
-TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5"
-FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
-FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
-FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
-FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
-TEACHERS_WEIGHTS = "--init-from-teacher 1"
-
-# The flags of train.py that make a method.  One that has any gets the teacher too.
-METHODS = {
-    "baseline": "",
-    "init-from-teacher": f"{NO_HIDDEN} {TEACHERS_WEIGHTS}",
-    "token-full": f"{TOKENS} --kd-token-form full",
-    "token-collapsed": f"{TOKENS} --kd-token-form collapsed",
-    "token-one-best": f"{TOKENS} --kd-token-form one-best",
-    "direct-feature": f"{FEATURE} --kd-branch none",
-    "branch-feature": FEATURE,
-    "branch-feature-relation": FEATURE_RELATION,
-    "branch-feature-apc": FEATURE_APC,
-    "branch-feature-relation-apc": FEATURE_RELATION_APC,
-    "init-feature-relation-apc": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
-    "best": f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5",
-}
 TEACHER = "teacher"
-TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
 
 # run.sh's; one process takes two batches to a step where its two take one each, which gives the same gradients.
 # The learning rate is the one at which the baseline ends best.

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
 from kdstream.evaluation.records import Record
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
+from kdstream.experiments.grid import COMMANDS, Axis
 
-COMMANDS = {"simulated": "decode", "chunkwise": "streaming-decode"}  # by --mode
 EXP_DIR_AXIS = "exp-dir"
 FIRST = "first"  # the name of the point at which every flag has its first value
 DECODE = "decode "  # before the name of a decoding flag, which tells it from a training flag
 
 Point = tuple[str, ...]  # one value of each axis
-
-
-class Axis(NamedTuple):
-    """A flag, without its dashes, and the values it takes."""
-
-    name: str
-    values: tuple[str, ...]
-
-
-def parse_axis(text: str) -> Axis:
-    """Reads kd-apc-shift=1,2,4 or kd-layers=2.0,3.1|1.0.  Raises ArgumentTypeError for anything else."""
-    name, _, values = text.partition("=")
-    axis = Axis(name.lstrip("-"), tuple(value.strip() for value in values.split("|" if "|" in values else ",")))
-    if not axis.name or "" in axis.values or len(set(axis.values)) < max(2, len(axis.values)):
-        raise argparse.ArgumentTypeError(
-            f"{text}: wants a flag and two or more different values, as in kd-apc-shift=1,2,4"
-        )
-    return axis
 
 
 def points(axes: Sequence[Axis], one_at_a_time: bool) -> Iterator[Point]:

@@ -15,7 +15,8 @@ from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer
 from kdstream.evaluation.records import Record
 from kdstream.evaluation.scoring import mean_and_deviation
 from kdstream.evaluation.tables import rate_shown
-from kdstream.experiments.sweep import Axis, Point, first_point, points
+from kdstream.experiments.grid import Axis
+from kdstream.experiments.sweep import Point, first_point, points
 from kdstream.reporting.style import COLOURS, WIDTH, phone_style, save
 
 Scored = dict[Point, list[Record]]  # of the seeds, on one test set

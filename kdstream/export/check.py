@@ -21,15 +21,19 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from kdstream.audio.find import find_audio
+from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.cuts import DistinctIds, read_manifest, text_of
 from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
-from kdstream.data.tokenizer import UNKNOWN_PIECE
+from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
 from kdstream.export.onnx import OnnxFiles
 from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 from kdstream.words import BYTE_PIECE, RATES, WORD_START, as_text, spell, split_words, unit_of
 
@@ -261,3 +265,45 @@ def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeR
         pairs = enumerate(zip_longest(map(meant, expected), map(meant, pieces)))
         results[name] = RuntimeResult(pieces, seconds, next((place for place, (a, b) in pairs if a != b), None))
     return results
+
+
+def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
+    """The model itself, chunk by chunk."""
+    decoder = StreamingDecoder(model, chunk, GreedySearch(), max_streams=1, traced=True)
+
+    def transcribe(samples: Tensor) -> list[str]:
+        stream = decoder.open()
+        stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
+        while decoder.step():
+            pass
+        stream.closed = True
+        return [pieces[token] for token in stream.result.tokens]
+
+    return transcribe
+
+
+def check_exported(
+    model: Transducer,
+    chunk: ChunkConfig,
+    files: OnnxFiles,
+    int8: OnnxFiles,
+    tokenizer: Tokenizer,
+    speech: dict[str, Speech],
+) -> None:
+    """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
+    torch.set_num_threads(1)
+    unknown = UnknownLetters(tokenizer)
+    for _, text in speech.values():
+        unknown.add(text)
+    unknown.warn("--check")
+    tokens = files.encoder.with_name(TOKENS_FILE)
+    exact = {
+        "torch": torch_runtime(model, chunk, tokenizer.tokens),
+        "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
+        "sherpa-onnx": SherpaRecognizer(files, tokens),
+    }
+    runtimes = {**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}
+    differing = compare_runtimes(runtimes, speech, chunk, tokenizer.normalise)
+    wrong = [name for name in exact if differing[name]]
+    if wrong:
+        raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix=f"do not deploy {files.encoder}")

@@ -27,6 +27,7 @@ from lhotse.features.io import LilcomFilesWriter, NumpyFilesWriter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.config.sections import CACHE_STORAGES
 from kdstream.data.batch import Batch
 from kdstream.data.cuts import REPEATED
 from kdstream.errors import UserError, option
@@ -38,7 +39,7 @@ from kdstream.models.transducer import Transducer
 
 VERSION = 2
 HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
-FORMATS = {"float16": NumpyFilesWriter, "lilcom": LilcomFilesWriter}
+FORMATS: dict[str, Any] = dict(zip(CACHE_STORAGES, (NumpyFilesWriter, LilcomFilesWriter), strict=True))
 ENCODER_OUT = "encoder_out"
 Entry = dict[str, Any]  # a line of the index
 REPETITION = re.compile(rf"{REPEATED}\d+$")  # what the id of a cut's repetition ends in

@@ -89,13 +89,6 @@ def without_cache(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, distill=replace(config.distill, teacher_cache=""))
 
 
-def teacher_flags() -> list[str]:
-    """The settings that say which teacher it is, and which of its weights."""
-    read = [name for kind in TEACHERS.values() for name in (kind.source, *kind.reads)]
-    brought = [name for names in TEACHERS.settings.values() for name in names]
-    return list(dict.fromkeys(["teacher_type", *read, *brought]))
-
-
 def load_kdstream_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
     """The averaged model of --teacher-exp-dir."""
     distill = config.distill

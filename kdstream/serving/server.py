@@ -23,7 +23,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -32,13 +31,12 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from kdstream.audio.samples import LOUDEST
-from kdstream.config.flags import Section, flag, settings_of
 from kdstream.errors import UserError, option
 from kdstream.serving.engine import ClientStream, Engine, EngineError
+from kdstream.serving.limits import Limits
 from kdstream.units import SAMPLE_RATES
 
 PAGE = Path(__file__).with_name("page.html")
-LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
 TOO_LARGE = 2  # times --max-message-bytes: what is larger is not even read, and told by its close code alone
@@ -49,22 +47,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-@dataclass(frozen=True)
-class Limits(Section):
-    """What a client may ask of the server."""
-
-    max_clients: int = flag(64, "Clients that are heard at once; more are turned away.")
-    max_message_bytes: int = flag(1 << 20, "Bytes that a message may have; a client that sends more is let go.")
-    max_seconds: float = flag(600.0, "Seconds of audio of a client.")
-    idle_seconds: float = flag(30.0, "Seconds for which a client may send nothing.")
-    send_seconds: float = flag(10.0, "Seconds for which a client may read nothing while there is text for it.")
-
-    def __post_init__(self) -> None:
-        for name, value in settings_of(self).items():
-            if not value > 0:
-                raise UserError("must be more than 0", flag=option(name, f"{value:g}"))
 
 
 class Refusal(Exception):

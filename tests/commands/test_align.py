@@ -12,11 +12,11 @@ from lhotse.utils import fastcopy
 from torch import Tensor
 
 from kdstream.checkpoints.store import save_checkpoint
-from kdstream.commands.align import token_spans
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.data.cuts import read_manifest
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.evaluation.forced_alignment import token_spans
 from kdstream.evaluation.latency import frame_start_ms
 from kdstream.evaluation.references import read_word_ends
 from support.decoding import run_script, talkative_model

@@ -7,7 +7,7 @@ import pytest
 from kdstream.evaluation.compare import compare, compare_seeds
 from kdstream.evaluation.records import load_list, load_records
 from kdstream.evaluation.scoring import bootstrap_reduction
-from kdstream.experiments.methods import TOKEN_FORMS
+from kdstream.experiments.method_table import TOKEN_FORMS
 from support.paths import ROOT
 
 RESULTS = ROOT / "egs" / "librispeech" / "results"

@@ -21,7 +21,7 @@ from kdstream.evaluation.records import add_record, load_records
 from kdstream.evaluation.scoring import read_recogs
 from kdstream.evaluation.tables import render
 from kdstream.experiments import methods
-from kdstream.experiments.methods import METHODS
+from kdstream.experiments.method_table import METHODS
 from kdstream.experiments.train_flags import read_section
 from kdstream.kd.teacher_cache import VERSION
 from kdstream.kd.teachers import flags_without_effect

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kdstream.evaluation.tables import render
-from kdstream.experiments.sweep import Axis, parse_axis, points
+from kdstream.experiments.grid import Axis, parse_axis
+from kdstream.experiments.sweep import points
 from support.decoding import run_script
 from support.experiments import events, make_recipe
 

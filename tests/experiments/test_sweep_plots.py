@@ -9,7 +9,8 @@ from matplotlib.image import imread
 from kdstream.evaluation.compare import mean_interval
 from kdstream.evaluation.records import Record
 from kdstream.experiments import sweep_plots
-from kdstream.experiments.sweep import Axis, points
+from kdstream.experiments.grid import Axis
+from kdstream.experiments.sweep import points
 from kdstream.experiments.sweep_plots import Panel, panels
 from support.records import make_record, trained
 

@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor
 
-import kdstream.commands.export
 from kdstream.checkpoints.store import load_checkpoint
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
@@ -24,7 +23,15 @@ from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.export.check import OnnxRecognizer, SherpaRecognizer, compare_runtimes, read_speech, run_all, with_tail
+from kdstream.export.check import (
+    OnnxRecognizer,
+    SherpaRecognizer,
+    compare_runtimes,
+    read_speech,
+    run_all,
+    torch_runtime,
+    with_tail,
+)
 from kdstream.export.onnx import OnnxFiles, export_onnx
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
@@ -211,7 +218,7 @@ def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chu
 
 def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeypatch, capsys):
     exp_dir = each_exp_dir
-    monkeypatch.setattr(kdstream.commands.export, "export_onnx", lambda *_: files_in(exp_dir))  # it takes long
+    monkeypatch.setattr("kdstream.export.onnx.export_onnx", lambda *_: files_in(exp_dir))  # it takes long
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", *audio) == ""
     printed = capsys.readouterr().out
     assert "algorithmic latency: 255 ms" in printed and "tail padding: 210 ms" in printed
@@ -252,7 +259,7 @@ def test_the_check_fails_on_a_spoiled_model(exp_dir, audio, monkeypatch, tmp_pat
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     spoiled = files._replace(joiner=tmp_path / "joiner.onnx")
     onnx.save(joiner, str(spoiled.joiner))
-    monkeypatch.setattr(kdstream.commands.export, "export_onnx", lambda *_: spoiled)
+    monkeypatch.setattr("kdstream.export.onnx.export_onnx", lambda *_: spoiled)
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", audio[0])
     assert error.startswith("error: onnxruntime and sherpa-onnx: not the tokens of torch")
     assert re.search(r"differs from its token \d+ on", capsys.readouterr().out)
@@ -289,7 +296,7 @@ def test_a_piece_is_heard_alike_in_every_runtime(tmp_path, piece):
     output.bias[tokenizer.tokens.index(piece)] = 0.0
     files = export_onnx(model, CHUNK, tmp_path, "one")
     runtimes = {
-        "torch": kdstream.commands.export.torch_runtime(model, CHUNK, tokenizer.tokens),
+        "torch": torch_runtime(model, CHUNK, tokenizer.tokens),
         "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
         "sherpa-onnx": SherpaRecognizer(files, tmp_path / "tokens.txt"),
     }

@@ -21,7 +21,8 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from kdstream.serving.engine import Engine
-from kdstream.serving.server import LOOPBACK_NAMES, Limits, Server, within
+from kdstream.serving.limits import LOOPBACK_NAMES, Limits
+from kdstream.serving.server import Server, within
 from support.serving import END, START, RawClient, noise, running_script, speak
 
 pytestmark = pytest.mark.slow

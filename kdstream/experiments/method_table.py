@@ -1,0 +1,26 @@
+"""The methods that are compared: each is some flags of train.py."""
+
+NO_HIDDEN = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0"
+TOKENS = f"{NO_HIDDEN} --kd-token-scale 0.5"
+FEATURE = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0"
+FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0"
+FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
+FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
+TEACHERS_WEIGHTS = "--init-from-teacher 1"
+
+# The flags of train.py that make a method.  One that has any gets the teacher too.
+METHODS = {
+    "baseline": "",
+    "init-from-teacher": f"{NO_HIDDEN} {TEACHERS_WEIGHTS}",
+    "token-full": f"{TOKENS} --kd-token-form full",
+    "token-collapsed": f"{TOKENS} --kd-token-form collapsed",
+    "token-one-best": f"{TOKENS} --kd-token-form one-best",
+    "direct-feature": f"{FEATURE} --kd-branch none",
+    "branch-feature": FEATURE,
+    "branch-feature-relation": FEATURE_RELATION,
+    "branch-feature-apc": FEATURE_APC,
+    "branch-feature-relation-apc": FEATURE_RELATION_APC,
+    "init-feature-relation-apc": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
+    "best": f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5",
+}
+TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
