@@ -82,8 +82,8 @@ def depthwise_conv(x: Tensor, conv: DepthwiseConv1d, padding: int) -> Tensor:
     """`conv` along T of every row of x (N, rows, T, D), with `padding` zeros at both ends of each row.
 
     In this memory order it is a channels-last convolution in two dimensions, on a CPU up to ten times as fast as
-    the one-dimensional one.  In training half precision is computed in float32: no slower, and with few channels
-    oneDNN 3.12 never ends in bfloat16.
+    the one-dimensional one.  In training half precision is computed in float32: it takes as long, it is more exact, and
+    oneDNN 3.12 can hang in bfloat16.
 
     Of a training step of the tiny preset (24 x 6 s, one core) torch's gradients of these convolutions take a twentieth
     in float32 and a twelfth in bfloat16; ours take a third of that.
