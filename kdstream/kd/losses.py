@@ -29,7 +29,8 @@ from torch import Tensor
 from kdstream.kd.taps import padding_mask
 
 MASKED = -1e30  # score of padded keys: exp gives exactly 0, and unlike with -inf so does 0 * (A - B)
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of a relation map in work at a time: 4 MB; enough to fill a GPU
+# Of relation maps in work at a time: on a CPU 1 MB, which a core's own cache holds; on a GPU enough to fill it.
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 
 
 def frame_weights(lens: Tensor, frames: int, output_frames: Tensor) -> Tensor:
@@ -114,26 +115,26 @@ class RelationDivergence(torch.autograd.Function):
         dKL_t / dB_t = Q_t - P_t,     dX = (dB + dB^T) X / sqrt(d_X)
 
     Autograd would keep several (N, R, T, T) maps for the backward pass.  As the gradient is known
-    at once, it is computed in the forward pass, and no map outlives its block of utterances.
+    at once, it is computed in the forward pass, and no map outlives its block of heads.
     """
 
     @staticmethod
     def forward(ctx, teacher: Tensor, auxiliary: Tensor, weights: Tensor) -> Tensor:
         N, R, T, d = auxiliary.shape
-        gradient = torch.empty_like(auxiliary) if ctx.needs_input_grad[1] else None
-        total = auxiliary.new_zeros(())
-        keys = auxiliary.new_zeros(N, T).masked_fill(weights == 0, MASKED)
-        block = max(1, BLOCK_ELEMENTS[auxiliary.device.type] // max(1, R * T * T))
-        for first in range(0, N, block):
-            rows = slice(first, first + block)
-            x, w = auxiliary[rows], weights[rows, None, :, None] / R
-            a, p, a_logsumexp = _relations(teacher[rows], keys[rows])
-            b, q, b_logsumexp = _relations(x, keys[rows])
-            kl = a.sub_(b).mul_(p).sum(dim=-1, keepdim=True) - a_logsumexp + b_logsumexp  # (n, R, T, 1)
+        keys = auxiliary.new_zeros(N, 1, T).masked_fill(weights.unsqueeze(1) == 0, MASKED)
+        of_heads = [x.repeat_interleave(R, dim=0) for x in (keys, weights.unsqueeze(2) / R)]
+        maps = [x.flatten(0, 1) for x in (teacher, auxiliary)] + of_heads  # N * R each
+        total, gradients = auxiliary.new_zeros(()), []
+        block = max(1, BLOCK_ELEMENTS[auxiliary.device.type] // max(1, T * T))
+        for y, x, keys, w in zip(*(of_all.split(block) for of_all in maps), strict=True):
+            a, p, a_logsumexp = _relations(y, keys)
+            b, q, b_logsumexp = _relations(x, keys)
+            kl = a.sub_(b).mul_(p).sum(dim=-1, keepdim=True) - a_logsumexp + b_logsumexp  # (maps, T, 1)
             total += (kl * w).sum()
-            if gradient is not None:
-                db = q.sub_(p).mul_(w)  # (n, R, T, T)
-                gradient[rows] = (torch.matmul(db, x) + torch.matmul(db.transpose(2, 3), x)) / math.sqrt(d)
+            if ctx.needs_input_grad[1]:
+                db = q.sub_(p).mul_(w)  # (maps, T, T)
+                gradients.append(torch.bmm(db, x).baddbmm_(db.transpose(1, 2), x).div_(math.sqrt(d)))
+        gradient = torch.cat(gradients).view_as(auxiliary) if gradients else None
         ctx.save_for_backward(gradient)
         return total
 
@@ -144,13 +145,11 @@ class RelationDivergence(torch.autograd.Function):
 
 
 def _relations(x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores x x^T / sqrt(d), their softmax, both (N, R, T, T), and their logsumexp (N, R, T, 1).
+    """Scores x x^T / sqrt(d), their softmax, both (maps, T, T), and their logsumexp (maps, T, 1).
 
-    x: (N, R, T, d); keys: (N, T), 0 or, where no score may count, MASKED.
+    x: (maps, T, d), a head of an utterance each; keys: (maps, 1, T), 0 or, where no score may count, MASKED.
     """
-    N, R, T, d = x.shape
-    x, keys = x.reshape(N * R, T, d), keys.repeat_interleave(R, dim=0).unsqueeze(1)
-    scores = torch.baddbmm(keys, x, x.transpose(1, 2), alpha=1.0 / math.sqrt(d)).view(N, R, T, T)
+    scores = torch.baddbmm(keys, x, x.transpose(1, 2), alpha=1.0 / math.sqrt(x.size(2)))
     softmax = scores.softmax(dim=-1)
     # log softmax = score - logsumexp holds for any key; the strongest one's softmax is far from 0
     logsumexp = scores.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
