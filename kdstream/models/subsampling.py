@@ -9,6 +9,8 @@ Shapes: N batch, T frames, C channels, F frequencies, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,21 @@ from kdstream.models.scaling import (
 )
 from kdstream.models.streaming import LOOKAHEAD, SHORTEST
 from kdstream.units import SUBSAMPLING_LOSS
+
+LONGEST_AT_ONCE = 3000  # feature frames; the activations of an utterance of 30 s take some 100 MB
+
+
+def pieces(x: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Pieces of features (N, T, F), and which frames of each one's output are those of the whole, one after the other.
+
+    A piece begins and ends LOOKAHEAD frames of output earlier and later than what is its own.
+    """
+    frames = (int(x.size(1)) - SUBSAMPLING_LOSS) // 2
+    size = LONGEST_AT_ONCE // 2
+    for start in range(0, frames, size):
+        end = min(start + size, frames)
+        first, last = max(start - LOOKAHEAD, 0), min(end + LOOKAHEAD, frames)
+        yield x[:, 2 * first : 2 * last + SUBSAMPLING_LOSS], slice(start - first, end - first)
 
 
 class ChannelBalancer(Balancer):
@@ -142,13 +159,20 @@ class Conv2dSubsampling(nn.Module):
                 f"an utterance of {x.size(1)} feature frames (10 ms): the front end needs at least 9",
                 fix="leave it out",
             )
-        x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
-        x, left = self.convnext(x, left)  # (N, T', F', C)
-        weight = turned(self.out.weight, self.channels, self.out_width)
-        x = F.linear(x.flatten(2), weight, self.out.bias)
+        if left is None and x.size(1) > LONGEST_AT_ONCE and not (self.training or torch.is_grad_enabled()):
+            x = torch.cat([self.convolve(piece, None)[0][:, skipped] for piece, skipped in pieces(x)], dim=1)
+        else:
+            x, left = self.convolve(x, left)
         x = self.dropout(self.out_norm(self.out_whiten(x)))
         x_lens = torch.div(x_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
         return x, x_lens if left is None else x_lens - LOOKAHEAD, left
+
+    def convolve(self, x: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`forward` up to the projection, without checks and lengths."""
+        x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
+        x, left = self.convnext(x, left)  # (N, T', F', C)
+        weight = turned(self.out.weight, self.channels, self.out_width)
+        return F.linear(x.flatten(2), weight, self.out.bias), left
 
     def init_state(self, batch_size: int, device: torch.device | str) -> Tensor:
         """(N, C, LOOKAHEAD, F') of zeros, as at the start of an utterance."""
