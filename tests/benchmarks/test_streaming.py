@@ -60,7 +60,7 @@ def setup(tmp_path_factory) -> bench_streaming.Setup:
 
 @pytest.mark.parametrize("name", bench_streaming.RUNTIMES)
 def test_a_step_is_one_chunk_of_every_stream(setup, name):
-    runtime = bench_streaming.RUNTIMES[name](setup)
+    runtime = bench_streaming.RUNTIME_OF[name](setup)
     rng = np.random.default_rng(0)
     frames = 100 - name.startswith("sherpa-onnx")  # which waits for one more than it reads
     for count in (3, 1, 2):  # one runtime, again and again
