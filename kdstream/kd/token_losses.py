@@ -16,9 +16,12 @@ Shapes: N batch, T output frames, S symbols, R symbols kept at a frame, V vocabu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdstream.kd.losses import at_least_float32, float32
 from kdstream.kd.taps import Lattice, padding_mask
@@ -30,6 +33,7 @@ from kdstream.models.rnnt_loss import (
     unpruned_log_probs,
 )
 
+BLOCK_ELEMENTS = 2**17  # of logits in work at a time on a CPU: half a MB, several of which a core's cache holds
 IMPOSSIBLE = -30.0  # log-probability of a class that a cell lacks, the same for both: adds exactly 0 to a divergence
 
 
@@ -50,12 +54,45 @@ def token_loss(
             weights = path_weights(teacher, lattice, blank, shift)
         else:
             weights = cell_weights(lattice, shift)
+        if student.device.type == "cpu" and form != "collapsed":
+            return temperature**2 * _WeightedDivergence.apply(teacher, student, weights, temperature)
         symbols = next_symbols(lattice.tokens, lattice.ranges, blank) if form == "collapsed" else None
         p, q = ((logits / temperature).log_softmax(dim=-1) for logits in (teacher, student))
         if symbols is not None:
             p, q = collapse(p, symbols, blank), collapse(q, symbols, blank)
         divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)  # (N, T, R)
         return temperature**2 * (weights * divergence).sum()
+
+
+class _WeightedDivergence(torch.autograd.Function):
+    """sum_c weights_c KL(P_c || Q_c), where P, Q = softmax(teacher / temperature), softmax(student / temperature).
+
+    For a CPU: cells go through all steps block by block, in its cache, and those without a weight through none.  As the
+    gradient is known at once, (Q - P) weights / temperature, it is computed in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        V = student.size(-1)
+        teacher, rows = teacher.reshape(-1, V), student.reshape(-1, V)
+        gradient = torch.zeros_like(rows) if ctx.needs_input_grad[1] else None
+        total = rows.new_zeros(())
+        cells = weights.flatten().nonzero().squeeze(1)
+        for block in cells.split(max(1, BLOCK_ELEMENTS // V)):
+            weight = weights.flatten().index_select(0, block).unsqueeze(1).to(rows.dtype)
+            log_p, log_q = ((x.index_select(0, block) / temperature).log_softmax(dim=1) for x in (teacher, rows))
+            p = log_p.exp()
+            total += (log_p.sub_(log_q).mul_(p).sum(dim=1, keepdim=True) * weight).sum()
+            if gradient is not None:
+                gradient.index_copy_(0, block, log_q.exp_().sub_(p).mul_(weight / temperature))
+        ctx.save_for_backward(None if gradient is None else gradient.view_as(student))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[None, Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * scale, None, None
 
 
 def delayed(encoder_out: Tensor, shift: int) -> Tensor:

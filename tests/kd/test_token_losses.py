@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kdstream.config.sections import TOKEN_FORMS
+from kdstream.kd import token_losses
 from kdstream.kd.taps import Lattice
-from kdstream.kd.token_losses import delayed, path_weights, token_loss
+from kdstream.kd.token_losses import cell_weights, delayed, path_weights, token_loss
 from kdstream.models.rnnt_lattice import best_path
 
 BLANK, V, R = 0, 6, 3
@@ -111,6 +112,19 @@ def test_gradients_pass_gradcheck(form):
     lattice, teacher = make_lattice(), logits(1)
     student = logits(2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: token_loss(teacher, x, lattice, BLANK, form, 2.0, 1), (student,))
+
+
+@pytest.mark.parametrize("form", ["full", "one-best"])
+def test_blocks_of_cells_equal_autograd_over_all_cells(form, monkeypatch):
+    monkeypatch.setattr(token_losses, "BLOCK_ELEMENTS", 4 * V)
+    lattice, teacher, student = make_lattice(), logits(1).float(), logits(2).float().requires_grad_()
+    weights = path_weights(teacher, lattice, BLANK, 1) if form == "one-best" else cell_weights(lattice, 1)
+    p, q = ((x / 2.0).log_softmax(dim=-1) for x in (teacher, student))
+    expected = 4.0 * (weights * torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)).sum()
+    loss = token_loss(teacher, student, lattice, BLANK, form, 2.0, 1)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    ours, theirs = (torch.autograd.grad(3 * x, student)[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("form", TOKEN_FORMS)
