@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,7 @@ from kdstream.config.flags import (
     with_settings,
 )
 from kdstream.config.registry import Registry
+from kdstream.config.sections import ENCODERS, SEARCHES, TEACHERS
 from kdstream.errors import UserError
 
 
@@ -112,3 +115,27 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
     assert list(registry) == ["one", "two"] and registry.find("two") == 2
     with pytest.raises(UserError, match="--sweet three: unknown; use one of one, two"):
         registry.find("three")
+
+
+@pytest.mark.parametrize("table", [SEARCHES, ENCODERS, TEACHERS], ids=lambda table: table.flag)
+def test_the_entries_that_are_named_before_their_module_is_imported_are_those_that_it_adds(table):
+    own = list(table._own)
+    assert own and [name for name in table if name in own] == own
+    table[own[0]]  # imports the module
+    assert [name for name in table._entries if name in own] == own
+
+
+def test_a_search_reads_the_settings_that_are_named_with_it():
+    for name in SEARCHES._own:
+        assert tuple(item.name for item in fields(SEARCHES[name])) == SEARCHES.settings[name]
+
+
+def test_an_entry_is_imported_when_it_is_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "filling.py").write_text("from tables import SWEETS\nSWEETS.add('honey', 3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry: Registry[int] = Registry("sweet", filled_by="filling", own={"honey": ()})
+    monkeypatch.setitem(sys.modules, "tables", SimpleNamespace(SWEETS=registry))
+    assert "honey" in registry and list(registry) == ["honey"] and len(registry) == 1
+    assert "filling" not in sys.modules
+    assert registry.find("honey") == 3 and "filling" in sys.modules
+    monkeypatch.delitem(sys.modules, "filling")
