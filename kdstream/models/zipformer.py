@@ -110,19 +110,19 @@ class ZipformerLayer(nn.Module):
 
         x = x + self.feed_forward1(x)
         na, nonlin_cache = self.nonlin_attention(x, self.nonlin_weights(weights[:, :1]), context.view, nonlin_cache)
-        x = x + masked(self.balancer_na(na), attention_keep)
+        x = add_masked(x, self.balancer_na(na), attention_keep)
         attended, value1_cache, value = self.self_attn1(x, weights, context.view, value1_cache)
-        x = x + masked(attended, attention_keep)
+        x = add_masked(x, attended, attention_keep)
         convolved, conv1_cache = self.conv_module1(x, context.padding, context.chunk, conv1_cache)
-        x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
-        x = x + masked(self.balancer_ff2(self.feed_forward2(x)), self.sequence_mask(x, self.ff2_skip_rate))
+        x = add_masked(x, convolved, self.sequence_mask(x, self.conv_skip_rate))
+        x = add_masked(x, self.balancer_ff2(self.feed_forward2(x)), self.sequence_mask(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
 
         attended, value2_cache, _ = self.self_attn2(x, weights, context.view, value2_cache)
-        x = x + masked(attended, attention_keep)
+        x = add_masked(x, attended, attention_keep)
         convolved, conv2_cache = self.conv_module2(x, context.padding, context.chunk, conv2_cache)
-        x = x + masked(convolved, self.sequence_mask(x, self.conv_skip_rate))
-        x = x + masked(self.balancer_ff3(self.feed_forward3(x)), self.sequence_mask(x, self.ff3_skip_rate))
+        x = add_masked(x, convolved, self.sequence_mask(x, self.conv_skip_rate))
+        x = add_masked(x, self.balancer_ff3(self.feed_forward3(x)), self.sequence_mask(x, self.ff3_skip_rate))
         x = self.bypass(before, self.norm(self.balancer1(x)))
         x = self.whiten(self.balancer2(x))
         return x, [key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache], (query, key, value)
@@ -139,6 +139,11 @@ class ZipformerLayer(nn.Module):
         if not self.training or float(rate) == 0.0:
             return None
         return (torch.rand(x.size(0), 1, 1, device=x.device) > float(rate)).to(x.dtype)
+
+
+def add_masked(x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """x + y * mask"""
+    return x + y if mask is None else torch.addcmul(x, y, mask)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -168,10 +168,12 @@ class Convolution(nn.Module):
         Returns:
           (N, T, D) and the new cache.
         """
-        x, gate = self.in_proj(x).chunk(2, dim=2)
-        x = x * self.balancer1(gate).sigmoid()
+        projected = self.in_proj(x)
+        x, gate = projected.chunk(2, dim=2)
+        balanced = self.balancer1(gate)
+        x = F.glu(projected, dim=2) if balanced is gate else x * balanced.sigmoid()  # the same, in one pass if it may
         if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(2), 0.0)
+            x = x.masked_fill_(padding.unsqueeze(2), 0.0)
         x, cache = self.depthwise_conv(x, chunk, cache)
         return self.out_proj(self.whiten(self.balancer2(x))), cache
 
@@ -197,7 +199,7 @@ class Bypass(nn.Module):
             if float(self.skip_rate) > 0:
                 keep = torch.rand(before.size(0), 1, 1, device=before.device) > float(self.skip_rate)
                 scale = scale * keep  # (N, 1, D)
-        return before + (after - before) * scale.to(after.dtype)
+        return torch.lerp(before, after, scale.to(after.dtype))
 
 
 def let_in_one_by_one(bypasses: Sequence[Bypass], begin: float, end: float, final: float) -> None:
