@@ -7,7 +7,7 @@ one writes to it: half of the time for a chain of seven.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,6 +40,18 @@ def in_blocks(chain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         else:
             chain(*inputs, out=out)
     return result
+
+
+def blocks_of_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks (rows, D) of tensors (..., D) of one shape; elsewhere than on a CPU one block, all of it."""
+    rows = rows_in_block(tensors[0])
+    return zip(*(x.flatten(0, -2).split(rows) for x in tensors), strict=True)
+
+
+def rows_in_block(x: Tensor) -> int:
+    """How many rows of x (..., D) make a block of `blocks_of_rows`."""
+    rows = x.numel() // x.size(-1)
+    return min(rows, max(1, BLOCK // x.size(-1))) if x.device.type == "cpu" else rows
 
 
 def in_memory_order(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.in_blocks import in_blocks
+from kdstream.models.in_blocks import blocks_of_rows, in_blocks, rows_in_block
 
 EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
 
@@ -207,11 +207,9 @@ class BalancerFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         mean_range, rms_range, grad_scale = ctx.settings
-        dims = tuple(range(x.ndim - 1))
         with torch.autocast(device_type=x.device.type, enabled=False):
-            values = x.float()
-            mean = values.mean(dim=dims)
-            square = values.square().mean(dim=dims).clamp(min=1e-10)  # (D,)
+            mean, square = moments(x)
+            square = square.clamp(min=1e-10)  # (D,)
             # the floor is for channels that are constant but for rounding
             stddev = torch.maximum(square - mean * mean, 1e-6 * square).sqrt()
             rms = square.sqrt()
@@ -227,8 +225,27 @@ class BalancerFunction(torch.autograd.Function):
             factor = grad_scale / size.clamp(min=1e-20)
             if not x.is_cuda and not bool(size.any()):  # all within their ranges; a GPU would wait for the answer
                 return grad, None, None, None
-            push = torch.addcmul(constant * factor, linear * factor, values)
-            return torch.addcmul(grad, grad.abs(), push.to(grad.dtype)), None, None, None
+            return pushed(grad, x, constant * factor, linear * factor), None, None, None
+
+
+def moments(x: Tensor) -> Tensor:
+    """(2, D) in float32: the mean of x (..., D) and that of its square."""
+    totals = torch.zeros(2, x.size(-1), device=x.device)
+    for (rows,) in blocks_of_rows(x):
+        rows = rows.float()
+        totals += torch.stack([rows.sum(dim=0), rows.square().sum(dim=0)])
+    return totals / (x.numel() // x.size(-1))
+
+
+def pushed(grad: Tensor, x: Tensor, constant: Tensor, linear: Tensor) -> Tensor:
+    """grad + |grad| (constant + linear x); grad and x (..., D), the others (D,)."""
+    result = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    rows = 1 if x.is_cuda else rows_in_block(x)  # on a CPU a broadcast row would make one short loop of each row
+    constant, linear = (values.expand(rows, -1).contiguous() for values in (constant, linear))
+    for out, grad_rows, x_rows in blocks_of_rows(result, grad, x):
+        push = torch.addcmul(constant[: len(out)], linear[: len(out)], x_rows.float())
+        torch.addcmul(grad_rows, grad_rows.abs(), push.to(grad.dtype), out=out)
+    return result
 
 
 class Balancer(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdstream.models import in_blocks as module
 from kdstream.models.in_blocks import BLOCK, in_blocks
-from kdstream.models.scaling import SwooshL, SwooshR
+from kdstream.models.scaling import Balancer, SwooshL, SwooshR
 
 
 def tensors_of(layout: str, dtype: torch.dtype) -> list[Tensor]:
@@ -59,3 +59,19 @@ def test_swoosh_of_a_large_tensor_is_that_of_its_parts(swoosh, dtype, monkeypatc
     monkeypatch.setattr(module, "BLOCK", 2 * x.numel())
     for ours, plain in zip(in_parts, value_and_gradient(), strict=True):
         assert ours.dtype == dtype and torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("layout", ["plain", "half of a projection"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_a_balancer_of_many_blocks_is_that_of_one(layout, dtype, tolerance, monkeypatch):
+    x, grad = tensors_of(layout, dtype)
+    x.requires_grad_()
+
+    def gradient() -> Tensor:
+        y = Balancer(min_positive=0.6, max_positive=0.7, min_abs=5.0, prob=1.0)(x)
+        return torch.autograd.grad(y, x, grad)[0]
+
+    in_parts = gradient()
+    monkeypatch.setattr(module, "BLOCK", 2 * x.numel())
+    whole = gradient()
+    assert (in_parts - whole).norm() <= tolerance * whole.norm() and not torch.equal(whole, grad)
