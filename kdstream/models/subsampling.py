@@ -100,10 +100,12 @@ class ConvNeXt(nn.Module):
         x = F.linear(x, weight, self.pointwise_conv1.bias + weight @ self.depthwise_conv.bias)
         x = self.activation(self.hidden_balancer(x))
         x = F.linear(x, self.pointwise_conv2.weight.flatten(1), self.pointwise_conv2.bias)
+        residual = residual.permute(0, 2, 3, 1)
         if self.training:
             keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) > float(self.layerdrop_rate)
-            x = x * keep.to(x.dtype)
-        x = residual.permute(0, 2, 3, 1) + x
+            x = torch.addcmul(residual, x, keep.to(x.dtype))
+        else:
+            x = residual + x
         return self.out_whiten(self.out_balancer(x)), left
 
 
