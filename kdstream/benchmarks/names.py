@@ -2,5 +2,7 @@
 
 STEPS = ("baseline step", "distilled step", "distilled step, cached teacher")
 SYNTHETIC_VOCABULARY = 500
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8", "sherpa-onnx", "sherpa-onnx-int8")
+RUNTIMES = ("torch", "onnxruntime", "sherpa-onnx", "sherpa-onnx-int8")
+OWN = ("torch", "onnxruntime")  # StreamingDecoder's engines; the others search greedily alone, in exported files
+FOR_ONE_STREAM = ("onnxruntime",)
 CLOCKS = ("wall", "cpu")  # wall clock, or processor time

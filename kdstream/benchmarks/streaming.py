@@ -14,13 +14,14 @@ import torch
 from tqdm import tqdm
 
 from kdstream.audio.files import read_sound
-from kdstream.benchmarks.names import CLOCKS, RUNTIMES
+from kdstream.benchmarks.names import CLOCKS, FOR_ONE_STREAM, RUNTIMES
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option
-from kdstream.export.check import OnnxRecognizer, SherpaRecognizer
+from kdstream.export.check import SherpaRecognizer
 from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
@@ -58,7 +59,7 @@ class Setup:
     """What every runtime decodes with.
 
     clock: seconds since any moment.
-    exported: needed by all runtimes but torch.
+    exported: needed by all runtimes but our own.
     """
 
     model: Transducer
@@ -88,12 +89,14 @@ class Runtime(Protocol):
         ...
 
 
-class TorchRuntime:
-    """StreamingDecoder, traced."""
+class OwnRuntime:
+    """StreamingDecoder, with one of its engines."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, engine: str) -> None:
         self.setup = setup
-        self.decoder = StreamingDecoder(setup.model, setup.chunk, setup.search, max_streams=sys.maxsize, traced=True)
+        torch.set_num_threads(setup.threads)
+        encode = chunk_step(setup.model, setup.chunk, engine)
+        self.decoder = StreamingDecoder(setup.model, setup.chunk, setup.search, sys.maxsize, encode)
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
         torch.set_num_threads(self.setup.threads)
@@ -108,25 +111,6 @@ class TorchRuntime:
             seconds.append(self.setup.clock() - started)
         for stream in streams:
             stream.closed = True
-        return seconds
-
-
-class OnnxRuntime:
-    """onnxruntime from Python, on the files of one precision."""
-
-    def __init__(self, setup: Setup, precision: str) -> None:
-        files = setup.files
-        self.setup = setup
-        self.recognizer = OnnxRecognizer(files.by_precision[precision], files.pieces, setup.threads)
-
-    def decode(self, waves: Sequence[np.ndarray]) -> list[float]:
-        features = np.stack([compute_fbank(wave).numpy() for wave in waves])  # (N, T, F)
-        streams, chunk = self.recognizer.open(len(waves)), self.setup.chunk
-        seconds: list[float] = []
-        for start in range(0, features.shape[1] - chunk.input_frames + 1, chunk.shift):
-            started = self.setup.clock()
-            self.recognizer.step(features[:, start : start + chunk.input_frames], streams)
-            seconds.append(self.setup.clock() - started)
         return seconds
 
 
@@ -155,9 +139,8 @@ RUNTIME_OF: dict[str, Callable[[Setup], Runtime]] = dict(
     zip(
         RUNTIMES,
         (
-            TorchRuntime,
-            lambda setup: OnnxRuntime(setup, "float32"),
-            lambda setup: OnnxRuntime(setup, "int8"),
+            lambda setup: OwnRuntime(setup, "torch"),
+            lambda setup: OwnRuntime(setup, "onnxruntime"),
             lambda setup: SherpaRuntime(setup, "float32"),
             lambda setup: SherpaRuntime(setup, "int8"),
         ),
@@ -203,7 +186,7 @@ def statistics(steps: Sequence[float], streams: int, chunk_ms: int) -> dict[str,
 def measure(
     setups: dict[int, Setup], names: Sequence[str], counts: Sequence[int], waves: Callable[[int], list[np.ndarray]]
 ) -> list[dict[str, Any]]:
-    """One row for each runtime, number of threads and number of streams.
+    """One row for each runtime, number of threads and number of streams that it can decode.
 
     Args:
       setups: by number of threads.
@@ -215,7 +198,7 @@ def measure(
     runtimes = {(name, threads): RUNTIME_OF[name](setup) for threads, setup in setups.items() for name in names}
     rows = []
     for threads, count in tqdm(runs, desc="threads and streams", disable=None):
-        for name in names:
+        for name in (name for name in names if count == 1 or name not in FOR_ONE_STREAM):
             steps = runtimes[name, threads].decode(waves(count))
             figures = statistics(steps, count, setups[threads].chunk.chunk_ms)
             rows.append({"runtime": name, "threads": threads, "streams": count, **figures})

@@ -21,7 +21,7 @@ from kdstream.errors import UserError, option
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, leave_out=(*search_flags(), *RECORD_FLAGS, "num_decode_streams"))
+    parser = make_parser(__doc__, leave_out=(*search_flags(), *RECORD_FLAGS, "num_decode_streams", "engine"))
     parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
     args = parser.parse_args(argv)
 

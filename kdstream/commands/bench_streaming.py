@@ -5,7 +5,8 @@
 
 Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another
 place, and advance together, one chunk a step.  Features are computed before the clock starts, so a step is encoder and
-search.  onnxruntime and sherpa-onnx run the files that export.py writes, in float32 and int8, and search greedily.
+search.  torch and onnxruntime are the engines of streaming_decode.py, the latter for one stream.  sherpa-onnx runs the
+files that export.py writes, in float32 and int8, and searches greedily.
 Every runtime is timed in turn before the number of streams or threads changes, so that other programs on the machine
 disturb all of them alike.  Where other programs run all the time, take --clock cpu and one thread.
 
@@ -21,14 +22,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.benchmarks.names import CLOCKS, RUNTIMES
+from kdstream.benchmarks.names import CLOCKS, OWN, RUNTIMES
 from kdstream.config.command_line import RECORD_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
 from kdstream.config.sections import DecodeConfig
 from kdstream.errors import UserError, option
 
-LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "device")
+LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "engine", "device")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -78,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="see --chunk-size")
     audio = read_audio(args.audio)
     trained, search = load_trained(config, decode), choose_search(decode)
-    exported_runtimes = [name for name in args.runtimes if name != "torch"]
+    exported_runtimes = [name for name in args.runtimes if name not in OWN]
     if exported_runtimes and search.method != "greedy_search":
         raise UserError(
             f"{','.join(exported_runtimes)} search greedily",
             flag=option("decoding_method", search.method),
-            fix="see --runtimes torch",
+            fix=f"use --runtimes {','.join(OWN)}",
         )
     with tempfile.TemporaryDirectory() as folder:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None

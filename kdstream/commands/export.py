@@ -27,7 +27,7 @@ def print_sizes(paths: Sequence[Path]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    not_of_export = (*search_flags(), *RECORD_FLAGS, "num_decode_streams", "device")
+    not_of_export = (*search_flags(), *RECORD_FLAGS, "num_decode_streams", "engine", "device")
     parser = make_parser(__doc__, leave_out=not_of_export, data_flags=("bpe_model",))
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)

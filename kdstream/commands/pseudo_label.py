@@ -78,7 +78,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cuts", type=Path, required=True, help="Lhotse cut manifest to transcribe.")
     parser.add_argument("--output", type=Path, required=True, help="Cut manifest to write, .jsonl.gz or .jsonl.")
     parser.add_argument("--min-confidence", type=float, default=0.8, help="Keep from here on (default: %(default)s)")
-    add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", *RECORD_FLAGS))
+    add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", "engine", *RECORD_FLAGS))
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:

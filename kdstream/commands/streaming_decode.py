@@ -21,15 +21,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm import tqdm
 
     from kdstream.checkpoints.trained import load_trained
+    from kdstream.decoding.chunk_step import choose_engine, chunk_step
     from kdstream.decoding.stream import StreamingDecoder, decode_streams
     from kdstream.evaluation.run import DecodingRun
 
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
     assert run.chunk is not None  # DecodingRun has seen to it
-    decoder = StreamingDecoder(run.model, run.chunk, run.search, decode.num_decode_streams, traced=True)
+    streams = decode.num_decode_streams
+    encode = chunk_step(run.model, run.chunk, choose_engine(decode.engine, run.model, streams))
+    decoder = StreamingDecoder(run.model, run.chunk, run.search, streams, encode)
     for test_set, utterances in run.data.test_sets().items():
         step_ms: list[float] = []
-        streams = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
-        progress = tqdm(streams, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
+        results = decode_streams(decoder, (((u.cut_id, u.text), u.features) for u in utterances), step_ms)
+        progress = tqdm(results, total=len(utterances), desc=f"{run.mode} {test_set}", unit=" cuts", disable=None)
         transcripts = [run.transcript(cut_id, text, result) for (cut_id, text), result in progress]
         run.save(test_set, transcripts, step_ms)

@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer,
         choose_search(decode),
         choose_chunk(config.model, decode),
-        decode.num_decode_streams,
+        min(decode.num_decode_streams, len(paths) or 1),
         config.data.max_duration,
+        decode.engine,
         line.show if line.visible else None,
     )
     if args.microphone:

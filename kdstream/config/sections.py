@@ -13,6 +13,7 @@ from kdstream.words import SCORE_BY
 
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 CACHE_STORAGES = ("float16", "lilcom")  # of a teacher's cache
+ENGINES = ("auto", "torch", "onnxruntime")
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
 # The modules that fill these tables have torch in them; what a parser must know stands here.
@@ -303,6 +304,12 @@ class DecodeConfig(Section):
         None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
     )
     num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
+    engine: str = flag(
+        "auto",
+        "What runs the encoder chunk by chunk: torch; onnxruntime, which is faster for one stream on a CPU; or (auto) "
+        "the faster one of those that are installed.",
+        choices=ENGINES,
+    )
     device: str = flag("", "Device, e.g. cpu or cuda:0 (empty: a GPU if there is one).")
     alignments: tuple[str, ...] = flag(
         (),

@@ -1,8 +1,9 @@
-"""One step of the streaming encoder as a function of tensors alone, in Python or traced.
+"""One step of the streaming encoder as a function of tensors alone: in Python, traced, or in onnxruntime.
 
 A chunk of a small model is hundreds of operations of a few microseconds each.  On a CPU, Python takes as long between
 them as they take themselves.  A traced step (TorchScript) runs the same operations without Python, and computes once
-whatever depends on weights and sizes alone (position encodings, the scales of chunk borders).
+whatever depends on weights and sizes alone (position encodings, the scales of chunk borders).  onnxruntime runs them
+too (onnx_chunk_step.py).
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
+from kdstream.decoding.onnx_chunk_step import OnnxStep
+from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig, EncoderState
 from kdstream.models.transducer import Transducer
 
 Step = Callable[[Tensor, EncoderState], tuple[Tensor, EncoderState]]
+
+PATIENCE = 400  # chunks in Python take as much longer as it takes to build an engine
 
 
 class ChunkStep(nn.Module):
@@ -61,10 +67,8 @@ def numbers_in_float32(graph: torch.Graph) -> None:
 
 def traced_step(model: Transducer, chunk: ChunkConfig) -> torch.jit.ScriptModule:
     """`ChunkStep` of a model in eval mode, traced, with its weights as they are now."""
-    device = next(model.parameters()).device
-    state = model.init_state(2, chunk, device)  # 2 streams: a dimension of size 1 would become a constant
-    features = torch.zeros(2, chunk.input_frames, model.config.feature_dim, device=device)
     step = ChunkStep(by_columns(model), chunk).eval()
+    features, state = silence(model, chunk, streams=2)  # a dimension of size 1 would become a constant
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of sizes that become constants; only the number of streams changes later
         traced = torch.jit.freeze(torch.jit.trace(step, (features, *state.tensors()), check_trace=False))
@@ -72,15 +76,15 @@ def traced_step(model: Transducer, chunk: ChunkConfig) -> torch.jit.ScriptModule
     return traced
 
 
-def chunk_step(model: Transducer, chunk: ChunkConfig, traced: bool) -> Step:
-    """The step of a transducer in eval mode, as a function of a chunk's features and the state of the encoder.
+def silence(model: Transducer, chunk: ChunkConfig, streams: int) -> tuple[Tensor, EncoderState]:
+    """What a step takes: features (N, chunk.input_frames, F) of zeros, and the state of new streams."""
+    device = next(model.parameters()).device
+    features = torch.zeros(streams, chunk.input_frames, model.config.feature_dim, device=device)
+    return features, model.init_state(streams, chunk, device)
 
-    Args:
-      traced: tracing takes some seconds now, and each step less time; later changes of the weights have no effect.
-    Raises:
-      UserError: a chunk that does not fit the encoder.
-    """
-    step: Callable[..., tuple[Tensor, ...]] = traced_step(model, chunk) if traced else ChunkStep(model, chunk).eval()
+
+def in_torch(step: Callable[..., tuple[Tensor, ...]]) -> Step:
+    """A `ChunkStep`, or a traced one, as a function of states."""
 
     def encode(features: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         # TorchScript's optimiser would spend seconds on kernels for every new number of streams, and round differently.
@@ -89,3 +93,59 @@ def chunk_step(model: Transducer, chunk: ChunkConfig, traced: bool) -> Step:
         return out, EncoderState.from_tensors(tensors)
 
     return encode
+
+
+def chunk_step(model: Transducer, chunk: ChunkConfig, engine: str = "") -> Step:
+    """The step of a transducer in eval mode, as a function of a chunk's features and the state of the encoder.
+
+    Args:
+      engine: "" is Python.  "torch" (traced) and "onnxruntime" (on a CPU, for one stream) take a second or two to
+        build, and less time for each step; later changes of the weights have no effect on them.
+    Raises:
+      UserError: a chunk that does not fit the encoder, or an engine that is not installed.
+    """
+    if engine == "torch":
+        return in_torch(traced_step(model, chunk))
+    step = ChunkStep(model, chunk).eval()
+    return OnnxStep(step, *silence(model, chunk, streams=1)) if engine == "onnxruntime" else in_torch(step)
+
+
+def choose_engine(name: str, model: Transducer, streams: int) -> str:
+    """The engine of --engine: for `auto` the one that is faster.
+
+    Args:
+      streams: decoded at once, at most.
+    Raises:
+      UserError: onnxruntime for several streams, or elsewhere than on a CPU.
+    """
+    fits = streams == 1 and next(model.parameters()).device.type == "cpu"
+    if name == "onnxruntime" and not fits:
+        fix = "give --num-decode-streams 1 --device cpu, or --engine torch"
+        raise UserError("decodes one stream at a time, on a CPU", flag=option("engine", name), fix=fix)
+    installed = all(find_spec(package) for package in ("onnx", "onnxruntime"))
+    return ("onnxruntime" if fits and installed else "torch") if name == "auto" else name
+
+
+class PatientStep:
+    """A step in Python at first, and by an engine from the chunk on at which that has paid: neither a short file nor an
+    hour takes twice what it must.
+
+    Args:
+      build: makes the step of the engine.
+      patience: chunks that Python takes.
+    """
+
+    def __init__(self, python: Step, build: Callable[[], Step], patience: int = PATIENCE) -> None:
+        self._step, self._left = python, patience
+        self._build: Callable[[], Step] | None = build
+
+    def __call__(self, features: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        if self._left <= 0:
+            self.hurry()
+        self._left -= features.size(0)
+        return self._step(features, state)
+
+    def hurry(self) -> None:
+        """Builds the engine now, if it is not there yet."""
+        if self._build is not None:
+            self._step, self._build = self._build(), None

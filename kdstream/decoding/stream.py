@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.decoding.chunk_step import chunk_step
+from kdstream.decoding.chunk_step import Step, chunk_step
 from kdstream.decoding.search import Result, Search, State
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
@@ -132,13 +132,13 @@ class StreamingDecoder:
       model: causal, in eval mode.
       chunk: with limited left context.
       max_streams: streams in one batch; more have to wait until one of these is closed.
-      traced: a step on a CPU takes less time, but building the decoder takes some seconds; see `chunk_step`.
+      encode: the encoder's step; see `chunk_step`.  None: in Python.
     Raises:
       UserError: a chunk that does not fit the encoder, or unlimited left context.
     """
 
     def __init__(
-        self, model: Transducer, chunk: ChunkConfig, search: Search, max_streams: int = 64, traced: bool = False
+        self, model: Transducer, chunk: ChunkConfig, search: Search, max_streams: int = 64, encode: Step | None = None
     ) -> None:
         if max_streams < 1:
             raise UserError("must be at least 1", flag=option("num_decode_streams", max_streams))
@@ -147,7 +147,7 @@ class StreamingDecoder:
         self.search = search
         self.max_streams = max_streams
         self._device = next(model.parameters()).device
-        self._encode = chunk_step(model, chunk, traced)
+        self._encode = encode or chunk_step(model, chunk)
         self._fresh = model.init_state(1, chunk, self._device)
         self._waiting: deque[Stream] = deque()
         self._in_batch: list[Stream] = []  # in the order of the encoder state's rows

@@ -19,6 +19,7 @@ from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import MICROPHONE, FbankStream, find_long_audio, read_audio_file, read_features
+from kdstream.decoding.chunk_step import PatientStep, choose_engine, chunk_step
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
 from kdstream.errors import UserError
@@ -39,6 +40,7 @@ class Transcriber:
       chunk: None for full context.
       num_streams: files that are decoded at once, chunk by chunk.
       max_seconds: of audio in a batch of whole files.
+      engine: of the encoder, chunk by chunk; see `choose_engine`.
       on_partial: is called with the partial text of the file that began first, when it may have grown and the last call
         is so long ago that all of them take less than LOOKING of the time.
     """
@@ -51,10 +53,15 @@ class Transcriber:
         chunk: ChunkConfig | None,
         num_streams: int,
         max_seconds: float,
+        engine: str = "auto",
         on_partial: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
+        self.encode: PatientStep | None = None
+        if chunk is not None:
+            engine = choose_engine(engine, model, num_streams)
+            self.encode = PatientStep(chunk_step(model, chunk), lambda: chunk_step(model, chunk, engine))
 
     def files(self, paths: Sequence[Path], report: Callable[[Path, UserError], None]) -> Iterator[Transcription]:
         """Transcribes each file, in the order in which they end; errors of files that cannot be read go to `report`."""
@@ -89,9 +96,11 @@ class Transcriber:
 
     def open(self, flag: str = "") -> LiveStream:
         """Speech that comes in pieces.  Raises UserError, which names `flag`, for a model that cannot stream."""
-        if self.chunk is None:
+        if self.chunk is None or self.encode is None:
             raise UserError("the model hears whole utterances only", flag=flag, fix="use a streaming one, or files")
-        return LiveStream(self, self.chunk)
+        self.encode.hurry()  # now, as nobody waits yet
+        decoder = StreamingDecoder(self.model, self.chunk, self.search, max_streams=1, encode=self.encode)
+        return LiveStream(self, decoder)
 
     def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
         """Transcribes blocks (S,) of 16 kHz samples as they come, until they end or the user presses Ctrl-C.
@@ -121,7 +130,7 @@ class Transcriber:
                 results = decode_whole(self.model, batch.features, batch.feature_lens, None, self.search)
                 yield from zip(batch.cut_ids, results, strict=True)
             return
-        decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams)
+        decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams, self.encode)
         show = self._when_cheap(lambda name, stream: f"{name}: {self.text(stream.result)}")
         yield from decode_streams(decoder, utterances, on_partial=show)
 
@@ -156,10 +165,9 @@ class Transcriber:
 class LiveStream:
     """Speech that comes in pieces, at 16 kHz.  `Transcriber.open` makes it."""
 
-    def __init__(self, transcriber: Transcriber, chunk: ChunkConfig) -> None:
-        self._transcriber = transcriber
-        self._decoder = StreamingDecoder(transcriber.model, chunk, transcriber.search, max_streams=1)
-        self._stream = self._decoder.open()
+    def __init__(self, transcriber: Transcriber, decoder: StreamingDecoder) -> None:
+        self._transcriber, self._decoder = transcriber, decoder
+        self._stream = decoder.open()
         self._fbank = FbankStream()
         self._samples = 0
 

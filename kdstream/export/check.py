@@ -27,6 +27,7 @@ from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option, printable
@@ -269,7 +270,7 @@ def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeR
 
 def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
     """The model itself, chunk by chunk."""
-    decoder = StreamingDecoder(model, chunk, GreedySearch(), max_streams=1, traced=True)
+    decoder = StreamingDecoder(model, chunk, GreedySearch(), 1, chunk_step(model, chunk, "torch"))
 
     def transcribe(samples: Tensor) -> list[str]:
         stream = decoder.open()

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdstream.models.exporting import exporting
 from kdstream.models.in_blocks import blocks_of_rows, in_blocks, rows_in_block
 
 EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
@@ -58,7 +59,7 @@ def set_batch_count(model: nn.Module, batch_count: float) -> None:
 
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """log(1 + exp(x - shift)) - 0.08 x - offset."""
-    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+    if x.device.type != "cpu" or exporting():
         return F.softplus(x - shift).add_(x, alpha=-0.08).sub_(offset)
 
     def chain(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -27,6 +27,7 @@ def load(
     left_context: int | None = None,
     search: str = "greedy_search",
     device: str = "",
+    engine: str = "auto",
     int8: bool | None = None,
     num_threads: int = 1,
     runtime: str = "",
@@ -47,6 +48,8 @@ def load(
       left_context: likewise, in encoder frames of 20 ms; -1 is unlimited, which cannot stream.
       search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
+      engine: what runs the encoder of a trained model chunk by chunk: "torch", "onnxruntime" or the faster one of those
+        that are installed, "auto" (torch only).
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
       num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
       runtime: "torch" or "sherpa-onnx" ("": as `path` says).
@@ -61,12 +64,13 @@ def load(
     decode = DecodeConfig(
         exp_dir=str(place), epoch=epoch, iter=iter, avg=avg, use_averaged_model=use_averaged_model,
         checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
-        device=device,
+        device=device, engine=engine,
     )  # fmt: skip
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
         return load_trained(decode, search_settings)
     of_torch = {"use_averaged_model": not use_averaged_model, "checkpoint": bool(checkpoint), "device": bool(device)}
+    of_torch["engine"] = engine != "auto"
     refuse_settings("sherpa-onnx", **of_torch)
     return load_exported(place, decode, search_settings, int8, num_threads)
 

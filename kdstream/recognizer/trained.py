@@ -47,6 +47,7 @@ class TrainedRecognizer(Recognizer):
             choose_chunk(config.model, decode),
             num_streams=1,
             max_seconds=config.data.max_duration,
+            engine=decode.engine,
         )
 
     def stream(self) -> Stream:

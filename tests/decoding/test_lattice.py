@@ -14,6 +14,7 @@ from torch import Tensor
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Result
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
@@ -154,8 +155,8 @@ def test_a_stream_that_has_heard_nothing_says_nothing(model):
     assert USUAL.start(model, 2).results() == [Result([], [], 0.0)] * 2
 
 
-@pytest.mark.parametrize("traced", [False, True], ids=["python", "traced"])
-def test_chunk_by_chunk_equals_simulated(traced):
+@pytest.mark.parametrize("engine", ["", "torch"], ids=["python", "torch"])
+def test_chunk_by_chunk_equals_simulated(engine):
     model = talkative_model(causal=True)
     with torch.no_grad():
         model.joiner.output_linear.bias[0] = 1.0  # some words in little speech
@@ -165,7 +166,7 @@ def test_chunk_by_chunk_equals_simulated(traced):
     padded = torch.nn.utils.rnn.pad_sequence(utterances, batch_first=True)
     chunk = ChunkConfig(8, 32)
     expected = decode_whole(model, padded, lens, chunk, USUAL)
-    decoder = StreamingDecoder(model, chunk, USUAL, max_streams=3, traced=traced)
+    decoder = StreamingDecoder(model, chunk, USUAL, 3, chunk_step(model, chunk, engine))
     results = dict(decode_streams(decoder, enumerate(utterances)))
     for n, result in enumerate(expected):
         assert_same(results[n], result)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.paths import PathState
 from kdstream.decoding.search import Result, Search
@@ -247,9 +248,12 @@ def test_a_decoder_for_no_streams_is_refused(model):
 
 
 @pytest.mark.slow
-def test_a_traced_decoder_gives_the_same_hypotheses(model, utterances):
-    decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch(), max_streams=3, traced=True)
-    assert_same(chunkwise(decoder, utterances), whole(model, utterances, CHUNKS[0], GreedySearch()))
+def test_every_engine_gives_the_same_hypotheses(model, utterances):
+    expected = whole(model, utterances, CHUNKS[0], GreedySearch())
+    for engine, streams in (("torch", 3), ("onnxruntime", 1)):
+        encode = chunk_step(model, CHUNKS[0], engine)
+        decoder = StreamingDecoder(model, CHUNKS[0], GreedySearch(), streams, encode)
+        assert_same(chunkwise(decoder, utterances), expected)
 
 
 def test_the_states_of_a_search_are_stacked_only_where_other_streams_take_part(model, utterances, monkeypatch):

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import sherpa_onnx
@@ -127,6 +128,21 @@ def test_all_runtimes_hear_what_streaming_decode_hears_to_the_last_token(each_ex
     for name, expected in heard_by_streaming_decode(each_exp_dir, samples, CHUNK).items():
         assert onnx_recognizer(with_tail(samples[name], CHUNK)) == expected
         assert sherpa(with_tail(samples[name], CHUNK)) == expected
+
+
+def test_streams_together_in_onnxruntime_say_what_each_says_alone(exp_dir):
+    recognizer = OnnxRecognizer(files_in(exp_dir), Tokenizer(ExperimentConfig.load(exp_dir).data.bpe_model).tokens)
+    features = np.random.default_rng(0).normal(-6, 3, (3, 200, 80)).astype(np.float32)
+
+    def tokens(rows: np.ndarray) -> list[list[int]]:
+        streams = recognizer.open(len(rows))
+        for start in range(0, 200 - recognizer.window + 1, recognizer.shift):
+            recognizer.step(rows[:, start : start + recognizer.window], streams)
+        return streams.tokens
+
+    together = tokens(features)
+    assert together == [tokens(row[None])[0] for row in features]
+    assert len(set(map(tuple, together))) == 3
 
 
 @pytest.mark.parametrize("chunk", [ChunkConfig(16, 16), ChunkConfig(32, 128)], ids=str)
