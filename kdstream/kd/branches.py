@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.errors import UserError, option
-from kdstream.kd.losses import at_least_float32, float32
+from kdstream.kd.losses import float32
 from kdstream.kd.taps import Tap, padding_mask
+from kdstream.models.in_blocks import at_least_float32
 
 MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdstream.kd.taps import padding_mask
+from kdstream.models.in_blocks import at_least_float32
 
 MASKED = -1e30  # score of padded keys: exp gives exactly 0, and unlike with -inf so does 0 * (A - B)
 # Of relation maps in work at a time: on a CPU 1 MB, which a core's own cache holds; on a GPU enough to fill it.
@@ -159,10 +160,6 @@ def _relations(x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _split(x: Tensor, heads: int) -> Tensor:
     """(N, T, R * d) -> (N, R, T, d)."""
     return at_least_float32(x).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def float32(x: Tensor) -> torch.autocast:

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdstream.kd.losses import at_least_float32, float32
+from kdstream.kd.losses import float32
 from kdstream.kd.taps import Lattice, padding_mask
+from kdstream.models.in_blocks import at_least_float32
 from kdstream.models.rnnt_lattice import best_path
 from kdstream.models.rnnt_loss import (
     closed_after_last_frame,

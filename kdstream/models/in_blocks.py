@@ -60,4 +60,5 @@ def in_memory_order(x: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kdstream.models.in_blocks import at_least_float32
 from kdstream.models.rnnt_loss import (
     LossSettings,
     RnntLosses,
-    at_least_float32,
     backend,
     do_rnnt_pruning,
     get_rnnt_prune_ranges,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kdstream.errors import UserError, option
+from kdstream.models.in_blocks import at_least_float32
 from kdstream.models.rnnt_lattice import lattice_scores, transition_log_probs
 
 _NEEDED_FROM_K2 = ("rnnt_loss_smoothed", "get_rnnt_prune_ranges", "do_rnnt_pruning", "rnnt_loss_pruned")
@@ -383,7 +384,3 @@ def closed_after_last_frame(px: Tensor, frame_lens: Tensor) -> Tensor:
     px = torch.nn.functional.pad(px, (0, 1), value=float("-inf"))
     past = torch.arange(px.shape[2], device=px.device) == frame_lens  # (N, T+1)
     return px.masked_fill(past.unsqueeze(1), float("-inf"))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
