@@ -23,7 +23,7 @@ from kdstream.models.transducer import Transducer
 
 Step = Callable[[Tensor, EncoderState], tuple[Tensor, EncoderState]]
 
-PATIENCE = 400  # chunks in Python take as much longer as it takes to build an engine
+PATIENCE = 200  # chunks in Python; an engine pays after about 400, and what has lasted so long mostly lasts longer
 
 
 class ChunkStep(nn.Module):
