@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +111,16 @@ def test_texts_are_encoded_together_as_they_are_alone(data, monkeypatch):
         accounts.append(select(path, tokenizer, rules, "training cuts")[0].account())
     assert accounts[0] == accounts[1] == accounts[2]
     assert Selection.from_account(accounts[0], tokenizer, rules).account() == accounts[0]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled):
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(KeyError), selection.no_garbage_collection():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
