@@ -36,12 +36,10 @@ class Exported:
     """The model as files.
 
     by_precision: the ONNX files in "float32" and in "int8".
-    pieces: of all tokens, by number.
     tokens: the file in which sherpa-onnx reads them.
     """
 
     by_precision: dict[str, OnnxFiles]
-    pieces: list[str]
     tokens: Path
 
 
@@ -51,7 +49,7 @@ def export(model: Transducer, chunk: ChunkConfig, folder: Path) -> Exported:
     pieces = ["<blk>", *(f"t{number}" for number in range(1, model.config.vocab_size))]
     tokens = folder / TOKENS_FILE
     tokens.write_text("".join(f"{piece} {number}\n" for number, piece in enumerate(pieces)))
-    return Exported({"float32": files, "int8": quantize(files)}, pieces, tokens)
+    return Exported({"float32": files, "int8": quantize(files)}, tokens)
 
 
 @dataclass(frozen=True)

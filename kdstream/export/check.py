@@ -84,9 +84,9 @@ class OnnxRecognizer:
       pieces: of all tokens, in the order of their ids.
     """
 
-    def __init__(self, files: OnnxFiles, pieces: Sequence[str], threads: int = 1) -> None:
+    def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.encoder, self.decoder, self.joiner = (
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
         )
