@@ -32,7 +32,7 @@ from kdstream.files import replacing, sha256_of
 from kdstream.units import SUBSAMPLING_LOSS
 
 TOGETHER = 1000  # texts that are encoded in one call: alone, each takes ten times as long
-RULES = 1  # of what is selected; to be raised when they change, so that what was kept counts no more
+RULES = 1  # raise it when other cuts are selected than before: what was kept is then ignored
 SUFFIX = ".selection.npz"
 _ACCOUNT = ("kept", "seconds", "longest", "misplaced", "left_out", "unknown")
 
