@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.errors import option, packages_of
-from kdstream.models.exporting import exporting_for_ourselves
 from kdstream.models.streaming import EncoderState
 
 OPSET = 17
@@ -89,19 +88,10 @@ class OnnxStep:
 
 def export(step: nn.Module, features: Tensor, state: list[Tensor], path: Path) -> None:
     """Writes a step of one stream as an ONNX file that nobody else reads."""
-    torch.onnx.register_custom_op_symbolic("aten::maximum", _maximum, OPSET)  # pyright: ignore[reportPrivateImportUsage]
-    try:
-        with warnings.catch_warnings(), exporting_for_ourselves(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of sizes that become constants
-            # the newer exporter (dynamo) takes half a minute
-            torch.onnx.export(step, (features, *state), str(path), opset_version=OPSET, dynamo=False)
-    finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::maximum", OPSET)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _maximum(graph: Any, x: Any, y: Any, out: Any = None) -> Any:
-    """torch.maximum in ONNX, also where it writes over a tensor."""
-    return graph.op("Max", x, y)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of sizes that become constants
+        # the newer exporter (dynamo) takes half a minute
+        torch.onnx.export(step, (features, *state), str(path), opset_version=OPSET, dynamo=False)
 
 
 def _fields(tensors: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:

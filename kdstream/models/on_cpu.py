@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.exporting import exporting
 from kdstream.models.in_blocks import BLOCK, at_least_float32
 
 FRAMES_TOGETHER = 64  # of a weight gradient; measured, flat between 32 and 100
@@ -137,7 +136,7 @@ def shifted_products(x: Tensor, grad: Tensor, padding: int, kernel: int) -> Tens
 
 def by_products(seen: int, frames: int, channels: int) -> bool:
     """Whether the convolution of a chunk is better done by `sum_of_products`: a sixth of the time for small chunks."""
-    return seen * frames * channels <= FEW_PRODUCTS and not exporting()
+    return seen * frames * channels <= FEW_PRODUCTS
 
 
 def sum_of_products(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
