@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "words": set(),
+    "hotwords": {"errors", "words"},
     "transcription": {"units", "words"},
     "audio": {"units", "errors"},
     "config": {"units", "errors", "files", "words"},
@@ -29,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"units", "errors", "audio", "files", "words", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
     "decoding": {
-        "units", "errors", "audio", "words", "transcription", "config", "data", "models", "checkpoints", "devices",
+        "units", "errors", "audio", "words", "hotwords", "transcription", "config", "data", "models", "checkpoints",
+        "devices",
     },
     "evaluation": {
         "units", "errors", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
@@ -37,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
     "export": {"units", "errors", "audio", "files", "words", "config", "data", "models", "decoding", "evaluation"},
-    "serving": {"units", "errors", "audio", "words", "config"},
+    "serving": {"units", "errors", "audio", "words", "hotwords", "config"},
     "recognizer": {
         "units", "errors", "audio", "words", "transcription", "config", "data", "checkpoints", "devices", "decoding",
         "serving",

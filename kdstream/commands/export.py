@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
-from kdstream.config.experiment import TOKENS_FILE
+from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
 from kdstream.errors import UserError
 
 
@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
     int8 = quantize(files)
-    tokenizer.save_tokens(folder / TOKENS_FILE)
-    print_sizes([*written, *files, *int8, folder / TOKENS_FILE])
+    spelling = [folder / TOKENS_FILE, folder / VOCABULARY_FILE]
+    tokenizer.save_tokens(spelling[0])
+    tokenizer.save_vocabulary(spelling[1])
+    print_sizes([*written, *files, *int8, *spelling])
     latency = algorithmic_latency_ms(chunk)
     print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")

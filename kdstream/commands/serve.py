@@ -19,9 +19,13 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import add_arguments, from_args, parser_of
+from kdstream.config.flags import add_arguments, flags_of, from_args, parser_of
+from kdstream.config.sections import DecodeConfig
 from kdstream.errors import UserError
 from kdstream.serving.limits import LOOPBACK_NAMES, Limits
+
+SEARCH_FLAGS = ("decoding_method", "beam_size", "hotwords_file", "hotwords_score")
+BEAM = "--decoding-method modified_beam_search"
 
 
 def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -53,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tls-key", help="Its key.")
     parser.add_argument("--num-threads", type=int, default=1, help="Threads of sherpa-onnx (default: 1).")
     add_arguments(parser, Limits)
+    not_of_search = [item.name for item in flags_of(DecodeConfig) if item.name not in SEARCH_FLAGS]
+    add_arguments(parser, DecodeConfig, leave_out=not_of_search)
     args = parser.parse_args(argv)
 
-    from kdstream.serving.engine import Engine, find_model, load_recognizer
+    from kdstream.serving.engine import Engine, find_model, load_recognizer, settings_of
     from kdstream.serving.server import Server, serve
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -64,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     together = not model.mixes_rows
     if not together:
         logging.info("%s: int8, so clients are decoded one by one; float32 is faster for several", args.encoder)
-    engine = Engine(load_recognizer(model, args.num_threads), model.silence, together)
+    decode = from_args(DecodeConfig, args)
+    settings = {name: getattr(decode, name) for name in settings_of(decode.decoding_method)}
+    if decode.hotwords_file and not settings:
+        raise UserError("greedy_search takes no hotwords", flag="--hotwords-file", fix=f"use {BEAM}")
+    recognizer = load_recognizer(model, args.num_threads, decode.decoding_method, **settings)
+    engine = Engine(recognizer, model.silence, together)
     server = Server(engine, from_args(Limits, args), allowed_names(args.host, args.names))
     asyncio.run(serve(server.app(), args.host, args.port, tls, lambda url: print(url, flush=True)))

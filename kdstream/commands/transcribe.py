@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     transcriber = Transcriber(
         to_device(model, decode.device),
         tokenizer,
-        choose_search(decode),
+        choose_search(decode).for_tokens(tokenizer),
         choose_chunk(config.model, decode),
         min(decode.num_decode_streams, len(paths) or 1),
         config.data.max_duration,

@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 CONFIG_VERSION = 1  # files without a version are older, and read alike
 BPE_MODEL_FILE = "bpe.model"
 TOKENS_FILE = "tokens.txt"
+VOCABULARY_FILE = "bpe.vocab"  # with which sherpa-onnx spells hotwords
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ SEARCHES: Registry[Any] = Registry(
     filled_by="kdstream.decoding.settings",
     own={
         "greedy_search": ("max_sym_per_frame",),
-        "modified_beam_search": ("beam_size",),
+        "modified_beam_search": ("beam_size", "hotwords_file", "hotwords_score"),
         "fast_beam_search": ("beam", "max_contexts", "max_states"),
     },
 )
@@ -294,6 +294,10 @@ class DecodeConfig(Section):
     decoding_method: str = flag("greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=SEARCHES)
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
     beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    hotwords_file: str = flag(
+        "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
+    )
+    hotwords_score: float = flag(1.5, "What each token of a hotword without a score of its own adds.")
     beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
     max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
     max_states: int = flag(64, "States that fast_beam_search keeps per frame.")

@@ -65,6 +65,11 @@ class Tokenizer:
         lines = [f"{piece} {index}\n" for index, piece in enumerate(self.tokens)]
         write_text(path, "".join(lines))
 
+    def save_vocabulary(self, path: Path) -> None:
+        """Writes bpe.vocab: "piece<TAB>score" a line, as sentencepiece's trainer does; sherpa-onnx spells with it."""
+        pieces = ((self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size))
+        write_text(path, "".join(f"{piece}\t{score:g}\n" for piece, score in pieces))
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode(list(texts), out_type=int)
 

@@ -7,7 +7,7 @@ holds up to the first symbol that is no blank.  Streams that have taken one ask 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -114,7 +114,10 @@ class GreedySearch(Search[PathState]):
         histories = [[walk.after(path, frames)] for walk, (path,), frames in paths]
         log_prob = state.log_prob + torch.tensor([[walk.total] for walk in walks], device=encoded.device)
         frames = add_lens(state.frames, encoder_out_lens)
-        return PathState(context.unsqueeze(1), predicted.unsqueeze(1), log_prob, state.key, histories, frames)
+        context, predicted = context.unsqueeze(1), predicted.unsqueeze(1)
+        return replace(
+            state, context=context, predicted=predicted, log_prob=log_prob, histories=histories, frames=frames
+        )
 
     def _ask(
         self, model: Transducer, encoded: Tensor, predicted: Tensor, walks: Sequence[Walk], rows: list[int]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdstream.decoding.search import Result, predict
+from kdstream.decoding.search import Result, Scorer, predict
 from kdstream.models.transducer import Transducer
 
 
@@ -44,6 +44,8 @@ class PathState:
     predicted: (N, B, D), what it makes of them.
     log_prob: (N, B) float32; -inf marks a path that is not in use.
     key: (N, B) int64, a hash of the path's tokens: equal keys are equal paths (one path: unused).
+    scored: for each scorer of the search, its tensors (N, B, ...).
+    owed: (N, B) float32, what of log_prob scorers take back where the path ends here.
     histories: N lists of B segments.
     frames: output frames that each stream has consumed.
     """
@@ -52,6 +54,8 @@ class PathState:
     predicted: Tensor
     log_prob: Tensor
     key: Tensor
+    scored: list[tuple[Tensor, ...]]
+    owed: Tensor
     histories: list[list[Segment]]
     frames: list[int]
 
@@ -63,6 +67,11 @@ class PathState:
             torch.cat([state.predicted for state in states]),
             torch.cat([state.log_prob for state in states]),
             torch.cat([state.key for state in states]),
+            [
+                tuple(map(torch.cat, zip(*parts, strict=True)))
+                for parts in zip(*(s.scored for s in states), strict=True)
+            ],
+            torch.cat([state.owed for state in states]),
             [paths for state in states for paths in state.histories],
             [frames for state in states for frames in state.frames],
         )
@@ -75,6 +84,8 @@ class PathState:
             self.predicted[one],
             self.log_prob[one],
             self.key[one],
+            [tuple(tensor[one] for tensor in tensors) for tensors in self.scored],
+            self.owed[one],
             self.histories[one],
             self.frames[one],
         )
@@ -86,14 +97,18 @@ class PathState:
         """
         context_size = self.context.size(2)
         answers = []
-        for paths, log_probs in zip(self.histories, self.log_prob.tolist(), strict=True):
+        for paths, log_probs in zip(self.histories, (self.log_prob - self.owed).tolist(), strict=True):
             best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].length))
             tokens, timestamps, token_log_probs = _unroll(paths[best])
             answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
         return answers
 
 
-def start_paths(model: Transducer, num_streams: int, num_paths: int) -> PathState:
+def _cat(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def start_paths(model: Transducer, num_streams: int, num_paths: int, scorers: Sequence[Scorer] = ()) -> PathState:
     """The state of streams that have heard nothing: one empty path each, and room for others."""
     device = next(model.parameters()).device
     context = torch.full((num_streams, num_paths, model.config.context_size), -1, device=device)
@@ -104,7 +119,10 @@ def start_paths(model: Transducer, num_streams: int, num_paths: int) -> PathStat
     histories = [[NO_TOKENS] * num_paths for _ in range(num_streams)]
     with torch.no_grad():
         predicted = predict(model, context)
-    return PathState(context, predicted, log_prob, key, histories, [0] * num_streams)
+    scored = [scorer.start(num_streams, num_paths, device) for scorer in scorers]
+    return PathState(
+        context, predicted, log_prob, key, scored, torch.zeros_like(log_prob), histories, [0] * num_streams
+    )
 
 
 def append_tokens(context: Tensor, token: Tensor, emits: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import mean_probability
@@ -69,10 +71,37 @@ class State(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """What adds to the log probability of paths beside the transducer: hotwords, a language model.
+
+    As in icefall and sherpa-onnx it is asked about the tokens that the transducer has chosen, not about all of them.
+    """
+
+    def start(self, num_streams: int, num_paths: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Its tensors (N, B, ...) for paths that have said nothing."""
+        ...
+
+    def advance(self, state: tuple[Tensor, ...], token: Tensor, emits: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """
+        Args:
+          state: its tensors.
+          token: (N, B), what each path takes.
+          emits: (N, B) bool, whether it is said; where it is not, nothing changes.
+        Returns:
+          What is added, (N, B), and the tensors after it.
+        """
+        ...
+
+    def owed(self, state: tuple[Tensor, ...]) -> Tensor:
+        """(N, B), what of all that was added is taken back where a path ends here."""
+        ...
+
+
 class Search(ABC, Generic[AnyState]):
     """A decoding method and its settings.
 
-    A subclass is a frozen dataclass.  Each of its fields is a flag of the commands that decode.  A search that is added
+    A subclass is a frozen dataclass.  Each of its fields is a flag of the commands that decode, but those that __init__
+    does not take.  A search that is added
     brings its flags: `my_size: int = flag(4, "Paths that are kept.")`.  A plain field, `beam_size: int = 4`, reads the
     flag of this name that there is already; those of kdstream's own searches stand in DecodeConfig.
 
@@ -103,6 +132,10 @@ class Search(ABC, Generic[AnyState]):
           context_size: of the model's predictor.
         """
         return f"_{self.name}"
+
+    def for_tokens(self, tokenizer: Tokenizer) -> Search[AnyState]:
+        """The same search for a model that says these tokens.  Raises UserError where a setting does not fit them."""
+        return self
 
     @abstractmethod
     def start(self, model: Transducer, num_streams: int) -> AnyState:

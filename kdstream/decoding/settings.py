@@ -12,7 +12,7 @@ from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 
@@ -42,12 +42,24 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None
 
 
 def choose_search(decode: DecodeConfig) -> Search:
-    """The search that the flags name.
+    """The search that the flags name; `Search.for_tokens` fits it to a model's tokens.
 
-    Raises UserError for a search that is unknown or cannot run here, and for a setting that is out of range.
+    Raises UserError for a search that is unknown or cannot run here, for a setting that is out of range, and for
+    hotwords that the search would not look at.
     """
-    search = SEARCHES.find(decode.decoding_method)
-    return search(**{item.name: getattr(decode, item.name) for item in fields(search)})
+    search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
+    if decode.hotwords_file and "hotwords_file" not in own:
+        raise UserError(
+            f"{decode.decoding_method} takes no hotwords",
+            flag=option("hotwords_file", decode.hotwords_file),
+            fix="use --decoding-method modified_beam_search",
+        )
+    return search(**{name: getattr(decode, name) for name in own})
+
+
+def settings_of(method: str) -> list[str]:
+    """The settings of a search, by the names of their flags.  Raises UserError if it is unknown."""
+    return [item.name for item in fields(SEARCHES.find(method)) if item.init]
 
 
 def fit_tokenizer(model: Transducer, tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:

@@ -48,16 +48,16 @@ class DecodingRun:
 
     def __init__(self, config: ExperimentConfig, decode: DecodeConfig, trained: Trained, chunkwise: bool) -> None:
         self.config, self.decode, self.trained, self.chunkwise = config, decode, trained, chunkwise
-        self.search = choose_search(decode)
         self.chunk = choose_chunk(config.model, decode)
         if chunkwise and self.chunk is None:
             raise UserError(
                 f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="use decode.py, or see --chunk-size"
             )
+        self.data = AsrDataModule(config.data, config.train.seed)
+        self.search = choose_search(decode).for_tokens(self.data.tokenizer)
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
         self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
         self.model = to_device(trained.model, decode.device)
-        self.data = AsrDataModule(config.data, config.train.seed)
         fit_tokenizer(self.model, self.data.tokenizer, config, decode)
         _log_to(self.folder / f"log-decode-{self._suffix()}")
         logging.info(

@@ -10,14 +10,10 @@ import sherpa_onnx
 
 from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
-from kdstream.errors import UserError
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.serving.engine import ExportedModel, load_recognizer, text_heard
+from kdstream.serving.engine import ExportedModel, load_recognizer, settings_of, text_heard
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
 from kdstream.words import as_text, spell
-
-# sherpa-onnx's searches for transducers, and the settings of each
-SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {"greedy_search": (), "modified_beam_search": ("beam_size",)}
 
 
 class ExportedRecognizer(Recognizer):
@@ -25,15 +21,13 @@ class ExportedRecognizer(Recognizer):
 
     Args:
       num_threads: of onnxruntime.
-      method, settings: one of SEARCH_SETTINGS, and settings of it.
+      method, settings: a search of sherpa-onnx, and settings of it.
     Raises:
       UserError: another search or setting.
     """
 
     def __init__(self, model: ExportedModel, num_threads: int, method: str, **settings: Any) -> None:
-        if method not in SEARCH_SETTINGS:
-            raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(SEARCH_SETTINGS)}")
-        check_settings(method, settings, SEARCH_SETTINGS[method])
+        check_settings(method, settings, settings_of(method))
         self._model = model
         self._runtime = load_recognizer(model, num_threads, method, **settings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import with_settings
-from kdstream.config.sections import SEARCHES, DecodeConfig
+from kdstream.config.sections import DecodeConfig
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
+from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer, settings_of
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError
@@ -33,8 +32,7 @@ class TrainedRecognizer(Recognizer):
     """
 
     def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any]) -> None:
-        search = SEARCHES.find(decode.decoding_method)
-        check_settings(decode.decoding_method, search_settings, [item.name for item in fields(search)])
+        check_settings(decode.decoding_method, search_settings, settings_of(decode.decoding_method))
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
         tokenizer = Tokenizer(config.data.bpe_model)
@@ -43,7 +41,7 @@ class TrainedRecognizer(Recognizer):
         self._transcriber = Transcriber(
             to_device(model, decode.device),
             tokenizer,
-            choose_search(decode),
+            choose_search(decode).for_tokens(tokenizer),
             choose_chunk(config.model, decode),
             num_streams=1,
             max_seconds=config.data.max_duration,

@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import sherpa_onnx
 
 from kdstream import words
-from kdstream.config.experiment import TOKENS_FILE
+from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
+from kdstream.config.sections import DecodeConfig
 from kdstream.errors import UserError
+from kdstream.hotwords import read_hotwords
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
 QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
 SCALES_ACTIVATIONS = b"DynamicQuantizeLinear"  # the ONNX operator: one scale for a tensor, all rows of a batch in it
+SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {  # of sherpa-onnx's searches for transducers
+    "greedy_search": (),
+    "modified_beam_search": ("beam_size", "hotwords_file", "hotwords_score"),
+}
 BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
 
 
@@ -48,6 +56,11 @@ class ExportedModel(NamedTuple):
         # a resampler holds back the last fraction of a millisecond: one frame more, or the last chunk could stay short
         frames = self.tail + (sample_rate != SAMPLE_RATE)
         return np.zeros(frames * sample_rate // FRAMES_PER_SECOND, np.float32)
+
+    @property
+    def vocabulary(self) -> Path:
+        """bpe.vocab, which spells hotwords; older exports lack it."""
+        return self.tokens.with_name(VOCABULARY_FILE)
 
     @property
     def mixes_rows(self) -> bool:
@@ -83,15 +96,62 @@ def _tail(encoder: Path) -> int:
         raise UserError(f"{encoder}: {error}", fix="export it anew with export.py") from error
 
 
+def settings_of(method: str) -> tuple[str, ...]:
+    """The settings of a search.  Raises UserError if sherpa-onnx does not have it."""
+    if method not in SEARCH_SETTINGS:
+        raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(SEARCH_SETTINGS)}")
+    return SEARCH_SETTINGS[method]
+
+
 def load_recognizer(
-    model: ExportedModel, num_threads: int, method: str = "greedy_search", beam_size: int = 4
+    model: ExportedModel,
+    num_threads: int,
+    method: str = "greedy_search",
+    beam_size: int = DecodeConfig.beam_size,
+    hotwords_file: str = "",
+    hotwords_score: float = DecodeConfig.hotwords_score,
 ) -> sherpa_onnx.OnlineRecognizer:
     """sherpa-onnx on the model's files.
 
     Args:
       num_threads: of onnxruntime.
-      method: greedy_search or modified_beam_search, with `beam_size` paths.
+      method: greedy_search, or modified_beam_search, with `beam_size` paths and hotwords.
+      hotwords_file, hotwords_score: see `read_hotwords`.
+    Raises:
+      UserError: hotwords that cannot be read or spelt.
     """
+    with _hotwords(model, hotwords_file, hotwords_score) as hotwords:
+        return _from_files(model, num_threads, method, beam_size, hotwords)
+
+
+@contextmanager
+def _hotwords(model: ExportedModel, file: str, score: float) -> Iterator[dict[str, Any]]:
+    """How sherpa-onnx is told of hotwords: in a file of those that the model can spell, which it reads at once.
+
+    It would pass over the others in silence.
+    """
+    if not file:
+        yield {}
+        return
+    if not model.vocabulary.is_file():
+        raise UserError(f"{model.vocabulary}: no such file; hotwords are spelt with it", fix="run export.py anew")
+    pieces = [line.split("\t")[0] for line in model.vocabulary.read_text(encoding="utf8").splitlines()]
+    letters = {piece for piece in (piece.removeprefix(words.WORD_START) for piece in pieces) if len(piece) == 1}
+    hotwords = read_hotwords(Path(file), score, lambda text: "".join(c for c in text if c not in letters | {" "}))
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf8") as spelt:
+        spelt.writelines(f"{hotword.phrase} :{hotword.score}\n" for hotword in hotwords)
+        spelt.flush()
+        yield {
+            "hotwords_file": spelt.name,
+            "hotwords_score": score,
+            "modeling_unit": "bpe",
+            "bpe_vocab": str(model.vocabulary),
+        }
+
+
+def _from_files(
+    model: ExportedModel, num_threads: int, method: str, beam_size: int, hotwords: dict[str, Any]
+) -> sherpa_onnx.OnlineRecognizer:
     return sherpa_onnx.OnlineRecognizer.from_transducer(
         tokens=str(model.tokens),
         encoder=str(model.encoder),
@@ -101,6 +161,7 @@ def load_recognizer(
         decoding_method=method,
         max_active_paths=beam_size,
         temperature_scale=1.0,  # token probabilities are the model's own
+        **hotwords,
     )
 
 

@@ -28,7 +28,9 @@ def exported(exp_dir, tmp_path_factory) -> Path:
     config = ExperimentConfig.load(exp_dir)
     trained = load_trained(config, DecodeConfig(exp_dir=str(exp_dir)))
     quantize(export_onnx(trained.model, ChunkConfig(8, 32), folder, "epoch-3-avg-2"))
-    Tokenizer(config.data.bpe_model).save_tokens(folder / "tokens.txt")
+    tokenizer = Tokenizer(config.data.bpe_model)
+    tokenizer.save_tokens(folder / "tokens.txt")
+    tokenizer.save_vocabulary(folder / "bpe.vocab")
     return folder
 
 

@@ -68,6 +68,35 @@ def test_modified_beam_search_finds_the_same_in_both_runtimes(exp_dir, exported)
     assert heard.text != greedy.transcribe(samples).text
 
 
+def test_both_runtimes_prefer_the_same_hotwords(exp_dir, exported, tmp_path):
+    """The file is in lower case, and the model's tokens are not: sherpa-onnx alone would pass over it."""
+    (tmp_path / "hotwords.txt").write_text("hed\ngee :3\n")
+    samples, beam = noise(SECONDS, seed=1), dict(search="modified_beam_search", beam_size=4)
+    hotwords = dict(hotwords_file=str(tmp_path / "hotwords.txt"), hotwords_score=2.0)
+    plain, trained = (
+        kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu", **beam, **more).transcribe(samples).text
+        for more in ({}, hotwords)
+    )
+    assert kdstream.load(exported, **beam, **hotwords).transcribe(samples).text == trained != plain
+    assert trained.count(" GEE ") > plain.count(" GEE ")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "sherpa-onnx"])
+def test_hotwords_that_cannot_be_spelt_are_refused_in_both_runtimes(both, runtime, tmp_path):
+    (tmp_path / "hotwords.txt").write_text("BÉD\n")
+    chosen = dict(runtime=runtime, search="modified_beam_search", hotwords_file=str(tmp_path / "hotwords.txt"))
+    with pytest.raises(kdstream.UserError, match="line 1, 'BÉD': the model has no token for 'É'"):
+        kdstream.load(both, **({"chunk": 8, "left_context": 32} | chosen))
+
+
+def test_an_export_without_its_vocabulary_takes_no_hotwords(both, tmp_path):
+    (both / "bpe.vocab").unlink()
+    (tmp_path / "hotwords.txt").write_text("BED\n")
+    chosen = dict(runtime="sherpa-onnx", search="modified_beam_search", hotwords_file=str(tmp_path / "hotwords.txt"))
+    with pytest.raises(kdstream.UserError, match=r"bpe\.vocab: no such file; .*; run export\.py anew"):
+        kdstream.load(both, **chosen)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_file_says_what_its_samples_say(recognizers, runtime, tmp_path):
     for rate in RATES:

@@ -1,0 +1,64 @@
+"""Files of hotwords: phrases that a search prefers, in sherpa-onnx's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from kdstream.errors import UserError
+from kdstream.words import WORD_START
+
+SHOWN = 5  # lines at fault that a message names
+
+
+class Hotword(NamedTuple):
+    """A phrase, and what each of its tokens adds to the log probability of a path that says it."""
+
+    phrase: str
+    score: float
+
+
+def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str]) -> list[Hotword]:
+    """The hotwords of a file: one phrase a line, and perhaps its own score, e.g. `NEW YORK :2.5`.
+
+    A phrase takes the case that the model knows: it is tried as it stands, in upper case and in lower case.
+
+    Args:
+      score: of phrases without one.
+      unknown_letters: the letters of a text that the model's tokens do not spell.
+    Raises:
+      UserError: no such file, no phrase in it, a score that is no number, or a phrase that no path could ever say.
+    """
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise UserError(
+            f"{path}: {problem}", flag="--hotwords-file", fix="give a text file, one phrase a line"
+        ) from error
+    hotwords, faults = [], []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        own = words.pop() if words and words[-1].startswith(":") else None
+        if not words:
+            if own:
+                faults.append(f"line {number} has a score and no phrase")
+            continue
+        phrase = " ".join(words)
+        spelt = next((text for text in (phrase, phrase.upper(), phrase.lower()) if not unknown_letters(text)), None)
+        if spelt is None:
+            unknown = unknown_letters(phrase).replace(WORD_START, "")
+            faults.append(f"line {number}, {phrase!r}: the model has no token for {unknown!r}")
+            continue
+        try:
+            hotwords.append(Hotword(spelt, score if own is None else float(own[1:])))
+        except ValueError:
+            faults.append(f"line {number}, {own!r}: not a score such as :2.5")
+    if faults:
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        problem = f"{path}: {'; '.join(faults[:SHOWN])}{more}"
+        raise UserError(problem, flag="--hotwords-file", fix="correct these lines or take them out")
+    if not hotwords:
+        raise UserError(f"{path}: holds no phrase", flag="--hotwords-file", fix="write one phrase a line")
+    return hotwords

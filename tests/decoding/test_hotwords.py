@@ -1,0 +1,152 @@
+"""Contextual biasing: the automaton against its definition, and modified beam search with it against a slow one."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.hotwords import ContextGraph
+from kdstream.decoding.search import Result
+from kdstream.models.transducer import Transducer
+from support.decoding import log_probs, talkative_model
+from support.searches import LENS, assert_same, decode, encoder_frames
+
+VOCABULARY = 6
+Hotwords = list[tuple[int, ...]]
+
+
+def graph_of(hotwords: Hotwords, scores: list[float] | None = None, vocab_size: int = VOCABULARY) -> ContextGraph:
+    return ContextGraph(hotwords, scores or [1.0] * len(hotwords), vocab_size)
+
+
+def walk(graph: ContextGraph, tokens: list[int]) -> tuple[float, float]:
+    """What a path of these tokens has been given, and what of it goes back."""
+    state, total = graph.start(1, 1, torch.device("cpu")), 0.0
+    for token in tokens:
+        score, state = graph.advance(state, torch.tensor([[token]]), torch.tensor([[True]]))
+        total += float(score)
+    return total, float(graph.owed(state))
+
+
+def slow_walk(hotwords: Hotwords, tokens: list[int]) -> tuple[float, float]:
+    """The same by its definition, at a score of 1 a token."""
+    kept, heard = 0, ()
+    for token in tokens:
+        heard = (*heard, token)
+        complete = [len(word) for word in hotwords if heard[-len(word) :] == word]
+        if complete:
+            kept, heard = kept + max(complete), ()
+    begun = [size for size in range(len(heard) + 1) for word in hotwords if word[:size] == heard[len(heard) - size :]]
+    return float(kept + max(begun)), float(max(begun))
+
+
+def test_a_hotword_scores_along_the_way_and_only_a_complete_one_keeps_it():
+    graph = graph_of([(1, 2, 3)], [0.5])
+    assert [walk(graph, tokens) for tokens in ([1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 1], [1, 2, 3, 4])] == [
+        (0.5, 0.5), (1.0, 1.0), (1.5, 0.0), (0.0, 0.0), (0.5, 0.5), (1.5, 0.0),
+    ]  # fmt: skip
+
+
+def test_hotwords_inside_one_another_are_found_as_in_the_definition():
+    rng = random.Random(0)
+    for _ in range(300):
+        hotwords = [tuple(rng.choices(range(1, 4), k=rng.randint(1, 4))) for _ in range(rng.randint(1, 5))]
+        tokens = rng.choices(range(1, 5), k=12)
+        assert walk(graph_of(hotwords), tokens) == slow_walk(hotwords, tokens), (hotwords, tokens)
+
+
+def test_the_greatest_score_holds_for_a_common_beginning():
+    graph = graph_of([(1, 2), (1, 3)], [0.5, 2.0])
+    assert walk(graph, [1]) == (2.0, 2.0)
+    assert walk(graph, [1, 2]) == (2.5, 0.0)
+    assert walk(graph, [1, 3]) == (4.0, 0.0)
+
+
+def test_blanks_change_nothing():
+    graph = graph_of([(1, 2)])
+    _, state = graph.advance(
+        graph.start(1, 2, torch.device("cpu")), torch.tensor([[1, 0]]), torch.tensor([[True, False]])
+    )
+    score, after = graph.advance(state, torch.tensor([[0, 0]]), torch.tensor([[False, False]]))
+    assert score.tolist() == [[0.0, 0.0]] and after[0].equal(state[0])
+    assert graph.owed(after).tolist() == [[1.0, 0.0]]
+
+
+def slow_beam(model: Transducer, frames: Tensor, beam: int, graph: ContextGraph) -> Result:
+    """As the definition reads: a dict from tokens to (log probability, timestamps, the tokens' own), and `walk`."""
+    paths: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
+    for t, frame in enumerate(frames):
+        candidates = []
+        for tokens, (total, times, own) in paths.items():
+            for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
+                said = ((token,), [t], [score]) if token else ((), [], [])
+                candidates.append((total + score, tokens, said, times, own))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        paths = {}
+        for total, before, said, times, own in candidates[:beam]:
+            tokens = before + said[0]
+            total += walk(graph, list(tokens))[0] - walk(graph, list(before))[0]
+            times, own = times + said[1], own + said[2]
+            if tokens in paths:
+                other, times, own = paths[tokens]
+                total = max(total, other) + math.log1p(math.exp(-abs(total - other)))
+            paths[tokens] = (total, times, own)
+    finals = {tokens: total - walk(graph, list(tokens))[1] for tokens, (total, _, _) in paths.items()}
+    best = max(finals, key=lambda tokens: finals[tokens] / (model.config.context_size + len(tokens)))
+    return Result(list(best), paths[best][1], finals[best], paths[best][2])
+
+
+@pytest.fixture(scope="module")
+def model() -> Transducer:
+    return talkative_model()
+
+
+def biased(graph: ContextGraph, beam: int = 4) -> ModifiedBeamSearch:
+    search = ModifiedBeamSearch(beam_size=beam, hotwords_file="hotwords.txt")
+    object.__setattr__(search, "scorers", (graph,))
+    return search
+
+
+@pytest.mark.parametrize("beam", [1, 4, 7])
+def test_the_search_equals_a_slow_reference(model, beam):
+    encoder_out = encoder_frames(model)
+    plain = decode(model, ModifiedBeamSearch(beam_size=beam), encoder_out, LENS)
+    hotwords = [(first, second + 1) for first, second in pairwise(plain[0].tokens[:6])]  # that it nearly said
+    graph = graph_of(
+        [word for word in hotwords if max(word) < model.config.vocab_size], vocab_size=model.config.vocab_size
+    )
+    ours = decode(model, biased(graph, beam), encoder_out, LENS)
+    for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
+        assert_same(result, slow_beam(model, frames[:length], beam, graph))
+    if beam > 1:
+        assert [r.tokens for r in ours] != [r.tokens for r in plain]
+
+
+def test_chunk_by_chunk_and_stacked_streams_equal_whole_ones(model):
+    encoder_out = encoder_frames(model)
+    graph = graph_of([(3, 4, 5), (4, 4), (7,)], [2.0, 1.0, 0.5], model.config.vocab_size)
+    search = biased(graph)
+    whole = decode(model, search, encoder_out, LENS)
+    for n, length in enumerate(LENS):
+        state = search.start(model, 1)
+        for t in range(0, length, 5):
+            piece = encoder_out[n : n + 1, t : min(t + 5, length)]
+            other = search.start(model, 1)
+            both = type(state).stack([other, state])
+            both = search.advance(model, torch.cat([piece.flip(1), piece]), torch.tensor([piece.size(1)] * 2), both)
+            state = both.row(1)
+        assert_same(state.results()[0], whole[n])
+
+
+def test_its_settings_are_in_its_names():
+    search = replace(ModifiedBeamSearch(), hotwords_file="lists/names.txt", hotwords_score=2.0)
+    assert search.name == "modified_beam_search_beam-size-4_hotwords-names-2"
+    assert search.file_suffix(2) == "__modified_beam_search__beam-size-4-hotwords-names-2"
+    assert search.streaming_name == "num-active-paths-4-hotwords-names-2"

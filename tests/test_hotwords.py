@@ -1,0 +1,52 @@
+"""What a file of hotwords may hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.hotwords import Hotword, read_hotwords
+
+
+def outside(text: str) -> str:
+    """The letters of a text that a model of upper-case English lacks."""
+    return "".join(letter for letter in text if not ("A" <= letter <= "Z" or letter in "' "))
+
+
+def read(tmp_path, text: str) -> list[Hotword]:
+    path = tmp_path / "hotwords.txt"
+    path.write_text(text, encoding="utf8")
+    return read_hotwords(path, 1.5, outside)
+
+
+def test_a_phrase_a_line_perhaps_with_its_own_score(tmp_path):
+    assert read(tmp_path, "O'NEILL\n\n  NEW   YORK :2.5\n") == [Hotword("O'NEILL", 1.5), Hotword("NEW YORK", 2.5)]
+
+
+def test_a_phrase_takes_the_case_of_the_model(tmp_path):
+    assert read(tmp_path, "New York\n") == [Hotword("NEW YORK", 1.5)]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("GOOD\nNaïve\n", "line 2, 'Naïve': the model has no token for 'aïve'; correct these lines"),
+        ("GOOD :high\n", "line 1, ':high': not a score such as :2.5"),
+        ("GOOD\n:2.5\n", "line 2 has a score and no phrase"),
+        ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':1'"),
+        ("\n \n", "holds no phrase; write one phrase a line"),
+        ("é\n" * 7, "line 5, 'é': the model has no token for 'é'; and 2 more;"),
+    ],
+)
+def test_what_no_path_could_say_is_refused_by_line(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, text)
+    assert message in str(error.value) and "--hotwords-file" in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.txt: no such file; give a text file"):
+        read_hotwords(tmp_path / "gone.txt", 1.5, outside)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="bytes: .* can't decode"):
+        read_hotwords(tmp_path / "bytes", 1.5, outside)
