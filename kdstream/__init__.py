@@ -10,4 +10,6 @@ from kdstream.errors import UserError
 from kdstream.recognizer import Recognizer, Stream, load
 from kdstream.transcription import Transcription, Word
 
-__all__ = ["Recognizer", "Stream", "Transcription", "UserError", "Word", "load"]
+__all__ = ["Recognizer", "Stream", "Transcription", "UserError", "Word", "__version__", "load"]
+
+__version__ = "0.2.0"  # pyproject.toml reads it here

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from kdstream import __version__
 from kdstream.errors import UserError, packages_of
 from kdstream.files import MENDED_BY_USER
 
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print(usage())
         return
+    if name == "--version":
+        print(f"kdstream {__version__}")
+        return
     if name not in COMMANDS:
         sys.exit(f"error: {name}: no such command; kdstream --help lists them")
     sys.argv = [f"kdstream {name}", *rest]
@@ -98,4 +102,5 @@ def usage() -> str:
     """What `kdstream --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: kdstream COMMAND [flags]; kdstream COMMAND --help lists its flags", "", *lines])
+    usages = ["usage: kdstream COMMAND [flags]; kdstream COMMAND --help lists its flags", "       kdstream --version"]
+    return "\n".join([*usages, "", *lines])

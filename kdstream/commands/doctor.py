@@ -14,6 +14,8 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from kdstream import __version__
+
 
 class Package(NamedTuple):
     """A package that kdstream uses.
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     extras = args.extras or ["train"]
     needed = {name for extra in extras for name in packages_in(extra)}
     versions = installed_versions([package.name for package in (*PACKAGES, *OPTIONAL)])
-    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"kdstream {__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     print("\n".join(package_table(versions, needed)))
     print()
     print("\n".join(extra_lines(versions)))

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import kdstream
 from kdstream.commands import doctor
 from kdstream.models import rnnt_loss
 from support.packaging import extras_of_pyproject
@@ -53,6 +54,7 @@ def test_an_extra_without_torch_is_complete_without_it(
     pretend(monkeypatch, "torch", "kaldialign")
     assert doctor.main(["serve"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"kdstream {kdstream.__version__}, Python ")
     assert "serve    complete" in lines and "decode   lacks torch, kaldialign" in lines
     assert not any("missing:" in line for line in lines)
     assert doctor.main(["serve", "export"]) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import kdstream
 from kdstream import commands
 from support.paths import ROOT
 
@@ -47,6 +48,11 @@ def test_an_error_of_the_system_that_nobody_can_mend_keeps_its_traceback():
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         commands.run(command)
+
+
+def test_version_is_that_of_the_package(capsys):
+    commands.main(["--version"])
+    assert capsys.readouterr().out == f"kdstream {kdstream.__version__}\n"
 
 
 @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
