@@ -4,8 +4,10 @@
 #   bash local/setup_env.sh          # .venv: kdstream and everything that it can use (about 6 GB)
 #   bash local/setup_env.sh --k2     # .venv-k2: the real k2, for the k2 tests (about 4 GB)
 #   bash local/setup_env.sh --kaldifeat   # into .venv: kaldifeat, built from its sources (some minutes; needs g++)
+#   bash local/setup_env.sh --into .venv-gpu constraints-k2.txt   # another folder, another tested set of versions
 #
-# PYTHON=/path/to/python3.11 chooses the interpreter (3.10 or newer; k2: 3.10 or 3.11).  pip's own settings
+# PYTHON=/path/to/python3.11 chooses the interpreter (3.10 or newer; k2: 3.10 or 3.11; --into: the one that the first
+# line of the constraints names).  It may name several, of which the first that fits is taken.  pip's own settings
 # (index, proxy, cache) are the user's.  With PIP_EXTRA_INDEX_URL=ADDRESS, where ADDRESS is PyTorch's index of wheels
 # for CPUs (it ends in /whl/cpu), pip takes torch without CUDA, and .venv has 2 GB.
 # After an interruption it continues; delete the folder to start anew.
@@ -30,7 +32,7 @@ find_python() { # allowed versions, as a regular expression
     echo "$candidate"
     return
   done
-  die "no Python of version ${1//\\/} (found:${seen:- none}); run: apt-get install python3.11 python3.11-venv, or set PYTHON"
+  die "no Python of version ${1//\\/} (found:${seen:- none}); set PYTHON=/path/to/it, or run: apt-get install python3.11-venv"
 }
 
 # Runs a command with its output in the log; shows the log's end if it fails.
@@ -41,13 +43,18 @@ quietly() {
   }
 }
 
+# The Python that a file of constraints is for: its first line says it.
+python_of() { # constraints
+  sed -n '1s/^# Python \([0-9.]*\).*/\1/p' "$1"
+}
+
 install_main() {
-  if [ "$("$python" -c 'import sys; print(sys.version_info[:2] == (3, 11))')" = True ]; then
-    quietly "$python" -m pip install --no-compile -r requirements.txt -c constraints.txt
-  else
-    echo "constraints.txt holds for Python 3.11; installing the newest versions that requirements.txt allows"
-    quietly "$python" -m pip install --no-compile -r requirements.txt
+  local only=(-c "$constraints")
+  if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$(python_of "$constraints")" ]; then
+    echo "$constraints holds for Python $(python_of "$constraints"); installing the newest that $requirements allows"
+    only=()
   fi
+  quietly "$python" -m pip install --no-compile -r "$requirements" "${only[@]}"
   quietly "$python" -m pip install --no-compile --no-build-isolation --no-deps -e . # with the setuptools from above
 }
 
@@ -105,8 +112,10 @@ EOF
 
 marker=.done
 case "${1:-}" in
-  "")
-    venv=.venv versions='3\.1[0-4]' install=install_main files="pyproject.toml requirements.txt constraints.txt"
+  "" | --into)
+    venv=${2:-.venv} constraints=${3:-constraints.txt} requirements=${4:-requirements.txt}
+    versions='3\.1[0-4]' install=install_main files="pyproject.toml $requirements $constraints"
+    [ $# = 0 ] || versions=$(python_of "$constraints")
     imports="torch, lhotse, sentencepiece, soundfile" gigabytes=6
     ;;
   --k2)
@@ -118,14 +127,14 @@ case "${1:-}" in
     venv=.venv versions='3\.1[0-4]' install=install_kaldifeat files="requirements.txt constraints.txt"
     imports="torch, kaldifeat" marker=.done-kaldifeat gigabytes=1
     ;;
-  *) die "$1: unknown; usage: bash local/setup_env.sh [--k2 | --kaldifeat]" ;;
+  *) die "$1: unknown; usage: bash local/setup_env.sh [--k2 | --kaldifeat | --into FOLDER CONSTRAINTS [REQUIREMENTS]]" ;;
 esac
 
 wanted=$(cat $files local/setup_env.sh | sha256sum | cut -d' ' -f1)
 [ "$(cat "$venv/$marker" 2>/dev/null)" != "$wanted" ] || exit 0
 
 base=$(find_python "$versions")
-case "$venv $("$base" -m pip config list 2>/dev/null)" in .venv\ */whl/cpu*) gigabytes=2 ;; esac
+case "$install $("$base" -m pip config list 2>/dev/null)" in install_main\ */whl/cpu*) gigabytes=2 ;; esac
 free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
 [ -d "$venv" ] || [ "$free" -ge "$gigabytes" ] || die "$venv takes about $gigabytes GB; $PWD has $free GB free"
 python=$venv/bin/python

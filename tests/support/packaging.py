@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from support.paths import ROOT
@@ -48,6 +49,13 @@ def split_requirement(line: str) -> tuple[str, str, str]:
     match = REQUIREMENT.fullmatch(line.strip())
     assert match is not None, line
     return match[1], match[2] or "", match[3]
+
+
+def read_requirements(path: Path) -> dict[str, str]:
+    """By package, what a file of requirements or of constraints says of its version."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    split = [split_requirement(line) for line in lines if line]
+    return {package.lower().replace("_", "-"): bounds for package, _, bounds in split}
 
 
 HIDE = """
