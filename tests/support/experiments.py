@@ -14,7 +14,8 @@ from kdstream.experiments.runner import run_cells
 from support.records import make_record
 
 # Both know their flags as pairs.  Behaviour is chosen by flags and by files beside the scripts: `slow` makes a training
-# hang in its second epoch, with a child, and `half` makes decoding die after the first test set.
+# hang in its second epoch, with a child, `together` makes it wait until as many have begun as it says, and `half` makes
+# decoding die after the first test set.
 COMMON = """
 import json, os, shlex, subprocess, sys, time
 from pathlib import Path
@@ -33,6 +34,10 @@ if flags.get("--base-lr") == "666":
 (exp_dir / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
 (exp_dir / "flags.json").write_text(json.dumps(flags))
 (exp_dir / "config.json").write_text(Path("config.json").read_text())
+together = int(Path("together").read_text()) if Path("together").exists() else 0
+for _ in range(3000):
+    if Path("events.txt").read_text().count("train ") < together:
+        time.sleep(0.01)
 for epoch in range(1, int(flags.get("--num-epochs", 30)) + 1):
     if not (exp_dir / f"epoch-{epoch}.pt").exists():
         if epoch == 2 and Path("slow").exists():
