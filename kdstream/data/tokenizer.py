@@ -119,6 +119,26 @@ class Tokenizer:
         return "" if self._model.is_control(index) else self._model.id_to_piece(index)
 
 
+def read_tokens(path: Path) -> list[str]:
+    """The pieces of a tokens.txt, in the order of their ids.  Raises UserError if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
+    lines = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [token for token, _ in sorted(lines, key=lambda line: int(line[-1]))]
+
+
+def difference_of_tokens(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """The first difference of another model's tokens from the student's; "" if they are the same in the same order."""
+    if len(theirs) != len(ours):
+        return f"it has {len(theirs)} tokens, the student {len(ours)}"
+    different = (
+        f"its token {index} is {their!r}, the student's {our!r}"
+        for index, (their, our) in enumerate(zip(theirs, ours, strict=True))
+        if their != our
+    )
+    return next(different, "")
+
+
 class UnknownLetters:
     """Keeps account of the transcripts with letters that a tokenizer lacks."""
 

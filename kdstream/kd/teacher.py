@@ -21,6 +21,7 @@ from kdstream.checkpoints.store import check_finite
 from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
+from kdstream.data.tokenizer import difference_of_tokens, read_tokens
 from kdstream.errors import UserError
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
@@ -224,30 +225,16 @@ def check_same_features(whose: str, teacher: ExperimentConfig, student: Experime
 
 def check_same_tokens(whose: str, teacher: ExperimentConfig, student: ExperimentConfig) -> None:
     """Raises UserError if the two do not write the same tokens in the same order."""
-    ours, theirs = read_tokens(student.data), read_tokens(teacher.data)
-    if ours == theirs:
-        return
-    if len(ours) != len(theirs):
-        difference = f"it has {len(theirs)} tokens, the student {len(ours)}"
-    else:
-        index = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-        difference = f"its token {index} is {theirs[index]!r}, the student's {ours[index]!r}"
-    raise UserError(
-        f"the teacher has another vocabulary ({tokens_path(teacher.data)}: {difference})",
-        flag=whose,
-        fix="train teacher and student with one --bpe-model, or distil from layers alone",
-    )
+    theirs = tokens_path(teacher.data)
+    difference = difference_of_tokens(read_tokens(theirs), read_tokens(tokens_path(student.data)))
+    if difference:
+        raise UserError(
+            f"the teacher has another vocabulary ({theirs}: {difference})",
+            flag=whose,
+            fix="train teacher and student with one --bpe-model, or distil from layers alone",
+        )
 
 
 def tokens_path(data: DataConfig) -> Path:
     """tokens.txt beside the sentencepiece model."""
     return Path(data.bpe_model).with_name(TOKENS_FILE)
-
-
-def read_tokens(data: DataConfig) -> list[str]:
-    """The lines "token id" of tokens.txt, sorted by id.  Raises UserError if there is no such file."""
-    path = tokens_path(data)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
-    lines = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [token for token, _ in sorted(lines, key=lambda line: int(line[-1]))]
