@@ -123,6 +123,19 @@ class TrainConfig(Section):
         False,
         "Resume from the last checkpoint in --exp-dir, if any; flags that are not typed are as in its config.json.",
     )
+    init_checkpoint: str = flag(
+        "",
+        "Begin with the weights in this file (epoch-N.pt, pretrained.pt, a state dict or .safetensors; ours or "
+        "icefall's) or exp-dir, and with the schedules at their ends, as icefall's finetune.py does.",
+    )
+    init_modules: tuple[str, ...] = flag(
+        (), "Parts that begin with them, e.g. encoder_embed,encoder; the others begin at random.  Empty: all."
+    )
+    init_epoch: int = flag(0, "epoch-N.pt of that exp-dir (0: the last one there is).", minimum=0)
+    init_avg: int = flag(1, "Checkpoints of that exp-dir to average, as in decode.py.", minimum=1)
+    init_use_averaged_model: bool = flag(
+        True, "Average over every batch of those epochs, not only over their last ones."
+    )
     base_lr: float = flag(0.045, "Base learning rate of ScaledAdam.", above=0)
     lr_batches: float = flag(7500.0, "Batches after which Eden's learning rate begins to fall.", above=0)
     lr_epochs: float = flag(3.5, "Epochs after which Eden's learning rate begins to fall.", above=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 from kdstream.config.flags import add_arguments, from_args, parser_of
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError, option
+from kdstream.models.zipformer_modules import is_streaming
 
 OTHER_HEADS = ("attention_decoder.",)  # that icefall can train beside the transducer, and a teacher needs not
 SHOWN_BY_WEIGHTS = ("encoder", "preset", "causal", "chunk_size", "left_context_frames", "use_ctc", "context_size")
@@ -66,7 +67,7 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
         return replace(
             from_args(ModelConfig, args),
             encoder="zipformer",
-            causal=any("causal_conv" in name for name in weights),
+            causal=is_streaming(weights),
             use_ctc="ctc_output.1.weight" in weights,
             vocab_size=weights["decoder.embedding.weight"].size(0),
             context_size=weights["decoder.conv.weight"].size(2) if "decoder.conv.weight" in weights else 1,

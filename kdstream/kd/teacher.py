@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.checkpoints.initial import weights_in_mode_of
 from kdstream.checkpoints.store import check_finite
 from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
@@ -129,17 +130,7 @@ class TransducerTeacher(Teacher):
 
     def weights_for(self, student: Transducer) -> dict[str, Tensor]:
         """A streaming student takes those of a full-context teacher as its own."""
-        streams = self.model.config.causal
-        if streams and not student.config.causal:
-            raise UserError(
-                "a --causal 0 student cannot start from a streaming teacher's weights",
-                flag="--init-from-teacher 1",
-                fix="give --causal 1, or leave it out",
-            )
-        weights = self.model.state_dict()
-        if student.config.causal and not streams:
-            return self.model.encoder.streaming_parameters(weights)
-        return weights
+        return weights_in_mode_of(student, self.model.state_dict(), self.model.config.causal, "--init-from-teacher 1")
 
 
 def as_batch(utterances: Sequence[Heard]) -> Heard:

@@ -11,7 +11,7 @@ Shapes: N batch, T frames of x, K cached frames and those of x, D model width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,11 @@ def streaming_parameters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         converted[f"{prefix}.causal_conv.{kind}"] = past
         converted[f"{prefix}.chunkwise_conv.{kind}"] = future
     return converted
+
+
+def is_streaming(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether parameters are those of a streaming Zipformer."""
+    return any("causal_conv" in name for name in state_dict)
 
 
 class Convolution(nn.Module):

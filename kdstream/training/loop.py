@@ -29,7 +29,6 @@ from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.files import writing
-from kdstream.kd.teacher import start_from_teacher
 from kdstream.kd.teachers import load_teacher, needs_audio
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.streaming import ChunkConfig
@@ -44,11 +43,14 @@ from kdstream.training.precision import Precision
 from kdstream.training.progress import Progress, checkpoint_params
 from kdstream.training.saving import Saver
 from kdstream.training.start import (
+    batch_count_at_start,
     check_same_model,
     check_same_tokenizer,
     checkpoint_to_resume,
     keep_settings,
     only_training_in,
+    prunes_from_the_start,
+    start_from_weights,
     with_preset,
     with_teacher_epoch,
     with_vocabulary,
@@ -70,7 +72,6 @@ SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
 BAD_MODEL = "bad-model-0.pt"  # the weights with which a training gave up, as icefall names those of the first process
 CLIPPING_SCALE = 2.0
-FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
 
 
 def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -138,12 +139,11 @@ class Trainer:
         teacher = load_teacher(config, device)
         if teacher is not None:
             teacher.check_cuts(data.training_cut_ids())
-            if config.distill.init_from_teacher:
-                start_from_teacher(self.model, teacher)
+        start_from_weights(self.model, config, data.tokenizer, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None
-        self.student = StudentWithBranches(self.model, self.distiller, train, config.distill.init_from_teacher)
+        self.student = StudentWithBranches(self.model, self.distiller, train, prunes_from_the_start(config))
         self.optimizer = ScaledAdam(
             [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
             lr=train.base_lr,
@@ -248,7 +248,7 @@ class Trainer:
         started = time.perf_counter()
         done = progress.batch_idx_train // SCHEDULE_INTERVAL * SCHEDULE_INTERVAL
         reference_batches = self.config.data.max_duration * self.world_size * train.accum_grad / train.ref_duration
-        set_batch_count(self.model, done * reference_batches + (FINETUNE_BATCH_COUNT if self.student.finetune else 0.0))
+        set_batch_count(self.model, done * reference_batches + batch_count_at_start(self.config))
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()

@@ -31,7 +31,7 @@ from kdstream.training.metrics import FRAMES, MetricsTracker
 class StudentWithBranches(nn.Module):
     """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains.
 
-    finetune: the student begins with trained weights, so what --warm-step schedules counts as over.
+    finetune: what prunes the lattice begins with trained weights, so what --warm-step schedules counts as over.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def test_a_student_of_another_shape_cannot_start_from_its_teacher(teacher):
 
 def test_a_full_context_student_cannot_start_from_a_streaming_teacher():
     teacher, student = (tiny_test_model(causal, encoder="conformer") for causal in (True, False))
-    with pytest.raises(UserError, match="a --causal 0 student cannot start from a streaming teacher's weights"):
+    with pytest.raises(UserError, match="a --causal 0 student cannot start from a streaming model's weights"):
         start_from_teacher(student, TransducerTeacher(teacher))
 
 

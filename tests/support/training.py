@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,14 +75,14 @@ def make_cut(cut_id: str, features: np.ndarray, text: str, writer: NumpyFilesWri
     return MonoCut(cut_id, 0.0, seconds, 0, [supervision], stored)
 
 
-def train_tokenizer(directory: Path) -> Path:
-    """A sentencepiece model with icefall's first three ids and one token a letter, and its tokens.txt."""
+def train_tokenizer(directory: Path, more: Sequence[str] = ()) -> Path:
+    """A sentencepiece model with icefall's first three ids, one token a letter and `more`, and its tokens.txt."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([LETTERS]),  # single letters as well: it refuses to train on nothing else
         model_prefix=str(directory / "bpe"),
-        vocab_size=2 * len(LETTERS) + 4,
+        vocab_size=2 * len(LETTERS) + 4 + len(more),
         hard_vocab_limit=False,
-        user_defined_symbols=["<blk>", "<sos/eos>", *(f"\u2581{letter}" for letter in LETTERS)],
+        user_defined_symbols=["<blk>", "<sos/eos>", *(f"\u2581{letter}" for letter in LETTERS), *more],
         unk_id=2,
         bos_id=-1,
         eos_id=-1,
