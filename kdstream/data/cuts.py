@@ -1,16 +1,14 @@
-"""Manifests of cuts: how they are read and written, and what an epoch takes of those that a teacher transcribed."""
+"""Manifests of cuts: how they are read and written."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
@@ -19,7 +17,6 @@ from kdstream.data.fields import field_fault
 from kdstream.errors import UserError
 from kdstream.files import replacing
 
-REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
 EAGER = (
     ".json",
@@ -142,53 +139,3 @@ class DistinctIds:
 def id_number(cut_id: str) -> int:
     """64 bits that stand for an id: the same in every process, and for a million of ids distinct."""
     return int.from_bytes(hashlib.blake2b(cut_id.encode(), digest_size=8).digest(), "little")
-
-
-class PseudoCuts:
-    """Pseudo-labelled cuts, and the share of them that each epoch takes.
-
-    An epoch goes once through the labelled cuts.  Beside them it takes as many pseudo-labelled ones as make up `ratio`
-    of its utterances: the next ones of an endless row of shuffled passes over all of them.  So over the epochs each
-    is used equally often, whether they are more than an epoch takes or fewer, and what an epoch takes depends on
-    (seed, epoch) alone.
-
-    Args:
-      cuts: read lazily, the same at each reading.
-      num_cuts: how many they are.
-      num_labelled: labelled cuts in an epoch.
-      ratio: in (0, 1).
-      seed: of the order in which they are used.
-    """
-
-    def __init__(self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int) -> None:
-        self.cuts, self.num_cuts, self.num_labelled, self.seed = cuts, num_cuts, num_labelled, seed
-        self.per_epoch = max(1, round(num_labelled * ratio / (1 - ratio)))
-
-    def uses(self, epoch: int) -> np.ndarray:
-        """How often `epoch` (from 1) takes each cut: (num_cuts,), `per_epoch` in all."""
-        begin, end = (epoch - 1) * self.per_epoch, epoch * self.per_epoch
-        uses = np.zeros(self.num_cuts, dtype=np.int64)
-        for turn in range(begin // self.num_cuts, math.ceil(end / self.num_cuts)):
-            order = np.random.default_rng(zlib.crc32(f"pseudo/{self.seed}/{turn}".encode())).permutation(self.num_cuts)
-            first = turn * self.num_cuts
-            uses[order[max(begin - first, 0) : end - first]] += 1
-        return uses
-
-    def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
-        """`labelled` with the share of `epoch` spread evenly among them."""
-        share = CutSet(_Repeated(self.cuts, self.uses(epoch)))
-        return CutSet.mux(labelled, share, weights=[self.num_labelled, self.per_epoch], seed=self.seed)
-
-
-class _Repeated:
-    """Iterates over `cuts`, each as often as `uses` says, afresh each time."""
-
-    is_lazy = True
-
-    def __init__(self, cuts: CutSet, uses: np.ndarray) -> None:
-        self.cuts, self.uses = cuts, uses
-
-    def __iter__(self) -> Iterator[Cut]:
-        for cut, uses in zip(self.cuts, self.uses.tolist(), strict=True):
-            for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
-                yield cut.with_id(f"{cut.id}{REPEATED}{use}") if use else cut

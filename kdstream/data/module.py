@@ -24,8 +24,9 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
-from kdstream.data.cuts import DistinctIds, PseudoCuts, iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
+from kdstream.data.mixture import PseudoCuts
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.selection import Rules, Selection, select
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters

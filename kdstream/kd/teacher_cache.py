@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.config.sections import CACHE_STORAGES
 from kdstream.data.batch import Batch
-from kdstream.data.cuts import REPEATED
+from kdstream.data.mixture import REPEATED
 from kdstream.errors import UserError, option
 from kdstream.files import write_text, writing
 from kdstream.kd.taps import TENSORS, Tap

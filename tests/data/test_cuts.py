@@ -17,7 +17,8 @@ from lhotse import CutSet, MonoCut, NumpyFilesWriter, Recording, RecordingSet, S
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.data.checks import check_data
-from kdstream.data.cuts import PseudoCuts, read_manifest, write_cuts
+from kdstream.data.cuts import read_manifest, write_cuts
+from kdstream.data.mixture import PseudoCuts
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from support.training import make_corpus, make_cut

@@ -11,7 +11,7 @@ import torch
 
 from kdstream.commands import cache_teacher
 from kdstream.config.sections import DistillConfig
-from kdstream.data.cuts import REPEATED
+from kdstream.data.mixture import REPEATED
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller

@@ -1,0 +1,82 @@
+"""What an epoch takes of sets of cuts beside others, such as those that a teacher transcribed.
+
+What an epoch takes, and in which order, depends on (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
+
+
+class CutsInTurn:
+    """Cuts of which each epoch takes the next ones of an endless row of shuffled passes over all of them.
+
+    So over the epochs each is used equally often, whether they are more than an epoch takes or fewer.
+
+    Args:
+      cuts: read lazily, the same at each reading.
+      num_cuts: how many they are.
+      per_epoch: how many an epoch takes.
+      name: of the row; another name or seed shuffles otherwise.
+      seed: of the order in which they are used.
+    """
+
+    def __init__(self, cuts: CutSet, num_cuts: int, per_epoch: int, name: str, seed: int) -> None:
+        self.cuts, self.num_cuts, self.per_epoch, self.name, self.seed = cuts, num_cuts, per_epoch, name, seed
+
+    def uses(self, epoch: int) -> np.ndarray:
+        """How often `epoch` (from 1) takes each cut: (num_cuts,), `per_epoch` in all."""
+        begin, end = (epoch - 1) * self.per_epoch, epoch * self.per_epoch
+        uses = np.zeros(self.num_cuts, dtype=np.int64)
+        for turn in range(begin // self.num_cuts, math.ceil(end / self.num_cuts)):
+            seed = zlib.crc32(f"{self.name}/{self.seed}/{turn}".encode())
+            order = np.random.default_rng(seed).permutation(self.num_cuts)
+            first = turn * self.num_cuts
+            uses[order[max(begin - first, 0) : end - first]] += 1
+        return uses
+
+    def of_epoch(self, epoch: int) -> CutSet:
+        """The cuts that `epoch` takes, in the order of `cuts`."""
+        return CutSet(_Repeated(self.cuts, self.uses(epoch)))
+
+
+class PseudoCuts(CutsInTurn):
+    """Pseudo-labelled cuts, and the share of them that each epoch takes.
+
+    An epoch goes once through the labelled cuts.  Beside them it takes as many pseudo-labelled ones as make up `ratio`
+    of its utterances.
+
+    Args:
+      num_labelled: labelled cuts in an epoch.
+      ratio: in (0, 1).
+    """
+
+    def __init__(self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int) -> None:
+        super().__init__(cuts, num_cuts, max(1, round(num_labelled * ratio / (1 - ratio))), "pseudo", seed)
+        self.num_labelled = num_labelled
+
+    def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
+        """`labelled` with the share of `epoch` spread evenly among them."""
+        return CutSet.mux(labelled, self.of_epoch(epoch), weights=[self.num_labelled, self.per_epoch], seed=self.seed)
+
+
+class _Repeated:
+    """Iterates over `cuts`, each as often as `uses` says, afresh each time."""
+
+    is_lazy = True
+
+    def __init__(self, cuts: CutSet, uses: np.ndarray) -> None:
+        self.cuts, self.uses = cuts, uses
+
+    def __iter__(self) -> Iterator[Cut]:
+        for cut, uses in zip(self.cuts, self.uses.tolist(), strict=True):
+            for use in range(uses):  # augmentation draws by id: a repetition must not look like the first use
+                yield cut.with_id(f"{cut.id}{REPEATED}{use}") if use else cut
