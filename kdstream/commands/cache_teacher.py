@@ -28,7 +28,7 @@ def all_cuts(data: DataConfig) -> DataConfig:
     if data.pseudo_cuts:
         labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
         data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
-    return replace(without_transforms(data), shuffle=False)
+    return replace(without_transforms(data), shuffle=False, mux_weights=())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -89,6 +89,12 @@ class DataConfig(Section):
     dev_parts: tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
     test_parts: tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
     train_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
+    mux_weights: tuple[float, ...] = flag(
+        (),
+        "Weights of the training manifests, e.g. 0.7,0.3 of an epoch's utterances.  An epoch ends where the first "
+        "manifest has been gone through once; the next one goes on in the others.  Empty: all cuts of all of them.",
+        above=0,
+    )
     valid_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
     test_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
     pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")

@@ -1,17 +1,22 @@
-"""What an epoch takes of sets of cuts beside others, such as those that a teacher transcribed.
+"""What an epoch takes of several sets of cuts: mixtures of manifests by weight, and what a teacher transcribed.
 
 What an epoch takes, and in which order, depends on (seed, epoch) alone.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
+
+from kdstream.data.selection import Selection
+from kdstream.errors import UserError, option
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
 
@@ -66,6 +71,63 @@ class PseudoCuts(CutsInTurn):
     def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
         """`labelled` with the share of `epoch` spread evenly among them."""
         return CutSet.mux(labelled, self.of_epoch(epoch), weights=[self.num_labelled, self.per_epoch], seed=self.seed)
+
+
+class Mixture:
+    """Several manifests, of each of which an epoch takes its weight in utterances: --mux-weights.
+
+    An epoch ends where the first manifest has been gone through once, as Lhotse's CutSet.mux(stop_early=True) does in
+    icefall's finetune.py.  The next epoch takes the next cuts of the other manifests, and not the same ones again.
+
+    Args:
+      parts: of each manifest, its name, its cuts (lazily read, the same at each reading) and what was kept of them.
+      weights: of the manifests; only their proportions matter.
+      seed: of what an epoch takes, and of how it is mixed.
+
+    num_cuts: utterances in an epoch.
+    seconds: of speech in an epoch (about).
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, CutSet, Selection]], weights: Sequence[float], seed: int) -> None:
+        self.parts: list[CutsInTurn] = []
+        self.seed, self.num_cuts, self.seconds = seed, 0, 0.0
+        length = min(kept.kept / weight for (_, _, kept), weight in zip(parts, weights, strict=True))
+        for (name, cuts, kept), weight in zip(parts, weights, strict=True):
+            part = CutsInTurn(cuts, kept.kept, max(1, round(length * weight)), f"mux/{len(self.parts)}", seed)
+            self.parts.append(part)
+            self.num_cuts += part.per_epoch
+            self.seconds += part.per_epoch * kept.seconds / kept.kept
+            logging.info(f"An epoch takes {part.per_epoch} of the {kept.kept} cuts of {name}")
+
+    def of_epoch(self, epoch: int) -> CutSet:
+        """The cuts of one epoch (from 1), each manifest's spread evenly over it."""
+        seed = zlib.crc32(f"mux/{self.seed}/{epoch}".encode())
+        weights = [float(part.per_epoch) for part in self.parts]
+        return CutSet.mux(*(part.of_epoch(epoch) for part in self.parts), weights=weights, seed=seed)
+
+    def all_cuts(self) -> CutSet:
+        """All cuts of all manifests, each once."""
+        return CutSet.mux(*(part.cuts for part in self.parts), seed=self.seed)
+
+
+def mix(
+    paths: Sequence[Path],
+    weights: Sequence[float],
+    seed: int,
+    select: Callable[[str, list[Path]], tuple[CutSet, Selection]],
+) -> Mixture:
+    """The mixture of these manifests; `select` gives the cuts of some that can be trained on.
+
+    Raises UserError where there is not one weight for each manifest.
+    """
+    if len(paths) < 2 or len(paths) != len(weights):
+        raise UserError(
+            f"{len(weights)} weights for {len(paths)} manifests",
+            flag=option("mux_weights", ",".join(f"{weight:g}" for weight in weights)),
+            fix="give one for each of two or more --train-cuts or --train-parts",
+        )
+    parts = [(path.name, *select(f"{path.name}: training", [path])) for path in paths]
+    return Mixture(parts, weights, seed)
 
 
 class _Repeated:

@@ -26,7 +26,7 @@ from kdstream.data.batch import Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
-from kdstream.data.mixture import PseudoCuts
+from kdstream.data.mixture import Mixture, PseudoCuts, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.selection import Rules, Selection, select
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
@@ -193,15 +193,19 @@ class AsrDataModule:
 
     def _select_training_cuts(self) -> TrainingCuts:
         """Looks at every training cut, unless this was done before (see `select`); reads no audio and no features."""
-        config = self.config
-        cuts, usable = self._select("training", self.paths("train"))
-        count, seconds, pseudo = usable.kept, usable.seconds, None
+        config, mixture, pseudo = self.config, None, None
+        if config.mux_weights:
+            mixture = mix(self.paths("train"), config.mux_weights, self.seed, self._select)
+            cuts, count, seconds = mixture.all_cuts(), mixture.num_cuts, mixture.seconds
+        else:
+            cuts, usable = self._select("training", self.paths("train"))
+            count, seconds = usable.kept, usable.seconds
         if config.pseudo_cuts:
-            pseudo, mean_seconds = self._select_pseudo_cuts(usable.kept)
+            pseudo, mean_seconds = self._select_pseudo_cuts(count)
             count, seconds = count + pseudo.per_epoch, seconds + pseudo.per_epoch * mean_seconds
         # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
         buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
-        return TrainingCuts(cuts, pseudo, seconds, buckets)
+        return TrainingCuts(cuts, mixture, pseudo, seconds, buckets)
 
     def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
         """The pseudo-labelled cuts, and their mean duration in seconds."""
@@ -249,15 +253,20 @@ class AsrDataModule:
 
 @dataclass
 class TrainingCuts:
-    """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it."""
+    """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it.
+
+    labelled: all of them; an epoch takes what `mixture` says, if there is one.
+    """
 
     labelled: CutSet
+    mixture: Mixture | None
     pseudo: PseudoCuts | None
     seconds: float
     num_buckets: int
 
     def of_epoch(self, epoch: int) -> CutSet:
-        return self.labelled if self.pseudo is None else self.pseudo.mixed_into(self.labelled, epoch)
+        labelled = self.labelled if self.mixture is None else self.mixture.of_epoch(epoch)
+        return labelled if self.pseudo is None else self.pseudo.mixed_into(labelled, epoch)
 
 
 def _name_of(path: Path) -> str:
