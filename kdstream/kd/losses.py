@@ -126,7 +126,8 @@ class RelationDivergence(torch.autograd.Function):
         of_heads = [x.repeat_interleave(R, dim=0) for x in (keys, weights.unsqueeze(2) / R)]
         maps = [x.flatten(0, 1) for x in (teacher, auxiliary)] + of_heads  # N * R each
         total, gradients = auxiliary.new_zeros(()), []
-        block = max(1, BLOCK_ELEMENTS[auxiliary.device.type] // max(1, T * T))
+        elements = BLOCK_ELEMENTS["cpu" if auxiliary.device.type == "cpu" else "cuda"]
+        block = max(1, elements // max(1, T * T))
         for y, x, keys, w in zip(*(of_all.split(block) for of_all in maps), strict=True):
             a, p, a_logsumexp = _relations(y, keys)
             b, q, b_logsumexp = _relations(x, keys)

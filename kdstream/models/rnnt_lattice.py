@@ -53,12 +53,12 @@ class _PathSum(torch.autograd.Function):
         step = 0 if px_frames == T + 1 else 1  # frames that a symbol edge consumes
 
         # The backward scores are the forward scores of the lattice turned by 180 degrees: one scan does both.
-        size = boundary.new_tensor([S, T])
+        ends_left = torch.stack((S - boundary[:, 2], T - boundary[:, 3]), dim=1)  # (N, 2)
         px64, py64 = px.double(), py.double().clamp(min=_NO_EDGE)
         prefix = _prefix_scores(
             torch.cat((px64, px64.flip(1, 2))),  # (2N, S, T+1 or T)
             torch.cat((py64, py64.flip(1, 2))),  # (2N, S+1, T)
-            torch.cat((boundary[:, :2], size - boundary[:, 2:])),  # (2N, 2)
+            torch.cat((boundary[:, :2], ends_left)),  # (2N, 2)
             step,
         )
         alpha, beta = prefix[:N], prefix[N:].flip(1, 2)  # (N, S+1, T+1)
@@ -69,9 +69,11 @@ class _PathSum(torch.autograd.Function):
         total = scores.where(reachable, torch.zeros_like(scores)).view(N, 1, 1)
         px_grad = (alpha[:, :-1, : T + 1 - step] + px64).add_(beta[:, 1:, step:]).sub_(total).exp_()
         py_grad = (alpha[:, :, :-1] + py64).add_(beta[:, :, 1:]).sub_(total).exp_()
-        if not bool(reachable.all()):
+        if px.device.type != "cpu" or not bool(reachable.all()):  # elsewhere the host would wait for the answer
             scores = scores.masked_fill(scores <= _NO_EDGE / 2, float("-inf"))
-            px_grad[~reachable], py_grad[~reachable] = 0.0, 0.0
+            unreachable = ~reachable.view(N, 1, 1)
+            px_grad.masked_fill_(unreachable, 0.0)
+            py_grad.masked_fill_(unreachable, 0.0)
 
         px_grad, py_grad = px_grad.to(px.dtype), py_grad.to(py.dtype)
         ctx.save_for_backward(px_grad, py_grad)

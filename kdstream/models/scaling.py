@@ -224,7 +224,7 @@ class BalancerFunction(torch.autograd.Function):
             linear = -ratio_sign * mean / cube + rms_sign / square
             size = ((constant + linear * mean).square() + (linear * stddev).square()).sqrt()  # rms of a + b x
             factor = grad_scale / size.clamp(min=1e-20)
-            if not x.is_cuda and not bool(size.any()):  # all within their ranges; a GPU would wait for the answer
+            if x.device.type == "cpu" and not bool(size.any()):  # all within their ranges; a GPU would wait for that
                 return grad, None, None, None
             return pushed(grad, x, constant * factor, linear * factor), None, None, None
 
@@ -241,7 +241,8 @@ def moments(x: Tensor) -> Tensor:
 def pushed(grad: Tensor, x: Tensor, constant: Tensor, linear: Tensor) -> Tensor:
     """grad + |grad| (constant + linear x); grad and x (..., D), the others (D,)."""
     result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    rows = 1 if x.is_cuda else rows_in_block(x)  # on a CPU a broadcast row would make one short loop of each row
+    # on a CPU a broadcast row would make one short loop of each row
+    rows = rows_in_block(x) if x.device.type == "cpu" else 1
     constant, linear = (values.expand(rows, -1).contiguous() for values in (constant, linear))
     for out, grad_rows, x_rows in blocks_of_rows(result, grad, x):
         push = torch.addcmul(constant[: len(out)], linear[: len(out)], x_rows.float())
@@ -334,7 +335,10 @@ class Whiten(nn.Module):
         return x
 
     def penalty_gradient(self, x: Tensor) -> Tensor | None:
-        """Direction of the gradient by x of mean(diag(C C)) / mean(diag C)^2 for covariance C; None below the limit."""
+        """Direction of the gradient by x of mean(diag(C C)) / mean(diag C)^2 for covariance C; none below the limit.
+
+        There it is None on a CPU, and zeros elsewhere, where the host would wait for the answer.
+        """
         shape = x.shape
         x = x.reshape(-1, self.groups, shape[-1] // self.groups).transpose(0, 1)  # (groups, frames, D / groups)
         x = x - x.mean(dim=1, keepdim=True)
@@ -342,9 +346,11 @@ class Whiten(nn.Module):
         size = cov.size(0) * cov.size(1)
         cov = cov / (cov.diagonal(dim1=1, dim2=2).sum() / size + 1e-20)  # mean of the diagonal is 1
         metric = cov.square().sum() / size
-        if metric < float(self.limit):
+        within = metric < float(self.limit)
+        if x.device.type == "cpu" and bool(within):
             return None
-        return (x @ (cov - metric * torch.eye(cov.size(1), device=x.device))).transpose(0, 1).reshape(shape)
+        push = x @ (cov - metric * torch.eye(cov.size(1), device=x.device)).masked_fill_(within, 0.0)
+        return push.transpose(0, 1).reshape(shape)
 
 
 class ScaleGradFunction(torch.autograd.Function):
