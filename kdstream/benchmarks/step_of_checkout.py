@@ -49,11 +49,11 @@ def main(checkout: str, *flags: str) -> None:
         torch.set_num_threads(args.threads)
     data = names["from_args"](names["DataConfig"], args)
     if args.train_cuts:
-        batch, tokens, vocab_size = names["real_batch"](data)
+        *made, vocab_size = names["real_batch"](data)
     else:
-        batch, tokens = names["synthetic_batch"](data, args.utterance_seconds)
-        vocab_size = names["SYNTHETIC_VOCABULARY"]
-    bench = names["Bench"](args, batch, tokens, vocab_size)
+        made, vocab_size = names["synthetic_batch"](data, args.utterance_seconds), names["SYNTHETIC_VOCABULARY"]
+        made = made if isinstance(made, tuple) else (made,)  # older commits have the tokens beside the batch
+    bench = names["Bench"](args, *made, vocab_size)
     keep_freed_memory()
     for line in sys.stdin:
         request = json.loads(line)

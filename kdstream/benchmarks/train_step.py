@@ -38,37 +38,35 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
-from kdstream.training.step import StudentWithBranches, seed_step
+from kdstream.training.step import StudentWithBranches, seed_step, tokens_of
 
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
 LEARNING_RATE = 1e-4  # small, so that a random model stays in range
 
-Tokens = list[list[int]]
 
-
-def synthetic_batch(data: DataConfig, seconds: float, vocab_size: int = SYNTHETIC_VOCABULARY) -> tuple[Batch, Tokens]:
+def synthetic_batch(data: DataConfig, seconds: float, vocab_size: int = SYNTHETIC_VOCABULARY) -> Batch:
     """--max-duration seconds of noise in utterances of `seconds`, the shortest a fifth shorter."""
     count = max(1, int(data.max_duration / seconds))
     generator = torch.Generator().manual_seed(0)
     lens = torch.linspace(100 * seconds, 80 * seconds, count).long()
     features = torch.randn(count, int(lens.max()), 80, generator=generator) * 3 - 6
     symbols = (count, int(TOKENS_PER_SECOND * seconds))
-    tokens = torch.randint(3, vocab_size, symbols, generator=generator).tolist()
-    return Batch(features, lens, [""] * count, [str(index) for index in range(count)]), tokens
+    tokens = torch.randint(3, vocab_size, symbols, generator=generator)
+    names = [str(index) for index in range(count)]
+    return Batch(features, lens, [""] * count, names, tokens, torch.full((count,), symbols[1]))
 
 
-def real_batch(data: DataConfig) -> tuple[Batch, Tokens, int]:
-    """The first training batch of --train-cuts, its tokens, and the size of the vocabulary."""
+def real_batch(data: DataConfig) -> tuple[Batch, int]:
+    """The first training batch of --train-cuts, and the size of the vocabulary."""
     module = AsrDataModule(replace(data, num_workers=0), seed=0)
-    batch = next(iter(module.train_dataloader(1)))
-    return batch, module.tokenizer.encode(batch.texts), module.tokenizer.vocab_size
+    return next(iter(module.train_dataloader(1))), module.tokenizer.vocab_size
 
 
 class Bench:
     """Models, optimisers and one batch; `rows` are the things to be measured, by name."""
 
-    def __init__(self, args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> None:
+    def __init__(self, args: argparse.Namespace, batch: Batch, vocab_size: int) -> None:
         model = replace(from_args(ModelConfig, args), vocab_size=vocab_size)
         teacher = replace(model, causal=False)
         if args.teacher_preset:  # and none of the student's sizes
@@ -76,7 +74,7 @@ class Bench:
         train = from_args(TrainConfig, args)
         device = find_device(args.device)
         torch.manual_seed(0)
-        self.batch, self.tokens = batch.to(device), tokens
+        self.batch = batch.to(device)
         self.chunk = ChunkConfig(model.chunk_size[0], model.left_context_frames[0]) if model.causal else None
         self.student = build_model(resolve(model)).to(device).train()
         set_batch_count(self.student, BATCH_COUNT)
@@ -104,7 +102,7 @@ class Bench:
         heard, student_taps = teacher_forward(), distiller.student_taps()
         features, lens = self.batch.features, self.batch.feature_lens
         with torch.no_grad(), self.precision.autocast():
-            self.student(features, lens, self.tokens, self.chunk, LossSettings(), taps=student_taps)
+            self.student(features, lens, tokens_of(self.batch), self.chunk, LossSettings(), taps=student_taps)
             pairs = list(distiller.compare_layers(heard, student_taps, output_frames_of(lens)))
         self.add_parts(distiller, pairs, heard, student_taps)
 
@@ -123,7 +121,7 @@ class Bench:
 
         def run() -> None:
             with self.precision.autocast():
-                loss, _ = module(self.batch, self.tokens, self.chunk, int(BATCH_COUNT))
+                loss, _ = module(self.batch, self.chunk, int(BATCH_COUNT))
             self.precision.backward(loss)
             self.precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)

@@ -38,11 +38,10 @@ from kdstream.config.flags import add_arguments, from_args, in_range, parser_of,
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from kdstream.benchmarks.train_step import Tokens
     from kdstream.data.batch import Batch
 
 
-def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab_size: int) -> int:
+def measure_memory(args: argparse.Namespace, batch: Batch, vocab_size: int) -> int:
     """Peak bytes of the row --memory-of, in this process."""
     from kdstream.benchmarks.memory import PeakMemory
     from kdstream.benchmarks.train_step import Bench
@@ -50,7 +49,7 @@ def measure_memory(args: argparse.Namespace, batch: Batch, tokens: Tokens, vocab
 
     peak = PeakMemory(find_device(args.device))
     peak.start()
-    bench = Bench(args, batch, tokens, vocab_size)
+    bench = Bench(args, batch, vocab_size)
     if args.memory_of != STEPS[0]:
         bench.add_distillation()
     bench.rows = {args.memory_of: bench.rows[args.memory_of]}
@@ -155,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(compare_against(args, flags), args.json)
         return
     if args.train_cuts:
-        batch, tokens, vocab_size = real_batch(data)
+        batch, vocab_size = real_batch(data)
     else:
-        batch, tokens = synthetic_batch(data, args.utterance_seconds, args.vocab_size)
+        batch = synthetic_batch(data, args.utterance_seconds, args.vocab_size)
         vocab_size = args.vocab_size
     if args.memory_of:
-        print(measure_memory(args, batch, tokens, vocab_size))
+        print(measure_memory(args, batch, vocab_size))
         return
-    bench = Bench(args, batch, tokens, vocab_size)
+    bench = Bench(args, batch, vocab_size)
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
     keep_freed_memory()  # as training does
     if args.limit:

@@ -1,11 +1,11 @@
 """A batch of utterances, as the loaders make it and training takes it.
 
-Shapes: N batch, T feature frames of 10 ms, 80 mel bins, S samples at 16 kHz.
+Shapes: N batch, T feature frames of 10 ms, 80 mel bins, U tokens, S samples at 16 kHz.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kdstream.data.tokenizer import BLANK_ID
 from kdstream.models.streaming import LOG_EPS
 from kdstream.units import FRAMES_PER_SECOND
 
@@ -23,24 +24,42 @@ class Batch:
     features: (N, T, 80), padded with LOG_EPS.
     feature_lens: (N,) int64.
     texts, cut_ids: N each.
+    tokens: (N, U) int64 of the texts, padded with blank; token_lens (N,) int64.  None where nobody learns them.
     audio: (N, S) in [-1, 1], padded with zeros; audio_lens (N,) int64.  None where no teacher listens to it.
+    origin: what this batch is a copy of, on another device.
     """
 
     features: Tensor
     feature_lens: Tensor
     texts: list[str]
     cut_ids: list[str]
+    tokens: Tensor | None = None
+    token_lens: Tensor | None = None
     audio: Tensor | None = None
     audio_lens: Tensor | None = None
+    origin: Batch | None = None
 
     def to(self, device: str | torch.device) -> Batch:
-        moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **moved)
+        """A copy on `device`.  If this batch is pinned, its copy is on the way when this returns."""
+        return self._map(lambda x: x.to(device, non_blocking=True), origin=self.host)
+
+    def pin_memory(self) -> Batch:
+        """A copy in memory from which a GPU copies while the CPU goes on; a DataLoader calls it."""
+        return self._map(Tensor.pin_memory)
+
+    @property
+    def host(self) -> Batch:
+        """The batch as it was loaded: its lengths can be read without waiting for a GPU."""
+        return self.origin or self
+
+    def _map(self, function: Callable[[Tensor], Tensor], **changes: Batch) -> Batch:
+        changed = {name: function(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **changed, **changes)
 
     @property
     def duration(self) -> float:
         """Seconds of speech, padding not counted."""
-        return float(self.feature_lens.sum()) / FRAMES_PER_SECOND
+        return float(self.host.feature_lens.sum()) / FRAMES_PER_SECOND
 
 
 class Utterance(NamedTuple):
@@ -52,14 +71,23 @@ class Utterance(NamedTuple):
     audio: Tensor | None = None
 
 
-def make_batch(utterances: Sequence[Utterance]) -> Batch:
-    """Pads utterances to the longest of them."""
+def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens of N utterances as (N, U) int64, padded with blank, and their numbers (N,)."""
+    sequences = [torch.tensor(ids, dtype=torch.int64) for ids in tokens]
+    lens = torch.tensor([len(ids) for ids in tokens], dtype=torch.int64)
+    return pad_sequence(sequences, batch_first=True, padding_value=BLANK_ID), lens
+
+
+def make_batch(utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]] | None = None) -> Batch:
+    """Pads utterances to the longest of them; `tokens` are those of their texts."""
     batch = Batch(
         pad_sequence([u.features for u in utterances], batch_first=True, padding_value=LOG_EPS),
         torch.tensor([len(u.features) for u in utterances], dtype=torch.int64),
         [u.text for u in utterances],
         [u.cut_id for u in utterances],
     )
+    if tokens is not None:
+        batch.tokens, batch.token_lens = padded(tokens)
     audio = [u.audio for u in utterances if u.audio is not None]
     if audio:
         batch.audio = pad_sequence(audio, batch_first=True)

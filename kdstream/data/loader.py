@@ -14,6 +14,7 @@ from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.cuts import iterate
 from kdstream.data.reading import read_audio, read_utterance
+from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 
 
@@ -30,15 +31,19 @@ class AsrDataset(Dataset):
         extractor: str,
         augmentation: Augmentation | None = None,
         with_audio: bool = False,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.from_audio = from_audio
         self.extractor = extractor
         self.augmentation = augmentation
         self.with_audio = with_audio
+        self.tokenizer = tokenizer
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
         try:
-            return make_batch([self._read(cut) for cut in cuts])
+            utterances = [self._read(cut) for cut in cuts]
+            tokens = self.tokenizer and self.tokenizer.encode([utterance.text for utterance in utterances])
+            return make_batch(utterances, tokens)
         except UserError as error:
             return error
 
@@ -61,12 +66,14 @@ class BatchLoader:
         num_batches: int,
         num_workers: int,
         start_batch: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
         self.cut_batches = cut_batches
         self.num_batches = num_batches
         self.num_workers = num_workers
         self.start_batch = start_batch
+        self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
         remaining = islice(self.cut_batches, self.start_batch, None)
@@ -75,6 +82,7 @@ class BatchLoader:
             sampler=Once(remaining),
             batch_size=None,
             num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
         )
         for batch in loader:

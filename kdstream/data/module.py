@@ -55,12 +55,14 @@ class AsrDataModule:
     Args:
       config: which cuts, and how they become batches.
       seed: of data order and augmentation.
+      with_audio: batches have their samples too.
+      pin_memory: for a GPU; see Batch.pin_memory.
     Raises:
       UserError: (here or while iterating) naming the manifest, file or cut at fault, and the fix.
     """
 
-    def __init__(self, config: DataConfig, seed: int, with_audio: bool = False) -> None:
-        self.config, self.seed, self.with_audio = config, seed, with_audio
+    def __init__(self, config: DataConfig, seed: int, with_audio: bool = False, pin_memory: bool = False) -> None:
+        self.config, self.seed, self.with_audio, self.pin_memory = config, seed, with_audio, pin_memory
         self.tokenizer = Tokenizer(config.bpe_model)
         self._train: TrainingCuts | None = None
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
@@ -85,10 +87,12 @@ class AsrDataModule:
         )
         sampler.set_epoch(epoch)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
-        dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio)
+        dataset = AsrDataset(
+            config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio, self.tokenizer
+        )
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(Bounded(sampler, config.max_duration), world_size, rank)
-        return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch)
+        return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch, self.pin_memory)
 
     def look_at_training_cuts(self) -> TrainingCuts:
         """Which training cuts are used; the first call decides it."""
@@ -180,8 +184,10 @@ class AsrDataModule:
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         batches = list(sampler)[rank::world_size]
-        dataset = AsrDataset(from_audio, self.config.feature_extractor, with_audio=self.with_audio)
-        return BatchLoader(dataset, batches, len(batches), self.config.num_workers)
+        dataset = AsrDataset(
+            from_audio, self.config.feature_extractor, with_audio=self.with_audio, tokenizer=self.tokenizer
+        )
+        return BatchLoader(dataset, batches, len(batches), self.config.num_workers, pin_memory=self.pin_memory)
 
     def paths(self, kind: str) -> list[Path]:
         """Manifests of kind "train", "dev" or "test": those given by file, else the parts under --manifest-dir."""

@@ -29,7 +29,7 @@ from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.tokenizer import BLANK, BLANK_ID, UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
 from kdstream.files import replacing, sha256_of
-from kdstream.units import SUBSAMPLING_LOSS
+from kdstream.models.streaming import output_lens
 
 TOGETHER = 1000  # texts that are encoded in one call: alone, each takes ten times as long
 RULES = 1  # raise it when other cuts are selected than before: what was kept is then ignored
@@ -55,8 +55,7 @@ class Rules:
 class Selection:
     """Decides which cuts the transducer loss can take, and keeps account of the others.
 
-    The loss needs more output frames than tokens; icefall's count of them is
-    ((feature frames - 7) // 2 + 1) // 2, and it keeps two in reserve.
+    The loss needs more output frames than tokens; icefall keeps two in reserve.
 
     longest: id and seconds of the longest cut that is kept.
     misplaced: cuts whose text is not what is said in them.
@@ -103,7 +102,7 @@ class Selection:
             return f"shorter than {self.rules.min_seconds:g} s"
         if cut.duration > self.rules.max_seconds:
             return f"longer than {self.rules.max_seconds:g} s"
-        output_frames = ((frames_of(cut) - SUBSAMPLING_LOSS) // 2 + 1) // 2
+        output_frames = output_lens(frames_of(cut))
         return "too short for their tokens" if output_frames - 2 < len(tokens) else None
 
     def add(self, other: Selection) -> None:

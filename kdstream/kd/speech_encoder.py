@@ -80,19 +80,20 @@ class SpeechEncoderTeacher(Teacher):
     @torch.no_grad()
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         names = list(layers)
-        if batch.audio is None or batch.audio_lens is None:
+        host = batch.host
+        if batch.audio is None or host.audio_lens is None:
             raise ValueError("the batch was read without audio; see Teacher.needs_audio")
         utterances = [
-            self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, batch.audio_lens.tolist(), strict=True)
+            self.taps_of(audio[:n], names) for audio, n in zip(batch.audio, host.audio_lens.tolist(), strict=True)
         ]
-        lens = torch.div(batch.feature_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
-        frames = int(lens.max())
+        lens = torch.div(host.feature_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
+        frames, there = int(lens.max()), batch.feature_lens.device
         taps = {}
         for name in names:
             tensors = [pad_sequence([u[name][i] for u in utterances], batch_first=True) for i in range(4)]
             tensors = [F.pad(x, (0, 0, 0, max(0, frames - x.size(1)))) for x in tensors]
-            shortest = torch.tensor([len(u[name][0]) for u in utterances], device=lens.device)
-            taps[name] = Tap(*tensors, lens=torch.minimum(lens, shortest), stride=1)
+            shortest = torch.tensor([len(u[name][0]) for u in utterances])
+            taps[name] = Tap(*tensors, lens=torch.minimum(lens, shortest).to(there), stride=1)
         return Heard(taps)
 
     def taps_of(self, audio: Tensor, names: list[str]) -> dict[str, list[Tensor]]:

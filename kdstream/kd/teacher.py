@@ -107,7 +107,7 @@ class TransducerTeacher(Teacher):
         if not self.model.config.causal:
             return self.hear(features, lens, layers)
         # In full context a streaming model would hear where the batch ends, so each utterance runs up to its own end.
-        ends = lens.tolist()
+        ends = batch.host.feature_lens.tolist()
         return as_batch([self.hear(features[n : n + 1, :end], lens[n : n + 1], layers) for n, end in enumerate(ends)])
 
     @torch.no_grad()

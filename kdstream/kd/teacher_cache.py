@@ -225,13 +225,14 @@ class CachedTeacher(Teacher):
             )
         entries = self.entries_of(batch.cut_ids)
         if self.clean:
-            for entry, mean in zip(entries, means_of(batch), strict=True):
+            for entry, mean in zip(entries, means_of(batch.host), strict=True):
                 check_mean(self.flag, entry, mean)
         encoder_lens = self.encoder_frames(batch.feature_lens)
         taps: dict[str, dict[str, Any]] = {}
         for stride, columns in self.columns.items():
             lens = torch.div(encoder_lens, stride, rounding_mode="floor")
-            arrays = [self.load(entry, stride, frames) for entry, frames in zip(entries, lens.tolist(), strict=True)]
+            frames = torch.div(self.encoder_frames(batch.host.feature_lens), stride, rounding_mode="floor").tolist()
+            arrays = [self.load(entry, stride, count) for entry, count in zip(entries, frames, strict=True)]
             block = pad_sequence(arrays, batch_first=True).to(batch.features)  # (N, T, columns)
             for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2), strict=True):
                 taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor

@@ -35,7 +35,7 @@ OptionalGrads = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 class LossSettings(NamedTuple):
     """How the transducer loss is computed; see the flags of the same names.
 
-    prune_range: symbols per frame that the pruned loss keeps; raised where the batch needs more to have any path.
+    prune_range: symbols per frame that the pruned loss keeps; `enough_symbols` raises it where a batch needs more.
     lm_scale, am_scale: weights of the predictor-only and the encoder-only term in the simple loss.
     delay_penalty: added per frame (40 ms) that a symbol comes before the middle of its utterance (k2 issue 955).
     rnnt_type: the kind of lattice.
@@ -48,6 +48,12 @@ class LossSettings(NamedTuple):
     delay_penalty: float = 0.0
     rnnt_type: str = "regular"
     backend: str = "auto"
+
+    def wide_enough(self, frame_lens: Tensor, symbol_lens: Tensor) -> LossSettings:
+        """The same with a prune_range that leaves every utterance a path; see `enough_symbols`."""
+        if self.rnnt_type != "regular":
+            return self
+        return self._replace(prune_range=enough_symbols(self.prune_range, frame_lens, symbol_lens))
 
 
 class RnntLosses(NamedTuple):
@@ -245,8 +251,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     Args:
       px_grad, py_grad: occupation probabilities from `rnnt_loss_smoothed`.
       boundary: (N, 4) int64 [0, 0, symbols, frames].
-      s_range: symbols to keep; raised where an utterance has more symbols than so many per frame can reach, and
-        cut to S+1.
+      s_range: symbols to keep; on a CPU raised to what `enough_symbols` says, and cut to S+1.
 
     Returns:
       (N, T, s_range) int64, consecutive along the last axis.
@@ -260,9 +265,8 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     symbol_lens, frame_lens = boundary[:, 2], boundary[:, 3]
     if s_range < (2 if regular else 1):
         raise ValueError(f"prune range {s_range}: no path survives; at least {2 if regular else 1} is needed")
-    if regular:
-        per_frame = torch.div(symbol_lens - 1, frame_lens, rounding_mode="trunc")
-        s_range = max(s_range, int(per_frame.max()) + 2)
+    if regular and boundary.device.type == "cpu":  # elsewhere the host would have to wait
+        s_range = enough_symbols(s_range, frame_lens, symbol_lens)
     s_range = min(s_range, S + 1)
 
     # Occupation of a window = its blanks, less the symbols that enter it from below: they stand on no blank of it.
@@ -274,6 +278,15 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     first = torch.where(before_last, first, (symbol_lens - s_range + 1).clamp(min=0).unsqueeze(1))
     first = _limit_rise(first, s_range - 1 if regular else 1)
     return first.unsqueeze(2) + torch.arange(s_range, device=first.device)
+
+
+def enough_symbols(s_range: int, frame_lens: Tensor, symbol_lens: Tensor) -> int:
+    """`s_range`, or more where an utterance has more symbols than so many per frame can reach, in the regular lattice.
+
+    frame_lens, symbol_lens: (N,), where the host need not wait for them.
+    """
+    per_frame = torch.div(symbol_lens - 1, frame_lens, rounding_mode="trunc")
+    return max(s_range, int(per_frame.max()) + 2)
 
 
 def _limit_rise(first: Tensor, rise: int) -> Tensor:
@@ -357,7 +370,8 @@ def path_loss(
     if boundary is None:
         boundary = torch.tensor([[0, 0, S, T]], device=px.device).expand(N, 4)
     frame_lens = boundary[:, 3:]  # (N, 1)
-    if rnnt_type != "regular" and bool((frame_lens < boundary[:, 2:3]).any()):
+    # elsewhere than on a CPU the host would wait for the answer; there the loss is infinite
+    if rnnt_type != "regular" and px.device.type == "cpu" and bool((frame_lens < boundary[:, 2:3]).any()):
         raise ValueError(f"rnnt_type {rnnt_type}: an utterance has fewer frames than symbols")
     if rnnt_type == "constrained":
         px = px + py[:, 1:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ LOOKAHEAD = 3  # encoder frames that the front end's ConvNeXt sees to the right
 SHORTEST = SUBSAMPLING_LOSS + 2  # feature frames that make one encoder frame
 OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
 
+Lens = TypeVar("Lens", int, Tensor)
 Cache = Tensor | None  # what a module keeps of a stream's past; None for whole utterances
 
 
@@ -117,14 +118,16 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> t
     encoder pass its max_downsampling as `chunk`.
 
     Args:
-      features: (N, T, F) log energies; frames at and after feature_lens are overwritten with SILENCE.
+      features: (N, T, F) log energies, T those of the longest; frames after an utterance are overwritten with SILENCE.
       feature_lens: (N,) in feature frames; utterances of fewer than SHORTEST are padded to it first.
       chunk: encoder frames.
     Returns:
       features (N, T', F) and the lengths (N,) to pass on with them.
     """
     padded_lens = 2 * padded_encoder_lens(feature_lens.clamp(min=SHORTEST), chunk) + SUBSAMPLING_LOSS
-    total = int(padded_lens.max()) + 2 * LOOKAHEAD
+    # by the shape: for the largest of the lengths the host would wait, if a GPU has them
+    longest = 2 * padded_encoder_lens(max(features.size(1), SHORTEST), chunk) + SUBSAMPLING_LOSS
+    total = longest + 2 * LOOKAHEAD
     padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
     frames = min(total, features.size(1))
     valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
@@ -132,10 +135,15 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> t
     return padded, padded_lens
 
 
-def padded_encoder_lens(feature_lens: Tensor, chunk: int) -> Tensor:
+def padded_encoder_lens(feature_lens: Lens, chunk: int) -> Lens:
     """Encoder frames (N,) of utterances of feature_lens (N,) feature frames, filled up to whole chunks."""
     encoder_lens = (feature_lens - SUBSAMPLING_LOSS) // 2
     return (encoder_lens + chunk - 1) // chunk * chunk
+
+
+def output_lens(feature_lens: Lens) -> Lens:
+    """Output frames (N,) of utterances of feature_lens (N,) feature frames."""
+    return ((feature_lens - SUBSAMPLING_LOSS) // 2 + 1) // OUTPUT_DOWNSAMPLING
 
 
 class TapRecorder(Protocol):

@@ -5,7 +5,7 @@ Parameter names are icefall's.  Shapes: N batch, T output frames (40 ms), U symb
 
 from __future__ import annotations
 
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,15 @@ from kdstream.models.on_cpu import one_column
 from kdstream.models.rnnt_in_groups import can_be_grouped, losses_in_groups
 from kdstream.models.rnnt_loss import LossSettings, RnntLosses, do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
-from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder
+from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder, output_lens
 from kdstream.models.subsampling import Conv2dSubsampling
+
+
+class Tokens(NamedTuple):
+    """What is said in a batch: ids (N, U) int64 without blanks, but padded with blank, and their numbers (N,)."""
+
+    ids: Tensor
+    lens: Tensor
 
 
 class Predictor(nn.Module):
@@ -162,35 +169,37 @@ class Transducer(nn.Module):
         self,
         features: Tensor,
         feature_lens: Tensor,
-        tokens: list[list[int]],
+        tokens: Tokens,
         chunk: ChunkConfig | None,
         settings: LossSettings,
         taps: TapRecorder | None = None,
+        host_lens: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The training losses of a batch, each summed over the batch.
 
         Args:
           features, feature_lens, chunk: as in `encode`.
-          tokens: of each utterance, without blanks.
+          tokens: of the utterances.
           settings: of the transducer loss.
           taps: record the lattice too.
+          host_lens: feature_lens and tokens.lens on the CPU, where they are on a GPU: else the host waits for them.
         Returns:
           simple_loss, pruned_loss and, with a CTC head, ctc_loss.
         """
         encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)
-        blank = self.config.blank_id
-        token_lens = torch.tensor([len(t) for t in tokens], device=features.device)
-        padded = torch.full((len(tokens), int(token_lens.max())), blank, device=features.device)  # (N, U)
-        for row, sequence in zip(padded, tokens, strict=True):
-            row[: len(sequence)] = torch.tensor(sequence, device=features.device)
-        decoder_out = self.predict(padded)
+        decoder_out = self.predict(tokens.ids)
+        if host_lens is None:
+            lens = encoder_lens, tokens.lens
+        else:
+            lens = output_lens(host_lens[0]), host_lens[1]
+            settings = settings.wide_enough(*lens)
         want_logits = taps is not None and taps.wants_lattice
-        rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, padded, token_lens, settings, want_logits)
+        rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, *tokens, settings, want_logits)
         if taps is not None and rnnt.logits is not None:
             taps.record_lattice(
                 encoder_lens=encoder_lens,
-                tokens=padded,
-                token_lens=token_lens,
+                tokens=tokens.ids,
+                token_lens=tokens.lens,
                 ranges=rnnt.ranges,
                 logits=rnnt.logits,
             )
@@ -198,7 +207,12 @@ class Transducer(nn.Module):
         if self.config.use_ctc:
             log_probs = self.ctc_output(encoder_out).float().transpose(0, 1)  # (T, N, V)
             losses["ctc_loss"] = F.ctc_loss(
-                log_probs, padded, encoder_lens, token_lens, blank, reduction="sum", zero_infinity=True
+                log_probs,
+                tokens.ids,
+                *lens,
+                self.config.blank_id,
+                reduction="sum",
+                zero_infinity=True,
             )
         return losses
 

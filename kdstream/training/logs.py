@@ -16,10 +16,10 @@ from torch import nn
 
 from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
-from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
 from kdstream.models.rnnt_loss import backend
+from kdstream.training.step import tokens_of
 from kdstream.units import FRAMES_PER_SECOND
 
 
@@ -40,14 +40,13 @@ def log_model_size(model: nn.Module, branches: nn.Module | None, model_config: M
         logging.info(f"Number of parameters of the auxiliary branches, which inference does without: {count}")
 
 
-def note_batch(exp_dir: Path, batch: Batch, tokens: list[list[int]], error: BaseException) -> Path:
+def note_batch(exp_dir: Path, batch: Batch, error: BaseException) -> Path:
     """Writes ids, seconds and token counts of the batch in which `error` was raised to EXP_DIR/batch-<uuid>.json."""
     path = exp_dir / f"batch-{uuid.uuid4()}.json"
+    columns = batch.cut_ids, batch.feature_lens.tolist(), tokens_of(batch).lens.tolist(), batch.texts
     cuts = [
-        {"id": cut_id, "seconds": frames / FRAMES_PER_SECOND, "tokens": len(ids), "text": text}
-        for cut_id, frames, ids, text in zip(
-            batch.cut_ids, batch.feature_lens.tolist(), tokens, batch.texts, strict=True
-        )
+        {"id": cut_id, "seconds": frames / FRAMES_PER_SECOND, "tokens": tokens, "text": text}
+        for cut_id, frames, tokens, text in zip(*columns, strict=True)
     ]
     note = {"error": f"{type(error).__name__}: {error}", "features": list(batch.features.shape), "cuts": cuts}
     write_text(path, json.dumps(note, indent=2) + "\n")
@@ -55,14 +54,14 @@ def note_batch(exp_dir: Path, batch: Batch, tokens: list[list[int]], error: Base
 
 
 @contextmanager
-def noting_its_cuts(exp_dir: Path, batch: Batch, tokenizer: Tokenizer) -> Iterator[None]:
+def noting_its_cuts(exp_dir: Path, batch: Batch) -> Iterator[None]:
     """Writes down the cuts of `batch` if the step on it raises an error."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        path = note_batch(exp_dir, batch, tokenizer.encode(batch.texts), error)
+        path = note_batch(exp_dir, batch, error)
         logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
         raise
 

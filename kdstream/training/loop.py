@@ -31,13 +31,13 @@ from kdstream.errors import UserError
 from kdstream.files import writing
 from kdstream.kd.teachers import load_teacher, needs_audio
 from kdstream.models.scaling import set_batch_count
-from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
 from kdstream.training.diagnostics import DIAGNOSTIC_BATCHES, Diagnostics, InfCheck
-from kdstream.training.logs import log_model_size, log_start, noting_its_cuts, tensorboard_writer
+from kdstream.training.gradients import Gradients
+from kdstream.training.logs import log_model_size, log_start, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
-from kdstream.training.metrics import MetricsTracker
+from kdstream.training.metrics import SECONDS, MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
 from kdstream.training.precision import Precision
 from kdstream.training.progress import Progress, checkpoint_params
@@ -63,7 +63,6 @@ from kdstream.training.step import (
     draw_chunk,
     error_of_reading,
     grouped,
-    seed_step,
     validation_loss,
 )
 
@@ -91,7 +90,9 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
-        data = AsrDataModule(config.data, config.train.seed, with_audio=needs_audio(config.distill))
+        data = AsrDataModule(
+            config.data, config.train.seed, needs_audio(config.distill), pin_memory=device.type == "cuda"
+        )
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_tokenizer(config)
         check_same_model(config)
@@ -157,7 +158,9 @@ class Trainer:
             # Positional scores are left out of a layer at random, so that any step may lack some gradients.
             device_ids = None if device.type == "cpu" else [device]
             self.module = DistributedDataParallel(self.student, device_ids=device_ids, find_unused_parameters=True)
-        self.inf_check = InfCheck(self.student) if train.inf_check else None
+        inf_check = InfCheck(self.student) if train.inf_check else None
+        where = (self.exp_dir, device, rank, world_size)
+        self.gradients = Gradients(self.module, self.precision, train.seed, *where, inf_check)
         self.progress = Progress()
         self.data_position = 0  # batches of the epoch that all processes together have used
         self.validation_due = False
@@ -252,36 +255,20 @@ class Trainer:
         progress.batch_idx_train += 1
         chunk = draw_chunk(self.choices, train.seed, progress.batch_idx_train)
         total = MetricsTracker()
-        for index, batch in enumerate(batches):
-            seed_step(train.seed, progress.batch_idx_train, index * self.world_size + self.rank)
-            with noting_its_cuts(self.exp_dir, batch, self.data.tokenizer):
-                total = total + self.add_gradient(batch, chunk)
+        for metrics in self.gradients.add(batches, chunk, progress.batch_idx_train):
+            if math.isfinite(metrics["loss"]):
+                self.bad_batches = 0
+                progress.speech_seconds_trained += metrics.pop(SECONDS)
+                total = total + metrics
+            else:
+                self.bad_batches += 1
+                self.stop_after_bad_batches()
         self.scheduler.step_batch(progress.batch_idx_train)
         if total:
             self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         progress.compute_seconds += (time.perf_counter() - started) * self.world_size
         return total
-
-    def add_gradient(self, batch: Batch, chunk: ChunkConfig | None) -> MetricsTracker:
-        """Forward and backward.  Metrics are empty, and there is no gradient, if any process's loss is not finite."""
-        if self.inf_check is not None:
-            self.inf_check.new_batch()
-        step = self.progress.batch_idx_train
-        with self.precision.autocast():
-            loss, metrics = compute_loss(self.module, batch, self.data.tokenizer, chunk, step, self.device)
-        if not math.isfinite(metrics["loss"]):
-            logging.warning(f"The loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}")
-        metrics["seconds"] = batch.duration
-        metrics = metrics.reduced(self.world_size, self.device)
-        if not math.isfinite(metrics["loss"]):  # in some process: all leave the batch out together
-            self.bad_batches += 1
-            self.stop_after_bad_batches()
-            return MetricsTracker()
-        self.bad_batches = 0
-        self.progress.speech_seconds_trained += metrics.pop("seconds")
-        self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
-        return metrics
 
     def stop_after_bad_batches(self) -> None:
         if self.bad_batches < MAX_BAD_BATCHES:
@@ -333,8 +320,8 @@ class Trainer:
             scale_is_small = self.precision.adjust_grad_scale(batch_idx)
         except UserError as error:
             self.give_up(error.problem, error.fix)
-        if scale_is_small and self.inf_check is None:
-            self.inf_check = InfCheck(self.student)
+        if scale_is_small and self.gradients.inf_check is None:
+            self.gradients.inf_check = InfCheck(self.student)
         self.bar.update(1)
         self.bar.set_postfix_str(f"epoch {self.progress.cur_epoch}, loss {tot_loss.mean():.4g}", refresh=False)
         if batch_idx % train.log_interval == 0:
@@ -373,7 +360,7 @@ class Trainer:
         try:
             with self.precision.autocast():
                 # the bare module: DDP would wait for processes that have fewer batches
-                total = validation_loss(self.student, batches, self.data.tokenizer, self.choices[0][0], self.device)
+                total = validation_loss(self.student, batches, self.choices[0][0], self.device)
         except Exception as failure:
             error = failure
         self.stop_on(error, is_saved)
@@ -439,7 +426,7 @@ class Trainer:
 
         def try_batch(batch: Batch) -> None:
             with self.precision.autocast():
-                loss, _ = compute_loss(self.module, batch, self.data.tokenizer, self.choices[0][0], 0, self.device)
+                loss, _ = compute_loss(self.module, batch, self.choices[0][0], 0, self.device)
             self.precision.backward(loss)
             self.optimizer.zero_grad(set_to_none=True)
 

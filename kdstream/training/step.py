@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
-from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.teacher import Teacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
-from kdstream.models.transducer import Transducer
-from kdstream.training.metrics import FRAMES, MetricsTracker
+from kdstream.models.transducer import Tokens, Transducer
+from kdstream.training.metrics import FRAMES, SECONDS, MetricsTracker, read_sums
+from kdstream.units import FRAMES_PER_SECOND
 
 
 class StudentWithBranches(nn.Module):
@@ -52,12 +52,11 @@ class StudentWithBranches(nn.Module):
         )
 
     def forward(
-        self, batch: Batch, tokens: list[list[int]], chunk: ChunkConfig | None, batch_idx: int | None
+        self, batch: Batch, chunk: ChunkConfig | None, batch_idx: int | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
-          batch: on the model's device.
-          tokens: of its texts.
+          batch: on the model's device, with tokens.
           chunk: None for full context.
           batch_idx: optimiser steps so far.  None in validation: the weights that the losses will have
             in the end, so that validation losses compare over time, and no distillation losses, so
@@ -69,13 +68,22 @@ class StudentWithBranches(nn.Module):
         taps = distiller.student_taps() if distiller is not None else None
         step = math.inf if self.finetune and batch_idx is not None else batch_idx
         settings = self.loss_settings._replace(delay_penalty=delay_penalty(self.config, step))
-        losses = self.model(batch.features, batch.feature_lens, tokens, chunk, settings, taps=taps)
+        host_lens = batch.host.feature_lens, tokens_of(batch.host).lens
+        arguments = batch.features, batch.feature_lens, tokens_of(batch), chunk, settings
+        losses = self.model(*arguments, taps=taps, host_lens=host_lens)
         weights = transducer_weights(self.config, step)
         if distiller is not None and batch_idx is not None:
             losses.update(distiller(batch, taps))
             weights.update(distiller.weights(batch_idx))
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+
+
+def tokens_of(batch: Batch) -> Tokens:
+    """What a batch that was loaded with a tokenizer says."""
+    if batch.tokens is None or batch.token_lens is None:
+        raise ValueError("the batch was made without tokens; see make_batch")
+    return Tokens(batch.tokens, batch.token_lens)
 
 
 def delay_penalty(config: TrainConfig, batch_idx: float | None) -> float:
@@ -101,43 +109,38 @@ def transducer_weights(config: TrainConfig, batch_idx: float | None) -> dict[str
 
 
 def compute_loss(
-    module: nn.Module,
-    batch: Batch,
-    tokenizer: Tokenizer,
-    chunk: ChunkConfig | None,
-    batch_idx: int | None,
-    device: torch.device,
-) -> tuple[Tensor, MetricsTracker]:
-    """The loss of a batch (a sum, to call backward on) and its metrics.  `module`: StudentWithBranches or its DDP."""
+    module: nn.Module, batch: Batch, chunk: ChunkConfig | None, batch_idx: int | None, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch (a sum, to call backward on), and what `read_sums` makes its metrics of.
+
+    Args:
+      module: StudentWithBranches or its DDP.
+    """
     batch = batch.to(device)
-    tokens = tokenizer.encode(batch.texts)
-    loss, losses = module(batch, tokens, chunk, batch_idx)
-    values = torch.stack([value.float() for value in losses.values()]).tolist()
-    frames = float(output_frames_of(batch.feature_lens).sum())
-    return loss, MetricsTracker(zip(losses, values, strict=True)) + MetricsTracker({FRAMES: frames})
+    loss, losses = module(batch, chunk, batch_idx)
+    lens = batch.feature_lens
+    return loss, {**losses, FRAMES: output_frames_of(lens).sum(), SECONDS: lens.sum().double() / FRAMES_PER_SECOND}
 
 
 @torch.no_grad()
 def validation_loss(
-    student: StudentWithBranches,
-    batches: Iterable[Batch],
-    tokenizer: Tokenizer,
-    chunk: ChunkConfig | None,
-    device: torch.device,
+    student: StudentWithBranches, batches: Iterable[Batch], chunk: ChunkConfig | None, device: torch.device
 ) -> MetricsTracker:
     """The student's losses in eval mode, over the batches where they are finite; zeros where there are none."""
     names = ("loss", "simple_loss", "pruned_loss", *(("ctc_loss",) if student.model.config.use_ctc else ()), FRAMES)
     total = MetricsTracker(dict.fromkeys(names, 0.0))
     student.eval()
+    cuts, sums = [], []
     for batch in batches:
-        metrics = compute_loss(student, batch, tokenizer, chunk, None, device)[1]
+        cuts.append(batch.cut_ids)
+        sums.append(compute_loss(student, batch, chunk, None, device)[1])
+    student.train()
+    for cut_ids, metrics in zip(cuts, read_sums(sums), strict=True):
         if math.isfinite(metrics["loss"]):
+            metrics.pop(SECONDS)
             total = total + metrics
         else:
-            logging.warning(
-                f"The validation loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}"
-            )
-    student.train()
+            logging.warning(f"The validation loss is not finite, the batch is left out; cuts: {' '.join(cut_ids)}")
     return total
 
 

@@ -50,8 +50,8 @@ def test_token_distillation_alone_is_timed_too(tmp_path):
 def test_another_teachers_sizes_are_its_presets_whatever_the_students():
     flags = "--preset tiny --feedforward-dim 64,64,64,64 --teacher-preset small --max-duration 4 --utterance-seconds 2"
     args = bench_train_step.get_parser().parse_args(flags.split())
-    batch, tokens = train_step.synthetic_batch(from_args(DataConfig, args), args.utterance_seconds)
-    teacher = train_step.Bench(args, batch, tokens, train_step.SYNTHETIC_VOCABULARY).teacher_config
+    batch = train_step.synthetic_batch(from_args(DataConfig, args), args.utterance_seconds)
+    teacher = train_step.Bench(args, batch, train_step.SYNTHETIC_VOCABULARY).teacher_config
     expected = ModelConfig(preset="small", vocab_size=train_step.SYNTHETIC_VOCABULARY)
     assert teacher == resolve(expected)
 

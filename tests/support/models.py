@@ -12,7 +12,7 @@ from kdstream.config.sections import ModelConfig
 from kdstream.data.batch import Batch
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, EncoderState
-from kdstream.models.transducer import Transducer, build_model
+from kdstream.models.transducer import Tokens, Transducer, build_model
 
 CHEAP_FRONT_END: dict[str, Any] = dict(frontend_channels=(8, 8, 128), frontend_hidden_dim=64)  # as in tiny presets
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -81,12 +81,12 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 def random_batch(
     lens: tuple[int, ...] = (120, 90), vocab_size: int = 30, symbols: int = 5, seed: int = 0
-) -> tuple[Tensor, Tensor, list[list[int]]]:
+) -> tuple[Tensor, Tensor, Tokens]:
     """Features (N, T, 80), lengths (N,) and tokens of random utterances."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(lens), max(lens), 80, generator=generator) * 3 - 6
-    tokens = torch.randint(3, vocab_size, (len(lens), symbols), generator=generator).tolist()
-    return features, torch.tensor(lens), tokens
+    tokens = torch.randint(3, vocab_size, (len(lens), symbols), generator=generator)
+    return features, torch.tensor(lens), Tokens(tokens, torch.full((len(lens),), symbols))
 
 
 def batch_of(features: Tensor, lens: Tensor, cut_ids: Sequence[str] = ()) -> Batch:

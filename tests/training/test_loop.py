@@ -16,7 +16,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
-from kdstream.training import dist, loop
+from kdstream.training import dist, gradients, loop
 from kdstream.training.metrics import MetricsTracker
 from support.recording import make_trainer, record
 from support.training import experiment, make_corpus
@@ -90,7 +90,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
     assert saved[0]["speech_seconds_trained"] == pytest.approx(saved[1]["speech_seconds_trained"])
 
 
-def gradients(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, torch.Tensor]:
+def gradients_of(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, torch.Tensor]:
     """The gradient that one step hands to the optimiser, from all utterances in batches of the given sizes."""
     trainer = make_trainer(config)
     trainer.student.eval()  # without dropout, the batches' randomness would differ
@@ -98,7 +98,7 @@ def gradients(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, tor
     batches, start = [], 0
     for size in group_sizes:
         part = slice(start, start + size)
-        fields = (batch.features, batch.feature_lens, batch.texts, batch.cut_ids)
+        fields = (batch.features, batch.feature_lens, batch.texts, batch.cut_ids, batch.tokens, batch.token_lens)
         batches.append(type(batch)(*(field[part] for field in fields)))
         start += size
     assert start == len(batch.cut_ids)
@@ -116,7 +116,7 @@ def gradients(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, tor
 def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
     corpus = make_corpus(tmp_path, num_utterances=4, equal_lengths=True)
     config = experiment(tmp_path / "exp", corpus)
-    whole, parts = gradients(config, [4]), gradients(config, [1, 3])
+    whole, parts = gradients_of(config, [4]), gradients_of(config, [1, 3])
     assert whole.keys() == parts.keys()
     norm = torch.stack([g.norm() for g in whole.values()]).norm()
     difference = torch.stack([(whole[name] - parts[name]).norm() for name in whole]).norm()
@@ -164,17 +164,17 @@ def test_finished_training_is_not_repeated(tmp_path: Path, data):
 
 def poison(monkeypatch, bad_ids, error: Exception | None = None) -> None:
     """Makes the loss of every batch with one of the cuts infinite, or raises `error` for it."""
-    original = loop.compute_loss
+    original = gradients.compute_loss
 
     def compute(module, batch, *rest):
         loss, metrics = original(module, batch, *rest)
         if bad_ids is None or set(bad_ids) & set(batch.cut_ids):
             if error is not None:
                 raise error
-            loss, metrics["loss"] = loss * float("inf"), float("inf")
+            loss, metrics["loss"] = loss * float("inf"), torch.tensor(float("inf"))
         return loss, metrics
 
-    monkeypatch.setattr(loop, "compute_loss", compute)
+    monkeypatch.setattr(gradients, "compute_loss", compute)
 
 
 @pytest.mark.slow

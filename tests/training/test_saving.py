@@ -17,7 +17,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
-from kdstream.training import dist, loop
+from kdstream.training import dist, gradients, loop
 from kdstream.training.start import only_training_in
 from support.disk import full_disk
 from support.killing import differences, free_port, leftovers, start
@@ -161,14 +161,14 @@ def broken_in_one(config: ExperimentConfig, rank: int, world_size: int) -> None:
     loop.AsrDataModule = Breaking
     if what == "losses":
         loop.MAX_BAD_BATCHES = 2
-        original = loop.compute_loss
+        original = gradients.compute_loss
 
         def infinite(*args: Any) -> Any:
             loss, metrics = original(*args)
-            metrics["loss"] = float("inf")
+            metrics["loss"] = torch.tensor(float("inf"))
             return loss, metrics
 
-        loop.compute_loss = infinite
+        gradients.compute_loss = infinite
     loop.train_experiment(config, rank, world_size)
 
 

@@ -1,0 +1,87 @@
+"""The gradients of one optimiser step, summed over its batches and over all processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdstream.data.batch import Batch
+from kdstream.models.streaming import ChunkConfig
+from kdstream.training.diagnostics import InfCheck
+from kdstream.training.logs import noting_its_cuts
+from kdstream.training.metrics import MetricsTracker, read_sums
+from kdstream.training.precision import Precision
+from kdstream.training.step import compute_loss, seed_step
+
+
+@dataclass
+class Gradients:
+    """Forward and backward of a step's batches.
+
+    Until all of them are on their way, the host waits for nothing that a GPU computes; processes exchange gradients
+    with the last batch alone, and metrics once.
+
+    module: StudentWithBranches or its DDP.
+    inf_check: told when a batch begins.
+    """
+
+    module: nn.Module
+    precision: Precision
+    seed: int
+    exp_dir: Path
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    inf_check: InfCheck | None = None
+
+    def add(self, batches: Sequence[Batch], chunk: ChunkConfig | None, step: int) -> list[MetricsTracker]:
+        """Adds the gradients of step number `step`.
+
+        A batch whose loss is not finite in some process adds nothing in any.  That shows when all gradients are
+        there; those of the other batches are then computed once more, from the same random draws.
+
+        Returns:
+          The metrics of each batch, summed over processes.
+        """
+        sums = self._backward(batches, range(len(batches)), chunk, step)
+        metrics = read_sums(sums, self.world_size)
+        good = [index for index, of_batch in enumerate(metrics) if math.isfinite(of_batch["loss"])]
+        if len(good) == len(batches):
+            return metrics
+        for batch, of_batch in zip(batches, sums, strict=True):
+            if not math.isfinite(of_batch["loss"]):  # here, not in another process
+                logging.warning(f"The loss is not finite, the batch is left out; cuts: {' '.join(batch.cut_ids)}")
+        self.module.zero_grad(set_to_none=True)
+        self._backward(batches, good, chunk, step)
+        return metrics
+
+    def _backward(
+        self, batches: Sequence[Batch], indices: Sequence[int], chunk: ChunkConfig | None, step: int
+    ) -> list[dict[str, Tensor]]:
+        """Forward and backward of the batches with these indices; what `compute_loss` says of each."""
+        sums = []
+        for index in indices:
+            seed_step(self.seed, step, index * self.world_size + self.rank)
+            if self.inf_check is not None:
+                self.inf_check.new_batch()
+            with noting_its_cuts(self.exp_dir, batches[index]), self._unexchanged(index != indices[-1]):
+                with self.precision.autocast():
+                    loss, sums_of_batch = compute_loss(self.module, batches[index], chunk, step, self.device)
+                self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
+                sums.append(sums_of_batch)
+        return sums
+
+    def _unexchanged(self, is_unexchanged: bool) -> AbstractContextManager[Any]:
+        """Within it processes keep their gradients to themselves, if they are told to."""
+        if is_unexchanged and isinstance(self.module, DistributedDataParallel):
+            return self.module.no_sync()
+        return nullcontext()
