@@ -149,7 +149,8 @@ def advice(versions: dict[str, str | None], extras: Sequence[str]) -> list[str]:
         lines.append(
             f"k2: find the version built for torch {torch_version} and Python {platform.python_version()} on "
             "https://k2-fsa.github.io/k2/cpu.html (with CUDA: cuda.html beside it), then: "
-            "pip install k2==VERSION -f https://k2-fsa.github.io/k2/cpu.html; "
+            "pip install k2==VERSION -f https://k2-fsa.github.io/k2/cpu.html; where none fits, in a checkout: "
+            "bash local/setup_env.sh --into .venv-gpu constraints-k2.txt (docs/k2.md); "
             "for the k2 tests alone: bash local/setup_env.sh --k2"
         )
     if versions["kaldifeat"] is None:

@@ -36,7 +36,7 @@ KEYWORDS = {"do", "then", "else", "if", "while", "{"}
 OTHER_COMMANDS = {
     "apt-get", "cd", "cp", "done", "export", "for", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "}",
 }  # fmt: skip
-OTHER_FLAGS = {"--help", "--nproc-per-node"}  # of every command, and torchrun's
+OTHER_FLAGS = {"--help", "--version", "--nproc-per-node"}  # of every command, of kdstream itself, and torchrun's
 # Flags whose value is a list of flags, and whose flags those are.
 NESTED = {
     "--train-flags": "train",
