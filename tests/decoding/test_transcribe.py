@@ -294,8 +294,12 @@ def test_a_second_ctrl_c_ends_the_program(exp_dir, audio):
         signal.raise_signal(signal.SIGINT)
         yield samples
 
-    with pytest.raises(KeyboardInterrupt):
-        make_transcriber(exp_dir).live(interrupted_twice())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_transcriber(exp_dir).live(interrupted_twice())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_live_sound_is_heard_in_another_thread(exp_dir, audio):

@@ -112,7 +112,7 @@ def test_a_client_hears_among_loud_ones_what_it_hears_alone(served, int8, name):
     assert alone == among and all(len(text) > 10 for text in alone)
     if files.mixes_rows:
         alone, among = hear(together=True)
-        assert all(one != other for one, other in zip(alone, among, strict=True))
+        assert alone != among
 
 
 @pytest.mark.slow
