@@ -45,6 +45,7 @@ quietly() {
 
 # The Python that a file of constraints is for: its first line says it.
 python_of() { # constraints
+  [ -f "$1" ] || die "$1: no such file of constraints"
   sed -n '1s/^# Python \([0-9.]*\).*/\1/p' "$1"
 }
 
