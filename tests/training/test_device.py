@@ -74,7 +74,9 @@ def test_reads_and_copies_are_counted(run, reads, copies):
     assert all("test_device.py" in place for place in (*traffic.reads, *traffic.copies))
 
 
-@pytest.mark.parametrize("run", [lambda x: x + torch.ones(3), lambda x: F.linear(x, torch.ones(2, 3))], ids=["sum", "product"])
+@pytest.mark.parametrize(
+    "run", [lambda x: x + torch.ones(3), lambda x: F.linear(x, torch.ones(2, 3))], ids=["sum", "product"]
+)
 def test_tensors_of_two_devices_do_not_mix(run):
     with pretend_device(), pytest.raises(RuntimeError, match=r"test_device\.py:\d+ \(<lambda>\): aten\."):
         run(torch.randn(3).to(DEVICE))
