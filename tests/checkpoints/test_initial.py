@@ -21,7 +21,7 @@ PARTS = ["encoder_embed", "encoder", "decoder", "joiner", "simple_am_proj", "sim
 SAVE = {
     "pretrained.pt": lambda weights, path: torch.save({"model": weights}, path),
     "epoch-3.pt": lambda weights, path: torch.save(
-        {"model": weights, "optimizer": {"state": [1]}, "batch_idx_train": 7}, path
+        {"model": weights, "optimizer": {"state": [1.0]}, "exp_dir": Path("zipformer/exp"), "batch_idx_train": 7}, path
     ),
     "state_dict.pt": torch.save,
     "weights.safetensors": save_file,

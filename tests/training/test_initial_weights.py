@@ -54,7 +54,10 @@ def test_icefalls_checkpoint_starts_a_streaming_student_from_the_command_line(
     weights = {key: value.contiguous() for key, value in golden.model.state_dict().items()}
     more = {"attention_decoder.decoder.weight": torch.zeros(3)}
     if file == "epoch-30.pt":  # with what icefall's training keeps beside the weights
-        torch.save({"model": weights | more, "model_avg": weights, "batch_idx_train": 9}, tmp_path / file)
+        torch.save(
+            {"model": weights | more, "model_avg": weights, "exp_dir": Path("zipformer/exp"), "batch_idx_train": 9},
+            tmp_path / file,
+        )
     elif file == "pretrained.pt":
         torch.save({"model": weights | more}, tmp_path / file)
     else:
