@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kdstream.benchmarks.names import STEPS, SYNTHETIC_VOCABULARY
+from kdstream.benchmarks.names import BOTH_MODES, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device
 from kdstream.kd.branches import BranchOutput
+from kdstream.kd.consistency import BothModes, both_modes
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.loss_table import ComparedLayers, LatticeLoss, LayerLoss
@@ -95,6 +96,8 @@ class Bench:
                 return teacher.listen(self.batch, [pair.teacher for pair in self.pairs])
 
         self.rows[STEPS[1]] = self.step(distiller)
+        if self.distill_config.runs_both_modes:
+            self.rows[BOTH_MODES] = self.step(None, both_modes(self.distill_config, self.student))
         self.rows[STEPS[2]] = self.step(
             Distiller(self.distill_config, self.student, self.cached(teacher, distiller.pairs)).to(device)
         )
@@ -114,9 +117,9 @@ class Bench:
         CacheWriter(directory, teacher, layers, "float16", identity).add(self.batch)
         return CachedTeacher(teacher, directory, identity)
 
-    def step(self, distiller: Distiller | None) -> Callable[[], None]:
+    def step(self, distiller: Distiller | None, modes: BothModes | None = None) -> Callable[[], None]:
         """A whole training step: forward, backward, optimiser."""
-        module = StudentWithBranches(self.student, distiller, self.train_config).train()
+        module = StudentWithBranches(self.student, distiller, self.train_config, modes=modes).train()
         optimizer = ScaledAdam(list(module.named_parameters()), lr=LEARNING_RATE, clipping_scale=2.0)
 
         def run() -> None:
@@ -144,7 +147,7 @@ class Bench:
         def of_lattice(loss: LatticeLoss) -> list[Tensor]:
             lattices = distiller.compare_lattices(heard, student_taps)
             student = replace(lattices.student, logits=leaf(lattices.student.logits))
-            return [loss.compute(lattices._replace(student=student))]
+            return [loss.compute(replace(lattices, student=student))]
 
         parts: dict[str, Callable[[], list[Tensor]]] = {"branches": branches} if pairs else {}
         parts.update({f"{name} loss": partial(of_layers, loss) for name, loss in distiller.losses.of_layers.items()})

@@ -12,6 +12,8 @@ Memory: each row runs in a process of its own that returns freed memory to the s
 the peak above a process without models; parameters, gradients and the optimiser's state are in it.  For a part it is
 the peak above what was there before the part began.  On the CPU it is resident memory (Linux only), on a GPU allocated
 memory.
+With --full-context-scale or --mode-consistency-scale there is a step of a student without a teacher that is run in both
+modes.
 Parts: losses and branches forward and backward.  The optimiser's work on the branches is in no part.
 
     kdstream bench-train-step --causal 1 --preset tiny --max-duration 144 --threads 1 --against COMMIT
@@ -32,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdstream
-from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
+from kdstream.benchmarks.names import BOTH_MODES, CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
 from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
@@ -54,7 +56,7 @@ def measure_memory(args: argparse.Namespace, batch: Batch, vocab_size: int) -> i
         bench.add_distillation()
     bench.rows = {args.memory_of: bench.rows[args.memory_of]}
     bench.run(args.memory_of, 0)  # makes the optimiser's state and the libraries' buffers
-    if args.memory_of not in STEPS:
+    if args.memory_of not in (*STEPS, BOTH_MODES):
         peak.start()
     bench.run(args.memory_of, 1)
     return peak.read()

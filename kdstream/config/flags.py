@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get
 class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
 
-    more: `choices`; `minimum`, or `above`, that of which a number must be more; `unset`, what help shows for None.
+    more: `choices`; `minimum`, or `above`, that of which a number must be more; `text`, a pattern of what may stand
+      instead of a number; `unset`, what help shows for None.
     """
 
     name: str
@@ -149,7 +151,9 @@ def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) 
         return annotation is bool and isinstance(value, bool)
     if not isinstance(value, (int, float) if annotation is float else annotation):
         return False
-    return annotation is str or not range_fault(value, more.get("minimum"), more.get("above"))
+    if isinstance(value, str):
+        return "text" not in more or more["text"].fullmatch(value) is not None
+    return not range_fault(value, more.get("minimum"), more.get("above"))
 
 
 def range_fault(value: float, minimum: float | None, above: float | None) -> str:
@@ -225,7 +229,7 @@ def override(config: Config, args: argparse.Namespace) -> Config:
 def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
     group.add_argument(
         "--" + item.name.replace("_", "-"),
-        type=_parser_of(item.annotation, item.more.get("minimum"), item.more.get("above")),
+        type=_parser_of(item.annotation, **{name: item.more.get(name) for name in ("minimum", "above", "text")}),
         default=default,
         choices=item.more.get("choices") or None,  # a table that is empty: who fills it has not been imported
         help=f"{item.help} (default: {shown})",
@@ -259,8 +263,12 @@ def _shown(default: Any, unset: str) -> str:
     return unset if default is None else str(default) or "empty"
 
 
-def _parser_of(annotation: Any, minimum: float | None = None, above: float | None = None) -> Any:
-    """The argparse type for a field annotation: scalar, bool, X | None or tuple[X, ...]."""
+def _parser_of(
+    annotation: Any, minimum: float | None = None, above: float | None = None, text: re.Pattern[str] | None = None
+) -> Any:
+    """The argparse type for a field annotation: scalar, bool, X | None, int | str or tuple[X, ...]."""
+    if text is not None:
+        return _number_or_text(_parser_of(get_args(annotation)[0], minimum, above), text)
     if get_origin(annotation) is UnionType:  # X | None
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is tuple:
@@ -272,6 +280,14 @@ def _parser_of(annotation: Any, minimum: float | None = None, above: float | Non
         parse_tuple.__name__ = f"comma-separated {element.__name__}"
         return parse_tuple
     return str2bool if annotation is bool else in_range(annotation, minimum, above)
+
+
+def _number_or_text(number: Any, pattern: re.Pattern[str]) -> Any:
+    def parse(text: str) -> Any:
+        return text if pattern.fullmatch(text) else number(text)
+
+    parse.__name__ = number.__name__
+    return parse
 
 
 def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:

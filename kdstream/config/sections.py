@@ -183,7 +183,7 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class DistillConfig(Section):
-    """Distillation through auxiliary non-streaming branches (arXiv 2308.16415)."""
+    """Distillation through auxiliary non-streaming branches (arXiv 2308.16415), and between a student's two modes."""
 
     teacher_exp_dir: str = flag("", "Experiment directory of the frozen teacher; empty: no distillation.")
     teacher_epoch: int = flag(0, "Teacher's epoch-N.pt (0: the last one there is).", minimum=0)
@@ -254,11 +254,35 @@ class DistillConfig(Section):
         choices=TOKEN_FORMS,
     )
     kd_token_temperature: float = flag(1.0, "Divides the logits of both in token distillation.", above=0)
-    kd_token_shift: int = flag(
+    kd_token_shift: int | str = flag(
         2,
         "Output frames (40 ms) by which the student emits later than its teacher; 0 forces the full-context teacher's "
-        "timing on it.",
+        "timing on it.  auto:4: for each utterance the number from 0 to 4 at which the two agree best.",
         minimum=0,
+        text=re.compile(r"auto:[1-9]\d?"),
+    )
+    full_context_scale: float = flag(
+        0.0,
+        "Weight of the transducer loss of a streaming student that is run in full context too, on every batch.  It "
+        "needs no teacher.",
+        minimum=0,
+    )
+    mode_consistency_scale: float = flag(
+        0.0,
+        "Weight of the divergence between the student's posteriors in streaming and in full context, over the pruned "
+        "lattice of streaming; either one learns from the other.  It needs no teacher.  --kd-token-shift says by how "
+        "much streaming is later, and --kd-warmup-batches holds.",
+        minimum=0,
+    )
+    mode_consistency_type: str = flag(
+        "full",
+        "Divergence between the modes of the full posterior, or of three classes (next symbol, blank, rest).",
+        choices=("full", "collapsed"),
+    )
+    mode_consistency_weights: str = flag(
+        "even",
+        "What a cell of the lattice weighs in it: all of a frame the same, or by its probability of not being blank.",
+        choices=("even", "non-blank"),
     )
 
     def __post_init__(self) -> None:
@@ -270,9 +294,18 @@ class DistillConfig(Section):
         return bool(self.teacher_exp_dir or self.teacher_checkpoint)
 
     @property
+    def runs_both_modes(self) -> bool:
+        """Whether a streaming student is run in full context too."""
+        return self.full_context_scale > 0 or self.mode_consistency_scale > 0
+
+    @property
     def teacher_name(self) -> str:
         """Where the teacher is from, for messages."""
         return self.teacher_exp_dir or self.teacher_checkpoint
+
+    def risen(self, batch_idx: float) -> float:
+        """From 0 to 1: how far the weights of distillation have risen over --kd-warmup-batches."""
+        return min(1.0, batch_idx / self.kd_warmup_batches) if self.kd_warmup_batches > 0 else 1.0
 
     @property
     def loss_scales(self) -> dict[str, float]:
@@ -288,14 +321,15 @@ class DistillConfig(Section):
     @property
     def method(self) -> str:
         """What guides the student, for tables: feature+apc, init+token-one-best and so on, or none."""
+        modes = "mode-consistency" if self.mode_consistency_scale else "full-context" if self.full_context_scale else ""
         if not self.has_teacher:
-            return "none"
+            return modes or "none"
         hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name != "token")
         if hidden and self.kd_branch == "none":
             hidden = f"direct-{hidden}"
         init = "init" if self.init_from_teacher else ""
         tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
-        return "+".join(filter(None, (init, hidden, tokens))) or "none"
+        return "+".join(filter(None, (init, hidden, tokens, modes))) or "none"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ FEATURE_RELATION = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 
 FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
 FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
 TEACHERS_WEIGHTS = "--init-from-teacher 1"
+BEST = f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5"
+MODES = "--full-context-scale 0.5 --mode-consistency-scale 0.5"
 
-# The flags of train.py that make a method.  One that has any gets the teacher too.
+# The flags of train.py that make a method.
 METHODS = {
     "baseline": "",
     "init-from-teacher": f"{NO_HIDDEN} {TEACHERS_WEIGHTS}",
@@ -21,6 +23,11 @@ METHODS = {
     "branch-feature-apc": FEATURE_APC,
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
     "init-feature-relation-apc": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
-    "best": f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5",
+    "best": BEST,
+    "mode-consistency": MODES,
+    "best-mode-consistency": f"{BEST} {MODES}",
+    "shift-auto": f"{BEST} --kd-token-shift auto:4",
 }
+WITHOUT_TEACHER = ("baseline", "mode-consistency")
+IN_FULL_CONTEXT = {name: f"{name}, full context" for name, flags in METHODS.items() if MODES in flags}
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]

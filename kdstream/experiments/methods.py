@@ -15,7 +15,7 @@ from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.evaluation.records import Record, load_records, newest
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
-from kdstream.experiments.method_table import METHODS
+from kdstream.experiments.method_table import IN_FULL_CONTEXT, METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import (
     FLAGS_FILE,
     flags_begun_with,
@@ -24,9 +24,12 @@ from kdstream.experiments.train_flags import (
     without_flags,
 )
 from kdstream.kd.teacher_cache import VERSION
-from kdstream.kd.teachers import flags_without_effect
+from kdstream.kd.teachers import flags_without_effect, read_without_teacher
 
 TEACHER = "teacher"
+SYSTEMS = [TEACHER]  # in the order of tables
+for _method in METHODS:
+    SYSTEMS += [_method, *([IN_FULL_CONTEXT[_method]] if _method in IN_FULL_CONTEXT else [])]
 
 # run.sh's; one process takes two batches to a step where its two take one each, which gives the same gradients.
 # The learning rate is the one at which the baseline ends best.
@@ -69,7 +72,7 @@ class Comparison:
 
     def cells(self) -> list[Cell]:
         """The teacher, if a method needs it, and every method with every seed."""
-        cells = [self.teacher] if any(METHODS[method] for method in self.methods) else []
+        cells = [self.teacher] if set(self.methods).difference(WITHOUT_TEACHER) else []
         return cells + [self._student(method, seed) for method in self.methods for seed in self.seeds]
 
     @cached_property
@@ -78,7 +81,15 @@ class Comparison:
 
         A teacher of --teacher-exp-dir that was trained otherwise is only decoded.
         """
-        flags = (*self._unguided_flags, "--num-epochs", str(self.teacher_num_epochs), "--causal", "0", "--seed", "1")
+        flags = (
+            *self._unguided_flags(TEACHER),
+            "--num-epochs",
+            str(self.teacher_num_epochs),
+            "--causal",
+            "0",
+            "--seed",
+            "1",
+        )
         exp_dir = self.teacher_exp_dir or self.exp_root / TEACHER
         teacher = self._cell(exp_dir, TEACHER, flags)
         if self.teacher_exp_dir and is_trained_otherwise(exp_dir, flags):
@@ -103,8 +114,8 @@ class Comparison:
 
     def _student(self, method: str, seed: int) -> Cell:
         exp_dir, seed_flags = self.exp_root / f"{method}-{seed}", ("--seed", str(seed))
-        if not METHODS[method]:
-            return self._cell(exp_dir, method, (*self._unguided_flags, *seed_flags))
+        if method in WITHOUT_TEACHER:
+            return self._cell(exp_dir, method, (*self._unguided_flags(method), *seed_flags))
         teacher = self.teacher
         guidance = ["--teacher-exp-dir", teacher.exp_dir, "--teacher-avg", str(self.avg)]
         if teacher.epoch:
@@ -116,19 +127,25 @@ class Comparison:
         return replace(self._cell(exp_dir, method, tuple(without_flags(flags, unread))), after=teacher)
 
     def _cell(self, exp_dir: Path, system: str, train_flags: Flags) -> Cell:
-        flags = without_flags(self.decode_flags, CHUNK_FLAGS) if system == TEACHER else self.decode_flags
-        decoding = ("decode", "--avg", str(self.avg), *flags, "--system", system)
-        return Cell(self.recipe, seen_from(self.recipe, exp_dir), train_flags, (decoding,))
+        """A training and its decoding; of a student that is trained in both modes one in full context too."""
+        whole = tuple(without_flags(self.decode_flags, CHUNK_FLAGS))
+        ways = [(whole if system == TEACHER else self.decode_flags, system)]
+        if system in IN_FULL_CONTEXT:
+            ways.append(((*whole, "--chunk-size", "-1"), IN_FULL_CONTEXT[system]))
+        decodings = tuple(("decode", "--avg", str(self.avg), *flags, "--system", name) for flags, name in ways)
+        return Cell(self.recipe, seen_from(self.recipe, exp_dir), train_flags, decodings)
 
     @property
     def _budget(self) -> Flags:
         """The flags that all trainings share."""
         return ("--num-epochs", str(self.num_epochs), *shlex.split(EMBEDDED_CORPUS), *self.train_flags)
 
-    @property
-    def _unguided_flags(self) -> Flags:
-        """The same for a training without a teacher, which reads no distillation flags."""
-        return tuple(without_flags(self._budget, (flag.name for flag in flags_of(DistillConfig))))
+    def _unguided_flags(self, method: str) -> Flags:
+        """Those of a method without a teacher, which reads few of the distillation flags; the baseline reads none."""
+        own = METHODS.get(method, "").split()
+        read = read_without_teacher(read_section(DistillConfig, (*self._budget, *own))) if own else ()
+        unread = [flag.name for flag in flags_of(DistillConfig) if flag.name not in read]
+        return (*without_flags(self._budget, unread), *own)
 
     @property
     def _cache_dir(self) -> str:
@@ -180,7 +197,7 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
     added = []
     for path in paths:
         records = load_records(path)
-        unknown = {record.system for record in records}.difference(METHODS, [TEACHER])
+        unknown = {record.system for record in records}.difference(SYSTEMS)
         if unknown:
             raise UserError(
                 f"not from a comparison of methods; it has {', '.join(unknown)}", flag=f"--add-results {path}"
@@ -191,5 +208,5 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
 
 def records_of(cells: Sequence[Cell], added: Sequence[Record]) -> list[Record]:
     """The records of the cells so far, and of `added` those that the cells lack; in the order of METHODS."""
-    order = [TEACHER, *METHODS]
-    return sorted(newest([*added, *all_records(cells)]), key=lambda record: (order.index(record.system), record.seed))
+    records = newest([*added, *all_records(cells)])
+    return sorted(records, key=lambda record: (SYSTEMS.index(record.system), record.seed))

@@ -33,6 +33,7 @@ from kdstream.kd.loss_table import (
 )
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.token_shift import mean_shift
 from kdstream.models.transducer import Transducer
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
 
@@ -106,12 +107,12 @@ class Distiller(nn.Module):
 
     def weights(self, batch_idx: float) -> dict[str, float]:
         """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
-        warmup = self.config.kd_warmup_batches
-        ramp = min(1.0, batch_idx / warmup) if warmup > 0 else 1.0
-        return {name: ramp * scale for name, scale in self.scales.items()}
+        return {name: self.config.risen(batch_idx) * scale for name, scale in self.scales.items()}
 
     def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
+
+        With --kd-token-shift auto, token_shift is among them, which has no weight: the shifts that were chosen.
 
         Args:
           batch: what the student was given, or a clean version of it on the same time axis.
@@ -127,8 +128,11 @@ class Distiller(nn.Module):
             weights = self.pair_weights()
             for name, of_loss in zip(self.losses.of_layers, zip(*of_pairs, strict=True), strict=True):
                 losses[f"{name}_loss"] = (weights * torch.stack(of_loss)).sum()
-        for name, loss in self.losses.of_lattice.items():
-            losses[f"{name}_loss"] = loss.compute(self.compare_lattices(heard, student_taps))
+        if self.losses.of_lattice:
+            lattices = self.compare_lattices(heard, student_taps)
+            losses.update({f"{name}_loss": loss.compute(lattices) for name, loss in self.losses.of_lattice.items()})
+            if "token" in self.losses.of_lattice:
+                losses.update(mean_shift("token_shift", lattices.shifted[1], output_frames_of(batch.feature_lens)))
         return losses
 
     def compare_layers(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> Iterator[ComparedLayers]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,7 +26,8 @@ from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Lattice, Tap
 from kdstream.kd.teacher import Teacher
-from kdstream.kd.token_losses import delayed, token_loss
+from kdstream.kd.token_losses import Shift, token_loss
+from kdstream.kd.token_shift import shifted_logits
 
 
 class ComparedLayers(NamedTuple):
@@ -47,7 +49,8 @@ class ComparedLayers(NamedTuple):
         return frame_weights(self.student.lens, self.student.features.size(1), self.output_frames)
 
 
-class ComparedLattices(NamedTuple):
+@dataclass(frozen=True)
+class ComparedLattices:
     """What a loss on the lattice compares, on one batch.
 
     student: the student's lattice; its logits (N, T, R, V) carry the gradient.
@@ -62,10 +65,18 @@ class ComparedLattices(NamedTuple):
     encoder_out: Tensor
     blank: int
 
-    def teacher_logits(self, shift: int) -> Tensor:
-        """(N, T, R, V) at the student's cells: of what the teacher heard `shift` output frames (40 ms) before."""
-        encoder_out = delayed(self.encoder_out[:, : self.student.ranges.size(1)], shift)
-        return self.teacher.lattice_logits(encoder_out, self.student.tokens, self.student.ranges)
+    @cached_property
+    def shifted(self) -> tuple[Tensor, Shift]:
+        """The teacher's logits (N, T, R, V) at the student's cells, as --kd-token-shift says, and that shift."""
+        config = self.config
+
+        def logits_at(encoder_out: Tensor, symbols: Tensor) -> Tensor:
+            return self.teacher.lattice_logits(encoder_out, self.student.tokens, symbols)
+
+        collapsed, temperature = config.kd_token_form == "collapsed", config.kd_token_temperature
+        return shifted_logits(
+            logits_at, self.encoder_out, self.student, config.kd_token_shift, self.blank, collapsed, temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -200,8 +211,7 @@ def _apc(pair: ComparedLayers) -> Tensor:
 
 
 def _token(lattices: ComparedLattices) -> Tensor:
-    config, student, shift = lattices.config, lattices.student, lattices.config.kd_token_shift
-    teacher = lattices.teacher_logits(shift)
+    config, student, (teacher, shift) = lattices.config, lattices.student, lattices.shifted
     form, temperature = config.kd_token_form, config.kd_token_temperature
     return token_loss(teacher, student.logits, student, lattices.blank, form, temperature, shift)
 

@@ -87,6 +87,7 @@ class Lattice:
 
     encoder_lens, token_lens: (N,) int64, valid output frames (40 ms) and symbols.
     tokens: (N, S) int64, padded with blank.
+    decoder_out: (N, S + 1, D), the predictor's.
     ranges: (N, T, R) int64, the symbols kept at each of T output frames.
     logits: (N, T, R, V), the joiner's.
     """
@@ -94,6 +95,7 @@ class Lattice:
     encoder_lens: Tensor
     tokens: Tensor
     token_lens: Tensor
+    decoder_out: Tensor
     ranges: Tensor
     logits: Tensor
 
@@ -104,9 +106,14 @@ class Taps:
     Args:
       layers: names "stack.layer", counted from 0; None collects every layer.
       lattice: a CPU takes longer over a loss whose logits are kept.
+
+    wants_full_context: whether the batch is to be encoded in full context too.
+    full_context: (N, T, D), then, in output frames.
     """
 
     lattice: Lattice | None = None
+    wants_full_context = False
+    full_context: Tensor | None = None
 
     def __init__(self, layers: Iterable[str] | None = None, lattice: bool = False) -> None:
         self.wants_lattice = lattice
@@ -125,6 +132,10 @@ class Taps:
     def record_lattice(self, **tensors: Tensor) -> None:
         """Keeps the transducer's lattice.  See `Lattice` for the names and shapes."""
         self.lattice = Lattice(**tensors)
+
+    def record_full_context(self, encoder_out: Tensor) -> None:
+        """Keeps what the encoder makes of the batch in full context."""
+        self.full_context = encoder_out
 
     def __getitem__(self, name: str) -> Tap:
         return self._taps[name]

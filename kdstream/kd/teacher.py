@@ -120,7 +120,7 @@ class TransducerTeacher(Teacher):
 
     @torch.no_grad()
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
-        return self.model.lattice_logits(encoder_out, tokens, ranges)
+        return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
         return padded_encoder_lens(feature_lens, self.model.max_downsampling)

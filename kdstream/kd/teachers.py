@@ -103,7 +103,7 @@ def load_kdstream_teacher(config: ExperimentConfig, device: torch.device) -> Tea
     )
     weights = load_averaged(choice).weights
     whose = option("teacher_exp_dir", exp_dir)
-    if teacher.model.causal and -1 not in teacher.model.chunk_size:
+    if teacher.model.causal and -1 not in teacher.model.chunk_size and not teacher.distill.runs_both_modes:
         logging.warning(
             f"{whose}: a streaming model that was never trained in full context (--chunk-size without -1), in which it "
             "now teaches"
@@ -185,15 +185,30 @@ def check_source(distill: DistillConfig) -> None:
         )
 
 
+def of_modes(distill: DistillConfig) -> list[tuple[tuple[str, ...], bool]]:
+    """The fields that a student in both modes reads, and whether it does so here."""
+    of_comparison = ("mode_consistency_type", "mode_consistency_weights", "kd_token_shift", "kd_warmup_batches")
+    return [
+        (("full_context_scale", "mode_consistency_scale"), True),
+        (of_comparison, distill.mode_consistency_scale > 0),
+    ]
+
+
+def read_without_teacher(distill: DistillConfig) -> set[str]:
+    """Names of the fields that something reads where there is no teacher."""
+    return {name for names, is_read in of_modes(distill) if is_read for name in names}
+
+
 def flags_without_effect(distill: DistillConfig) -> list[str]:
     """Names of the fields that are not at their defaults and that no other setting here makes anything read."""
     given = [item.name for item in flags_of(DistillConfig) if getattr(distill, item.name) != item.default]
     if not distill.has_teacher:
-        return given
+        return [name for name in given if name not in read_without_teacher(distill)]
     losses = wanted_losses(distill)
     layers = bool(losses.of_layers)
     auxiliary = distill.kd_branch == "transformer" and losses.auxiliary_layer
     read_by = [
+        *of_modes(distill),
         *((kind.reads, name == distill.teacher_type) for name, kind in TEACHERS.items()),
         *((names, name == distill.teacher_type) for name, names in TEACHERS.settings.items()),
         *((loss.reads, name in losses.all()) for name, loss in LOSSES.items()),

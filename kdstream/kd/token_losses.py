@@ -9,7 +9,7 @@ keeps.  Three forms, from all of the posterior to one path:
 
 A loss is summed over output frames (40 ms), so that it stands beside the transducer loss.  A streaming
 student emits later than its teacher, who has heard what comes: with a `shift` its frame t is compared
-with the teacher's frame t - shift.
+with the teacher's frame t - shift; token_shift.py has the teacher's logits for it.
 
 Shapes: N batch, T output frames, S symbols, R symbols kept at a frame, V vocabulary, D width.
 """
@@ -35,34 +35,47 @@ from kdstream.models.rnnt_loss import (
 )
 
 BLOCK_ELEMENTS = 2**17  # of logits in work at a time on a CPU: half a MB, several of which a core's cache holds
+Shift = int | Tensor  # output frames, of all utterances or (N,) of each
 IMPOSSIBLE = -30.0  # log-probability of a class that a cell lacks, the same for both: adds exactly 0 to a divergence
 
 
 def token_loss(
-    teacher: Tensor, student: Tensor, lattice: Lattice, blank: int, form: str, temperature: float, shift: int
+    teacher: Tensor, student: Tensor, lattice: Lattice, blank: int, form: str, temperature: float, shift: Shift
 ) -> Tensor:
     """The divergence of the student's posteriors from the teacher's, a scalar, summed over the batch's output frames.
 
     Args:
-      teacher, student: (N, T, R, V) logits at lattice.ranges; the teacher's already `delayed` by `shift`.
+      teacher, student: (N, T, R, V) logits at lattice.ranges; the teacher's already delayed by `shift`.
       form: one of kdstream.config.TOKEN_FORMS.
       temperature: divides both logits; the loss is multiplied by its square, so that gradients keep their size.
       shift: frames at the beginning for which there is no teacher.
     """
     with float32(student):
-        teacher, student = at_least_float32(teacher), at_least_float32(student)
         if form == "one-best":
-            weights = path_weights(teacher, lattice, blank, shift)
+            weights = path_weights(at_least_float32(teacher), lattice, blank, shift)
         else:
             weights = cell_weights(lattice, shift)
-        if student.device.type == "cpu" and form != "collapsed":
-            return temperature**2 * _WeightedDivergence.apply(teacher, student, weights, temperature)
-        symbols = next_symbols(lattice.tokens, lattice.ranges, blank) if form == "collapsed" else None
-        p, q = ((logits / temperature).log_softmax(dim=-1) for logits in (teacher, student))
-        if symbols is not None:
-            p, q = collapse(p, symbols, blank), collapse(q, symbols, blank)
-        divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)  # (N, T, R)
-        return temperature**2 * (weights * divergence).sum()
+    symbols = next_symbols(lattice.tokens, lattice.ranges, blank) if form == "collapsed" else None
+    return temperature**2 * divergence(teacher, student, weights, symbols, blank, temperature)
+
+
+def divergence(
+    teacher: Tensor, student: Tensor, weights: Tensor, symbols: Tensor | None, blank: int, temperature: float = 1.0
+) -> Tensor:
+    """sum_c weights_c KL(P_c || Q_c), a scalar, of posteriors P of the teacher and Q of the student.
+
+    Args:
+      teacher, student: (N, T, R, V) logits; only the student's get a gradient.
+      weights: (N, T, R).
+      symbols: (N, T, R), next symbols: of three classes, see `collapse`; None: over the vocabulary.
+      temperature: divides both logits.
+    """
+    with float32(student):
+        teacher, student = at_least_float32(teacher.detach()), at_least_float32(student)
+        if student.device.type == "cpu" and symbols is None:
+            return _WeightedDivergence.apply(teacher, student, weights, temperature)
+        p, q = (log_posteriors(logits, symbols, blank, temperature) for logits in (teacher, student))
+        return (weights * F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)).sum()
 
 
 class _WeightedDivergence(torch.autograd.Function):
@@ -96,23 +109,28 @@ class _WeightedDivergence(torch.autograd.Function):
         return None, gradient * scale, None, None
 
 
-def delayed(encoder_out: Tensor, shift: int) -> Tensor:
-    """(N, T, D): frame t holds what was at t - shift; the first frames repeat frame 0."""
-    frames = torch.arange(encoder_out.size(1), device=encoder_out.device)
-    return encoder_out.index_select(1, (frames - shift).clamp(min=0))
+def log_posteriors(logits: Tensor, symbols: Tensor | None, blank: int, temperature: float) -> Tensor:
+    """Logits (..., V) as log-probabilities: (..., V), or with `symbols` (...) those of three classes (..., 3)."""
+    log_probs = (logits / temperature).log_softmax(dim=-1)
+    return log_probs if symbols is None else collapse(log_probs, symbols, blank)
 
 
-def cell_weights(lattice: Lattice, shift: int) -> Tensor:
+def unheard(lattice: Lattice, shift: Shift) -> Tensor:
+    """(1, T) or (N, T) bool: the first frames, for which there is no teacher."""
+    frames = torch.arange(lattice.ranges.size(1), device=lattice.ranges.device).unsqueeze(0)
+    return frames < (shift if isinstance(shift, int) else shift.unsqueeze(1))
+
+
+def cell_weights(lattice: Lattice, shift: Shift) -> Tensor:
     """(N, T, R) float32: equal over a frame's valid cells and 1 in sum; 0 before `shift` and in padding."""
-    frames = lattice.ranges.size(1)
-    unheard = torch.arange(frames, device=lattice.ranges.device) < shift  # (T,)
     invalid = lattice.ranges > lattice.token_lens.view(-1, 1, 1)  # (N, T, R)
-    invalid = invalid | (padding_mask(lattice.encoder_lens, frames) | unheard).unsqueeze(2)
+    padding = padding_mask(lattice.encoder_lens, lattice.ranges.size(1))
+    invalid = invalid | (padding | unheard(lattice, shift)).unsqueeze(2)
     weights = (~invalid).float()
     return weights / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
 
 
-def path_weights(teacher: Tensor, lattice: Lattice, blank: int, shift: int) -> Tensor:
+def path_weights(teacher: Tensor, lattice: Lattice, blank: int, shift: Shift) -> Tensor:
     """(N, T, R) float32: equal over the cells of the teacher's likeliest path, in sum the utterance's frames.
 
     The cells before `shift` are left out without making up for them, as in `cell_weights`.
@@ -121,7 +139,7 @@ def path_weights(teacher: Tensor, lattice: Lattice, blank: int, shift: int) -> T
     px = closed_after_last_frame(px, lattice.encoder_lens.unsqueeze(1))
     path = best_path(px, py, lattice_boundary(lattice.encoder_lens, lattice.token_lens))  # (N, S + 1, T + 1)
     on_path = path[:, :, :-1].transpose(1, 2).gather(2, lattice.ranges)  # (N, T, R)
-    on_path[:, :shift] = False
+    on_path = on_path & ~unheard(lattice, shift).unsqueeze(2)
     lens = lattice.encoder_lens.float()
     return on_path * (lens / (lens + lattice.token_lens)).view(-1, 1, 1)
 

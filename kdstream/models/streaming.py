@@ -152,9 +152,11 @@ class TapRecorder(Protocol):
     Layers are named stack.layer, counted from 0.
 
     wants_lattice: whether to record the lattice.
+    wants_full_context: whether to encode the batch in full context too, and to record that.
     """
 
     wants_lattice: bool
+    wants_full_context: bool
 
     def wants(self, name: str) -> bool:
         """Whether to record the layer."""
@@ -175,16 +177,28 @@ class TapRecorder(Protocol):
         ...
 
     def record_lattice(
-        self, *, encoder_lens: Tensor, tokens: Tensor, token_lens: Tensor, ranges: Tensor, logits: Tensor
+        self,
+        *,
+        encoder_lens: Tensor,
+        tokens: Tensor,
+        token_lens: Tensor,
+        decoder_out: Tensor,
+        ranges: Tensor,
+        logits: Tensor,
     ) -> None:
         """Keeps the part of the transducer's lattice that the pruned loss keeps.
 
         Args:
           encoder_lens, token_lens: (N,) valid output frames (40 ms) and symbols.
           tokens: (N, S), padded with blank.
+          decoder_out: (N, S + 1, D), the predictor's.
           ranges: (N, T, R), the symbols kept at each of T output frames.
           logits: (N, T, R, V), the joiner's.
         """
+        ...
+
+    def record_full_context(self, encoder_out: Tensor) -> None:
+        """Keeps what the encoder makes of the batch in full context, (N, T, D) in output frames."""
         ...
 
 

@@ -181,18 +181,43 @@ class Transducer(nn.Module):
           features, feature_lens, chunk: as in `encode`.
           tokens: of the utterances.
           settings: of the transducer loss.
-          taps: record the lattice too.
+          taps: record the lattice too.  Where they want full context, the batch is encoded in full context too; front
+            end and predictor, in which no frame hears of chunks, run once.
           host_lens: feature_lens and tokens.lens on the CPU, where they are on a GPU: else the host waits for them.
         Returns:
-          simple_loss, pruned_loss and, with a CTC head, ctc_loss.
+          simple_loss, pruned_loss and, with a CTC head, ctc_loss; those in full context as full_simple_loss and so on.
         """
-        encoder_out, encoder_lens, _ = self.encode(features, feature_lens, chunk, taps=taps)
-        decoder_out = self.predict(tokens.ids)
+        embedded = self.encoder_embed(features, feature_lens)[:2]
+        encoder_out, encoder_lens, _ = self.encoder(*embedded, chunk, taps=taps)
         if host_lens is None:
             lens = encoder_lens, tokens.lens
         else:
             lens = output_lens(host_lens[0]), host_lens[1]
             settings = settings.wide_enough(*lens)
+        lattice = encoder_lens, self.predict(tokens.ids), tokens, lens
+        losses = self.losses(encoder_out, *lattice, settings, taps)
+        if taps is not None and taps.wants_full_context:
+            full_context_out, _, _ = self.encoder(*embedded)
+            taps.record_full_context(full_context_out)
+            settings = settings._replace(delay_penalty=0.0)  # nobody waits for a symbol there
+            in_full_context = self.losses(full_context_out, *lattice, settings)
+            losses.update({f"full_{name}": loss for name, loss in in_full_context.items()})
+        return losses
+
+    def losses(
+        self,
+        encoder_out: Tensor,
+        encoder_lens: Tensor,
+        decoder_out: Tensor,
+        tokens: Tokens,
+        lens: tuple[Tensor, Tensor],
+        settings: LossSettings,
+        taps: TapRecorder | None = None,
+    ) -> dict[str, Tensor]:
+        """The training losses of what an encoder made of a batch; see `forward`, and `rnnt_losses` for the shapes.
+
+        lens: encoder_lens and tokens.lens, on the CPU if they are known there.
+        """
         want_logits = taps is not None and taps.wants_lattice
         rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, *tokens, settings, want_logits)
         if taps is not None and rnnt.logits is not None:
@@ -200,6 +225,7 @@ class Transducer(nn.Module):
                 encoder_lens=encoder_lens,
                 tokens=tokens.ids,
                 token_lens=tokens.lens,
+                decoder_out=decoder_out,
                 ranges=rnnt.ranges,
                 logits=rnnt.logits,
             )
@@ -248,9 +274,12 @@ class Transducer(nn.Module):
         """The predictor's output before each of the tokens (N, U) and after the last: (N, U + 1, D)."""
         return self.decoder(F.pad(tokens, (1, 0), value=self.config.blank_id))
 
-    def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
-        """The joiner's logits (N, T, R, V) at the symbols `ranges` (N, T, R) that a pruned loss kept of `tokens`."""
-        decoder_proj = self.joiner.decoder_proj(self.predict(tokens))
+    def lattice_logits(self, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor) -> Tensor:
+        """The joiner's logits (N, T, R, V) at the symbols `ranges` (N, T, R) that a pruned loss kept.
+
+        decoder_out: (N, U + 1, D), as `predict` gives it.
+        """
+        decoder_proj = self.joiner.decoder_proj(decoder_out)
         pair = do_rnnt_pruning(self.joiner.encoder_proj(encoder_out), decoder_proj, ranges)
         return self.joiner(*pair, project_input=False)
 

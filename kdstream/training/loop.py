@@ -29,6 +29,7 @@ from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.files import writing
+from kdstream.kd.consistency import both_modes
 from kdstream.kd.teachers import load_teacher, needs_audio
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
@@ -144,7 +145,8 @@ class Trainer:
         self.distiller = build_distiller(config.distill, self.model, teacher)
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None
-        self.student = StudentWithBranches(self.model, self.distiller, train, prunes_from_the_start(config))
+        modes = both_modes(config.distill, self.model)
+        self.student = StudentWithBranches(self.model, self.distiller, train, prunes_from_the_start(config), modes)
         self.optimizer = ScaledAdam(
             [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
             lr=train.base_lr,

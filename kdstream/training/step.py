@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
+from kdstream.kd.consistency import BothModes
 from kdstream.kd.distiller import Distiller, output_frames_of
+from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Teacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
@@ -32,14 +34,21 @@ class StudentWithBranches(nn.Module):
     """The student, and in distillation the branches that guide it: what DDP wraps and the optimiser trains.
 
     finetune: what prunes the lattice begins with trained weights, so what --warm-step schedules counts as over.
+    modes: the losses of a student that is run in full context too; None where it is not.
     """
 
     def __init__(
-        self, model: Transducer, distiller: Distiller | None, config: TrainConfig, finetune: bool = False
+        self,
+        model: Transducer,
+        distiller: Distiller | None,
+        config: TrainConfig,
+        finetune: bool = False,
+        modes: BothModes | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.distiller = distiller
+        self.modes = modes
         self.config = config
         self.finetune = finetune
         self.loss_settings = LossSettings(
@@ -59,24 +68,33 @@ class StudentWithBranches(nn.Module):
           batch: on the model's device, with tokens.
           chunk: None for full context.
           batch_idx: optimiser steps so far.  None in validation: the weights that the losses will have
-            in the end, so that validation losses compare over time, and no distillation losses, so
-            that they compare between systems.
+            in the end, so that validation losses compare over time, and of those losses the transducer's
+            in streaming alone, so that they compare between systems.
         Returns:
-          The total loss, summed over the batch, and each loss alone, unweighted and detached.
+          The total loss, summed over the batch, and each loss alone, unweighted and detached; what has no weight is to
+          be logged like a loss.
         """
-        distiller = self.distiller if batch_idx is not None else None
-        taps = distiller.student_taps() if distiller is not None else None
+        taps = self.taps() if batch_idx is not None else None
         step = math.inf if self.finetune and batch_idx is not None else batch_idx
         settings = self.loss_settings._replace(delay_penalty=delay_penalty(self.config, step))
         host_lens = batch.host.feature_lens, tokens_of(batch.host).lens
         arguments = batch.features, batch.feature_lens, tokens_of(batch), chunk, settings
         losses = self.model(*arguments, taps=taps, host_lens=host_lens)
         weights = transducer_weights(self.config, step)
-        if distiller is not None and batch_idx is not None:
-            losses.update(distiller(batch, taps))
-            weights.update(distiller.weights(batch_idx))
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        if taps is not None and batch_idx is not None:
+            if self.modes is not None:
+                losses = self.modes(losses, weights, taps, output_frames_of(batch.feature_lens))
+                weights.update(self.modes.weights(batch_idx))
+            if self.distiller is not None:
+                losses.update(self.distiller(batch, taps))
+                weights.update(self.distiller.weights(batch_idx))
+        total = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+
+    def taps(self) -> Taps | None:
+        """What looks inside the student's forward in training; None where nothing does."""
+        taps = self.distiller.student_taps() if self.distiller is not None else None
+        return taps if self.modes is None else self.modes.ask(taps or Taps(()))
 
 
 def tokens_of(batch: Batch) -> Tokens:

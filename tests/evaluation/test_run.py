@@ -278,3 +278,6 @@ def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_d
 def test_the_method_names_the_losses_that_distilled(flags, named):
     assert DistillConfig(**flags).method == "none"
     assert DistillConfig(teacher_exp_dir="t", **flags).method == named
+    assert DistillConfig(full_context_scale=1, **flags).method == "full-context"
+    both = DistillConfig(teacher_exp_dir="t", full_context_scale=1, mode_consistency_scale=1, **flags)
+    assert both.method == f"{named}+mode-consistency"

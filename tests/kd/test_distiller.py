@@ -15,7 +15,8 @@ from kdstream.kd.loss_table import LOSSES
 from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import TransducerTeacher
-from kdstream.kd.token_losses import delayed, token_loss
+from kdstream.kd.token_losses import token_loss
+from kdstream.kd.token_shift import delayed
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import pad_to_whole_chunks
 from kdstream.models.transducer import build_model

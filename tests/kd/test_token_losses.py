@@ -9,35 +9,9 @@ import torch
 
 from kdstream.config.sections import TOKEN_FORMS
 from kdstream.kd import token_losses
-from kdstream.kd.taps import Lattice
-from kdstream.kd.token_losses import cell_weights, delayed, path_weights, token_loss
+from kdstream.kd.token_losses import cell_weights, path_weights, token_loss
 from kdstream.models.rnnt_lattice import best_path
-
-BLANK, V, R = 0, 6, 3
-FRAMES, SYMBOLS = [7, 5], [4, 2]
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make_lattice(rows=(0, 1)) -> Lattice:
-    """Of the utterances `rows` of two, padded to the longest of them."""
-    frames, symbols = [FRAMES[n] for n in rows], [SYMBOLS[n] for n in rows]
-    T, S = max(frames), max(symbols)
-    starts = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0]])[list(rows), :T]
-    tokens = torch.tensor([[3, 1, 4, 1], [5, 2, 0, 0]])[list(rows), :S]
-    return Lattice(
-        encoder_lens=torch.tensor(frames),
-        tokens=tokens,
-        token_lens=torch.tensor(symbols),
-        ranges=starts.unsqueeze(2) + torch.arange(R),
-        logits=torch.zeros(len(rows), T, R, V),
-    )
-
-
-def logits(seed: int) -> torch.Tensor:
-    return random(2, 7, R, V, seed=seed)
+from support.lattices import BLANK, FRAMES, V, logits, make_lattice, random
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -164,12 +138,6 @@ def test_logits_in_bfloat16_are_compared_in_float32(form):
         loss = token_loss(*rough, lattice, BLANK, form, 2.0, 1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
-
-
-def test_delayed_frames_come_later_and_the_first_are_repeated():
-    x = torch.arange(5.0).view(1, 5, 1)
-    assert delayed(x, 2).flatten().tolist() == [0, 0, 0, 1, 2]
-    assert torch.equal(delayed(x, 0), x)
 
 
 def test_best_path_is_the_best_of_all_paths():

@@ -1,0 +1,173 @@
+"""Mode consistency: a streaming student that is run in full context too, on every batch, and learns from both.
+
+    full_context_loss       the transducer loss of full context, weighed inside as that of streaming
+    mode_consistency_loss   (KL(F || S) + KL(S || F)) / 2 of the two modes' posteriors F and S, cell by cell
+
+The cells are those of the streaming mode's pruned lattice.  In each divergence its first side is held fixed: streaming
+learns from full context, and full context from streaming.  Streaming emits later, so as with a teacher its frame t is
+compared with the other's frame t - shift.  No teacher is needed.  The idea is that of arXiv 2604.19079 (over full
+lattices there).
+
+Shapes: N batch, T output frames, R symbols kept at a frame, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdstream.config.sections import DistillConfig
+from kdstream.errors import UserError, option
+from kdstream.kd.losses import float32
+from kdstream.kd.taps import Taps
+from kdstream.kd.token_losses import BLOCK_ELEMENTS, cell_weights, divergence
+from kdstream.kd.token_shift import mean_shift, shifted_logits
+from kdstream.models.in_blocks import at_least_float32
+from kdstream.models.rnnt_loss import next_symbols
+from kdstream.models.transducer import Transducer
+
+
+class BothModes:
+    """The losses of a student that is run in both modes.
+
+    The loss of full context is reported even where its weight is 0.
+    """
+
+    def __init__(self, config: DistillConfig, student: Transducer) -> None:
+        self.config, self.student = config, student
+        self.is_compared = config.mode_consistency_scale > 0
+
+    def ask(self, taps: Taps) -> Taps:
+        """The same taps, which now ask for what the losses read."""
+        taps.wants_full_context = True
+        taps.wants_lattice = taps.wants_lattice or self.is_compared
+        return taps
+
+    def weights(self, batch_idx: float) -> dict[str, float]:
+        """Of the losses; that of the comparison rises over --kd-warmup-batches."""
+        weights = {"full_context_loss": self.config.full_context_scale}
+        if self.is_compared:
+            weights["mode_consistency_loss"] = self.config.risen(batch_idx) * self.config.mode_consistency_scale
+        return weights
+
+    def __call__(
+        self, losses: dict[str, Tensor], weights: Mapping[str, float], taps: Taps, output_frames: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses by name, each summed over the batch; in place of what `losses` has of full context.
+
+        Args:
+          losses, weights: the transducer's, see `Transducer.forward`; `weights` of those that streaming has too.
+          taps: with the lattice of streaming and the encoder's output in full context.
+          output_frames: (N,) of the utterances.
+        """
+        in_full_context = [
+            losses.pop(f"full_{name}") * weights[name] for name in list(weights) if f"full_{name}" in losses
+        ]
+        losses["full_context_loss"] = torch.stack(in_full_context).sum()
+        if self.is_compared:
+            losses.update(self.compare(taps, output_frames))
+        return losses
+
+    def compare(self, taps: Taps, output_frames: Tensor) -> dict[str, Tensor]:
+        """mode_consistency_loss and, with --kd-token-shift auto, mode_shift."""
+        config, lattice, blank = self.config, taps.lattice, self.student.config.blank_id
+        if lattice is None or taps.full_context is None:
+            raise ValueError("mode consistency compares the lattice with full context; the taps have to ask for both")
+        collapsed = config.mode_consistency_type == "collapsed"
+        full, shift = shifted_logits(
+            lambda encoder_out, symbols: self.student.lattice_logits(encoder_out, lattice.decoder_out, symbols),
+            taps.full_context, lattice, config.kd_token_shift, blank, collapsed,
+        )  # fmt: skip
+        weights = cell_weights(lattice, shift)
+        symbols = next_symbols(lattice.tokens, lattice.ranges, blank) if collapsed else None
+        even = config.mode_consistency_weights == "even"
+        loss = consistency_loss(full, lattice.logits, weights, symbols, blank, even)
+        return {"mode_consistency_loss": loss, **mean_shift("mode_shift", shift, output_frames)}
+
+
+def consistency_loss(
+    full: Tensor, streaming: Tensor, weights: Tensor, symbols: Tensor | None, blank: int, even: bool
+) -> Tensor:
+    """(KL(F || S) + KL(S || F)) / 2, a scalar, summed over the batch's output frames.
+
+    Args:
+      full, streaming: (N, T, R, V) logits at the same cells.
+      weights: (N, T, R) of the cells, 1 in sum at each frame that counts.
+      symbols: (N, T, R) next symbols: of three classes; None: over the vocabulary.
+      even: whether the weights hold; else cells weigh in proportion to the fixed side's probability of a symbol, and as
+        much in all of an utterance.
+    """
+    of_full, of_streaming = (weights if even else by_symbols(fixed, weights, blank) for fixed in (full, streaming))
+    if full.device.type == "cpu" and symbols is None:
+        with float32(full):
+            both = (at_least_float32(logits) for logits in (full, streaming))
+            return _SymmetricDivergence.apply(*both, of_full, of_streaming)
+    taught = (
+        divergence(full, streaming, of_full, symbols, blank),
+        divergence(streaming, full, of_streaming, symbols, blank),
+    )
+    return torch.stack(taught).sum() / 2
+
+
+class _SymmetricDivergence(torch.autograd.Function):
+    """sum_c (v_c KL(F_c || S_c) + w_c KL(S_c || F_c)) / 2; the first teaches S alone, the second F alone.
+
+    For a CPU, and block by block, as `token_losses._WeightedDivergence`: with v (S - F) / 2 for the logits of S and
+    w (F - S) / 2 for those of F, one look at each side is enough for both directions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, full: Tensor, streaming: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        V = full.size(-1)
+        sides = [logits.reshape(-1, V) for logits in (full, streaming)]
+        gradients = [torch.zeros_like(logits) for logits in sides]
+        total = full.new_zeros(())
+        for block in (v + w).flatten().nonzero().squeeze(1).split(max(1, BLOCK_ELEMENTS // V)):
+            of_full, of_streaming = (x.flatten().index_select(0, block).unsqueeze(1).to(full.dtype) / 2 for x in (v, w))
+            log_f, log_s = (logits.index_select(0, block).log_softmax(dim=1) for logits in sides)
+            f, s = log_f.exp(), log_s.exp()
+            total += (log_f.sub_(log_s).mul_(of_full * f - of_streaming * s)).sum()
+            gap = s.sub_(f)
+            gradients[1].index_copy_(0, block, gap * of_full)
+            gradients[0].index_copy_(0, block, gap.mul_(-of_streaming))
+        ctx.save_for_backward(*(gradient.view_as(full) for gradient in gradients))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_full, of_streaming = ctx.saved_tensors
+        return of_full * scale, of_streaming * scale, None, None
+
+
+@torch.no_grad()
+def by_symbols(logits: Tensor, weights: Tensor, blank: int) -> Tensor:
+    """(N, T, R): weights in proportion to 1 - P(blank), of the same sum over each utterance."""
+    logits = at_least_float32(logits)
+    symbols = weights * -torch.expm1(logits[..., blank] - logits.logsumexp(dim=-1))  # (N, T, R)
+    total, wanted = (x.sum(dim=(1, 2), keepdim=True) for x in (symbols, weights))
+    return symbols * (wanted / total.clamp(min=torch.finfo(symbols.dtype).tiny))
+
+
+def both_modes(config: DistillConfig, student: Transducer) -> BothModes | None:
+    """The losses of a student that is to be run in both modes; None without the flags that ask for it.
+
+    Raises:
+      UserError: the student has one mode alone, or is trained in full context anyway.
+    """
+    if not config.runs_both_modes:
+        return None
+    setting = "full_context_scale" if config.full_context_scale else "mode_consistency_scale"
+    if not student.config.causal:
+        raise UserError("a --causal 0 student has one mode", flag=option(setting), fix="give --causal 1")
+    if -1 in student.config.chunk_size:
+        raise UserError(
+            "every batch is run in full context already",
+            flag=f"{option('chunk_size')} -1",
+            fix=f"leave out -1, or {option(setting)}",
+        )
+    return BothModes(config, student)
