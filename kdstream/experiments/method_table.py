@@ -26,6 +26,7 @@ METHODS = {
     "best": BEST,
     "mode-consistency": MODES,
     "best-mode-consistency": f"{BEST} {MODES}",
+    "teacher-branch": f"{BEST} --kd-branch teacher",
     "shift-auto": f"{BEST} --kd-token-shift auto:4",
 }
 WITHOUT_TEACHER = ("baseline", "mode-consistency")

@@ -14,6 +14,7 @@ Shapes: N batch, T tap frames, D_S and D_T width of the student's and the teache
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from kdstream.kd.losses import float32
 from kdstream.kd.taps import Tap, padding_mask
 from kdstream.models.in_blocks import at_least_float32
 
+LentLayer = Callable[[Tensor, Tensor], tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]
 MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
 
 
@@ -85,14 +87,45 @@ class DirectBranch(nn.Module):
 
     def __init__(self, student_dim: int, teacher_dim: int, predictor: FuturePredictor | None) -> None:
         super().__init__()
-        same = student_dim == teacher_dim
-        self.projection: nn.Module = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
+        self.projection = projection(student_dim, teacher_dim)
         self.predictor = predictor
 
     def forward(self, tap: Tap) -> BranchOutput:
         """tap: of the student's layer."""
         p = self.projection(tap.features)
         return BranchOutput(p, p, tap.query, tap.key, tap.value, self.predictor(p) if self.predictor else None)
+
+
+class TeacherBranch(nn.Module):
+    """The teacher's own layer in the place of the student's: on what the student's layer is given, in full context.
+
+    The layer is the teacher's: it is neither trained, nor counted, nor saved.  What it is given, and what the predictor
+    reads, pass a projection only where the widths differ.
+
+    Args:
+      layer: called as layer((N, T, D_T), lens); returns what `StreamingEncoder.run_layer` returns.
+      predictor: of width D_T; None leaves it out.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, layer: LentLayer, predictor: FuturePredictor | None) -> None:
+        super().__init__()
+        self.inputs = projection(student_dim, teacher_dim)
+        self.projection = projection(student_dim, teacher_dim if predictor is not None else student_dim)
+        self.layer = layer
+        self.predictor = predictor
+
+    def forward(self, tap: Tap) -> BranchOutput:
+        """tap: of the student's layer, with its inputs."""
+        if tap.inputs is None:
+            raise ValueError("the encoder recorded what its layer made, and not what it was given")
+        z, (query, key, value) = self.layer(self.inputs(tap.inputs), tap.lens)
+        p = self.projection(tap.features)
+        return BranchOutput(p, z, query, key, value, self.predictor(p) if self.predictor else None)
+
+
+def projection(student_dim: int, teacher_dim: int) -> nn.Module:
+    """From width to width, where they differ."""
+    return nn.Identity() if student_dim == teacher_dim else nn.Linear(student_dim, teacher_dim)
 
 
 class AuxiliaryLayer(nn.Module):

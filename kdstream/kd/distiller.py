@@ -16,6 +16,7 @@ Shapes: N batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,14 @@ from torch import Tensor, nn
 from kdstream.config.sections import DistillConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
-from kdstream.kd.branches import AuxiliaryBranch, AuxiliaryLayer, DirectBranch, FuturePredictor
+from kdstream.kd.branches import (
+    AuxiliaryBranch,
+    AuxiliaryLayer,
+    DirectBranch,
+    FuturePredictor,
+    LentLayer,
+    TeacherBranch,
+)
 from kdstream.kd.layer_map import LayerPair, pair_layers
 from kdstream.kd.loss_table import (
     ComparedLattices,
@@ -56,6 +64,8 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._student = (student,)  # in a tuple, where nn.Module does not look
         self.losses = computed_losses(config)
+        if config.kd_branch == "teacher":
+            teacher.check_layers()
         self.scales = {f"{name}_loss": config.loss_scales[name] for name in self.losses.all()}
         if self.losses.of_lattice and not teacher.writes_tokens:
             raise UserError(
@@ -77,8 +87,8 @@ class Distiller(nn.Module):
 
     def build_branches(self) -> list[nn.Module]:
         """One for each pair; with --kd-share-branches those of one width share their layer and predictor."""
-        direct = self.config.kd_branch == "none"
-        auxiliary = not direct and self.losses.auxiliary_layer
+        kind, reads_layer = self.config.kd_branch, self.losses.auxiliary_layer
+        auxiliary = kind == "transformer" and reads_layer
         shared: dict[int, tuple[AuxiliaryLayer | None, FuturePredictor | None]] = {}
         branches: list[nn.Module] = []
         for pair in self.pairs:
@@ -86,10 +96,23 @@ class Distiller(nn.Module):
             if theirs not in shared or not self.config.kd_share_branches:
                 shared[theirs] = (self.build_layer(theirs) if auxiliary else None, self.build_predictor(theirs))
             layer, predictor = shared[theirs]
-            branches.append(
-                DirectBranch(ours, theirs, predictor) if direct else AuxiliaryBranch(ours, theirs, layer, predictor)
-            )
+            if kind == "transformer":
+                branches.append(AuxiliaryBranch(ours, theirs, layer, predictor))
+            elif kind == "teacher" and reads_layer:
+                branches.append(TeacherBranch(ours, theirs, self.lent_layer(pair), predictor))
+            else:
+                branches.append(DirectBranch(ours, theirs, predictor))
         return branches
+
+    def lent_layer(self, pair: LayerPair) -> LentLayer:
+        """The teacher's layer of a pair.  Raises UserError where the student's frames are too long for it."""
+        if pair.student_shape.stride > pair.teacher_shape.stride:
+            raise UserError(
+                f"the student's layer {pair.student} has longer frames than the teacher's {pair.teacher}",
+                flag=option("kd_branch", "teacher"),
+                fix="pair other layers with --kd-layers",
+            )
+        return partial(self.teacher.run_layer, pair.teacher)
 
     def build_layer(self, dim: int) -> AuxiliaryLayer:
         return AuxiliaryLayer(dim, self.config.kd_branch_heads, self.config.kd_branch_feedforward_dim)

@@ -162,7 +162,7 @@ def computed_losses(config: DistillConfig) -> Losses:
     if not wanted.all():
         flags = ", ".join(option(scale_of(name)) for name in config.loss_scales)
         raise UserError("all 0 with a teacher", flag=flags, fix="raise one, or drop --teacher-exp-dir")
-    if config.kd_branch == "transformer" and wanted.auxiliary_layer:
+    if config.kd_branch != "none" and wanted.auxiliary_layer:
         wanted = _in_order(config, {*wanted.all(), "feature"})
     return wanted
 
@@ -222,7 +222,7 @@ def check_relation_heads(config: DistillConfig, pair: LayerPair) -> None:
     widths = {f"teacher's layer {pair.teacher}": [theirs.query, theirs.key, theirs.value]}
     if config.kd_branch == "none":
         widths[f"student's layer {pair.student}"] = [ours.query, ours.key, ours.value]
-    else:
+    elif config.kd_branch == "transformer":
         widths[f"teacher's layer {pair.teacher}"].append(theirs.features)  # of the auxiliary layer's
     for whose, sizes in widths.items():
         if any(size % heads for size in sizes):

@@ -32,6 +32,7 @@ class Tap:
     value: (N, T, H * d_v), its first value projection.
     lens: (N,) int64, valid frames.
     stride: encoder frames (20 ms) per tap frame.
+    inputs: (N, T, D), what the layer was given; None where nobody kept it.
     """
 
     features: Tensor
@@ -40,10 +41,12 @@ class Tap:
     value: Tensor
     lens: Tensor
     stride: int
+    inputs: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Tap:
-        """The same tap with `function` applied to its four tensors."""
-        return replace(self, **{name: function(getattr(self, name)) for name in TENSORS}, **changes)
+        """The same tap with `function` applied to its tensors."""
+        inputs = None if self.inputs is None else function(self.inputs)
+        return replace(self, inputs=inputs, **{name: function(getattr(self, name)) for name in TENSORS}, **changes)
 
     def first(self, frames: int) -> Tap:
         """Its first frames."""
@@ -123,11 +126,9 @@ class Taps:
     def wants(self, name: str) -> bool:
         return self._wanted is None or name in self._wanted
 
-    def record(
-        self, name: str, *, features: Tensor, query: Tensor, key: Tensor, value: Tensor, lens: Tensor, stride: int
-    ) -> None:
-        """Keeps a layer's tensors, in the autograd graph if there is one.  See `Tap` for the shapes."""
-        self._taps[name] = Tap(features, query, key, value, lens, stride)
+    def record(self, name: str, **tensors: Any) -> None:
+        """Keeps a layer's tensors, in the autograd graph if there is one.  See `Tap` for the names and shapes."""
+        self._taps[name] = Tap(**tensors)
 
     def record_lattice(self, **tensors: Tensor) -> None:
         """Keeps the transducer's lattice.  See `Lattice` for the names and shapes."""

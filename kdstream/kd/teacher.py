@@ -23,10 +23,10 @@ from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.data.tokenizer import difference_of_tokens, read_tokens
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
-from kdstream.models.streaming import pad_to_whole_chunks, padded_encoder_lens
+from kdstream.models.streaming import StreamingEncoder, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import Transducer, build_model
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -78,6 +78,18 @@ class Teacher(ABC):
         """(N,) encoder frames (20 ms) that it makes of utterances of feature_lens (N,) feature frames (10 ms)."""
         raise NotImplementedError
 
+    def check_layers(self) -> None:
+        """Raises UserError if it cannot `run_layer`."""
+        raise UserError(
+            "this teacher's layers cannot be run alone",
+            flag=option("kd_branch", "teacher"),
+            fix="give --kd-branch transformer, or a transducer as teacher",
+        )
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What one of its layers makes of x (N, T, D); see `StreamingEncoder.run_layer`.  Gradients reach x."""
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Tensor]:
         """Its parameters by name; a cache is of the teacher that has the same ones."""
         raise NotImplementedError
@@ -121,6 +133,20 @@ class TransducerTeacher(Teacher):
     @torch.no_grad()
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
+
+    def check_layers(self) -> None:
+        encoder = self.model.encoder
+        if type(encoder).run_layer is StreamingEncoder.run_layer:
+            super().check_layers()
+        if self.model.config.causal:
+            raise UserError(
+                "a streaming teacher's layers would hear where a batch ends",
+                flag=option("kd_branch", "teacher"),
+                fix="give --kd-branch transformer, or a teacher of --causal 0",
+            )
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        return self.model.encoder.run_layer(name, x, lens)
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
         return padded_encoder_lens(feature_lens, self.model.max_downsampling)

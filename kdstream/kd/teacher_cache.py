@@ -205,6 +205,12 @@ class CachedTeacher(Teacher):
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.teacher.lattice_logits(encoder_out, tokens, ranges)
 
+    def check_layers(self) -> None:
+        self.teacher.check_layers()
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        return self.teacher.run_layer(name, x, lens)
+
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
         return self.teacher.encoder_frames(feature_lens)
 

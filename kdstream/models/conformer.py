@@ -234,12 +234,20 @@ class Conformer(StreamingEncoder):
         for i, layer in enumerate(self.layers):
             size = ConformerLayer.num_caches
             layer_caches = caches[i * size : (i + 1) * size] if caches else None
+            inputs = x
             x, layer_caches, (query, key, value) = layer(x, context, layer_caches)
             new_caches += layer_caches
             name = f"0.{i}"
             if taps is not None and taps.wants(name):
-                taps.record(name, features=x, query=query, key=key, value=value, lens=lens, stride=OUTPUT_DOWNSAMPLING)
+                tensors = dict(inputs=inputs, features=x, query=query, key=key, value=value, lens=lens)
+                taps.record(name, **tensors, stride=OUTPUT_DOWNSAMPLING)
         return x, lens, new_caches
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+        """See StreamingEncoder."""
+        context = self.layer_context(self.hidden(x, lens, None, None), None, x)
+        x, _, query_key_value = self.layers[int(name.split(".")[1])](x, context, None)
+        return x, query_key_value
 
     def layer_context(self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor) -> LayerContext:
         """hidden: (N, K) bool, of the frames of x (N, T, D) and of those that are cached."""

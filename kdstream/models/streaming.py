@@ -163,11 +163,21 @@ class TapRecorder(Protocol):
         ...
 
     def record(
-        self, name: str, *, features: Tensor, query: Tensor, key: Tensor, value: Tensor, lens: Tensor, stride: int
+        self,
+        name: str,
+        *,
+        inputs: Tensor | None = None,
+        features: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lens: Tensor,
+        stride: int,
     ) -> None:
         """Keeps what a layer did.
 
         Args:
+          inputs: (N, T, D), what the layer was given.
           features: (N, T, D), the layer's output at its own frame rate.
           query, key: (N, T, H * d), as its self-attention projects them, without positions.
           value: (N, T, H * d_v), its first value projection.
@@ -253,6 +263,17 @@ class StreamingEncoder(nn.Module):
           (N, ceil(T / 2), output_dim), lengths in output frames, new caches.
         Raises:
           UserError: the chunk does not fit the encoder.
+        """
+        raise NotImplementedError
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What the layer `name`, as taps call it, makes of x in full context.
+
+        Args:
+          x: (N, T, D) at the layer's own frame rate.
+          lens: (N,) valid frames.
+        Returns:
+          (N, T, D); query, key and value of x as taps record them.
         """
         raise NotImplementedError
 

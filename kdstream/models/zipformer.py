@@ -163,14 +163,13 @@ class StackTaps:
     lens: Tensor
     stride: int
 
-    def record(self, layer: int, features: Tensor, query_key_value: QueryKeyValue) -> None:
+    def record(self, layer: int, inputs: Tensor, features: Tensor, query_key_value: QueryKeyValue) -> None:
         name = f"{self.stack}.{layer}"
         if self.recorder is not None and self.recorder.wants(name):
             lens = torch.div(self.lens + self.stride - 1, self.stride, rounding_mode="floor")
             query, key, value = query_key_value
-            self.recorder.record(
-                name, features=features, query=query, key=key, value=value, lens=lens, stride=self.stride
-            )
+            tensors = dict(inputs=inputs, features=features, query=query, key=key, value=value, lens=lens)
+            self.recorder.record(name, **tensors, stride=self.stride)
 
 
 class Stack(nn.Module):
@@ -209,8 +208,9 @@ class Stack(nn.Module):
         new_caches: list[Cache] = []
         x = masked(x, mask)
         for i, layer in enumerate(self.layers):
+            inputs = x
             x, layer_caches, query_key_value = layer(x, context, caches[i] if caches else None)
-            taps.record(i, x, query_key_value)
+            taps.record(i, inputs, x, query_key_value)
             x = masked(x, mask)
             new_caches += layer_caches
         return x, new_caches
@@ -281,6 +281,15 @@ class Zipformer(StreamingEncoder):
             new_caches += stack_caches
         x = self.downsample_output(full_width(outputs, self.output_dim))
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
+
+    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+        """See StreamingEncoder."""
+        number, layer = map(int, name.split("."))
+        stack = self.encoders[number]
+        stack = stack.encoder if isinstance(stack, DownsampledStack) else stack
+        context = self.frame_context(self.hidden(x, lens, None, None), x.size(1), 1, None)
+        x, _, query_key_value = stack.get_submodule(f"layers.{layer}")(x, context, None)
+        return x, query_key_value
 
     def frame_context(self, hidden: Tensor, frames: int, factor: int, chunk: ChunkConfig | None) -> FrameContext:
         """View, masks and positions of a stack that downsamples by `factor`.

@@ -21,7 +21,7 @@ from kdstream.evaluation.records import add_record, load_records
 from kdstream.evaluation.scoring import read_recogs
 from kdstream.evaluation.tables import render
 from kdstream.experiments import methods
-from kdstream.experiments.method_table import IN_FULL_CONTEXT, METHODS, WITHOUT_TEACHER
+from kdstream.experiments.method_table import METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import read_section
 from kdstream.kd.teacher_cache import VERSION
 from kdstream.kd.teachers import flags_without_effect
@@ -260,21 +260,6 @@ def test_no_training_of_a_comparison_is_given_flags_that_nothing_reads(recipe):
         assert flags_without_effect(distill) == [], cell.exp_dir
         guided = distill.kd_warmup_batches == 100
         assert guided == (cell.folder.name not in ("teacher-1", "teacher", "baseline-1", "init-from-teacher-1"))
-
-
-def test_a_student_that_is_trained_in_both_modes_is_decoded_in_both(recipe):
-    flags = ("--kd-token-shift", "3", "--kd-layers", "1.0", "--full-context-scale", "2")
-    comparison = methods.Comparison(
-        recipe, recipe / "exp", list(METHODS), [1], 2, 3, 1, train_flags=flags, decode_flags=("--chunk-size", "16")
-    )
-    by_name = {cell.folder.name: cell for cell in comparison.cells()}
-    for method in METHODS:
-        ways = [dict(zip(way[1::2], way[2::2], strict=True)) for way in by_name[f"{method}-1"].decodings]
-        shown = [(way["--chunk-size"], way["--system"]) for way in ways]
-        assert shown == [("16", method), *([("-1", IN_FULL_CONTEXT[method])] if method in IN_FULL_CONTEXT else [])]
-    both, alone = (read_section(DistillConfig, by_name[f"{name}-1"].train_flags) for name in WITHOUT_TEACHER[::-1])
-    assert (both.method, both.kd_token_shift, both.full_context_scale) == ("mode-consistency", 3, 0.5)
-    assert alone == DistillConfig() and not both.has_teacher and both.kd_layers == ()
 
 
 def test_a_student_that_came_to_no_checkpoint_blocks_nothing(monkeypatch, recipe, other_teacher):

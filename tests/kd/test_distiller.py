@@ -171,6 +171,8 @@ METHODS = {
     "apc_loss": replace(SMALL, kd_apc_shift=4),
     "direct feature_loss": replace(SMALL, kd_branch="none"),
     "direct relation_loss": replace(SMALL, kd_branch="none"),
+    "teacher's feature_loss": replace(SMALL, kd_branch="teacher"),
+    "teacher's relation_loss": replace(SMALL, kd_branch="teacher"),
     "shared feature_loss": replace(SMALL, kd_share_branches=True),
     "learned feature_loss": replace(SMALL, kd_layer_map="learned"),
     "full token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_temperature=2.0),
