@@ -226,8 +226,8 @@ class DistillConfig(Section):
     kd_branch: str = flag(
         "transformer",
         "What stands between the student's layer and the teacher's: an auxiliary non-streaming layer; the teacher's "
-        "own layer, frozen, on what the student's is given; or nothing.",
-        choices=("transformer", "teacher", "none"),
+        "own layer, frozen, on what the student's is given; a copy of that layer, which is learned; or nothing.",
+        choices=("transformer", "teacher", "teacher-copy", "none"),
     )
     kd_share_branches: bool = flag(False, "One auxiliary layer and predictor for all tapped layers of equal width.")
     kd_feature_scale: float = flag(1.0, "Weight of the feature distance (teacher layer to auxiliary layer).", minimum=0)
@@ -328,8 +328,8 @@ class DistillConfig(Section):
         hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name != "token")
         if hidden and self.kd_branch == "none":
             hidden = f"direct-{hidden}"
-        elif hidden and self.kd_branch == "teacher":
-            hidden = f"teacher-{hidden}"
+        elif hidden and self.kd_branch != "transformer":
+            hidden = f"{self.kd_branch}-{hidden}"
         init = "init" if self.init_from_teacher else ""
         tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
         return "+".join(filter(None, (init, hidden, tokens, modes))) or "none"

@@ -13,8 +13,8 @@ Shapes: N batch, T tap frames, D_S and D_T width of the student's and the teache
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,8 +24,8 @@ from kdstream.errors import UserError, option
 from kdstream.kd.losses import float32
 from kdstream.kd.taps import Tap, padding_mask
 from kdstream.models.in_blocks import at_least_float32
+from kdstream.models.streaming import StreamingEncoder
 
-LentLayer = Callable[[Tensor, Tensor], tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]
 MAX_DISTANCE = 64  # tap frames; farther keys share the bias of this distance
 
 
@@ -99,26 +99,46 @@ class DirectBranch(nn.Module):
 class TeacherBranch(nn.Module):
     """The teacher's own layer in the place of the student's: on what the student's layer is given, in full context.
 
-    The layer is the teacher's: it is neither trained, nor counted, nor saved.  What it is given, and what the predictor
-    reads, pass a projection only where the widths differ.
+    The layer is the teacher's: it is neither trained, nor counted, nor saved.  A copy that is learned begins as the
+    teacher's layer; it stays in eval mode, for the layer's own dropout and schedules are over.  What the layer is
+    given, and what the predictor reads, pass a projection only where the widths differ.
 
     Args:
-      layer: called as layer((N, T, D_T), lens); returns what `StreamingEncoder.run_layer` returns.
+      encoder: the teacher's.
+      name: of the layer.
+      learned: whether the branch has a copy.
       predictor: of width D_T; None leaves it out.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, layer: LentLayer, predictor: FuturePredictor | None) -> None:
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        encoder: StreamingEncoder,
+        name: str,
+        learned: bool,
+        predictor: FuturePredictor | None,
+    ) -> None:
         super().__init__()
+        layer = encoder.layer(name)
+        self.copy = copy.deepcopy(layer).requires_grad_() if learned else None
+        self._lent = (encoder, layer)  # in a tuple, where nn.Module does not look
         self.inputs = projection(student_dim, teacher_dim)
         self.projection = projection(student_dim, teacher_dim if predictor is not None else student_dim)
-        self.layer = layer
         self.predictor = predictor
+
+    def train(self, mode: bool = True) -> TeacherBranch:
+        super().train(mode)
+        if self.copy is not None:
+            self.copy.eval()
+        return self
 
     def forward(self, tap: Tap) -> BranchOutput:
         """tap: of the student's layer, with its inputs."""
         if tap.inputs is None:
             raise ValueError("the encoder recorded what its layer made, and not what it was given")
-        z, (query, key, value) = self.layer(self.inputs(tap.inputs), tap.lens)
+        encoder, layer = self._lent
+        z, (query, key, value) = encoder.run_layer(self.copy or layer, self.inputs(tap.inputs), tap.lens)
         p = self.projection(tap.features)
         return BranchOutput(p, z, query, key, value, self.predictor(p) if self.predictor else None)
 

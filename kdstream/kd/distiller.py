@@ -16,7 +16,6 @@ Shapes: N batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from kdstream.kd.branches import (
     AuxiliaryLayer,
     DirectBranch,
     FuturePredictor,
-    LentLayer,
     TeacherBranch,
 )
 from kdstream.kd.layer_map import LayerPair, pair_layers
@@ -44,6 +42,8 @@ from kdstream.kd.teacher import Heard, Teacher
 from kdstream.kd.token_shift import mean_shift
 from kdstream.models.transducer import Transducer
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
+
+TEACHERS_LAYERS = ("teacher", "teacher-copy")  # of --kd-branch
 
 
 class Distiller(nn.Module):
@@ -64,7 +64,7 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._student = (student,)  # in a tuple, where nn.Module does not look
         self.losses = computed_losses(config)
-        if config.kd_branch == "teacher":
+        if config.kd_branch in TEACHERS_LAYERS:
             teacher.check_layers()
         self.scales = {f"{name}_loss": config.loss_scales[name] for name in self.losses.all()}
         if self.losses.of_lattice and not teacher.writes_tokens:
@@ -98,21 +98,23 @@ class Distiller(nn.Module):
             layer, predictor = shared[theirs]
             if kind == "transformer":
                 branches.append(AuxiliaryBranch(ours, theirs, layer, predictor))
-            elif kind == "teacher" and reads_layer:
-                branches.append(TeacherBranch(ours, theirs, self.lent_layer(pair), predictor))
+            elif kind in TEACHERS_LAYERS and reads_layer:
+                branches.append(self.build_teacher_branch(pair, predictor))
             else:
                 branches.append(DirectBranch(ours, theirs, predictor))
         return branches
 
-    def lent_layer(self, pair: LayerPair) -> LentLayer:
-        """The teacher's layer of a pair.  Raises UserError where the student's frames are too long for it."""
+    def build_teacher_branch(self, pair: LayerPair, predictor: FuturePredictor | None) -> TeacherBranch:
+        """Raises UserError where the student's frames are too long for the teacher's layer."""
         if pair.student_shape.stride > pair.teacher_shape.stride:
             raise UserError(
                 f"the student's layer {pair.student} has longer frames than the teacher's {pair.teacher}",
-                flag=option("kd_branch", "teacher"),
+                flag=option("kd_branch", self.config.kd_branch),
                 fix="pair other layers with --kd-layers",
             )
-        return partial(self.teacher.run_layer, pair.teacher)
+        widths = pair.student_shape.features, pair.teacher_shape.features
+        learned = self.config.kd_branch == "teacher-copy"
+        return TeacherBranch(*widths, self.teacher.encoder, pair.teacher, learned, predictor)
 
     def build_layer(self, dim: int) -> AuxiliaryLayer:
         return AuxiliaryLayer(dim, self.config.kd_branch_heads, self.config.kd_branch_feedforward_dim)

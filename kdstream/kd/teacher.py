@@ -53,6 +53,7 @@ class Teacher(ABC):
       it, and it has `output_dim`, `lattice_logits`, `encoder_frames` and `state_dict`.
     gives_weights: a student may start from its weights, and it has `weights_for`.
     shapes: of the layers that can be tapped, by name in running order.
+    encoder: of a transducer; its layers can be branches.
     output_dim: width of its encoder's output.
     """
 
@@ -60,6 +61,7 @@ class Teacher(ABC):
     writes_tokens: ClassVar[bool] = False
     gives_weights: ClassVar[bool] = False
     shapes: dict[str, TapShape]
+    encoder: StreamingEncoder
     output_dim: int
 
     @abstractmethod
@@ -79,16 +81,12 @@ class Teacher(ABC):
         raise NotImplementedError
 
     def check_layers(self) -> None:
-        """Raises UserError if it cannot `run_layer`."""
+        """Raises UserError if it has no `encoder` whose layers can be run alone."""
         raise UserError(
             "this teacher's layers cannot be run alone",
             flag=option("kd_branch", "teacher"),
             fix="give --kd-branch transformer, or a transducer as teacher",
         )
-
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """What one of its layers makes of x (N, T, D); see `StreamingEncoder.run_layer`.  Gradients reach x."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
         """Its parameters by name; a cache is of the teacher that has the same ones."""
@@ -111,7 +109,7 @@ class TransducerTeacher(Teacher):
 
     def __init__(self, model: Transducer) -> None:
         self.model = freeze(model)
-        self.shapes = tap_shapes(model)
+        self.shapes, self.encoder = tap_shapes(model), model.encoder
         self.output_dim = model.encoder.output_dim
 
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
@@ -135,8 +133,7 @@ class TransducerTeacher(Teacher):
         return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
 
     def check_layers(self) -> None:
-        encoder = self.model.encoder
-        if type(encoder).run_layer is StreamingEncoder.run_layer:
+        if type(self.encoder).run_layer is StreamingEncoder.run_layer:
             super().check_layers()
         if self.model.config.causal:
             raise UserError(
@@ -144,9 +141,6 @@ class TransducerTeacher(Teacher):
                 flag=option("kd_branch", "teacher"),
                 fix="give --kd-branch transformer, or a teacher of --causal 0",
             )
-
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        return self.model.encoder.run_layer(name, x, lens)
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
         return padded_encoder_lens(feature_lens, self.model.max_downsampling)

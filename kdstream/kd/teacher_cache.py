@@ -207,9 +207,7 @@ class CachedTeacher(Teacher):
 
     def check_layers(self) -> None:
         self.teacher.check_layers()
-
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        return self.teacher.run_layer(name, x, lens)
+        self.encoder = self.teacher.encoder
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
         return self.teacher.encoder_frames(feature_lens)

@@ -243,10 +243,13 @@ class Conformer(StreamingEncoder):
                 taps.record(name, **tensors, stride=OUTPUT_DOWNSAMPLING)
         return x, lens, new_caches
 
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+    def layer(self, name: str) -> nn.Module:
         """See StreamingEncoder."""
-        context = self.layer_context(self.hidden(x, lens, None, None), None, x)
-        x, _, query_key_value = self.layers[int(name.split(".")[1])](x, context, None)
+        return self.layers[int(name.split(".")[1])]
+
+    def run_layer(self, layer: nn.Module, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+        """See StreamingEncoder."""
+        x, _, query_key_value = layer(x, self.layer_context(self.hidden(x, lens, None, None), None, x), None)
         return x, query_key_value
 
     def layer_context(self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor) -> LayerContext:

@@ -266,8 +266,12 @@ class StreamingEncoder(nn.Module):
         """
         raise NotImplementedError
 
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """What the layer `name`, as taps call it, makes of x in full context.
+    def layer(self, name: str) -> nn.Module:
+        """The layer that taps call `name`."""
+        raise NotImplementedError
+
+    def run_layer(self, layer: nn.Module, x: Tensor, lens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What one layer, or a copy of it, makes of x in full context.
 
         Args:
           x: (N, T, D) at the layer's own frame rate.

@@ -282,13 +282,16 @@ class Zipformer(StreamingEncoder):
         x = self.downsample_output(full_width(outputs, self.output_dim))
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
 
-    def run_layer(self, name: str, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+    def layer(self, name: str) -> nn.Module:
         """See StreamingEncoder."""
-        number, layer = map(int, name.split("."))
-        stack = self.encoders[number]
-        stack = stack.encoder if isinstance(stack, DownsampledStack) else stack
+        stack, layer = map(int, name.split("."))
+        downsampled = isinstance(self.encoders[stack], DownsampledStack)
+        return self.encoders[stack].get_submodule(f"{'encoder.' * downsampled}layers.{layer}")
+
+    def run_layer(self, layer: nn.Module, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
+        """See StreamingEncoder."""
         context = self.frame_context(self.hidden(x, lens, None, None), x.size(1), 1, None)
-        x, _, query_key_value = stack.get_submodule(f"layers.{layer}")(x, context, None)
+        x, _, query_key_value = layer(x, context, None)
         return x, query_key_value
 
     def frame_context(self, hidden: Tensor, frames: int, factor: int, chunk: ChunkConfig | None) -> FrameContext:

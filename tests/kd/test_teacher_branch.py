@@ -41,7 +41,7 @@ def test_a_layer_run_alone_makes_what_it_makes_in_its_place(encoder):
         model.encode(features, lens, taps=taps)
         for name in taps.names():
             tap = taps[name]
-            made, of_attention = model.encoder.run_layer(name, tap.inputs, tap.lens)
+            made, of_attention = model.encoder.run_layer(model.encoder.layer(name), tap.inputs, tap.lens)
             for ours, theirs in (
                 (made, tap.features),
                 *zip(of_attention, (tap.query, tap.key, tap.value), strict=True),
@@ -117,6 +117,29 @@ def test_a_layer_of_another_encoder_runs_where_its_frames_are_long_enough(ours, 
     too_long = {"zipformer": "2.0:0.1", "conformer": "0.1:0.0"}[ours]
     with pytest.raises(UserError, match="--kd-branch teacher: the student's layer .* has longer frames"):
         Distiller(replace(TEACHERS_LAYER, kd_layers=(too_long,)), student, teacher)
+
+
+@pytest.mark.parametrize("encoder", SETTINGS)
+def test_a_copy_begins_as_the_teachers_layer_and_is_learned_without_dropout(encoder):
+    student, teacher = model_of(encoder, True), TransducerTeacher(model_of(encoder, False))
+    before = copy.deepcopy(teacher.state_dict())
+    lent, copied = (
+        Distiller(replace(TEACHERS_LAYER, kd_branch=kind, kd_apc_scale=0.0), student, teacher).train()
+        for kind in ("teacher", "teacher-copy")
+    )
+    features, lens, _ = random_batch()
+    first = [distil(distiller, student, features, lens)[1] for distiller in (lent, copied)]
+    torch.testing.assert_close(first[1], first[0], rtol=1e-6, atol=0)
+    names = {name.split(".")[2] for name, _ in copied.named_parameters()}
+    assert names == {"copy"} and not list(lent.parameters())
+    optimizer = torch.optim.Adam(copied.parameters(), lr=0.003)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(distil(copied, student, features, lens)[1].values()).backward()
+        optimizer.step()
+    assert distil(copied, student, features, lens)[1]["feature_loss"] < first[1]["feature_loss"]
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(distil(lent, student, features, lens)[1], first[0], rtol=1e-6, atol=0)
 
 
 def test_prediction_alone_needs_no_layer_of_the_teacher():
