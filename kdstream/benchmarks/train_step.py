@@ -96,11 +96,11 @@ class Bench:
                 return teacher.listen(self.batch, [pair.teacher for pair in self.pairs])
 
         self.rows[STEPS[1]] = self.step(distiller)
-        if self.distill_config.runs_both_modes:
-            self.rows[BOTH_MODES] = self.step(None, both_modes(self.distill_config, self.student))
         self.rows[STEPS[2]] = self.step(
             Distiller(self.distill_config, self.student, self.cached(teacher, distiller.pairs)).to(device)
         )
+        if self.distill_config.runs_both_modes:
+            self.rows[BOTH_MODES] = self.step(None, both_modes(self.distill_config, self.student))
         self.rows["teacher forward"] = teacher_forward
         heard, student_taps = teacher_forward(), distiller.student_taps()
         features, lens = self.batch.features, self.batch.feature_lens

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kdstream.benchmarks import against, limit, train_step
+from kdstream.benchmarks.names import BOTH_MODES
 from kdstream.commands import bench_train_step
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig
@@ -42,8 +43,9 @@ def test_every_part_is_timed_and_named(tmp_path, capsys):
 @pytest.mark.slow
 def test_token_distillation_alone_is_timed_too(tmp_path):
     alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
-    rows = run(tmp_path / "bench.json", alone)
-    assert [row["part"] for row in rows] == [*train_step.STEPS, "teacher forward", "token loss"]
+    modes = "--full-context-scale 1 --mode-consistency-scale 1"
+    rows = run(tmp_path / "bench.json", f"{alone} {modes}")
+    assert [row["part"] for row in rows] == [*train_step.STEPS, BOTH_MODES, "teacher forward", "token loss"]
     assert rows[-1]["ms"] > 0
 
 

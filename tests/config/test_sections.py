@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of which --decoding-method names one
-from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, settings_of
+from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, from_dict, settings_of, to_dict
 from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig, ModelConfig, TrainConfig
 
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
@@ -29,9 +29,19 @@ def test_every_default_is_a_value_that_its_flag_takes(config_class):
     assert settings_of(parsed) == settings_of(untyped) == settings_of(config_class())
 
 
+def test_a_shift_is_a_number_or_auto():
+    for text, value in (("0", 0), ("3", 3), ("auto:4", "auto:4")):
+        config = parse(DistillConfig, ["--kd-token-shift", text])
+        assert config.kd_token_shift == value == from_dict(DistillConfig, to_dict(config)).kd_token_shift
+    with pytest.raises(TypeError, match="kd_token_shift is 'auto'"):
+        from_dict(DistillConfig, {"kd_token_shift": "auto"})
+
+
 @pytest.mark.parametrize(
     "config_class, flag, value, message",
     [
+        (DistillConfig, "--kd-token-shift", "-1", "-1: must be at least 0"),
+        (DistillConfig, "--kd-token-shift", "auto:0", "invalid int value: 'auto:0'"),
         (TrainConfig, "--accum-grad", "0", "0: must be at least 1"),
         (TrainConfig, "--average-period", "0", "0: must be at least 1"),
         (TrainConfig, "--base-lr", "0", "0: must be more than 0"),
