@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ from kdstream.models.zipformer_modules import (
 
 WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
 LAYER_SKIP_RATE = 0.05  # after that
+SHORTEST_TABLE = 1024  # frames for which angles are computed together
 SLOWEST_TURN = 10000.0  # frames per radian of the slowest rotation
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
 
@@ -67,15 +69,26 @@ class LayerContext:
 
 
 def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`.
+    """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`."""
+    if torch.jit.is_tracing():  # the graph holds what it needs, as constants  # pyright: ignore[reportPrivateImportUsage]
+        return _rotations(frames, head_dim, like.dtype, like.device)
+    longest = max(SHORTEST_TABLE, 2 ** (frames - 1).bit_length())
+    cos, sin = rotation_table(longest, head_dim, like.dtype, like.device)
+    return cos[:frames], sin[:frames]
 
-    They are computed in float64: only differences of angles matter, and float32 would round away those of late frames.
-    They are computed by numpy: an exported graph then holds them as constants.
-    """
+
+def _rotations(frames: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`rotations`, computed by numpy, and in float64: only differences of angles matter, and float32 would round away
+    those of late frames."""
     pairs = head_dim // 2
     speed = SLOWEST_TURN ** -(np.arange(pairs) / pairs)
     angles = np.outer(np.arange(frames), speed)
-    return torch.from_numpy(np.cos(angles)).to(like), torch.from_numpy(np.sin(angles)).to(like)
+    with torch.inference_mode(False):  # a table that decoding has made may serve training
+        cos, sin = (torch.from_numpy(values).to(device, dtype) for values in (np.cos(angles), np.sin(angles)))
+    return cos, sin
+
+
+rotation_table = lru_cache(maxsize=16)(_rotations)  # on a GPU nothing is sent for a length that has been there
 
 
 def rotate(x: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:

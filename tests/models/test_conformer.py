@@ -103,3 +103,13 @@ def test_chunks_need_not_be_multiples_of_more_than_40_ms():
 def test_settings_that_a_conformer_does_not_have_are_clear_errors(settings, message):
     with pytest.raises(UserError, match=message):
         resolve(ModelConfig(encoder="conformer", **settings))
+
+
+def test_angles_do_not_depend_on_the_table_that_they_are_taken_from():
+    like = torch.zeros(1)
+    with torch.inference_mode():
+        first = rotations(40, 8, like)
+    assert all(torch.equal(table[:40], x) for table, x in zip(rotations(3000, 8, like), first, strict=True))
+    weight = torch.ones(4, requires_grad=True)
+    (weight * first[0]).sum().backward()  # a table that decoding has made serves training
+    assert rotations(40, 8, like)[0].data_ptr() == first[0].data_ptr()
