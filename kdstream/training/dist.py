@@ -72,7 +72,8 @@ def setup(rank: int, world_size: int, port: int) -> None:
     Raises:
       UserError: another program has the port.
     """
-    keep_freed_memory()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if world_size == 1:
         return
     # of depthwise kernels, whose gradients come in another order of memory: a few kilobytes are copied

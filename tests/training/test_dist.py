@@ -98,6 +98,15 @@ def test_lone_process_needs_no_group():
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_malloc_is_tuned_where_activations_lie_in_its_memory(monkeypatch, has_gpu):
+    tuned = []
+    monkeypatch.setattr(dist, "keep_freed_memory", lambda: tuned.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    dist.setup(0, 1, 29516)
+    assert bool(tuned) != has_gpu
+
+
 def test_a_port_that_is_taken_is_named(monkeypatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
