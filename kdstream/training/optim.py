@@ -111,28 +111,40 @@ class ScaledAdam(Optimizer):
         self._workspaces: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, found_inf: Tensor | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], found_inf: Tensor | None = None) -> float: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter from its .grad; `closure` as in torch.optim."""
+    def step(self, closure: Callable[[], float] | None = None, found_inf: Tensor | None = None) -> float | None:
+        """One update of every parameter from its .grad; `closure` as in torch.optim.
+
+        On a GPU the host waits once, for the norm of the gradient.
+
+        Args:
+          found_inf: of a GradScaler that has unscaled the gradients; where it is not 0, nothing is updated.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        if group["step"] == 0:
-            self._init_state(group)
-        clip = self._clipping_factor(group)
+        self.allocate()
+        clip = self._clipping_factor(group, found_inf)
+        if clip is None:
+            return loss
         for stack in self._stacks:
             self._update(group, stack, clip)
         group["step"] += 1
         return loss
 
-    def _init_state(self, group: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def allocate(self) -> None:
+        """Makes the state of the parameters as they are, unless it is there; else the first step does it."""
+        if self.state:
+            return
+        group = self.param_groups[0]
         for stack in self._stacks:
             p = torch.stack(stack.params).reshape(len(stack.params), -1)  # (B, n)
             state = self.state[stack.params[0]]  # a stack's state lies with its first parameter
@@ -204,10 +216,12 @@ class ScaledAdam(Optimizer):
         log_step.clamp_(-MAX_LOG_SCALE_STEP, MAX_LOG_SCALE_STEP)
         return torch.minimum(log_step, (group["param_max_rms"] - rms) / rms)
 
-    def _clipping_factor(self, group: dict[str, Any]) -> float:
-        """The factor in [0, 1] for all gradients of this step; 0 if one of them is not finite."""
+    def _clipping_factor(self, group: dict[str, Any], found_inf: Tensor | None = None) -> float | None:
+        """The factor in [0, 1] for all gradients of this step; 0 if one of them is not finite, None if `found_inf`."""
         norms = torch.cat([self._scaled_norms(group, stack) for stack in self._stacks])
-        norm = float(norms.norm())
+        norm, *found = torch.stack([norms.norm(), *(() if found_inf is None else (found_inf,))]).tolist()
+        if any(found):
+            return None
         finite = norm - norm == 0
         if not finite:
             names = [name for name, bad in zip(self._names(), (~norms.isfinite()).tolist(), strict=True) if bad]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError, option
+from kdstream.training.optim import ScaledAdam
 
 SMALL_SCALE, HOPELESS_SCALE = 0.01, 1e-5  # icefall's limits: below the first warn, below the second give up
+RAISED_EVERY = ((25, 2.0), (100, 8.0), (400, 32.0))  # so many batches a scale below this is doubled, as in icefall
 
 
 class Precision:
@@ -30,8 +32,9 @@ class Precision:
         if config.use_fp16 and device.type != "cuda":
             fix = f"use {option('use_bf16', 1)} or neither"
             raise UserError("needs a GPU", flag=option("use_fp16"), fix=fix)
-        if config.use_bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise UserError("this GPU cannot", flag=option("use_bf16"), fix=f"use {option('use_fp16', 1)}")
+        if config.use_bf16 and device.type == "cuda" and not _has_bf16():
+            problem = "this GPU has no bfloat16 arithmetic and would imitate it, many times as slowly"
+            raise UserError(problem, flag=option("use_bf16", 1), fix=f"use {option('use_fp16', 1)}")
         self.device = device
         self.enabled = config.use_fp16 or config.use_bf16
         self.dtype = torch.float16 if config.use_fp16 else torch.bfloat16 if config.use_bf16 else torch.float32
@@ -45,9 +48,15 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: Optimizer) -> None:
+    def step(self, optimizer: ScaledAdam) -> None:
         """Steps unless a float16 gradient overflowed, in which case the scale is halved."""
-        self.scaler.step(optimizer)
+        if not self.scaler.is_enabled():
+            optimizer.step()
+            return
+        self.scaler.unscale_(optimizer)
+        # scaler.step would read on the host whether there was an overflow; the optimiser reads it with its norm
+        (found_inf,) = self.scaler._found_inf_per_device(optimizer).values()
+        optimizer.step(found_inf=found_inf)
         self.scaler.update()
 
     @property
@@ -57,9 +66,11 @@ class Precision:
     def adjust_grad_scale(self, batch_idx: int) -> bool:
         """Helps a small scale up again, as icefall does, for GradScaler alone is slow at it.
 
+        It looks at every 25th batch: the host waits for the scale.
+
         Returns True if the scale is worryingly small.  Raises UserError if it is hopelessly so.
         """
-        if not self.scaler.is_enabled():
+        if not self.scaler.is_enabled() or batch_idx % RAISED_EVERY[0][0]:
             return False
         scale = self.grad_scale
         if scale < HOPELESS_SCALE:
@@ -69,9 +80,15 @@ class Precision:
             )
         if scale < SMALL_SCALE:
             logging.warning(f"Grad scale is small: {scale:g}")
-        if any(batch_idx % period == 0 and scale < limit for period, limit in ((25, 2.0), (100, 8.0), (400, 32.0))):
+        if any(batch_idx % period == 0 and scale < limit for period, limit in RAISED_EVERY):
             self.scaler.update(scale * 2.0)
         return scale < SMALL_SCALE
+
+
+def _has_bf16() -> bool:
+    """Whether the GPU itself computes in bfloat16.  By default torch counts GPUs too that only imitate it."""
+    imitated = "including_emulation" in signature(torch.cuda.is_bf16_supported).parameters  # not before torch 2.4
+    return torch.cuda.is_bf16_supported(**({"including_emulation": False} if imitated else {}))
 
 
 def _grad_scaler(enabled: bool) -> Any:
