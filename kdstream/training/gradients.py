@@ -22,6 +22,25 @@ from kdstream.training.metrics import MetricsTracker, read_sums
 from kdstream.training.precision import Precision
 from kdstream.training.step import compute_loss, seed_step
 
+IS_LAST = "is_last"  # what processes tell each other beside the sums of losses
+
+
+class _Reaching(torch.autograd.Function):
+    """The loss as it is, whose backward reaches all parameters, without a gradient for those that it depends not on.
+
+    DDP waits for every parameter.  Layers leave out parts of theirs at random, positional scores for one, so that most
+    steps lack some.  To find them, DDP would walk through the graph of each step and tell the other processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *[None] * ctx.count
+
 
 @dataclass
 class Gradients:
@@ -32,6 +51,8 @@ class Gradients:
 
     module: StudentWithBranches or its DDP.
     inf_check: told when a batch begins.
+    is_last: whether this process cannot take another step after the next one.
+    is_last_of_any: whether any could not, when the last step was taken.
     """
 
     module: nn.Module
@@ -42,6 +63,8 @@ class Gradients:
     rank: int = 0
     world_size: int = 1
     inf_check: InfCheck | None = None
+    is_last: bool = False
+    is_last_of_any: bool = False
 
     def add(self, batches: Sequence[Batch], chunk: ChunkConfig | None, step: int) -> list[MetricsTracker]:
         """Adds the gradients of step number `step`.
@@ -53,7 +76,9 @@ class Gradients:
           The metrics of each batch, summed over processes.
         """
         sums = self._backward(batches, range(len(batches)), chunk, step)
-        metrics = read_sums(sums, self.world_size)
+        is_last = torch.full((), float(self.is_last), device=self.device)
+        metrics = read_sums([{**of_batch, IS_LAST: is_last} for of_batch in sums], self.world_size)
+        self.is_last_of_any = any([of_batch.pop(IS_LAST) for of_batch in metrics])
         good = [index for index, of_batch in enumerate(metrics) if math.isfinite(of_batch["loss"])]
         if len(good) == len(batches):
             return metrics
@@ -74,10 +99,16 @@ class Gradients:
             if self.inf_check is not None:
                 self.inf_check.new_batch()
             with noting_its_cuts(self.exp_dir, batches[index]), self._unexchanged(index != indices[-1]):
-                with self.precision.autocast():
-                    loss, sums_of_batch = compute_loss(self.module, batches[index], chunk, step, self.device)
-                self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
-                sums.append(sums_of_batch)
+                sums.append(self.add_batch(batches[index], chunk, step))
+        return sums
+
+    def add_batch(self, batch: Batch, chunk: ChunkConfig | None, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of one batch; returns what `compute_loss` says of it."""
+        with self.precision.autocast():
+            loss, sums = compute_loss(self.module, batch, chunk, step, self.device)
+        if isinstance(self.module, DistributedDataParallel):
+            loss = _Reaching.apply(loss, *(p for p in self.module.parameters() if p.requires_grad))
+        self.precision.backward(loss * self.world_size)  # DDP averages, we want the sum over processes
         return sums
 
     def _unexchanged(self, is_unexchanged: bool) -> AbstractContextManager[Any]:

@@ -60,10 +60,10 @@ from kdstream.training.step import (
     StudentWithBranches,
     build_distiller,
     chunk_choices,
-    compute_loss,
     draw_chunk,
     error_of_reading,
     grouped,
+    next_or_error,
     validation_loss,
 )
 
@@ -157,9 +157,8 @@ class Trainer:
         self.saver = Saver(*parts, world_size, device)
         self.module: nn.Module = self.student
         if world_size > 1:
-            # Positional scores are left out of a layer at random, so that any step may lack some gradients.
             device_ids = None if device.type == "cpu" else [device]
-            self.module = DistributedDataParallel(self.student, device_ids=device_ids, find_unused_parameters=True)
+            self.module = DistributedDataParallel(self.student, device_ids=device_ids)
         inf_check = InfCheck(self.student) if train.inf_check else None
         where = (self.exp_dir, device, rank, world_size)
         self.gradients = Gradients(self.module, self.precision, train.seed, *where, inf_check)
@@ -288,18 +287,20 @@ class Trainer:
         raise UserError(f"{path}: {problem}", fix=fix)
 
     def batches_of_steps(self, loader: Iterable[Batch]) -> Iterator[list[Batch]]:
-        """The batches of each step.  Where a process cannot read its next batch, training stops there."""
+        """The batches of each step.  Where a process cannot read its next batch, training stops there.
+
+        Batches are read a step ahead: the other processes hear of an error with the metrics of the step before.
+        """
         steps = grouped(loader, self.config.train.accum_grad)
-        while True:
-            batches, error = None, None
-            try:
-                batches = next(steps, None)
-            except Exception as unreadable:
-                error = unreadable
-            self.stop_on(error)
-            if batches is None:
-                return
+        batches, error = next_or_error(steps)
+        self.stop_on(error)
+        while batches is not None:
+            following, error = next_or_error(steps)
+            self.gradients.is_last = error is not None
             yield batches
+            if self.gradients.is_last_of_any:
+                self.stop_on(error)
+            batches = following
 
     def stop_on(self, error: Exception | None, is_saved: bool = False) -> None:
         """Raises an error that one process met between two steps in all of them.
@@ -427,11 +428,10 @@ class Trainer:
         """Tries the batches of the training cuts that need most memory; see memory.py."""
 
         def try_batch(batch: Batch) -> None:
-            with self.precision.autocast():
-                loss, _ = compute_loss(self.module, batch, self.choices[0][0], 0, self.device)
-            self.precision.backward(loss)
+            self.gradients.add_batch(batch, self.choices[0][0], 0)
             self.optimizer.zero_grad(set_to_none=True)
 
         self.module.train()
+        self.optimizer.allocate()  # else the first step would need more than was tried
         loader = self.data.train_dataloader(1, self.world_size, self.rank)
         scan_for_oom(loader, try_batch, self.config.data.max_duration, self.device)

@@ -185,6 +185,14 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
+def next_or_error(steps: Iterator[list[Batch]]) -> tuple[list[Batch] | None, Exception | None]:
+    """The batches of the next step, None at the end, and what reading them raised."""
+    try:
+        return next(steps, None), None
+    except Exception as error:
+        return None, error
+
+
 def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConfig | None]]:
     """For each --chunk-size, the chunks with each --left-context-frames that fits; None is full context.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdstream.config.sections import DistillConfig
-from kdstream.training import loop, memory
+from kdstream.training import gradients, memory
 from support.recording import make_trainer
 from support.training import experiment
 
@@ -19,15 +19,16 @@ def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypa
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)
     trainer = make_trainer(replace(config, distill=distill))
     tried = set()
-    original = loop.compute_loss
+    original = gradients.compute_loss
 
     def compute(*args):
         loss, metrics = original(*args)
         tried.update(metrics)
         return loss, metrics
 
-    monkeypatch.setattr(loop, "compute_loss", compute)
+    monkeypatch.setattr(gradients, "compute_loss", compute)
     monkeypatch.setattr(memory, "max_memory_mb", lambda device: 0)
     trainer.scan_for_oom()
+    assert trainer.optimizer.state  # what the optimiser needs was there
     assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
     assert all(p.grad is None for p in trainer.student.parameters())
