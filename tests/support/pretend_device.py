@@ -35,6 +35,7 @@ READS = {  # the host waits for a value, or for a size that depends on values
     aten.repeat_interleave,
 }  # fmt: skip
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+CTC = {aten._ctc_loss, aten._ctc_loss_backward}
 COPIES = {aten._to_copy, aten.copy_}
 FROM_DATA = (torch.tensor, torch.as_tensor)  # that read Python's numbers
 
@@ -146,8 +147,11 @@ class _Operations(TorchDispatchMode):
             return
         if operation in READS or (operation in INDEXING and is_by_mask(operation, args)):
             self.traffic.reads[caller()] += 1
-        elif operation is aten._ctc_loss and isinstance(args[2], Tensor):
-            self.traffic.reads[caller()] += 1  # CUDA's brings the lengths to the host
+        if operation in CTC:  # CUDA's takes the lengths on the host, or brings them there
+            lens = [x for x in outside if x.dtype == torch.int64 and x.dim() == 1]
+            outside = [x for x in outside if not any(x is length for length in lens)]
+            if operation is aten._ctc_loss and not lens:
+                self.traffic.reads[caller()] += 1
         if operation in INDEXING:
             outside = [x for x in outside if not any(x is index for index in args[1])]
             if sent := sum(x is not None and not isinstance(x, PretendTensor) for x in args[1]):

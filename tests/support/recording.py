@@ -12,6 +12,8 @@ from kdstream.training import loop
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.start import with_vocabulary
 
+CPU = torch.device("cpu")
+
 
 class Killed(BaseException):
     """Ends a training the way a signal does."""
@@ -44,8 +46,8 @@ def record(config: ExperimentConfig, kill_before: int | None = None) -> dict[int
     return recorder.losses
 
 
-def make_trainer(config: ExperimentConfig) -> loop.Trainer:
+def make_trainer(config: ExperimentConfig, device: torch.device = CPU) -> loop.Trainer:
     data = AsrDataModule(config.data, config.train.seed)
     Path(config.train.exp_dir).mkdir(parents=True, exist_ok=True)
     config = with_vocabulary(config, data.tokenizer.vocab_size)
-    return loop.Trainer(config, data, torch.device("cpu"))
+    return loop.Trainer(config, data, device)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.pretend_device import DEVICE, pretend_device, values_of
+from kdstream.commands import cache_teacher
+from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.data.batch import Batch
+from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.zipformer_modules import FeedForward
+from kdstream.training.loop import Trainer, train_experiment
+from kdstream.training.optim import ScaledAdam
+from kdstream.training.step import validation_loss
+from support.decoding import talkative_model
+from support.models import SETTINGS, difference, random_batch, tiny_test_config
+from support.pretend_device import DEVICE, Traffic, pretend_device, values_of
+from support.recording import make_trainer
+from support.training import experiment
 
 
 def test_values_are_those_of_the_cpu_forward_and_backward():
@@ -87,3 +105,225 @@ def test_tensors_are_of_no_use_where_there_is_no_device():
         x = torch.ones(3).to(DEVICE)
     with pytest.raises(RuntimeError, match=re.escape("outside of pretend_device()")):
         x + 1
+
+
+ALL = dict(kd_relation_scale=0.1, kd_token_scale=0.5)
+KINDS: dict[str, dict[str, Any]] = {
+    "teacher": dict(causal=False),
+    "baseline": {},
+    "conformer": dict(model=SETTINGS["conformer"], encoder="conformer"),
+    "ctc": dict(use_ctc=True),
+    "constrained lattice": dict(train=dict(rnnt_type="constrained", delay_penalty=0.1, warm_step=0)),
+    "encoder-only scale": dict(train=dict(am_scale=0.1)),
+    "features, relations, prediction": dict(distill=dict(kd_relation_scale=0.1)),
+    "tokens": dict(distill=ALL),
+    "tokens of one path": dict(distill=dict(ALL, kd_token_form="one-best", kd_token_shift=2)),
+    "collapsed tokens": dict(distill=dict(ALL, kd_token_form="collapsed", kd_layer_map="learned")),
+    "no branch": dict(distill=dict(ALL, kd_branch="none")),
+    "streaming teacher": dict(distill=ALL, teacher="streaming"),
+    "cached teacher": dict(distill=ALL, teacher="cached"),
+}
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory, data: DataConfig, teacher: Path) -> dict[str, dict[str, Any]]:
+    """The flags of each teacher."""
+    streaming, cache = tmp_path_factory.mktemp("streaming") / "exp", tmp_path_factory.mktemp("cache") / "cache"
+    train_experiment(experiment(streaming, data, num_epochs=1, average_period=1))
+    cache_teacher.main(["--teacher-exp-dir", str(teacher), "--output", str(cache)])
+    return {
+        "": dict(teacher_exp_dir=str(teacher)),
+        "streaming": dict(teacher_exp_dir=str(streaming)),
+        "cached": dict(teacher_exp_dir=str(teacher), teacher_cache=str(cache)),
+    }
+
+
+def trainer_of(
+    exp_dir: Path,
+    data: DataConfig,
+    device: torch.device,
+    teachers: dict[str, dict[str, Any]] | None = None,
+    **kind: Any,
+) -> Trainer:
+    """A trainer of an entry of KINDS."""
+    config = experiment(exp_dir, data, causal=kind.pop("causal", True), **kind.pop("train", {}))
+    distill, whose = kind.pop("distill", None), kind.pop("teacher", "")
+    if distill is not None and teachers is not None:
+        config = replace(config, distill=DistillConfig(**teachers[whose], **distill))
+    if kind:
+        sizes = dict(frontend_channels=(4, 8, 32), frontend_hidden_dim=32, chunk_size=(8,), left_context_frames=(16,))
+        config = replace(config, model=tiny_test_config(config.model.causal, **sizes, **kind.pop("model", {}), **kind))
+    return make_trainer(config, device)
+
+
+READERS = ("(read_sums)", "(_clipping_factor)")  # of the metrics, and of the gradient's norm
+SENDERS = ("kdstream/data/batch.py", "kdstream/kd/teacher_cache.py")
+
+
+def overdrawn(traffic: Traffic, batches: list[Batch], arrays: int = 0) -> list[str]:
+    """The lines by which a step goes beyond its budget: two reads, and one copy of each tensor of its batches.
+
+    arrays: those of a batch that a teacher's cache holds.
+    """
+    others = [place for place in traffic.reads if not place.endswith(READERS)]
+    others += [place for place in traffic.copies if not place.startswith(SENDERS)]
+    tensors = sum(isinstance(x, torch.Tensor) for batch in batches for x in vars(batch).values()) + arrays
+    counts = sum(traffic.reads.values()), sum(traffic.copies.values())
+    return others or ([] if counts == (2, tensors) else [f"{counts} reads and copies, instead of {(2, tensors)}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_waits_twice_and_sends_each_tensor_of_its_batches_once(tmp_path, data, teachers, kind):
+    here = trainer_of(tmp_path / "here", data, torch.device("cpu"), teachers, **KINDS[kind])
+    batches = list(here.data.train_dataloader(1))[:2]
+    expected = [here.train_step([batch]) for batch in batches]
+    with pretend_device() as traffic:
+        there = trainer_of(tmp_path / "there", data, DEVICE, teachers, **KINDS[kind])
+        for batch, metrics in zip(batches, expected, strict=True):
+            traffic.clear()  # the first step sends tables, for all steps
+            assert there.train_step([batch]) == pytest.approx(metrics, rel=2e-3)
+        assert not overdrawn(traffic, batches[1:], arrays=2 if kind == "cached teacher" else 0)
+    for name, parameter in there.student.named_parameters():
+        assert difference(values_of(parameter), here.student.get_parameter(name)) < 1e-3, name
+
+
+def test_accumulating_over_batches_takes_no_more_reads(tmp_path, data):
+    with pretend_device() as traffic:
+        trainer = trainer_of(tmp_path, data, DEVICE)
+        batches = list(trainer.data.train_dataloader(1))[:2]
+        traffic.clear()
+        trainer.train_step(batches)
+        assert not overdrawn(traffic, batches)
+
+
+FAULTS = {
+    "read": lambda x: x * float(x.abs().max()),
+    "read of one utterance": lambda x: x * torch.stack([row.sum() > 0 for row in x.unbind() if bool(row.any())])[0],
+    "list": lambda x: x * x.detach().flatten()[:1].tolist()[0],
+    "mask": lambda x: x + x[x > 0].sum() * 0,
+    "sent": lambda x: x * torch.tensor([2.0], device=x.device),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_layer_that_reads_or_sends_is_named(tmp_path, data, monkeypatch, fault):
+    forward = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: fault(forward(self, x)))
+    with pretend_device() as traffic:
+        trainer = trainer_of(tmp_path, data, DEVICE)
+        batch = next(iter(trainer.data.train_dataloader(1)))
+        traffic.clear()
+        trainer.train_step([batch])
+    (place,) = overdrawn(traffic, [batch])
+    assert place.startswith(f"tests/training/test_device.py:{fault.__code__.co_firstlineno} (")
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_read_is_named(tmp_path, data, monkeypatch):
+    class Peek(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad if grad.norm().item() > 0 else -grad
+
+    forward = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: Peek.apply(forward(self, x)))
+    with pretend_device() as traffic:
+        trainer = trainer_of(tmp_path, data, DEVICE)
+        batch = next(iter(trainer.data.train_dataloader(1)))
+        traffic.clear()
+        trainer.train_step([batch])
+    assert any(re.fullmatch(r"tests/training/test_device\.py:\d+ \(backward\)", x) for x in overdrawn(traffic, [batch]))
+
+
+@pytest.mark.slow
+def test_a_layer_with_a_tensor_on_the_cpu_is_named(tmp_path, data, monkeypatch):
+    def misplaced(self, x):
+        return forward(self, x) + torch.zeros(x.size(-1))
+
+    forward = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", misplaced)
+    with pretend_device():
+        trainer = trainer_of(tmp_path, data, DEVICE)
+        batch = next(iter(trainer.data.train_dataloader(1)))
+        line = misplaced.__code__.co_firstlineno + 1
+        with pytest.raises(RuntimeError, match=rf"tests/training/test_device\.py:{line} \(misplaced\): aten\.add"):
+            trainer.train_step([batch])
+
+
+def overflow(optimizer, args, kwargs):
+    """A hook that has one gradient overflow."""
+    kwargs["found_inf"].fill_(1.0)
+
+
+@pytest.mark.slow
+def test_a_scaled_step_waits_no_more_and_skips_what_overflowed(tmp_path, data):
+    with pretend_device() as traffic:
+        trainer = trainer_of(tmp_path, data, DEVICE)
+        trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # as torch has none for DEVICE
+        batches = list(trainer.data.train_dataloader(1))[:2]
+        trainer.train_step(batches[:1])
+        before = [values_of(p).clone() for p in trainer.student.parameters()]
+        trainer.optimizer.register_step_pre_hook(overflow)
+        traffic.clear()
+        trainer.train_step(batches[1:])
+        assert not overdrawn(traffic, batches[1:])
+        assert all(torch.equal(values_of(p), old) for p, old in zip(trainer.student.parameters(), before, strict=True))
+        assert trainer.precision.grad_scale == 2.0 and trainer.optimizer.param_groups[0]["step"] == 1
+
+
+@pytest.mark.slow
+def test_validation_waits_once(tmp_path, data):
+    here = trainer_of(tmp_path / "here", data, torch.device("cpu"))
+    expected = validation_loss(here.student, here.valid_loader, here.choices[0][0], here.device)
+    with pretend_device() as traffic:
+        there = trainer_of(tmp_path / "there", data, DEVICE)
+        batches = list(there.valid_loader)
+        assert len(batches) > 1
+        traffic.clear()
+        assert validation_loss(there.student, batches, there.choices[0][0], DEVICE) == pytest.approx(expected, rel=1e-4)
+    assert sum(traffic.reads.values()) == 1 and sum(traffic.copies.values()) == 4 * len(batches)
+
+
+SEARCHES = [GreedySearch(), GreedySearch(max_sym_per_frame=3), ModifiedBeamSearch(4)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+@pytest.mark.parametrize("encoder", SETTINGS)
+def test_decoding_and_streams_write_the_tokens_of_the_cpu(encoder, search, monkeypatch):
+    # torch wraps no tensors in inference mode
+    monkeypatch.setattr(StreamingDecoder, "step", torch.no_grad()(StreamingDecoder.step.__wrapped__))
+    features, lens, _ = random_batch((150, 120, 90))
+    utterances = [(n, features[n, :length]) for n, length in enumerate(lens.tolist())]
+    model, chunk = talkative_model(encoder=encoder), ChunkConfig(8, 16)
+    whole = decode_whole(model, features, lens, chunk, search)
+    with pretend_device() as traffic:
+        model.to(DEVICE)
+        traffic.clear()
+        there = decode_whole(model, features, lens, chunk, search)
+        streams = dict(decode_streams(StreamingDecoder(model, chunk, search, max_streams=2), utterances))
+    assert len({token for result in whole for token in result.tokens}) > 5
+    assert [result.tokens for result in there] == [result.tokens for result in whole]
+    assert [streams[n].tokens for n in range(len(whole))] == [result.tokens for result in whole]
+
+
+def test_the_optimisers_operations_do_not_grow_with_the_number_of_tensors():
+    counts = []
+    for layers in (4, 40):
+        with pretend_device() as traffic:
+            model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(layers)]).to(DEVICE)
+            optimizer = ScaledAdam(list(model.named_parameters()), lr=0.01, clipping_scale=2.0)
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            traffic.clear()
+            optimizer.step()
+            counts.append(traffic.operations)
+            assert sum(traffic.reads.values()) == 1 and not traffic.copies
+    assert counts[0] == counts[1]
