@@ -112,6 +112,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", default="", help="Also write the table to this file.")
     parser.add_argument("--use-fp16", type=str2bool, default=False, help="As in train.py.")
     parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
+    parser.add_argument("--checkpoint-activations", type=str2bool, default=False, help="As in train.py.")
     add_arguments(parser, ModelConfig, causal=True)
     add_arguments(parser, DataConfig, max_duration=120.0)
     of_trained_teachers = [*teacher_flags(), "teacher_cache", "init_from_teacher"]

@@ -171,6 +171,7 @@ class TrainConfig(Section):
     )
     use_fp16: bool = flag(False, "float16 autocast with a gradient scaler (CUDA).")
     use_bf16: bool = flag(False, "bfloat16 autocast.")
+    checkpoint_activations: bool = flag(False, "Compute each encoder layer twice, to keep less memory.")
     save_every_n: int = flag(4000, "Batches between checkpoint-N.pt files.", minimum=1)
     keep_last_k: int = flag(30, "checkpoint-N.pt files to keep.", minimum=1)
     average_period: int = flag(200, "Batches between updates of the running model average.", minimum=1)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.scaling import Balancer, ScheduledFloat, Whiten, penalize_large_values, scaled_linear
+from kdstream.models.linear import Linear, scaled_linear
+from kdstream.models.scaling import Balancer, ScheduledFloat, Whiten, penalize_large_values
 from kdstream.models.streaming import Cache, ChunkConfig
 from kdstream.models.zipformer_modules import prepend, whitening_schedule
 
@@ -193,6 +194,16 @@ def relative_positions(queries: int, keys: int, dim: int, device: torch.device) 
     return F.pad(encoding[:, :-1], (0, 1), value=1.0)  # not in place, which a traced step would do over and over
 
 
+def softmax(scores: Tensor) -> Tensor:
+    """Attention weights (N, H, T, K) in the dtype of the scores.
+
+    They are computed in float32 and rounded once.  Autocast on a GPU would return them in float32, and round them again
+    for each use: three times the memory.
+    """
+    with torch.autocast(device_type=scores.device.type, enabled=False):
+        return scores.softmax(dim=3)
+
+
 class AttentionWeights(nn.Module):
     """Multi-head attention weights with relative positions, computed once per layer and used three times."""
 
@@ -232,7 +243,7 @@ class AttentionWeights(nn.Module):
             scores = scores.masked_fill_(context.blocked, -1000.0)
         if self.training and random.random() < 0.1:
             scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
-        return scores.softmax(dim=3), cached_key, (query, key)
+        return softmax(scores), cached_key, (query, key)
 
     def position_scores(self, pos_query: Tensor, positions: Tensor, keys: int) -> Tensor:
         """(N, H, T, K): product of each query's positional part with the encoding of each key's offset."""
@@ -255,7 +266,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, value_head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj = nn.Linear(dim, heads * value_head_dim)
+        self.in_proj = Linear(dim, heads * value_head_dim)
         self.out_proj = scaled_linear(heads * value_head_dim, dim, 0.05)
         self.whiten = Whiten(1, whitening_schedule(7.5, 3.0), 0.01)
 
@@ -272,7 +283,7 @@ class NonlinAttention(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(dim, hidden * 3)
+        self.in_proj = Linear(dim, hidden * 3)
         self.balancer = Balancer(
             min_positive=ScheduledFloat((0, 0.25), (20000, 0.05)),
             max_positive=ScheduledFloat((0, 0.75), (20000, 0.95)),

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
 from kdstream.models.attention import QueryKeyValue, View, view_of
+from kdstream.models.checkpointing import CheckpointedLayer
+from kdstream.models.linear import Linear, scaled_linear
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, depthwise_conv, shifted_kernels, sum_of_products
-from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, scaled_linear
+from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
     Bypass,
@@ -41,7 +43,6 @@ from kdstream.models.zipformer_modules import (
     let_in_one_by_one,
     prepend,
     whitening_schedule,
-    with_past,
 )
 
 WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
@@ -117,7 +118,7 @@ class RotarySelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.width = heads * head_dim
-        self.in_proj = nn.Linear(dim, 3 * self.width)
+        self.in_proj = Linear(dim, 3 * self.width)
         self.balance_keys = Balancer(min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025)
         self.whiten_keys = Whiten(heads, whitening_schedule(3.0), 0.025)
         self.out_proj = scaled_linear(self.width, dim, 0.05)
@@ -153,14 +154,15 @@ class CausalDepthwiseConv1d(DepthwiseConv1d):
 
     def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""
-        past, new_cache = with_past(cache, x, self.kernel_size[0] - 1)
+        past, new_cache = prepend(cache, x)
         seen, frames = int(past.size(1)), int(x.size(1))
         if cache is not None and by_products(seen, frames, self.groups):
             return sum_of_products(past, shifted_kernels(self.weight, frames, seen), self.bias), new_cache
-        return depthwise_conv(past.unsqueeze(1), self, 0).squeeze(1), new_cache
+        before = self.kernel_size[0] - 1 if cache is None else 0
+        return depthwise_conv(past.unsqueeze(1), self, before, 0).squeeze(1), new_cache
 
 
-class ConformerLayer(nn.Module):
+class ConformerLayer(CheckpointedLayer):
     """Attention and convolution between two feed-forwards, and a bypass around all of it."""
 
     num_caches = 2

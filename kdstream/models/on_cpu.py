@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from kdstream.models.in_blocks import BLOCK, at_least_float32
 
 FRAMES_TOGETHER = 64  # of a weight gradient; measured, flat between 32 and 100
+CHANNELS_LAST = {"cpu"}  # types of devices; `kdstream bench-train-step --layouts 1` measures both
 FEW_PRODUCTS = 2**16  # per stream, up to which a chunk is convolved by a sum of products
+
+
+def channels_last(device: torch.device) -> bool:
+    """Whether depthwise convolutions get their activations with the channels as the last dimension in memory.
+
+    On CPUs that is several times as fast, and torch's own kernels for CUDA take the other layout.
+    """
+    return device.type in CHANNELS_LAST
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -29,7 +38,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
     On a CPU torch's own weight gradient takes several times as long as the convolution, most of all in bfloat16.
     """
-    if x.device.type != "cpu" or not x.requires_grad:
+    if not channels_last(x.device):
+        x = x.contiguous()
+    if x.device.type != "cpu" or not x.requires_grad or not channels_last(x.device):
         return F.conv2d(x, weight, padding=(padding, weight.size(3) // 2), groups=x.size(1))
     return _DepthwiseConv2d.apply(x, weight.to(x.dtype), padding)
 
@@ -78,58 +89,68 @@ class DepthwiseConv1d(nn.Conv1d):
         super().__init__(channels, channels, kernel, groups=channels)
 
 
-def depthwise_conv(x: Tensor, conv: DepthwiseConv1d, padding: int) -> Tensor:
-    """`conv` along T of every row of x (N, rows, T, D), with `padding` zeros at both ends of each row.
+def depthwise_conv(x: Tensor, conv: DepthwiseConv1d, left: int, right: int) -> Tensor:
+    """`conv` along T of every row of x (N, rows, T, D), with `left` zeros before each row and `right` ones after it.
 
-    In this memory order it is a channels-last convolution in two dimensions, on a CPU up to ten times as fast as
-    the one-dimensional one.  In training half precision is computed in float32: it takes as long, it is more exact, and
-    oneDNN 3.12 can hang in bfloat16.
+    Channels-last, it is a convolution in two dimensions, on a CPU up to ten times as fast as the one-dimensional one.
+    In training half precision is computed in float32 there: it takes as long, it is more exact, and oneDNN 3.12 can
+    hang in bfloat16.
 
     Of a training step of the tiny preset (24 x 6 s, one core) torch's gradients of these convolutions take a twentieth
     in float32 and a twelfth in bfloat16; ours take a third of that.
     """
+    if not channels_last(x.device):
+        return _along_time(x, conv.weight, conv.bias, left, right)
     if x.device.type != "cpu" or not x.requires_grad:
-        return _along_rows(x, conv.weight, conv.bias, padding)
-    return _DepthwiseConv.apply(x, conv.weight, conv.bias, padding)
+        return _along_rows(x, conv.weight, conv.bias, left, right)
+    return _DepthwiseConv.apply(x, conv.weight, conv.bias, left, right)
 
 
-def _along_rows(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """x (N, rows, T, D) with weight (D, 1, k) and bias (D) to (N, rows, T - k + 1 + 2 * padding, D)."""
-    x = F.conv2d(x.permute(0, 3, 1, 2), weight.unsqueeze(2), bias, padding=(0, padding), groups=x.size(3))
-    return x.permute(0, 2, 3, 1)
+def _along_rows(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
+    """x (N, rows, T, D) with weight (D, 1, k) and bias (D) to (N, rows, T - k + 1 + left + right, D)."""
+    both, frames = max(left, right), int(x.size(2)) - weight.size(2) + 1 + left + right
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight.unsqueeze(2), bias, padding=(0, both), groups=x.size(3))
+    x = x.permute(0, 2, 3, 1)
+    return x if left == right else x.narrow(2, both - left, frames)  # which costs less than a padded copy of x
+
+
+def _along_time(x: Tensor, weight: Tensor, bias: Tensor, left: int, right: int) -> Tensor:
+    """The same with T as the last dimension in memory."""
+    rows = F.pad(x.flatten(0, 1).transpose(1, 2), (left, right))  # (N * rows, D, T)
+    return F.conv1d(rows, weight, bias, groups=x.size(3)).transpose(1, 2).unflatten(0, x.shape[:2])
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, left: int, right: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding = padding
+        ctx.padding = left, right
         with torch.autocast("cpu", enabled=False):
-            return _along_rows(at_least_float32(x), weight, bias, padding).to(x.dtype)
+            return _along_rows(at_least_float32(x), weight, bias, left, right).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        (x, weight), (left, right) = ctx.saved_tensors, ctx.padding
         x, grad, kernel = at_least_float32(x), at_least_float32(grad).contiguous(), weight.size(2)
-        grad_x = _along_rows(grad, weight.flip(2), None, kernel - 1 - ctx.padding)
-        grad_weight = shifted_products(x.flatten(0, 1), grad.flatten(0, 1), ctx.padding, kernel)
-        return grad_x, grad_weight.t().unsqueeze(1), grad.sum(dim=(0, 1, 2)), None
+        grad_x = _along_rows(grad, weight.flip(2), None, kernel - 1 - left, kernel - 1 - right)
+        grad_weight = shifted_products(x.flatten(0, 1), grad.flatten(0, 1), left, kernel)
+        return grad_x, grad_weight.t().unsqueeze(1), grad.sum(dim=(0, 1, 2)), None, None
 
 
-def shifted_products(x: Tensor, grad: Tensor, padding: int, kernel: int) -> Tensor:
+def shifted_products(x: Tensor, grad: Tensor, left: int, kernel: int) -> Tensor:
     """(k, D): for each tap, the sum over all frames of grad times the x that the tap met; over blocks of rows.
 
     Args:
-      x: (rows, T, D) input of a convolution along T; grad: (rows, T', D) by its output.
+      x: (rows, T, D) input of a convolution along T with `left` zeros before it; grad: (rows, T', D) by its output.
     """
     rows, frames, channels = grad.shape
     total = grad.new_zeros(kernel, channels)
     together = max(1, BLOCK // (frames * channels))
     for x_block, grad_block in zip(x.split(together), grad.split(together), strict=True):
         for tap, sums in enumerate(total):
-            first, end = max(0, padding - tap), min(frames, x.size(1) + padding - tap)  # the others met zeros
+            first, end = max(0, left - tap), min(frames, x.size(1) + left - tap)  # the others met zeros
             if first < end:
-                met = x_block[:, first + tap - padding : end + tap - padding]
+                met = x_block[:, first + tap - left : end + tap - left]
                 sums += (met * grad_block[:, first:end]).sum(dim=(0, 1))
     return total
 

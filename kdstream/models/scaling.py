@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.in_blocks import blocks_of_rows, in_blocks, rows_in_block
+from kdstream.models.in_blocks import at_least_float32, blocks_of_rows, in_blocks, rows_in_block
 
 EXP_LIMIT = 80.0  # exp overflows in float32 a little above; log(1 + exp(x)) is x from far below on
 
@@ -54,6 +54,15 @@ def set_batch_count(model: nn.Module, batch_count: float) -> None:
     for module in model.modules():
         if isinstance(module, ScheduledFloat):
             module.batch_count = batch_count
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which products of x are computed: autocast's, or its own where there is no autocast."""
+    if not hasattr(torch, "get_autocast_dtype"):  # torch before 2.4
+        on = torch.is_autocast_enabled() if x.is_cuda else torch.is_autocast_cpu_enabled()
+        return (torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()) if on else x.dtype
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
@@ -110,21 +119,6 @@ class SwooshR(SwooshL):
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-class ActivationDropoutAndLinear(nn.Linear):
-    """Swoosh, dropout shared over time, then a linear layer: the second half of a bottleneck."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, activation: nn.Module, dropout: FloatLike, initial_scale: float
-    ) -> None:
-        super().__init__(in_channels, out_channels)
-        scale_init_(self, initial_scale)
-        self.activation = activation
-        self.dropout = SharedDropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.dropout(self.activation(x)))
-
-
 class SharedDropout(nn.Module):
     """Dropout whose mask is the same in all frames of an utterance."""
 
@@ -149,11 +143,6 @@ def scale_init_(module: Layer, initial_scale: float) -> Layer:
     return module
 
 
-def scaled_linear(in_channels: int, out_channels: int, initial_scale: float, bias: bool = True) -> nn.Linear:
-    """A linear layer with a scaled start."""
-    return scale_init_(nn.Linear(in_channels, out_channels, bias=bias), initial_scale)
-
-
 class BiasNorm(nn.Module):
     """x / rms(x - bias) * exp(log_scale): LayerNorm that keeps the vector's length (2310.11230, section 3.3)."""
 
@@ -164,8 +153,40 @@ class BiasNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         log_scale = limit_parameter(self.log_scale, -1.5, 1.5, self.training)
-        scale = (x - self.bias).square().mean(dim=-1, keepdim=True).rsqrt() * log_scale.exp()
+        if x.requires_grad:
+            return BiasNormFunction.apply(x, self.bias, log_scale)
+        return x * norm_scale(x, self.bias, log_scale)
+
+
+def norm_scale(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+    """By what BiasNorm multiplies x (..., D): (..., 1)."""
+    return (x - bias).square().mean(dim=-1, keepdim=True).rsqrt() * log_scale.exp()
+
+
+class BiasNormFunction(torch.autograd.Function):
+    """`BiasNorm`; of what is as large as x it keeps x alone, in the dtype of autocast."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+        scale = norm_scale(x, bias, log_scale)
+        ctx.save_for_backward(x.to(working_dtype(x)), bias, log_scale, scale)
         return x * scale
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, bias, log_scale, scale = ctx.saved_tensors
+        result = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        by_bias, by_log_scale = torch.zeros_like(bias), torch.zeros_like(log_scale)
+        # the gradient of the scale by x is -(x - bias) times this
+        slope = scale**3 / ((2 * log_scale).exp() * x.size(-1))
+        for out, grad_rows, x_rows, scales, slopes in blocks_of_rows(result, grad, x, scale, slope):
+            x_rows = at_least_float32(x_rows)
+            by_scale = (grad_rows * x_rows).sum(dim=1, keepdim=True)
+            pull = (x_rows - bias).mul_(by_scale * slopes)
+            torch.mul(grad_rows, scales, out=out).sub_(pull)
+            by_bias += pull.sum(dim=0)
+            by_log_scale += (by_scale * scales).sum()
+        return result, by_bias, by_log_scale
 
 
 class LimitFunction(torch.autograd.Function):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
 from kdstream.models.encoders import ENCODERS
+from kdstream.models.linear import scaled_linear
 from kdstream.models.on_cpu import one_column
 from kdstream.models.rnnt_in_groups import can_be_grouped, losses_in_groups
 from kdstream.models.rnnt_loss import LossSettings, RnntLosses, do_rnnt_pruning, transducer_losses
-from kdstream.models.scaling import Balancer, ScheduledFloat, scaled_linear
+from kdstream.models.scaling import Balancer, ScheduledFloat
 from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder, output_lens
 from kdstream.models.subsampling import Conv2dSubsampling
 

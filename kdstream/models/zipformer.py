@@ -29,6 +29,7 @@ from kdstream.models.attention import (
     relative_positions,
     view_of,
 )
+from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.zipformer_modules import (
@@ -47,7 +48,7 @@ from kdstream.models.zipformer_modules import (
 WARMUP_BATCHES = 4000.0  # over which layers are let in, stack after stack
 
 
-class ZipformerLayer(nn.Module):
+class ZipformerLayer(CheckpointedLayer):
     """One layer: attention weights, three feed-forwards, two attentions and two convolutions between two bypasses."""
 
     num_caches = 6

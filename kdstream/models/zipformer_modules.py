@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdstream.models.linear import ActivationDropoutAndLinear, Linear
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, convolve_chunk, depthwise_conv
 from kdstream.models.scaling import (
-    ActivationDropoutAndLinear,
     Balancer,
     FloatLike,
     ScheduledFloat,
@@ -27,6 +27,7 @@ from kdstream.models.scaling import (
     SwooshR,
     Whiten,
     limit_parameter,
+    working_dtype,
 )
 from kdstream.models.streaming import Cache
 
@@ -42,11 +43,6 @@ def prepend(cache: Cache, x: Tensor) -> tuple[Tensor, Cache]:
     return x, x.narrow(1, int(x.size(1)) - frames, frames)
 
 
-def with_past(cache: Cache, x: Tensor, frames: int) -> tuple[Tensor, Cache]:
-    """(N, frames + T, D): x after the `frames` frames of the cache, or after zeros; and the new cache, if any."""
-    return (F.pad(x, (0, 0, frames, 0)), None) if cache is None else prepend(cache, x)
-
-
 def whitening_schedule(limit: float, ratio: float = 2.0) -> ScheduledFloat:
     return ScheduledFloat((0, limit), (20000, ratio * limit))
 
@@ -54,7 +50,7 @@ def whitening_schedule(limit: float, ratio: float = 2.0) -> ScheduledFloat:
 class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: FloatLike) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(dim, hidden)
+        self.in_proj = Linear(dim, hidden)
         self.hidden_balancer = Balancer(min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0)
         self.out_proj = ActivationDropoutAndLinear(hidden, dim, SwooshL(), dropout, initial_scale=0.1)
         self.out_whiten = Whiten(1, whitening_schedule(7.5), 0.01)
@@ -68,7 +64,8 @@ class CentredDepthwiseConv1d(DepthwiseConv1d):
 
     def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D) to (N, T, D); it runs on whole utterances, so there is no cache."""
-        return depthwise_conv(x.unsqueeze(1), self, self.kernel_size[0] // 2).squeeze(1), cache
+        half = self.kernel_size[0] // 2
+        return depthwise_conv(x.unsqueeze(1), self, half, half).squeeze(1), cache
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):
@@ -89,17 +86,20 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
 
     def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache; T need not fill chunks."""
-        frames = int(x.size(1))
-        past, new_cache = with_past(cache, x, self.kernel // 2)
+        frames, half = int(x.size(1)), self.kernel // 2
+        past, new_cache = prepend(cache, x)
         if cache is not None and by_products(int(past.size(1)), frames, self.causal_conv.groups):
             scale = self.chunk_scale(frames)
             return convolve_chunk(past, frames, self.causal_conv, self.chunkwise_conv, scale), new_cache
         chunk = frames if chunk is None or chunk > frames else chunk
         if frames % chunk:
             x = F.pad(x, (0, 0, 0, -frames % chunk))
-        within = depthwise_conv(x.unflatten(1, (-1, chunk)), self.chunkwise_conv, self.kernel // 2)
-        within = (within * self.chunk_scale(chunk)).flatten(1, 2)[:, :frames]
-        return depthwise_conv(past.unsqueeze(1), self.causal_conv, 0).squeeze(1) + within, new_cache
+        if cache is None:  # of one tensor that both convolutions keep for their gradients
+            past = x
+        within = depthwise_conv(x.unflatten(1, (-1, chunk)), self.chunkwise_conv, half, half)
+        within = (within * self.chunk_scale(chunk)).flatten(1, 2)
+        causal = depthwise_conv(past.unsqueeze(1), self.causal_conv, half if cache is None else 0, 0).squeeze(1)
+        return (causal[:, :frames] + within[:, :frames]).to(x.dtype), new_cache
 
     def chunk_scale(self, chunk: int) -> Tensor:
         """(chunk, D): 1 plus a learned correction near the left and one near the right border."""
@@ -146,7 +146,7 @@ class Convolution(nn.Module):
 
     def __init__(self, dim: int, kernel: int, depthwise: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(dim, 2 * dim)
+        self.in_proj = Linear(dim, 2 * dim)
         self.balancer1 = Balancer(
             min_positive=ScheduledFloat((0, 0.05), (8000, 0.025)),
             max_positive=1.0,
@@ -204,7 +204,23 @@ class Bypass(nn.Module):
             if float(self.skip_rate) > 0:
                 keep = torch.rand(before.size(0), 1, 1, device=before.device) > float(self.skip_rate)
                 scale = scale * keep  # (N, 1, D)
-        return torch.lerp(before, after, scale.to(after.dtype))
+        scale = scale.to(after.dtype)
+        return BypassFunction.apply(before, after, scale) if after.requires_grad else torch.lerp(before, after, scale)
+
+
+class BypassFunction(torch.autograd.Function):
+    """torch.lerp(before, after, scale); keeps the difference of the two alone, in the dtype of autocast."""
+
+    @staticmethod
+    def forward(ctx, before: Tensor, after: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward((after - before).to(working_dtype(after)), scale)
+        return torch.lerp(before, after, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        difference, scale = ctx.saved_tensors
+        by_after = grad * scale
+        return grad - by_after, by_after, (grad * difference).sum_to_size(scale.shape)
 
 
 def let_in_one_by_one(bypasses: Sequence[Bypass], begin: float, end: float, final: float) -> None:

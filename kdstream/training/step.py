@@ -23,6 +23,7 @@ from kdstream.kd.consistency import BothModes
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Teacher
+from kdstream.models.checkpointing import checkpoint_layers
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Tokens, Transducer
@@ -51,6 +52,7 @@ class StudentWithBranches(nn.Module):
         self.modes = modes
         self.config = config
         self.finetune = finetune
+        checkpoint_layers(model, config.checkpoint_activations)
         self.loss_settings = LossSettings(
             config.prune_range,
             config.lm_scale,

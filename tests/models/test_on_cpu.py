@@ -91,7 +91,7 @@ def test_gradients_along_time_are_torchs_within_rounding(rows, frames, padding, 
     grad = torch.randn_like(expected)
     wanted = (expected, *torch.autograd.grad(expected, leaves, grad))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        out = depthwise_conv(x.to(dtype), conv if dtype == torch.float64 else conv.float(), padding)
+        out = depthwise_conv(x.to(dtype), conv if dtype == torch.float64 else conv.float(), padding, padding)
     assert out.dtype == dtype and type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
     leaves = (x, conv.weight, conv.bias)
     ours = (out, *torch.autograd.grad(out, leaves, grad.to(dtype)))
