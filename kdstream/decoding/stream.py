@@ -92,7 +92,9 @@ class Stream:
         if self._features is not None:
             rest = self._features[self._start :].unsqueeze(0)
             rest_lens = torch.tensor([max(rest.size(1), SHORTEST)])
-            self._features, self._start = pad_to_whole_chunks(rest, rest_lens, self._chunk.chunk)[0][0], 0
+            chunk = self._chunk
+            self._features = pad_to_whole_chunks(rest, rest_lens, chunk.chunk, chunk.right)[0][0]
+            self._start = 0
 
     @property
     def ready(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,11 @@ from torch import Tensor, nn
 from kdstream.models.linear import Linear, scaled_linear
 from kdstream.models.scaling import Balancer, ScheduledFloat, Whiten, penalize_large_values
 from kdstream.models.streaming import Cache, ChunkConfig
+from kdstream.models.windows import Windows, merge_heads, split_heads, windows
 from kdstream.models.zipformer_modules import prepend, whitening_schedule
 
 QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 BLOCK = 32  # queries of a band in one product, or a few less or more
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(N, T, H * d) to (N, H, T, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(N, H, T, d) to (N, T, H * d)."""
-    return x.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -43,9 +34,11 @@ class View:
     A view turns frames into queries, keys and values, and what the queries gather back into frames.
 
     chunk: how far each query sees, in frames of the layer; None: as far as there are keys.
+    right: frames at the end of a step that no later step sees.
     """
 
     chunk: ChunkConfig | None
+    right: int = field(default=0, kw_only=True)
 
     def queries(self, x: Tensor, heads: int) -> Tensor:
         """(N, T, H * d) to (N, H, T, d)."""
@@ -65,6 +58,10 @@ class View:
         hidden = hidden[:, None, None]
         return hidden if self.chunk is None else hidden | out_of_sight(frames, frames, self.chunk)
 
+    def span(self, queries: int, keys: int) -> tuple[int, int]:
+        """For how many queries and keys positions must be encoded, where a layer has so many frames."""
+        return queries, keys
+
     def positions(self, encodings: Tensor) -> Tensor:
         """Those of the offsets key - query from 1 - K to T - 1, which the encodings have in their middle."""
         return encodings
@@ -75,10 +72,11 @@ class Band(View):
     """Blocks of queries that look at their block and at the left context before it: all that one of them may see.
 
     So time and memory grow with the utterance and not with its square.  Blocks take the place of utterances: of queries
-    and keys, N counts the blocks of all utterances, T is `block` and K the left context and `block`.
+    and keys, N counts the blocks of all utterances, T is `reach` and K the left context and `reach`.
 
     chunk: with a limited left context.
-    block: frames, a multiple of the chunk.
+    block: frames, a multiple of the chunk; with right context the chunk itself.
+    right: right context, which follows each block in the frames of an utterance (see windows.py).
     total: frames of an utterance; zeros fill up its last block.
     """
 
@@ -86,24 +84,36 @@ class Band(View):
     block: int
     total: int
 
+    @property
+    def reach(self) -> int:
+        """Frames of a block and of its right context."""
+        return self.block + self.right
+
     def queries(self, x: Tensor, heads: int) -> Tensor:
-        x = F.pad(x, (0, 0, 0, -self.total % self.block))
-        return split_heads(x.reshape(-1, self.block, x.size(2)), heads)
+        x = F.pad(x, (0, 0, 0, -self.total % self.reach))
+        return split_heads(x.reshape(-1, self.reach, x.size(2)), heads)
 
     def keys(self, x: Tensor, heads: int) -> Tensor:
-        return Windows.apply(x, heads, self.block, self.chunk.left)
+        return Windows.apply(x, heads, self.block, self.chunk.left, self.right)
 
     def frames(self, gathered: Tensor) -> Tensor:
         x = merge_heads(gathered)
-        return x.reshape(-1, self.total + -self.total % self.block, x.size(2))[:, : self.total]
+        return x.reshape(-1, self.total + -self.total % self.reach, x.size(2))[:, : self.total]
 
     def blocked(self, hidden: Tensor) -> Tensor:
-        hidden = windows(hidden.unsqueeze(2), 1, self.block, self.chunk.left, outside=True).transpose(2, 3)
+        seen = windows(hidden.unsqueeze(2), 1, self.block, self.chunk.left, self.right, outside=True)
+        hidden = seen.transpose(2, 3)
+        if self.right:  # a block is a chunk, and all of its frames see all that is in its window
+            return hidden
         frames = torch.arange(-self.chunk.left, self.block, device=hidden.device)
         return hidden | out_of_sight(frames[self.chunk.left :], frames, self.chunk)
 
+    def span(self, queries: int, keys: int) -> tuple[int, int]:
+        seen = self.chunk.left + self.reach
+        return (seen, seen) if self.right else (queries, keys)
+
     def positions(self, encodings: Tensor) -> Tensor:
-        here, reach = encodings.size(0) // 2, self.block - 1
+        here, reach = encodings.size(0) // 2, self.reach - 1
         return encodings[here - self.chunk.left - reach : here + reach + 1]
 
 
@@ -114,8 +124,12 @@ def view_of(queries: int, keys: int, chunk: ChunkConfig | None) -> View:
       queries, keys: frames.  There are more keys in a step of a stream, whose cache holds what the chunk may see.
       chunk: in the same frames; None for full context.
     """
-    if chunk is None or keys > queries:
+    if chunk is None:
         return View(None)
+    if keys > queries:
+        return View(None, right=chunk.right)
+    if chunk.right:
+        return Band(chunk, chunk.chunk, queries, right=chunk.right)
     blocks = math.ceil(queries / BLOCK)
     block = math.ceil(queries / (blocks * chunk.chunk)) * chunk.chunk
     return Band(chunk, block, queries) if chunk.is_limited and chunk.left < queries - block else View(chunk)
@@ -128,39 +142,6 @@ def out_of_sight(queries: Tensor, keys: Tensor, chunk: ChunkConfig) -> Tensor:
     return (behind < 0) | (behind > chunk.left // chunk.chunk) if chunk.is_limited else behind < 0
 
 
-def windows(x: Tensor, heads: int, block: int, left: int, outside: float = 0.0) -> Tensor:
-    """The `left` frames before each block and the block: (N, T, H * d) to (N * blocks, H, left + block, d).
-
-    outside: what stands before the first frame and after the last.
-    """
-    batch, frames, width = x.shape
-    blocks = -(-frames // block)
-    x = F.pad(x, (0, 0, left, blocks * block - frames), value=outside)
-    n, t, d = x.stride()
-    shape = batch, blocks, heads, left + block, width // heads
-    return x.as_strided(shape, (n, block * t, width // heads * d, t, d)).flatten(0, 1)
-
-
-class Windows(torch.autograd.Function):
-    """`windows`, with a gradient of a few sums; torch's own adds frame by frame."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, heads: int, block: int, left: int) -> Tensor:
-        ctx.sizes = x.size(0), x.size(1), block, left
-        return windows(x, heads, block, left)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        batch, frames, block, left = ctx.sizes
-        grad = grad.unflatten(0, (batch, -1)).transpose(1, 2)  # (N, H, blocks, left + block, d)
-        rows, starts = grad.size(2) * block, range(0, left + block, block)
-        total = grad.new_zeros(batch, grad.size(1), rows + starts[-1], grad.size(4))
-        for start in starts:  # the parts of all windows that begin there do not overlap
-            part = grad[:, :, :, start : start + block]
-            total[:, :, start : start + rows].unflatten(2, (-1, block))[:, :, :, : part.size(3)] += part
-        return merge_heads(total[:, :, left : left + frames]), None, None, None
-
-
 @dataclass(frozen=True)
 class FrameContext:
     """What all layers of a stack share in one forward.
@@ -168,15 +149,15 @@ class FrameContext:
     view: what queries look at; T and K of `blocked` are those of its queries and keys.
     blocked: bool, broadcasts to (N, 1, T, K); True where attention must not look.  None: everywhere it may.
     padding: (N, T) bool, True at padding frames; None where there are none.
-    positions: (T + K - 1, pos_dim) encodings of the offsets key - query, from 1 - K to T - 1.
-    chunk: frames per chunk at this stack's rate; None for full context.
+    positions: (T + K - 1, pos_dim) encodings of the offsets key - query, from 1 - K to T - 1; see `View.span`.
+    chunk: in frames of this stack; None for full context.
     """
 
     view: View
     blocked: Tensor | None
     padding: Tensor | None
     positions: Tensor
-    chunk: int | None
+    chunk: ChunkConfig | None
 
 
 def relative_positions(queries: int, keys: int, dim: int, device: torch.device) -> Tensor:
@@ -232,8 +213,8 @@ class AttentionWeights(nn.Module):
             [self.query_dim, self.query_dim, self.in_proj.out_features - 2 * self.query_dim], dim=2
         )
         key = self.whiten_keys(self.balance_keys(key))
-        all_keys, cached_key = prepend(cached_key, key)
         view = context.view
+        all_keys, cached_key = prepend(cached_key, key, view.right)
         scores = view.queries(query, self.heads) @ view.keys(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
         if not self.training or random.random() >= float(self.pos_emb_skip_rate):
             pos_query = view.queries(pos_query, self.heads)
@@ -273,7 +254,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, view: View, cached_value: Cache) -> tuple[Tensor, Cache, Tensor]:
         """x (N, T, D), weights (N, H, T, K) to (N, T, D), the new cache and the values of x (N, T, H * d)."""
         value = self.in_proj(x)
-        all_values, cached_value = prepend(cached_value, value)
+        all_values, cached_value = prepend(cached_value, value, view.right)
         x = self.out_proj(view.frames(weights @ view.keys(all_values, self.heads)))
         return self.whiten(x), cached_value, value
 
@@ -298,6 +279,6 @@ class NonlinAttention(nn.Module):
         """x (N, T, D), weights (N, 1, T, K), cache (N, K - T, hidden) to (N, T, D) and the new cache."""
         gate, x, out_gate = self.in_proj(x).chunk(3, dim=2)
         x = self.whiten1(x) * self.balancer(gate).tanh()
-        x, cache = prepend(cache, x)
+        x, cache = prepend(cache, x, view.right)
         x = view.frames(weights @ view.keys(x, 1)) * out_gate
         return self.whiten2(self.out_proj(x)), cache

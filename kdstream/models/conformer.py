@@ -32,17 +32,20 @@ from kdstream.config.sections import ModelConfig
 from kdstream.models.attention import QueryKeyValue, View, view_of
 from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.linear import Linear, scaled_linear
-from kdstream.models.on_cpu import DepthwiseConv1d, by_products, depthwise_conv, shifted_kernels, sum_of_products
+from kdstream.models.on_cpu import DepthwiseConv1d, by_products, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
+from kdstream.models.windows import in_steps, own_frames
 from kdstream.models.zipformer_modules import (
     Bypass,
     CentredDepthwiseConv1d,
     Convolution,
     FeedForward,
+    convolve_past,
     let_in_one_by_one,
     prepend,
     whitening_schedule,
+    with_past,
 )
 
 WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
@@ -59,12 +62,14 @@ class LayerContext:
     view: what queries look at.
     mask: broadcasts to (N, 1, T, K) of its queries and keys, added to attention scores.
     padding: (N, T) bool, True at padding frames; None where there are none.
+    chunk: in frames of 40 ms; None for full context.
     cos, sin: (K, d / 2) of the angles of the attended frames; the last T are those of x.
     """
 
     view: View
     mask: Tensor
     padding: Tensor | None
+    chunk: ChunkConfig | None
     cos: Tensor
     sin: Tensor
 
@@ -134,9 +139,9 @@ class RotarySelfAttention(nn.Module):
         """
         query, key, value = self.in_proj(x).chunk(3, dim=2)
         key = self.whiten_keys(self.balance_keys(key))
-        key_value, cache = prepend(cache, torch.cat([key, value], dim=2))
-        keys, values = key_value.chunk(2, dim=2)
         cos, sin, frames, view = context.cos, context.sin, int(x.size(1)), context.view
+        key_value, cache = prepend(cache, torch.cat([key, value], dim=2), view.right)
+        keys, values = key_value.chunk(2, dim=2)
         turned_query = rotate(query, self.heads, cos[-frames:], sin[-frames:])
         turned_keys = rotate(keys, self.heads, cos, sin)
         attended = attend(
@@ -152,14 +157,15 @@ class RotarySelfAttention(nn.Module):
 class CausalDepthwiseConv1d(DepthwiseConv1d):
     """Depthwise convolution that sees a frame and those before it."""
 
-    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
-        """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; chunks make no difference."""
-        past, new_cache = prepend(cache, x)
+    def forward(self, x: Tensor, chunk: ChunkConfig | None, cache: Cache) -> tuple[Tensor, Cache]:
+        """x (N, T, D), cache (N, kernel - 1, D) or None to (N, T, D) and the new cache; of the chunk, only its right
+        context makes a difference."""
+        before = self.kernel_size[0] - 1
+        past, new_cache = with_past(cache, x, before, chunk)
         seen, frames = int(past.size(1)), int(x.size(1))
         if cache is not None and by_products(seen, frames, self.groups):
             return sum_of_products(past, shifted_kernels(self.weight, frames, seen), self.bias), new_cache
-        before = self.kernel_size[0] - 1 if cache is None else 0
-        return depthwise_conv(past.unsqueeze(1), self, before, 0).squeeze(1), new_cache
+        return convolve_past(past, self, before if cache is None else 0), new_cache
 
 
 class ConformerLayer(CheckpointedLayer):
@@ -191,7 +197,7 @@ class ConformerLayer(CheckpointedLayer):
         x = x + self.feed_forward1(x)
         attended, attention_cache, query_key_value = self.self_attn(x, context, attention_cache)
         x = x + attended
-        convolved, conv_cache = self.conv_module(x, context.padding, None, conv_cache)
+        convolved, conv_cache = self.conv_module(x, context.padding, context.chunk, conv_cache)
         x = x + convolved
         x = x + self.feed_forward2(x)
         x = self.bypass(before, self.norm(self.balancer1(x)))
@@ -241,8 +247,11 @@ class Conformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
+        frames = -(-(int(x.size(1)) - (0 if chunk is None else chunk.right)) // OUTPUT_DOWNSAMPLING)
+        if caches is None:
+            x = in_steps(x, chunk)
         hidden = self.hidden(x, x_lens, chunk, processed)
-        x = side_by_side(x)
+        x, chunk = side_by_side(x), None if chunk is None else chunk.downsampled(OUTPUT_DOWNSAMPLING)
         context = self.layer_context(hidden[:, ::OUTPUT_DOWNSAMPLING], chunk, x)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
         new_caches: list[Cache] = []
@@ -250,13 +259,14 @@ class Conformer(StreamingEncoder):
             size = ConformerLayer.num_caches
             layer_caches = caches[i * size : (i + 1) * size] if caches else None
             inputs = x
-            x, layer_caches, (query, key, value) = layer(x, context, layer_caches)
+            x, layer_caches, query_key_value = layer(x, context, layer_caches)
             new_caches += layer_caches
             name = f"0.{i}"
             if taps is not None and taps.wants(name):
-                tensors = dict(inputs=inputs, features=x, query=query, key=key, value=value, lens=lens)
-                taps.record(name, **tensors, stride=OUTPUT_DOWNSAMPLING)
-        return x, lens, new_caches
+                seen = (own_frames(own, chunk, frames) for own in (inputs, x, *query_key_value))
+                tensors = dict(zip(("inputs", "features", "query", "key", "value"), seen, strict=True))
+                taps.record(name, **tensors, lens=lens, stride=OUTPUT_DOWNSAMPLING)
+        return own_frames(x, chunk, frames), lens, new_caches
 
     def layer(self, name: str) -> nn.Module:
         """See StreamingEncoder."""
@@ -268,14 +278,17 @@ class Conformer(StreamingEncoder):
         return x, query_key_value
 
     def layer_context(self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor) -> LayerContext:
-        """hidden: (N, K) bool, of the frames of x (N, T, D) and of those that are cached."""
+        """hidden: (N, K) bool, of the frames of x (N, T, D) and of those that are cached; chunk: in frames of x."""
         queries, keys = int(x.size(1)), int(hidden.size(1))
-        view = view_of(queries, keys, None if chunk is None else chunk.downsampled(OUTPUT_DOWNSAMPLING))
+        view = view_of(queries, keys, chunk)
         blocked = view.blocked(hidden)
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
         mask = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, -1000.0)
         cos, sin = rotations(keys, self.config.query_head_dim[0], x)
-        return LayerContext(view, mask, hidden if keys == queries else None, cos, sin)
+        if chunk is not None and chunk.right and keys == queries:
+            places = chunk.places(keys, x.device)
+            cos, sin = cos[places], sin[places]
+        return LayerContext(view, mask, hidden if keys == queries else None, chunk, cos, sin)
 
     def cache_shapes(self, chunk: ChunkConfig) -> list[tuple[int, int]]:
         """Per layer: keys and values, each H * d wide; inputs of the convolution over time."""

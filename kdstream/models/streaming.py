@@ -1,7 +1,7 @@
 """What a streaming encoder must agree on with whoever feeds it: chunks, padding, states, and its own interface.
 
 Lengths: a feature frame is 10 ms, an encoder frame 20 ms (after the convolutional front end), an
-output frame 40 ms.  Chunk and left context are counted in encoder frames.
+output frame 40 ms.  Chunk, left and right context are counted in encoder frames.
 Shapes: N batch, T frames, D model width.
 """
 
@@ -31,14 +31,18 @@ Cache = Tensor | None  # what a module keeps of a stream's past; None for whole 
 
 @dataclass(frozen=True)
 class ChunkConfig:
-    """A chunk and the left context that its frames attend to, in 20 ms encoder frames.
+    """A chunk and the left and right context of its frames, in 20 ms encoder frames.
 
     `left` -1 is unlimited (simulated streaming only); else it must be a multiple of `chunk`, so
     that a cache of `left` frames holds exactly the chunks that the attention mask lets through.
+
+    `right` is look-ahead.  A chunk is computed together with so many frames after it.  They give no output and enter no
+    cache, and are computed again with the next chunk: so no frame sees further, however many layers there are.
     """
 
     chunk: int
     left: int
+    right: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk <= 0:
@@ -48,6 +52,13 @@ class ChunkConfig:
                 f"left context {self.left}: not a multiple of chunk {self.chunk}",
                 fix=f"use --left-context-frames {self.chunk * max(1, round(self.left / self.chunk))}",
             )
+        if self.right < 0:
+            raise UserError(f"right context {self.right}: below 0", fix="use --right-context-frames 0, 8 or the like")
+        if self.right and self.left == -1:
+            raise UserError(
+                f"right context {self.right} needs a limited left context",
+                fix="use --left-context-frames 32 or the like, or --right-context-frames 0",
+            )
 
     @property
     def is_limited(self) -> bool:
@@ -56,12 +67,22 @@ class ChunkConfig:
 
     def downsampled(self, factor: int) -> ChunkConfig:
         """The same in frames of a stack that downsamples by `factor`."""
-        return ChunkConfig(self.chunk // factor, max(-1, self.left // factor))
+        return ChunkConfig(self.chunk // factor, max(-1, self.left // factor), self.right // factor)
+
+    @property
+    def step(self) -> int:
+        """Encoder frames that one step computes: the chunk and its right context."""
+        return self.chunk + self.right
+
+    def places(self, frames: int, device: torch.device) -> Tensor:
+        """Where in an utterance the frames of its steps are: (frames,), so many of all steps together."""
+        frame = torch.arange(frames, device=device)
+        return frame - torch.div(frame, self.step, rounding_mode="floor") * self.right
 
     @property
     def input_frames(self) -> int:
         """Feature frames (10 ms) that one step reads; successive steps overlap."""
-        return 2 * self.chunk + SUBSAMPLING_LOSS + 2 * LOOKAHEAD
+        return 2 * self.step + SUBSAMPLING_LOSS + 2 * LOOKAHEAD
 
     @property
     def shift(self) -> int:
@@ -80,6 +101,10 @@ class ChunkConfig:
     @property
     def left_ms(self) -> int:
         return self.left * ENCODER_FRAME_MS if self.left >= 0 else -1
+
+    @property
+    def right_ms(self) -> int:
+        return self.right * ENCODER_FRAME_MS
 
 
 @dataclass
@@ -109,7 +134,16 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
     return EncoderState.from_tensors([torch.cat(group) for group in zip(*(s.tensors() for s in states), strict=True)])
 
 
-def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def followed_by_silence(features: Tensor, feature_lens: Tensor, total: int) -> Tensor:
+    """(N, total, F): features (N, T, F) where everything at and after feature_lens (N,) is SILENCE."""
+    padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
+    frames = min(total, features.size(1))
+    valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
+    padded[:, :frames] = torch.where(valid.unsqueeze(2), features[:, :frames], padded[:, :frames])
+    return padded
+
+
+def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int, right: int = 0) -> tuple[Tensor, Tensor]:
     """Pads with silence so that every utterance fills whole chunks and its last frame has its look-ahead.
 
     A runtime hears the same silence if its client sends zeros after the last sample.  Padded like this, an utterance
@@ -121,18 +155,17 @@ def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int) -> t
       features: (N, T, F) log energies, T those of the longest; frames after an utterance are overwritten with SILENCE.
       feature_lens: (N,) in feature frames; utterances of fewer than SHORTEST are padded to it first.
       chunk: encoder frames.
+      right: encoder frames of silence after the chunks, which the last step of a stream reads; `Transducer.encode`
+        itself adds those of whole utterances.
     Returns:
       features (N, T', F) and the lengths (N,) to pass on with them.
     """
     padded_lens = 2 * padded_encoder_lens(feature_lens.clamp(min=SHORTEST), chunk) + SUBSAMPLING_LOSS
     # by the shape: for the largest of the lengths the host would wait, if a GPU has them
     longest = 2 * padded_encoder_lens(max(features.size(1), SHORTEST), chunk) + SUBSAMPLING_LOSS
-    total = longest + 2 * LOOKAHEAD
-    padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
-    frames = min(total, features.size(1))
-    valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
-    padded[:, :frames] = torch.where(valid.unsqueeze(2), features[:, :frames], padded[:, :frames])
-    return padded, padded_lens
+    padded = followed_by_silence(features, feature_lens, longest + 2 * (LOOKAHEAD + right))
+    # a last odd frame makes no encoder frame, but those before it hear it
+    return padded, torch.maximum(padded_lens, feature_lens)
 
 
 def padded_encoder_lens(feature_lens: Lens, chunk: int) -> Lens:
@@ -253,8 +286,8 @@ class StreamingEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """
         Args:
-          x: (N, T, D) from the front end.
-          x_lens: (N,) in encoder frames.
+          x: (N, T, D) from the front end; T counts the right context of the last chunk too.
+          x_lens: (N,) in encoder frames, without right context.
           chunk: None for full context; alone, a mask simulates streaming; with `caches`, x is the next chunk.
           caches: (N, frames, width) tensors as `init_caches` or the last step gave them.
           processed: (N,) encoder frames that each stream has consumed before x; with `caches` only.
@@ -284,12 +317,16 @@ class StreamingEncoder(nn.Module):
     def hidden(self, x: Tensor, x_lens: Tensor, chunk: ChunkConfig | None, processed: Tensor | None) -> Tensor:
         """Which frames nobody may attend to, at the rate of encoder frames; arguments as in `forward`.
 
+        Whole utterances with right context are in steps (see windows.py).
+
         Returns:
           (N, T) bool, True at padding; in a step (N, left + T), True at cached frames from before a stream's start.
         """
         if chunk is not None:
             self.check_chunk(chunk)
         if processed is None or chunk is None:
+            if chunk is not None and chunk.right:
+                return chunk.places(x.size(1), x.device) >= x_lens.to(x.device).unsqueeze(1) + chunk.right
             return torch.arange(x.size(1), device=x.device) >= x_lens.to(x.device).unsqueeze(1)
         age = torch.arange(chunk.left, 0, -1, device=processed.device)  # of cached frames, oldest first
         unfilled = age > processed.unsqueeze(1)
@@ -301,12 +338,16 @@ class StreamingEncoder(nn.Module):
             raise UserError(
                 "this encoder was trained with --causal 0: it cannot run in chunks", fix="leave out --chunk-size"
             )
-        if chunk.chunk % self.max_downsampling:
-            multiples = ",".join(str(self.max_downsampling * i) for i in (1, 2, 4))
-            raise UserError(
-                f"chunk {chunk.chunk}: not a multiple of {self.max_downsampling}, the largest downsampling factor",
-                fix=f"use --chunk-size {multiples},...",
-            )
+        for name, frames, flag, first in (
+            ("chunk", chunk.chunk, "--chunk-size", 1),
+            ("right context", chunk.right, "--right-context-frames", 0),
+        ):
+            if frames % self.max_downsampling:
+                multiples = ",".join(str(self.max_downsampling * i) for i in (first, first + 1, 2 * first + 2))
+                raise UserError(
+                    f"{name} {frames}: not a multiple of {self.max_downsampling}, the largest downsampling factor",
+                    fix=f"use {flag} {multiples},...",
+                )
 
     def init_caches(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str) -> list[Tensor]:
         """Caches of zeros for `batch_size` fresh streams."""

@@ -77,11 +77,12 @@ class ConvNeXt(nn.Module):
         self.out_balancer = Balancer(min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0)
         self.out_whiten = Whiten(1, 5.0, 0.01)
 
-    def forward(self, x: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, left: Tensor | None, right: int) -> tuple[Tensor, Tensor | None]:
         """
         Args:
           x: (N, C, T, F), channels-last.
           left: None for a whole utterance; else (N, C, LOOKAHEAD, F), the frames before x.
+          right: frames of right context at the end of x, with `left`; the next x begins with them.
         Returns:
           (N, T, F, C), or (N, T - LOOKAHEAD, F, C) with `left`, as the last frames still lack their right
           context; and the new `left`.
@@ -92,7 +93,7 @@ class ConvNeXt(nn.Module):
             residual, padding = x[:, :, :done], 0
             # else the whole would take the memory order of `left`, and the convolution would turn all of it back
             x = torch.cat([left.contiguous(memory_format=torch.channels_last), x], dim=2)
-            left = x[:, :, done : done + LOOKAHEAD]
+            left = x[:, :, done - right : done - right + LOOKAHEAD]
         x = depthwise_conv2d(x, self.depthwise_conv.weight, padding)
         x = x.permute(0, 2, 3, 1)  # (N, T, F, C), contiguous
         # the depthwise bias goes through the pointwise weight: its own gradient would cost a third of the block
@@ -145,14 +146,18 @@ class Conv2dSubsampling(nn.Module):
         self.dropout = SharedDropout(dropout)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, x_lens: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, x_lens: Tensor, left: Tensor | None = None, right: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
           x: (N, T, F) features.
           x_lens: (N,) in feature frames.
           left: None for whole utterances; else the ConvNeXt's left context, as `init_state` starts it.
+          right: encoder frames of right context, with `left`.
         Returns:
-          (N, T', D) with T' = (T - 7) // 2, less LOOKAHEAD where `left` is given; lengths; the new left context.
+          (N, T', D) with T' = (T - 7) // 2, less LOOKAHEAD where `left` is given; lengths without right context; the
+          new left context.
         Raises:
           UserError: an utterance of fewer than 9 frames.
         """
@@ -162,17 +167,17 @@ class Conv2dSubsampling(nn.Module):
                 fix="leave it out",
             )
         if left is None and x.size(1) > LONGEST_AT_ONCE and not (self.training or torch.is_grad_enabled()):
-            x = torch.cat([self.convolve(piece, None)[0][:, skipped] for piece, skipped in pieces(x)], dim=1)
+            x = torch.cat([self.convolve(piece, None, 0)[0][:, skipped] for piece, skipped in pieces(x)], dim=1)
         else:
-            x, left = self.convolve(x, left)
+            x, left = self.convolve(x, left, right)
         x = self.dropout(self.out_norm(self.out_whiten(x)))
         x_lens = torch.div(x_lens - SUBSAMPLING_LOSS, 2, rounding_mode="floor")
-        return x, x_lens if left is None else x_lens - LOOKAHEAD, left
+        return x, x_lens if left is None else x_lens - (LOOKAHEAD + right), left
 
-    def convolve(self, x: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def convolve(self, x: Tensor, left: Tensor | None, right: int) -> tuple[Tensor, Tensor | None]:
         """`forward` up to the projection, without checks and lengths."""
         x = self.conv(x.unsqueeze(1).contiguous(memory_format=torch.channels_last))  # (N, C, T', F')
-        x, left = self.convnext(x, left)  # (N, T', F', C)
+        x, left = self.convnext(x, left, right)  # (N, T', F', C)
         weight = turned(self.out.weight, self.channels, self.out_width)
         return F.linear(x.flatten(2), weight, self.out.bias), left
 

@@ -18,7 +18,7 @@ from kdstream.models.on_cpu import one_column
 from kdstream.models.rnnt_in_groups import can_be_grouped, losses_in_groups
 from kdstream.models.rnnt_loss import LossSettings, RnntLosses, do_rnnt_pruning, transducer_losses
 from kdstream.models.scaling import Balancer, ScheduledFloat
-from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder, output_lens
+from kdstream.models.streaming import ChunkConfig, EncoderState, TapRecorder, followed_by_silence, output_lens
 from kdstream.models.subsampling import Conv2dSubsampling
 
 
@@ -139,6 +139,8 @@ class Transducer(nn.Module):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, EncoderState | None]:
         """
+        Whole utterances with right context are followed by as much silence, as the last step of a stream is.
+
         Args:
           features: (N, T, F) in 10 ms frames.  With `state`: exactly chunk.input_frames of them.
           feature_lens: (N,) in feature frames.
@@ -151,12 +153,15 @@ class Transducer(nn.Module):
           UserError: a chunk that does not fit the encoder, or an utterance below 9 frames.
         """
         if state is None:
+            if chunk is not None and chunk.right:
+                features = followed_by_silence(features, feature_lens, features.size(1) + 2 * chunk.right)
             x, x_lens, _ = self.encoder_embed(features, feature_lens)
             out, out_lens, _ = self.encoder(x, x_lens, chunk, taps=taps)
             return out, out_lens, None
-        x, x_lens, embed = self.encoder_embed(features, feature_lens, state.embed)
+        right = 0 if chunk is None else chunk.right
+        x, x_lens, embed = self.encoder_embed(features, feature_lens, state.embed, right)
         out, out_lens, layers = self.encoder(x, x_lens, chunk, state.layers, state.processed, taps)
-        return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1))
+        return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1) - right)
 
     def init_state(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str = "cpu") -> EncoderState:
         """The state of `batch_size` streams that have heard nothing yet."""

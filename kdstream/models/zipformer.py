@@ -32,6 +32,7 @@ from kdstream.models.attention import (
 from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
+from kdstream.models.windows import in_steps, own_frames
 from kdstream.models.zipformer_modules import (
     Bypass,
     CentredDepthwiseConv1d,
@@ -157,20 +158,26 @@ class StackTaps:
 
     lens: (N,) valid encoder frames.
     stride: encoder frames per frame of the stack.
+    chunk: in encoder frames; None for full context.
+    frames: encoder frames without right context.
     """
 
     recorder: TapRecorder | None
     stack: int
     lens: Tensor
     stride: int
+    chunk: ChunkConfig | None
+    frames: int
 
     def record(self, layer: int, inputs: Tensor, features: Tensor, query_key_value: QueryKeyValue) -> None:
         name = f"{self.stack}.{layer}"
         if self.recorder is not None and self.recorder.wants(name):
             lens = torch.div(self.lens + self.stride - 1, self.stride, rounding_mode="floor")
-            query, key, value = query_key_value
-            tensors = dict(inputs=inputs, features=features, query=query, key=key, value=value, lens=lens)
-            self.recorder.record(name, **tensors, stride=self.stride)
+            chunk = None if self.chunk is None else self.chunk.downsampled(self.stride)
+            frames = -(-self.frames // self.stride)
+            seen = (own_frames(x, chunk, frames) for x in (inputs, features, *query_key_value))
+            tensors = dict(zip(("inputs", "features", "query", "key", "value"), seen, strict=True))
+            self.recorder.record(name, **tensors, lens=lens, stride=self.stride)
 
 
 class Stack(nn.Module):
@@ -265,6 +272,9 @@ class Zipformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
+        frames = int(x.size(1)) - (0 if chunk is None else chunk.right)
+        if caches is None:
+            x = in_steps(x, chunk)
         hidden = self.hidden(x, x_lens, chunk, processed)
         masks = self.feature_masks(x)
         outputs: list[Tensor] = []
@@ -274,13 +284,13 @@ class Zipformer(StreamingEncoder):
         for i, encoder in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
             context = self.frame_context(hidden, int(x.size(1)), factor, chunk)
-            stack_taps = StackTaps(taps, i, x_lens, factor)
+            stack_taps = StackTaps(taps, i, x_lens, factor, chunk, frames)
             stack_caches = list(islice(by_layer, self.config.num_encoder_layers[i])) or None
             x = convert_channels(x, self.config.encoder_dim[i])
             x, stack_caches = encoder(x, masks[i], context, stack_caches, stack_taps)
             outputs.append(x)
             new_caches += stack_caches
-        x = self.downsample_output(full_width(outputs, self.output_dim))
+        x = self.downsample_output(own_frames(full_width(outputs, self.output_dim), chunk, frames))
         return x, torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor"), new_caches
 
     def layer(self, name: str) -> nn.Module:
@@ -309,8 +319,8 @@ class Zipformer(StreamingEncoder):
             view=view,
             blocked=view.blocked(hidden),
             padding=hidden if keys == queries else None,
-            positions=relative_positions(queries, keys, self.config.pos_dim, hidden.device),
-            chunk=None if chunk is None else chunk.chunk,
+            positions=relative_positions(*view.span(queries, keys), self.config.pos_dim, hidden.device),
+            chunk=chunk,
         )
 
     def feature_masks(self, x: Tensor) -> list[Tensor | None]:

@@ -29,18 +29,45 @@ from kdstream.models.scaling import (
     limit_parameter,
     working_dtype,
 )
-from kdstream.models.streaming import Cache
+from kdstream.models.streaming import Cache, ChunkConfig
+from kdstream.models.windows import Windows
 
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
 
 
-def prepend(cache: Cache, x: Tensor) -> tuple[Tensor, Cache]:
-    """(N, K, D) with the cached frames before x, and the new cache: its last frames.  Nothing without a cache."""
+def prepend(cache: Cache, x: Tensor, right: int) -> tuple[Tensor, Cache]:
+    """(N, K, D) with the cached frames before x, and the new cache: its last frames before the `right` frames of right
+    context.  Nothing without a cache."""
     if cache is None:
         return x, None
     x = torch.cat([cache, x], dim=1)
     frames = int(cache.size(1))
-    return x, x.narrow(1, int(x.size(1)) - frames, frames)
+    return x, x.narrow(1, int(x.size(1)) - right - frames, frames)
+
+
+def with_past(cache: Cache, x: Tensor, frames: int, chunk: ChunkConfig | None) -> tuple[Tensor, Cache]:
+    """What a convolution over `frames` past frames and the frame itself runs on, and the new cache, if any.
+
+    x (N, T, D) after the frames of the cache: (N, frames + T, D).  Whole utterances are x itself, after which
+    `convolve_past` sees zeros.  With right context they are in steps: (N, steps, frames + step, D), each step after the
+    frames before it.
+    """
+    right = 0 if chunk is None else chunk.right
+    if cache is not None:
+        return prepend(cache, x, right)
+    if chunk is None or not right:
+        return x, None
+    return Windows.apply(x, 1, chunk.chunk, frames, right).squeeze(1).unflatten(0, (x.size(0), -1)), None
+
+
+def convolve_past(past: Tensor, conv: DepthwiseConv1d, zeros: int) -> Tensor:
+    """A convolution that sees a frame and the k - 1 before it: `with_past(..., k - 1, ...)` to (N, T, D).
+
+    zeros: frames of zeros before a whole utterance that is not in steps.
+    """
+    if past.dim() == 4:
+        return depthwise_conv(past, conv, 0, 0).flatten(1, 2)
+    return depthwise_conv(past.unsqueeze(1), conv, zeros, 0).squeeze(1)
 
 
 def whitening_schedule(limit: float, ratio: float = 2.0) -> ScheduledFloat:
@@ -62,7 +89,7 @@ class FeedForward(nn.Module):
 class CentredDepthwiseConv1d(DepthwiseConv1d):
     """Depthwise convolution that sees equally far into the past and into the future."""
 
-    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, chunk: ChunkConfig | None, cache: Cache) -> tuple[Tensor, Cache]:
         """x (N, T, D) to (N, T, D); it runs on whole utterances, so there is no cache."""
         half = self.kernel_size[0] // 2
         return depthwise_conv(x.unsqueeze(1), self, half, half).squeeze(1), cache
@@ -84,21 +111,24 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         with torch.no_grad():
             self.causal_conv.bias.uniform_(-0.1, 0.1)
 
-    def forward(self, x: Tensor, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
-        """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache; T need not fill chunks."""
+    def forward(self, x: Tensor, chunk: ChunkConfig | None, cache: Cache) -> tuple[Tensor, Cache]:
+        """x (N, T, D), cache (N, kernel // 2, D) or None to (N, T, D) and the new cache; T need not fill chunks.
+
+        Right context counts as part of its chunk.
+        """
         frames, half = int(x.size(1)), self.kernel // 2
-        past, new_cache = prepend(cache, x)
+        past, new_cache = with_past(cache, x, half, chunk)
         if cache is not None and by_products(int(past.size(1)), frames, self.causal_conv.groups):
             scale = self.chunk_scale(frames)
             return convolve_chunk(past, frames, self.causal_conv, self.chunkwise_conv, scale), new_cache
-        chunk = frames if chunk is None or chunk > frames else chunk
-        if frames % chunk:
-            x = F.pad(x, (0, 0, 0, -frames % chunk))
-        if cache is None:  # of one tensor that both convolutions keep for their gradients
+        step = frames if chunk is None or chunk.step > frames else chunk.step
+        if frames % step:
+            x = F.pad(x, (0, 0, 0, -frames % step))
+        if cache is None and past.dim() == 3:  # of one tensor that both convolutions keep for their gradients
             past = x
-        within = depthwise_conv(x.unflatten(1, (-1, chunk)), self.chunkwise_conv, half, half)
-        within = (within * self.chunk_scale(chunk)).flatten(1, 2)
-        causal = depthwise_conv(past.unsqueeze(1), self.causal_conv, half if cache is None else 0, 0).squeeze(1)
+        within = depthwise_conv(x.unflatten(1, (-1, step)), self.chunkwise_conv, half, half)
+        within = (within * self.chunk_scale(step)).flatten(1, 2)
+        causal = convolve_past(past, self.causal_conv, half if cache is None else 0)
         return (causal[:, :frames] + within[:, :frames]).to(x.dtype), new_cache
 
     def chunk_scale(self, chunk: int) -> Tensor:
@@ -163,12 +193,14 @@ class Convolution(nn.Module):
         self.whiten = Whiten(1, whitening_schedule(7.5), 0.01)
         self.out_proj = ActivationDropoutAndLinear(dim, dim, SwooshR(), 0.0, initial_scale=0.05)
 
-    def forward(self, x: Tensor, padding: Tensor | None, chunk: int | None, cache: Cache) -> tuple[Tensor, Cache]:
+    def forward(
+        self, x: Tensor, padding: Tensor | None, chunk: ChunkConfig | None, cache: Cache
+    ) -> tuple[Tensor, Cache]:
         """
         Args:
           x: (N, T, D).
           padding: (N, T) bool, True at padding frames; None where there are none.
-          chunk: frames per chunk; None for full context.
+          chunk: in frames of x; None for full context.
           cache: of the convolution over time, or None for whole utterances.
         Returns:
           (N, T, D) and the new cache.

@@ -16,7 +16,7 @@ from kdstream.models.transducer import Transducer
 from support.decoding import talkative_model
 from support.models import CHEAP_FRONT_END, SETTINGS
 
-CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64))
+CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64), ChunkConfig(8, 32, 8))
 
 
 @pytest.fixture(scope="module", params=SETTINGS)

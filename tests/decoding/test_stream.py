@@ -21,7 +21,7 @@ from kdstream.models.transducer import Transducer
 from support.decoding import talkative_model
 from support.models import CHEAP_FRONT_END, SETTINGS, random_batch
 
-CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64))
+CHUNKS = (ChunkConfig(8, 32), ChunkConfig(16, 64), ChunkConfig(8, 32, 16))
 SEARCHES = (GreedySearch(), GreedySearch(max_sym_per_frame=2), ModifiedBeamSearch())
 LENS = (301, 222, 9, 97, 180, 23, 40)  # feature frames; 9 are the fewest that the front end takes
 TOLERANCE = 1e-5

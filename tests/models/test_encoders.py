@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -17,6 +19,8 @@ from kdstream.models.transducer import build_model
 from support.models import SETTINGS, difference, random_batch, run_chunks, tiny_test_model
 
 CHUNKS = [ChunkConfig(8, 32), ChunkConfig(16, 64), ChunkConfig(32, 32)]
+ALL_CHUNKS = [ChunkConfig(*sizes) for sizes in product((8, 16), (32, 64), (0, 8, 16))] + [ChunkConfig(32, 32)]
+AHEAD = ChunkConfig(8, 32, 16)
 
 
 @pytest.fixture(params=SETTINGS)
@@ -31,24 +35,21 @@ def test_every_encoder_is_tested_and_has_presets():
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
-@pytest.mark.parametrize("frames", [9, 57, 131, 200])
+@pytest.mark.parametrize("chunk", ALL_CHUNKS, ids=str)
 @pytest.mark.parametrize("products", [0, 2**30], ids=["torch's convolutions", "sums of products"])
-def test_chunk_by_chunk_equals_simulated_on_every_frame_the_tail_included(
-    encoder, chunk, frames, products, monkeypatch
-):
+def test_chunk_by_chunk_equals_simulated_on_every_frame_the_tail_included(encoder, chunk, products, monkeypatch):
     monkeypatch.setattr(on_cpu, "FEW_PRODUCTS", products)
     model = tiny_test_model(causal=True, encoder=encoder)
-    features = torch.randn(1, frames, 80) * 3 - 6
-    padded, lens = pad_to_whole_chunks(features, torch.tensor([frames]), chunk.chunk)
-    simulated, out_lens, _ = model.encode(padded, lens, chunk)
-    chunkwise, _ = run_chunks(model, padded, chunk)
-    assert int(out_lens) == -(-((frames - 7) // 2) // chunk.chunk) * chunk.chunk // 2
-    assert difference(simulated[:, : int(out_lens)], chunkwise) < 1e-5
+    for frames in (9, 57, 131, 200):
+        features, frames_lens = torch.randn(1, frames, 80) * 3 - 6, torch.tensor([frames])
+        simulated, out_lens, _ = model.encode(*pad_to_whole_chunks(features, frames_lens, chunk.chunk), chunk)
+        chunkwise, _ = run_chunks(model, pad_to_whole_chunks(features, frames_lens, chunk.chunk, chunk.right)[0], chunk)
+        assert int(out_lens) == -(-((frames - 7) // 2) // chunk.chunk) * chunk.chunk // 2
+        assert difference(simulated[:, : int(out_lens)], chunkwise) < 1e-5
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32)], ids=str)
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32), AHEAD], ids=str)
 def test_an_utterance_gives_the_same_frames_alone_and_in_a_batch(encoder, chunk):
     model = tiny_test_model(causal=chunk is not None, encoder=encoder)
     lens = torch.tensor([130, 77, 101])
@@ -65,8 +66,9 @@ def test_an_utterance_gives_the_same_frames_alone_and_in_a_batch(encoder, chunk)
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_streams_of_different_ages_share_a_batch(encoder):
-    model, chunk = tiny_test_model(causal=True, encoder=encoder), ChunkConfig(8, 32)
+@pytest.mark.parametrize("chunk", ALL_CHUNKS, ids=str)
+def test_streams_of_different_ages_share_a_batch(encoder, chunk):
+    model = tiny_test_model(causal=True, encoder=encoder)
     features = torch.randn(2, 200, 80) * 3 - 6
     separate = [run_chunks(model, features[row : row + 1], chunk)[0] for row in range(2)]
     lens = torch.tensor([chunk.input_frames])
@@ -79,16 +81,33 @@ def test_streams_of_different_ages_share_a_batch(encoder):
     frames = chunk.chunk // 2
     assert difference(out[0], separate[0][0, frames : 2 * frames]) < 1e-5
     assert difference(out[1], separate[1][0, :frames]) < 1e-5
-    assert state.processed.tolist() == [16, 8]
+    assert state.processed.tolist() == [2 * chunk.chunk, chunk.chunk]
 
 
 @torch.no_grad()
-def test_a_step_hands_back_caches_of_the_shapes_that_it_got(encoder):
-    model, chunk = tiny_test_model(causal=True, encoder=encoder), ChunkConfig(8, 32)
+@pytest.mark.parametrize("chunk", [ChunkConfig(8, 32), AHEAD], ids=str)
+def test_a_step_hands_back_caches_of_the_shapes_that_it_got(encoder, chunk):
+    model = tiny_test_model(causal=True, encoder=encoder)
     fresh = model.init_state(2, chunk)
-    _, state = run_chunks(model, torch.randn(2, 60, 80), chunk)
+    _, state = run_chunks(model, torch.randn(2, 80, 80), chunk)
     assert [x.shape for x in state.tensors()] == [x.shape for x in fresh.tensors()]
     assert all(cache.abs().max() > 0 for cache in state.layers)
+
+
+@torch.no_grad()
+def test_caches_hold_frames_of_chunks_alone(encoder):
+    """In the front end and the first layer a cached frame is the same with right context and without."""
+    model = tiny_test_model(causal=True, encoder=encoder)
+    features = torch.randn(1, 9 * 16 + 13 + 32, 80) * 3 - 6
+    states = []
+    for right in (0, 16):
+        chunk = ChunkConfig(8, 32, right)
+        state = run_chunks(model, features[:, : 8 * 16 + chunk.input_frames], chunk)[1]
+        states.append(state)
+    assert states[0].processed.tolist() == states[1].processed.tolist() == [72]
+    assert difference(states[0].embed, states[1].embed) < 1e-5
+    assert difference(states[0].layers[0], states[1].layers[0]) < 1e-5
+    assert difference(states[0].layers[-1], states[1].layers[-1]) > 1e-3
 
 
 @torch.no_grad()
@@ -100,16 +119,18 @@ def test_full_context_is_one_endless_chunk(encoder):
     assert difference(full, model.encode(features, lens, CHUNKS[0])[0]) > 1e-3
 
 
-@pytest.mark.parametrize("chunk", CHUNKS, ids=str)
+@pytest.mark.parametrize("chunk", ALL_CHUNKS, ids=str)
 def test_no_gradient_reaches_a_frame_beyond_the_chunk_and_its_lookahead(encoder, chunk):
     model = tiny_test_model(causal=True, encoder=encoder)
     features = (torch.randn(1, 300, 80) * 3 - 6).requires_grad_()
     out, _, _ = model.encode(features, torch.tensor([300]), chunk)
-    first_chunk = out[:, : chunk.chunk // 2]
-    (gradient,) = torch.autograd.grad(first_chunk.square().sum(), features)
-    reached = gradient.abs().sum(dim=(0, 2)) > 0
-    assert reached[: chunk.input_frames].all()
-    assert not reached[chunk.input_frames :].any()
+    for number in range(3):
+        last = out[:, number * chunk.chunk // 2 :][:, : chunk.chunk // 2]
+        (gradient,) = torch.autograd.grad(last.square().sum(), features, retain_graph=True)
+        reached = gradient.abs().sum(dim=(0, 2)) > 0
+        end = number * chunk.shift + chunk.input_frames
+        assert reached[number * chunk.shift : end].all()
+        assert not reached[end:].any()
 
 
 @pytest.mark.slow
@@ -145,7 +166,7 @@ def test_full_context_sees_the_future(encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 8)], ids=str)
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 8), AHEAD], ids=str)
 def test_padding_that_sees_no_frame_at_all_leaves_every_gradient_finite(encoder, chunk):
     model = tiny_test_model(causal=chunk is not None, encoder=encoder).train()
     features, lens, tokens = random_batch((200, 40))
@@ -155,7 +176,7 @@ def test_padding_that_sees_no_frame_at_all_leaves_every_gradient_finite(encoder,
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32)], ids=str)
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(8, 32), AHEAD], ids=str)
 def test_taps_give_every_layer_at_its_own_rate(encoder, chunk):
     model = tiny_test_model(causal=chunk is not None, encoder=encoder)
     features, lens, _ = random_batch((121, 90))
@@ -178,6 +199,12 @@ def test_taps_give_every_layer_at_its_own_rate(encoder, chunk):
         (lambda encoder: ChunkConfig(0, 0), "chunk 0: must be positive"),
         (lambda encoder: tiny_test_model(True, encoder=encoder).init_state(1, ChunkConfig(3, 6)), "chunk 3: not a mul"),
         (lambda encoder: tiny_test_model(True, encoder=encoder).init_state(1, ChunkConfig(8, -1)), "unlimited left"),
+        (
+            lambda encoder: tiny_test_model(True, encoder=encoder).init_state(1, ChunkConfig(8, 32, 3)),
+            "right context 3: not a multiple of",
+        ),
+        (lambda encoder: ChunkConfig(8, 32, -8), "right context -8: below 0"),
+        (lambda encoder: ChunkConfig(8, -1, 8), "right context 8 needs a limited left context"),
         (lambda encoder: tiny_test_model(False, encoder=encoder).init_state(1, ChunkConfig(8, 32)), "--causal 0"),
         (
             lambda encoder: tiny_test_model(False, encoder=encoder).encode(torch.zeros(1, 8, 80), torch.tensor([8])),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdstream.models.scaling import ScheduledFloat
+from kdstream.models.streaming import ChunkConfig
 from kdstream.models.zipformer import add_masked
 from kdstream.models.zipformer_modules import Bypass, ChunkCausalDepthwiseConv1d, Convolution
 
@@ -55,5 +56,5 @@ def test_the_gated_unit_before_a_convolution(balanced, monkeypatch):
     x, padding = torch.randn(3, 9, 8, requires_grad=True), torch.arange(9) >= torch.tensor([[9], [5], [7]])
     value, gate = module.in_proj(x).chunk(2, dim=2)
     gated = (value * gate.sigmoid()).masked_fill(padding.unsqueeze(2), 0.0)
-    plain = module.out_proj(module.depthwise_conv(gated, 4, None)[0])
-    assert_same_gradients(module(x, padding, 4, None)[0], plain, (x, *module.in_proj.parameters()))
+    plain = module.out_proj(module.depthwise_conv(gated, ChunkConfig(4, 4), None)[0])
+    assert_same_gradients(module(x, padding, ChunkConfig(4, 4), None)[0], plain, (x, *module.in_proj.parameters()))
