@@ -76,7 +76,8 @@ class Bench:
         device = find_device(args.device)
         torch.manual_seed(0)
         self.batch = batch.to(device)
-        self.chunk = ChunkConfig(model.chunk_size[0], model.left_context_frames[0]) if model.causal else None
+        sizes = (model.chunk_size[0], model.left_context_frames[0], model.right_context_frames[0])
+        self.chunk = ChunkConfig(*sizes) if model.causal else None
         self.student = build_model(resolve(model)).to(device).train()
         set_batch_count(self.student, BATCH_COUNT)
         self.precision = Precision(train, device)

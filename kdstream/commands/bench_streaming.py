@@ -90,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
         setups = {n: Setup(trained.model, chunk, search, n, CLOCK_OF[args.clock], exported) for n in args.threads}
         rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
+    ahead = f", right {chunk.right_ms} ms" if chunk.right else ""
     print(
         f"{config.model.encoder} {config.model.preset}, {trained.name}, chunk {chunk.chunk_ms} ms, "
-        f"left {chunk.left_ms} ms, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"left {chunk.left_ms} ms{ahead}, {search.name}, torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{args.clock} clock\n"
     )
     print(rows_table(rows))

@@ -32,6 +32,7 @@ def our_rows(records: Sequence[Record]) -> list[list[Any]]:
     seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
         name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
+        name += f", right context {r.right_ms} ms" if r.right_ms else ""
         key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
         rows.setdefault(key, {})[r.test_set] = r.wer
     names = test_sets_of(records)

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer.save_tokens(spelling[0])
     tokenizer.save_vocabulary(spelling[1])
     print_sizes([*written, *files, *int8, *spelling])
-    latency = algorithmic_latency_ms(chunk)
-    print(f"algorithmic latency: {latency} ms, a chunk of {chunk.chunk_ms} ms and a look-ahead of {LOOKAHEAD_MS} ms")
+    parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
+    print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
         check_exported(trained.model, chunk, files, int8, tokenizer, speech)

@@ -54,6 +54,10 @@ class ModelConfig(Section):
     left_context_frames: tuple[int, ...] = flag(
         (32,), "Left contexts to train with, in 20 ms encoder frames; multiples of the chunk (-1: unlimited)."
     )
+    right_context_frames: tuple[int, ...] = flag(
+        (0,),
+        "Right contexts to train with, in 20 ms encoder frames, e.g. 0,8; an unlimited left context goes with 0 alone.",
+    )
     num_encoder_layers: tuple[int, ...] = flag(None, "Layers of each stack.", minimum=1)
     downsampling_factor: tuple[int, ...] = flag(None, "Downsampling of each stack against 20 ms frames.", minimum=1)
     encoder_dim: tuple[int, ...] = flag(None, "Model width of each stack.", minimum=1)
@@ -363,6 +367,11 @@ class DecodeConfig(Section):
     )
     left_context_frames: int | None = flag(
         None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
+    )
+    right_context_frames: int | None = flag(
+        None,
+        "Right context in 20 ms encoder frames, by which words come later.",
+        unset="the first that config.json names",
     )
     num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
     engine: str = flag(

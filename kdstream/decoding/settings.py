@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from typing import Any
 
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import flag_value
 from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
@@ -33,12 +35,24 @@ for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch):
 
 
 def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None:
-    """The chunk to decode with; None for full context.  A flag takes precedence over the first value in config.json."""
+    """The chunk to decode with; None for full context.  A flag takes precedence over the first value in config.json.
+
+    Logs a warning for right context that the model was not trained with: it has not learned what to do with it.
+    """
     if decode.chunk_size is None and not model.causal:
         return None
     chunk = model.chunk_size[0] if decode.chunk_size is None else decode.chunk_size
     left = model.left_context_frames[0] if decode.left_context_frames is None else decode.left_context_frames
-    return None if chunk == -1 else ChunkConfig(chunk, left)
+    right = model.right_context_frames[0] if decode.right_context_frames is None else decode.right_context_frames
+    if chunk == -1:
+        return None
+    if right not in model.right_context_frames:
+        trained = flag_value(model.right_context_frames)
+        logging.warning(
+            f"{option('right_context_frames', right)}: the model of {decode.exp_dir} was trained with {trained} alone, "
+            "so its words may get worse"
+        )
+    return ChunkConfig(chunk, left, right)
 
 
 def choose_search(decode: DecodeConfig) -> Search:

@@ -1,8 +1,8 @@
 """Latency as a user notices it: the time from the end of a spoken word until its text can be read.
 
-It has three parts.  The chunk and the front end's look-ahead impose an algorithmic latency.  The model may emit a word
-late: this delay is measured on correct words against a reference alignment (references.py), from the end of the word to
-its last token.  Computing a chunk takes time too, which depends on the machine.
+It has three parts.  The chunk, its right context and the front end's look-ahead impose an algorithmic latency.  The
+model may emit a word late: this delay is measured on correct words against a reference alignment (references.py), from
+the end of the word to its last token.  Computing a chunk takes time too, which depends on the machine.
 
 All times are in milliseconds from the start of an utterance.  A word is shown when the audio has run far enough for its
 chunk; after the end of an utterance, silence follows.  The time of computing is not added.
@@ -35,7 +35,7 @@ LOOKAHEAD_MS = CONVOLUTIONS_MS + LOOKAHEAD * ENCODER_FRAME_MS
 
 def algorithmic_latency_ms(chunk: ChunkConfig) -> int:
     """How far the audio must have run, from a chunk's first sample on, before the chunk can be decoded."""
-    return chunk.chunk_ms + LOOKAHEAD_MS
+    return chunk.chunk_ms + chunk.right_ms + LOOKAHEAD_MS
 
 
 def frame_start_ms(frame: int) -> int:

@@ -28,7 +28,7 @@ REPAIR = "mend it, or delete it and decode again"
 DECODE_AGAIN = "decode again into a new --results-json"
 MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
-    "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "",
+    "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
 }  # fmt: skip
 
 
@@ -50,6 +50,7 @@ class Record:
     unit: what was counted as a word: word, char(acter), or mixed, which is both; see words.py.  A file may lack it:
       then it is word.
     normalisation: the tokenizer's rule that references and hypotheses went through; "" where a file lacks it.
+    right_ms: right context of a chunk; 0 in full context, and where a file lacks it.
     """
 
     system: str
@@ -80,6 +81,7 @@ class Record:
     utterance_words: tuple[int, ...] = ()
     unit: str = ""
     normalisation: str = ""
+    right_ms: int = 0
 
     @property
     def rate(self) -> str:
@@ -97,7 +99,8 @@ class Record:
     @property
     def setting(self) -> tuple[Any, ...]:
         """What the records of two systems must share to be compared."""
-        return (self.test_set, self.mode, self.chunk_ms, self.left_ms, self.search, self.unit or WORD)
+        sizes = (self.chunk_ms, self.left_ms, self.right_ms)
+        return (self.test_set, self.mode, *sizes, self.search, self.unit or WORD)
 
     @property
     def training(self) -> tuple[Any, ...]:

@@ -133,6 +133,7 @@ class DecodingRun:
             mode=self.mode,
             chunk_ms=chunk.chunk_ms if chunk else None,
             left_ms=chunk.left_ms if chunk else None,
+            right_ms=chunk.right_ms if chunk else 0,
             latency_ms=algorithmic_latency_ms(chunk) if chunk else None,
             search=self.search.name,
             errors=score.errors,
@@ -169,6 +170,8 @@ class DecodingRun:
         if self.config.model.causal:
             chunk, left = (self.chunk.chunk, self.chunk.left) if self.chunk else (-1, -1)
             suffix += f"_chunk-{chunk}_left-context-{left}"
+        if self.chunk and self.chunk.right:
+            suffix += f"_right-context-{self.chunk.right}"
         if not self.chunkwise:
             suffix += self.search.file_suffix(self.config.model.context_size)
         averaged = f"{'-' if self.chunkwise else '_'}use-averaged-model"

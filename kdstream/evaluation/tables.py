@@ -86,8 +86,8 @@ def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The meaning of each column of `latency_rows`, by its name."""
     explained = {
-        "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk and what the front end "
-        "hears beyond it",
+        "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk, its right context and "
+        "what the front end hears beyond",
         "words": "words that were got right, over which delays are measured",
         **{measure.label: measure.definition for measure in MEASURES.values()},
     }
@@ -105,9 +105,15 @@ def rate_shown(records: Sequence[Record], test_set: str = "") -> str:
 
 
 def chunk_shown(record: Record) -> str:
+    """`160 / 640`, or `160 + 80 / 640` with right context."""
     if record.chunk_ms is None:
         return "full"
-    return f"{record.chunk_ms} / {'all' if record.left_ms == -1 else record.left_ms}"
+    return f"{chunk_alone_shown(record)} / {'all' if record.left_ms == -1 else record.left_ms}"
+
+
+def chunk_alone_shown(record: Record) -> str:
+    """`160`, or `160 + 80` with right context: what the audio must run on for a chunk to be decoded."""
+    return f"{record.chunk_ms}{f' + {record.right_ms}' if record.right_ms else ''}"
 
 
 def commands_block(records: Sequence[Record]) -> str:

@@ -40,7 +40,7 @@ EMBEDDED_CORPUS = (
     "--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0 --kd-warmup-batches 100 --base-lr 0.07"
 )
 
-CHUNK_FLAGS = ("chunk_size", "left_context_frames")  # of decode.py
+CHUNK_FLAGS = ("chunk_size", "left_context_frames", "right_context_frames")  # of decode.py
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class JoinerStep(nn.Module):
 
 
 def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -> OnnxFiles:
-    """Writes {encoder,decoder,joiner}-NAME-chunk-C-left-L.onnx into `folder`.
+    """Writes {encoder,decoder,joiner}-NAME-chunk-C-left-L.onnx into `folder`; -right-R follows where there is any.
 
     Args:
       model: in eval mode, on the CPU.
@@ -83,8 +83,8 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     if step is None:
         raise UserError("sherpa-onnx cannot run it", flag=option("encoder", config.encoder), fix="train another one")
     encoder = step(model, chunk)
-    stem = f"{name}-chunk-{chunk.chunk}-left-{chunk.left}.onnx"
-    files = OnnxFiles(*(folder / f"{part}-{stem}" for part in OnnxFiles._fields))
+    stem = f"{name}-chunk-{chunk.chunk}-left-{chunk.left}" + (f"-right-{chunk.right}" if chunk.right else "")
+    files = OnnxFiles(*(folder / f"{part}-{stem}.onnx" for part in OnnxFiles._fields))
     folder.mkdir(parents=True, exist_ok=True)
 
     caches, new_caches = encoder.caches(), encoder.new_caches()

@@ -21,7 +21,10 @@ from kdstream.errors import UserError, option
 from kdstream.models.zipformer_modules import is_streaming
 
 OTHER_HEADS = ("attention_decoder.",)  # that icefall can train beside the transducer, and a teacher needs not
-SHOWN_BY_WEIGHTS = ("encoder", "preset", "causal", "chunk_size", "left_context_frames", "use_ctc", "context_size")
+SHOWN_BY_WEIGHTS = (
+    "encoder", "preset", "causal", "chunk_size", "left_context_frames", "right_context_frames", "use_ctc",
+    "context_size",
+)  # fmt: skip
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

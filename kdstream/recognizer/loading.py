@@ -25,6 +25,7 @@ def load(
     checkpoint: str | os.PathLike[str] = "",
     chunk: int | None = None,
     left_context: int | None = None,
+    right_context: int | None = None,
     search: str = "greedy_search",
     device: str = "",
     engine: str = "auto",
@@ -46,6 +47,7 @@ def load(
       chunk: in encoder frames of 20 ms; -1 is full context.  None: the first that config.json names, or the only one
         that was exported.
       left_context: likewise, in encoder frames of 20 ms; -1 is unlimited, which cannot stream.
+      right_context: likewise, in encoder frames of 20 ms, by which words come later.
       search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
       engine: what runs the encoder of a trained model chunk by chunk: "torch", "onnxruntime" or the faster one of those
@@ -64,7 +66,7 @@ def load(
     decode = DecodeConfig(
         exp_dir=str(place), epoch=epoch, iter=iter, avg=avg, use_averaged_model=use_averaged_model,
         checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
-        device=device, engine=engine,
+        right_context_frames=right_context, device=device, engine=engine,
     )  # fmt: skip
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
@@ -125,17 +127,19 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
     Raises UserError, with the names, where none or several do.
     """
     encoders = sorted(folder.glob("encoder-*.onnx"))
-    weights, chunk, left = ".*", r"\d+", r"\d+"
+    weights, chunk, left, right = ".*", r"\d+", r"\d+", r"(-right-\d+)?"
     if decode.iter or decode.epoch:
         weights = f"iter-{decode.iter}-avg-{decode.avg}" if decode.iter else f"epoch-{decode.epoch}-avg-{decode.avg}"
     if decode.chunk_size is not None:
         chunk = str(decode.chunk_size)
     if decode.left_context_frames is not None:
         left = str(decode.left_context_frames)
+    if decode.right_context_frames is not None:
+        right = f"-right-{decode.right_context_frames}" if decode.right_context_frames else ""
     fitting = [
         path
         for path in encoders
-        if re.fullmatch(rf"encoder-{weights}-chunk-{chunk}-left-{left}(\.int8)?.onnx", path.name)
+        if re.fullmatch(rf"encoder-{weights}-chunk-{chunk}-left-{left}{right}(\.int8)?.onnx", path.name)
     ]
     small = [path for path in fitting if path.name.endswith(".int8.onnx")]
     exact = [path for path in fitting if path not in small]
@@ -144,5 +148,6 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
         return fitting[0]
     names = ", ".join(path.name for path in fitting or encoders) or "none"
     if fitting:
-        raise UserError(f"{folder}: several exports fit: {names}", fix="choose one by chunk, left_context, epoch, avg")
+        fix = "choose one by chunk, left_context, right_context, epoch, avg"
+        raise UserError(f"{folder}: several exports fit: {names}", fix=fix)
     raise UserError(f"{folder}: no export fits; there are: {names}", fix="export one with export.py")

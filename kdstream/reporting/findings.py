@@ -9,7 +9,7 @@ from typing import Any
 from kdstream.evaluation.compare import Reduction, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.records import MODES, Record
 from kdstream.evaluation.scoring import mean_and_deviation
-from kdstream.evaluation.tables import chunk_shown, interval_shown, rate_shown, wer_shown
+from kdstream.evaluation.tables import chunk_alone_shown, chunk_shown, interval_shown, rate_shown, wer_shown
 
 MODE_NAMES = {"full": "full context", "simulated": "simulated streaming", "chunkwise": "chunk by chunk"}
 
@@ -19,8 +19,8 @@ Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def preference(record: Record) -> tuple[int, int]:
-    """A key that sorts chunk by chunk before simulated before full context, and short chunks before long ones."""
-    return (-MODES.index(record.mode), record.chunk_ms or 0)
+    """A key that sorts chunk by chunk before simulated before full context, and what is heard sooner before."""
+    return (-MODES.index(record.mode), (record.chunk_ms or 0) + record.right_ms)
 
 
 def _unbroken(text: str) -> str:
@@ -60,7 +60,7 @@ def _sentence(reduction: Reduction) -> str:
     assert percent is not None  # as of all that the headline chooses from
     sign = -1 if percent < 0 else 1
     bounds = "" if interval is None else "[{:.0f}, {:.0f}] ".format(*sorted(sign * bound for bound in interval))
-    where = "in full context" if record.chunk_ms is None else f"at {record.chunk_ms} ms"
+    where = "in full context" if record.chunk_ms is None else f"at {chunk_alone_shown(record)} ms"
     chance, difference = "", f"{'more' if sign < 0 else 'fewer'} {ERRORS[record.rate]}"
     if interval is not None and interval[0] <= 0 <= interval[1]:
         chance = "; the interval holds 0, so this may be chance"

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.latency import SHOWN, Spread
 from kdstream.evaluation.records import Record
-from kdstream.evaluation.tables import rate_shown
+from kdstream.evaluation.tables import chunk_alone_shown, rate_shown
 from kdstream.reporting.relations import TEACHER, Relations
 from kdstream.reporting.sources import PHASES, TOTAL, Curves, Member, Similarity, losses_in
 from kdstream.reporting.style import COLOURS, WIDTH, save
@@ -98,7 +98,8 @@ def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
 
 
 def _bar_label(record: Record) -> str:
-    return f"{record.system}\n{'full context' if record.chunk_ms is None else f'{record.mode} {record.chunk_ms} ms'}"
+    decoding = "full context" if record.chunk_ms is None else f"{record.mode} {chunk_alone_shown(record)} ms"
+    return f"{record.system}\n{decoding}"
 
 
 def plot_latencies(records: Sequence[Record], families: dict[str, Member], colours: Colours, path: Path) -> None:
@@ -106,13 +107,13 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
 
     Latency is the mean time from the end of a word to its display where that was measured for all records, else the
     algorithmic latency.  A curve joins the Pareto front of its family: the points that no other one beats in both
-    latency and WER.  Other points are hollow.  Shapes stand for chunk sizes, numbers beside points for delay penalties
+    latency and WER.  Other points are hollow.  Shapes stand for chunks, numbers beside points for delay penalties
     other than 0.
     """
     streaming = [record for record in _drawn(records) if record.latency_ms is not None]
     measured = all(SHOWN in record.latency for record in streaming)
-    chunks = {record.chunk_ms for record in streaming if record.chunk_ms is not None}
-    shapes: dict[int | None, str] = dict(zip(sorted(chunks), cycle("os^Dv")))
+    chunks = {(record.chunk_ms or 0, record.right_ms): chunk_alone_shown(record) for record in streaming}
+    shapes = dict(zip([chunks[sizes] for sizes in sorted(chunks)], cycle("os^Dv")))
 
     def latency(record: Record) -> float:
         assert record.latency_ms is not None  # as of all records in `streaming`
@@ -129,7 +130,7 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
                 axes.plot(*zip(*front, strict=True), color=colour, linewidth=2.2, label=family)
             for point, record in points.items():
                 axes.errorbar(
-                    *point, _whiskers([record]), color=colour, marker=shapes[record.chunk_ms], markersize=9,
+                    *point, _whiskers([record]), color=colour, marker=shapes[chunk_alone_shown(record)], markersize=9,
                     markerfacecolor=colour if point in front else "white", capsize=4, elinewidth=1.2,
                 )  # fmt: skip
                 if penalty := families[record.system].delay_penalty:
@@ -148,8 +149,8 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    for chunk_ms, shape in shapes.items():
-        handles[f"chunk {chunk_ms} ms"] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
+    for chunk, shape in shapes.items():
+        handles[f"chunk {chunk} ms"] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
     _legend(figure, list(handles.values()), list(handles))
     save(figure, path)
 

@@ -66,7 +66,9 @@ class Report:
         folders = zip(dict.fromkeys(systems), self.runs.values(), strict=True)
         system_of = {folder: of[0].system if of else folder for folder, of in folders}
         names = list(dict.fromkeys([*(record.system for record in records), *system_of.values()]))
-        self.records = sorted(records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0))
+        self.records = sorted(
+            records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0, r.right_ms)
+        )
         self.baseline = baseline if baseline in names else system_of.get(baseline, baseline)
         self.reductions = compare(self.runs, self.baseline)
         self.headline = findings.headline(self.records, self.reductions)

@@ -353,7 +353,7 @@ class Trainer:
             self.validate()
 
     def validate(self, is_saved: bool = False) -> None:
-        """The validation loss at one fixed chunk, the first of --chunk-size and --left-context-frames.
+        """The validation loss at one fixed chunk, with the first chunk size, left and right context to train with.
 
         is_saved: whether the last step is.
         """

@@ -44,7 +44,8 @@ FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, aft
 # The highest --base-lr that is known to keep what weights know that training begins with: two passes over 6.9 h from a
 # teacher's weights end at 64.8 % with 0.02 and at 72.0 % with 0.045.  icefall's finetune.py has 0.0045.
 MAX_BASE_LR_FROM_WEIGHTS = 0.02
-FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames")  # may change without changing a parameter
+# may change without changing a parameter
+FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames", "right_context_frames")
 # of one start alone; the next one does not take them from config.json
 START_FIELDS = ("exp_dir", "resume", "start_epoch", "start_batch", "master_port", "print_diagnostics", "inf_check")
 

@@ -11,7 +11,7 @@ import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, product
 
 import torch
 from torch import Tensor, nn
@@ -196,10 +196,12 @@ def next_or_error(steps: Iterator[list[Batch]]) -> tuple[list[Batch] | None, Exc
 
 
 def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConfig | None]]:
-    """For each --chunk-size, the chunks with each --left-context-frames that fits; None is full context.
+    """For each --chunk-size, the chunks with each --left-context-frames and --right-context-frames that fit.
+
+    None is full context.
 
     Raises:
-      UserError: a chunk that the encoder cannot run, or one that no left context fits.
+      UserError: a chunk that the encoder cannot run, or one that no left or right context fits.
     """
     if not config.causal:
         return [[None]]
@@ -212,13 +214,15 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
             problem = "must be 1 encoder frame or more, or -1 for full context"
             raise UserError(problem, flag=option("chunk_size", size))
         lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
-        chunks = [ChunkConfig(size, left) for left in lefts or config.left_context_frames[:1]]
+        sides = list(product(lefts or config.left_context_frames[:1], config.right_context_frames))
+        fitting = [(left, right) for left, right in sides if left != -1 or right == 0]
+        chunks = [ChunkConfig(size, left, right) for left, right in fitting or sides[:1]]
         for chunk in chunks:
             model.encoder.check_chunk(chunk)
         choices.append(list(chunks))
     if not choices or not all(choices):
-        flags = f"{option('chunk_size')}, {option('left_context_frames')}"
-        raise UserError("must not be empty with --causal 1", flag=flags, fix="use 8 and 32")
+        flags = ", ".join(map(option, ("chunk_size", "left_context_frames", "right_context_frames")))
+        raise UserError("must not be empty with --causal 1", flag=flags, fix="use 8, 32 and 0")
     return choices
 
 

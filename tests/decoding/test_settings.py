@@ -33,6 +33,17 @@ def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
     assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
 
 
+def test_right_context_that_was_not_trained_with_is_pointed_out(caplog):
+    model = ModelConfig(causal=True, right_context_frames=(8, 0))
+    assert choose_chunk(model, DecodeConfig()) == ChunkConfig(8, 32, 8)
+    assert choose_chunk(model, DecodeConfig(right_context_frames=0)) == ChunkConfig(8, 32)
+    assert not caplog.messages
+    assert choose_chunk(model, DecodeConfig(right_context_frames=16)) == ChunkConfig(8, 32, 16)
+    assert "--right-context-frames 16: the model of exp was trained with 8,0 alone" in caplog.text
+    assert choose_chunk(model, DecodeConfig(chunk_size=-1, right_context_frames=16)) is None
+    assert len(caplog.messages) == 1
+
+
 def test_the_search_and_its_settings_are_those_of_the_flags():
     assert choose_search(DecodeConfig()) == choose_search(parse()) == GreedySearch()
     assert choose_search(parse("--max-sym-per-frame", "2")) == GreedySearch(max_sym_per_frame=2)

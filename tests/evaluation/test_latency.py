@@ -44,19 +44,20 @@ def test_algorithmic_latency_is_the_chunk_and_95_ms():
     """The convolutions read 3.5 feature frames ahead, the ConvNeXt three encoder frames of 20 ms."""
     assert algorithmic_latency_ms(ChunkConfig(8, 32)) == 160 + 35 + 60
     assert algorithmic_latency_ms(ChunkConfig(16, 64)) - algorithmic_latency_ms(ChunkConfig(8, 32)) == 160
+    assert algorithmic_latency_ms(ChunkConfig(8, 32, 8)) == algorithmic_latency_ms(ChunkConfig(16, 32))
 
 
-@pytest.mark.parametrize("chunk", [ChunkConfig(4, 8), ChunkConfig(8, 32), ChunkConfig(16, 32)], ids=str)
+@pytest.mark.parametrize("chunk", [ChunkConfig(4, 8), ChunkConfig(8, 32), ChunkConfig(16, 32, 8)], ids=str)
 def test_the_last_frame_of_a_chunk_waits_for_the_look_ahead_and_the_first_for_the_chunk_too(chunk):
     frames = chunk.chunk // 2
     for first in (0, frames, 7 * frames):
         assert shown_ms(first, chunk) - frame_start_ms(first) == algorithmic_latency_ms(chunk)
         last = first + frames - 1
-        assert shown_ms(last, chunk) - frame_start_ms(last + 1) == LOOKAHEAD_MS
+        assert shown_ms(last, chunk) - frame_start_ms(last + 1) == chunk.right_ms + LOOKAHEAD_MS
         assert shown_ms(last + 1, chunk) - shown_ms(last, chunk) == chunk.chunk_ms
 
 
-@pytest.mark.parametrize("chunk", [ChunkConfig(8, 32), ChunkConfig(16, 32)], ids=str)
+@pytest.mark.parametrize("chunk", [ChunkConfig(8, 32), ChunkConfig(16, 32), ChunkConfig(8, 32, 16)], ids=str)
 def test_tokens_are_shown_when_a_stream_that_is_fed_frame_by_frame_first_has_them(chunk):
     model = talkative_model(chunk_size=(8, 16))
     stream_decoder = StreamingDecoder(model, chunk, GreedySearch())

@@ -27,6 +27,7 @@ def test_records_survive_the_file(tmp_path):
         make_record(mode="full", chunk_ms=None, left_ms=None, latency_ms=None),
         make_record(seed=1, latency=LATENCY),
         make_record(seed=2, utterance_errors=(10, 0, 20), utterance_words=(80, 80, 80)),
+        make_record(right_ms=160),
     ]
     for record in records:
         add_record(path, record)
@@ -39,7 +40,7 @@ def test_records_of_fewer_measurements_load_and_are_written_as_they_were(tmp_pat
     path = tmp_path / "results.json"
     path.write_text(json.dumps(items))
     loaded = load_records(path)
-    assert all(record.latency == {} and record.score is None for record in loaded)
+    assert all(record.latency == {} and record.score is None and record.right_ms == 0 for record in loaded)
     records.publish(tmp_path / "again", loaded)
     assert json.loads((tmp_path / "again.json").read_text()) == items
 
@@ -59,6 +60,7 @@ def test_scoring_again_replaces_the_record_of_the_same_key(tmp_path):
         make_record(seed=1),
         make_record(test_set="test-other"),
         make_record(chunk_ms=320),
+        make_record(right_ms=160),
         make_record(checkpoint="epoch-30_avg-1"),
         make_record(checkpoint="iter-8000_avg-9"),
         make_record(unit="char"),

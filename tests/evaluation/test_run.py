@@ -77,7 +77,12 @@ def decode(monkeypatch, how: str, exp_dir: Path, *flags: Any) -> Record:
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--decoding-method", "modified_beam_search"), ("--chunk-size", "16", "--left-context-frames", "64")],
+    [
+        (),
+        ("--decoding-method", "modified_beam_search"),
+        ("--chunk-size", "16", "--left-context-frames", "64"),
+        ("--right-context-frames", "8"),
+    ],
     ids=str,
 )
 def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
@@ -90,6 +95,10 @@ def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
     assert any(t.hyp for t in first)
     assert (simulated.mode, chunkwise.mode) == ("simulated", "chunkwise")
     assert simulated.wer == chunkwise.wer and simulated.search == chunkwise.search
+    ahead = "--right-context-frames" in flags
+    assert simulated.right_ms == chunkwise.right_ms == (160 if ahead else 0)
+    assert simulated.latency_ms == simulated.chunk_ms + simulated.right_ms + 95
+    assert all(("_right-context-8" in record.recogs) == ahead for record in (simulated, chunkwise))
     assert simulated.score.errors == simulated.errors == sum(simulated.utterance_errors)
     assert list(simulated.utterance_words) == [len(t.ref) for t in first]
 

@@ -36,6 +36,11 @@ def test_table_tells_seeds_apart():
     assert len(lines) == 4 and "| seed |" in lines[0] and "| 7 |" in lines[3]
 
 
+def test_table_tells_right_contexts_apart():
+    lines = wer_table([make_record(), make_record(right_ms=80), make_record(right_ms=80, left_ms=-1)]).splitlines()
+    assert [line.split(" | ")[5] for line in lines[2:]] == ["160 / 640", "160 + 80 / 640", "160 + 80 / all"]
+
+
 def test_commands_are_listed_once():
     block = tables.commands_block([make_record(), make_record(test_set="x"), make_record(command="other.py")])
     assert block == "```bash\ndecode.py --exp-dir exp/baseline\nother.py\n```\n"

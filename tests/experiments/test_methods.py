@@ -388,7 +388,7 @@ def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(mon
         ({"utterance_errors": (1, 2), "utterance_words": (5, 5)}, "scored on other utterances"),
         (
             {**LIKE_THE_STUBS, "chunk_ms": 320},
-            "seed 9, clean: was decoded as simulated, 320, 640, greedy_search, word, but ",
+            "seed 9, clean: was decoded as simulated, 320, 640, 0, greedy_search, word, but ",
         ),
         ({**LIKE_THE_STUBS, "chunk_ms": 320, "seed": 1}, "baseline, seed 1, clean: was decoded as simulated, "),
     ],

@@ -145,9 +145,16 @@ def test_streams_together_in_onnxruntime_say_what_each_says_alone(exp_dir):
     assert len(set(map(tuple, together))) == 3
 
 
-@pytest.mark.parametrize("chunk", [ChunkConfig(16, 16), ChunkConfig(32, 128)], ids=str)
-def test_sherpa_onnx_runs_a_conformer_in_other_chunks(exp_dirs, audio, chunk, tmp_path):
-    exp_dir, samples = exp_dirs["conformer"], {path.name: read_audio_file(path) for path in audio}
+@pytest.mark.parametrize(
+    "encoder, chunk",
+    [
+        ("conformer", ChunkConfig(16, 16)),
+        ("conformer", ChunkConfig(32, 128)),
+        *((encoder, ChunkConfig(8, 32, right)) for encoder in ENCODERS for right in (8, 16)),
+    ],
+)
+def test_sherpa_onnx_runs_other_chunks_too(exp_dirs, audio, encoder, chunk, tmp_path):
+    exp_dir, samples = exp_dirs[encoder], {path.name: read_audio_file(path) for path in audio}
     model = load_trained(ExperimentConfig.load(exp_dir), DecodeConfig(exp_dir=str(exp_dir))).model
     sherpa = SherpaRecognizer(export_onnx(model, chunk, tmp_path, "random"), exp_dir / "tokens.txt")
     for name, expected in heard_by_streaming_decode(exp_dir, samples, chunk).items():
@@ -223,9 +230,9 @@ def test_utterances_are_padded_with_what_a_client_sends_zeros_for():
     torch.testing.assert_close(padded[0, 20:], zeros)
 
 
-@pytest.mark.parametrize("chunk", [8, 16, 32])
-def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chunk):
-    config = ChunkConfig(chunk, chunk)
+@pytest.mark.parametrize("chunk, right", [(8, 0), (16, 0), (32, 0), (8, 8), (8, 16)])
+def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chunk, right):
+    config = ChunkConfig(chunk, chunk, right)
     for frames in range(9, 300):
         chunks = int(padded_encoder_lens(torch.tensor([frames]), chunk)) // chunk
         # sherpa-onnx decodes while more frames are there than the next chunk reads

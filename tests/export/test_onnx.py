@@ -37,7 +37,9 @@ THREE_STACKS: dict[str, Any] = dict(num_encoder_layers=(1, 1, 1))
 CASES = (
     Case("zipformer", ChunkConfig(8, 32), THREE_STACKS),
     Case("zipformer", ChunkConfig(4, 4), THREE_STACKS),  # the slowest stack sees one frame at a time
+    Case("zipformer", ChunkConfig(8, 32, 8), THREE_STACKS),
     Case("conformer", ChunkConfig(8, 32), {}),
+    Case("conformer", ChunkConfig(8, 32, 16), {}),
     Case("conformer", ChunkConfig(16, 32), {}),
     Case("conformer", ChunkConfig(32, 96), {}),
     Case("conformer", ChunkConfig(2, 6), dict(query_head_dim=(10,))),  # keys and values wider than the model
@@ -47,7 +49,7 @@ TOLERANCE = 1e-4
 
 
 def case_id(case: Case) -> str:
-    return f"{case.encoder}-{case.chunk.chunk}-{case.chunk.left}"
+    return f"{case.encoder}-{case.chunk.chunk}-{case.chunk.left}-{case.chunk.right}"
 
 
 @pytest.fixture(scope="module", params=CASES, ids=case_id)
@@ -166,7 +168,8 @@ def test_predictor_and_joiner_equal_torch(model, files):
 
 
 def test_files_are_named_as_in_icefall(files, chunk):
-    suffix = f"random-chunk-{chunk.chunk}-left-{chunk.left}.onnx"
+    ahead = {0: "", 8: "-right-8", 16: "-right-16"}[chunk.right]
+    suffix = f"random-chunk-{chunk.chunk}-left-{chunk.left}{ahead}.onnx"
     assert [path.name for path in files] == [f"encoder-{suffix}", f"decoder-{suffix}", f"joiner-{suffix}"]
 
 
@@ -181,7 +184,7 @@ def metadata_of(case: Case) -> dict[str, str]:
             "left_context": str(left // 2),
             "encoder_dim": "48",
             "cnn_module_kernel": "15",
-            "pad_length": "13",
+            "pad_length": str(2 * case.chunk.right + 13),
         }
     return {
         "model_type": "zipformer2",
@@ -219,7 +222,7 @@ def test_metadata_tell_sherpa_onnx_everything(files, case):
     assert metadata(files.encoder) == {
         "version": "1",
         "model_author": "kdstream",
-        "T": str(2 * case.chunk.chunk + 13),
+        "T": str(2 * (case.chunk.chunk + case.chunk.right) + 13),
         "decode_chunk_len": str(2 * case.chunk.chunk),
         **metadata_of(case),
     }
@@ -229,7 +232,7 @@ def test_metadata_tell_sherpa_onnx_everything(files, case):
 
 def test_inputs_and_outputs_have_the_order_and_shapes_that_sherpa_onnx_counts_on(session, case):
     caches = caches_of(case)
-    expected = [("x", ["N", 2 * case.chunk.chunk + 13, 80]), *caches]
+    expected = [("x", ["N", 2 * (case.chunk.chunk + case.chunk.right) + 13, 80]), *caches]
     assert [(item.name, item.shape) for item in session.get_inputs()] == expected
     kept = caches[:2] if case.encoder == "conformer" else caches
     outputs = [item.name for item in session.get_outputs()]

@@ -24,6 +24,8 @@ from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
 from support.distillation import CHUNK, SMALL
 from support.models import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_model
 
+AHEAD = replace(CHUNK, right=8)
+
 
 def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **teacher_overrides):
     """A student, a teacher of other widths, and a distiller between them; all in eval mode."""
@@ -33,13 +35,13 @@ def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **t
     return student, teacher, Distiller(config, student, TransducerTeacher(teacher)).eval()
 
 
-def distil(student, distiller, features, lens, tokens=None) -> dict[str, torch.Tensor]:
+def distil(student, distiller, features, lens, tokens=None, chunk=CHUNK) -> dict[str, torch.Tensor]:
     """The losses of a batch; those on the lattice too where there are tokens."""
     taps = distiller.student_taps()
     if tokens is None:
-        student.encode(features, lens, CHUNK, taps=taps)
+        student.encode(features, lens, chunk, taps=taps)
     else:
-        student(features, lens, tokens, CHUNK, LossSettings(), taps=taps)
+        student(features, lens, tokens, chunk, LossSettings(), taps=taps)
     return distiller(batch_of(features, lens), taps)
 
 
@@ -92,18 +94,19 @@ def test_weights_rise_linearly_to_their_scales():
 
 
 @pytest.mark.slow
-def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_later():
+@pytest.mark.parametrize("chunk", [CHUNK, AHEAD], ids=str)
+def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_later(chunk):
     student, _, distiller = build()
     features, lens, _ = random_batch((100,))
     features.requires_grad_()
     taps = distiller.student_taps()
-    student.encode(features, lens, CHUNK, taps=taps)
+    student.encode(features, lens, chunk, taps=taps)
     for branch, pair in zip(distiller.branches, distiller.pairs, strict=True):
         tap = taps[pair.student]
         out = branch(tap)
-        frames = CHUNK.chunk // tap.stride
+        frames = chunk.chunk // tap.stride
         for index in range(4):
-            heard = index * CHUNK.shift + CHUNK.input_frames  # feature frames, once chunk `index` is computed
+            heard = index * chunk.shift + chunk.input_frames  # feature frames, once chunk `index` is computed
             r, z = (
                 torch.autograd.grad(y[0, index * frames : (index + 1) * frames].sum(), features, retain_graph=True)[0]
                 for y in (out.r, out.z)
@@ -114,12 +117,13 @@ def test_apc_predicts_from_what_the_streaming_student_has_heard_and_nothing_late
 
 
 @pytest.mark.slow
-def test_a_batch_costs_the_sum_of_its_utterances_through_both_models():
+@pytest.mark.parametrize("chunk", [CHUNK, AHEAD], ids=str)
+def test_a_batch_costs_the_sum_of_its_utterances_through_both_models(chunk):
     student, _, distiller = build()
     features, lens, _ = random_batch((170, 100))
-    together = distil(student, distiller, *pad_to_whole_chunks(features, lens, CHUNK.chunk))
+    together = distil(student, distiller, *pad_to_whole_chunks(features, lens, CHUNK.chunk), chunk=chunk)
     alone = [
-        distil(student, distiller, *pad_to_whole_chunks(features[n : n + 1], lens[n : n + 1], CHUNK.chunk))
+        distil(student, distiller, *pad_to_whole_chunks(features[n : n + 1], lens[n : n + 1], CHUNK.chunk), chunk=chunk)
         for n in range(2)
     ]
     for name, loss in together.items():
@@ -260,11 +264,12 @@ def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs)
         assert history[-1][name] < 0.9 * first, name
 
 
-def test_all_methods_together_give_every_loss_and_every_branch_a_gradient():
+@pytest.mark.parametrize("chunk", [CHUNK, AHEAD], ids=str)
+def test_all_methods_together_give_every_loss_and_every_branch_a_gradient(chunk):
     config = replace(SMALL, kd_token_scale=1.0, kd_layer_map="learned")
     student, _, distiller = build(config)
     features, lens, tokens = random_batch()
-    losses = distil(student, distiller, features, lens, tokens)
+    losses = distil(student, distiller, features, lens, tokens, chunk)
     assert losses.keys() == distiller.scales.keys() == {f"{name}_loss" for name in LOSSES}
     sum(losses.values()).backward()
     assert all(p.grad.abs().max() > 0 for p in distiller.parameters())

@@ -237,6 +237,16 @@ def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
     assert isinstance(kdstream.load(both / "encoder-epoch-12-avg-2-chunk-8-left-32.onnx"), ExportedRecognizer)
 
 
+def test_exports_with_and_without_right_context_are_told_apart(both):
+    copies(both, "epoch-3-avg-2-chunk-8-left-32-right-8")
+    with pytest.raises(kdstream.UserError, match="several exports fit: .*-left-32-right-8.onnx, .*-left-32.onnx"):
+        kdstream.load(both, runtime="sherpa-onnx")
+    for right in (0, 8):
+        assert isinstance(kdstream.load(both, right_context=right, runtime="sherpa-onnx"), ExportedRecognizer)
+    with pytest.raises(kdstream.UserError, match="no export fits"):
+        kdstream.load(both, right_context=16, runtime="sherpa-onnx")
+
+
 def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
     samples = noise(SECONDS, seed=1)
     for path in exported.iterdir():

@@ -33,6 +33,16 @@ def test_chunks_are_drawn_from_seed_and_step_alone(tmp_path: Path, data):
     assert chunk_choices(replace(model_config, causal=False), model) == [[None]]
 
 
+def test_right_contexts_are_drawn_like_left_ones_and_never_with_an_unlimited_one(tmp_path: Path, data):
+    config = experiment(tmp_path, data)
+    sizes = dict(chunk_size=(8, 16), left_context_frames=(16, -1), right_context_frames=(8, 0))
+    model_config = replace(config.model, vocab_size=10, **sizes)
+    choices = chunk_choices(model_config, build_model(model_config))
+    assert choices == [[ChunkConfig(c, 16, 8), ChunkConfig(c, 16, 0), ChunkConfig(c, -1, 0)] for c in (8, 16)]
+    drawn = [draw_chunk(choices, 42, step) for step in range(300)]
+    assert set(drawn) == {chunk for group in choices for chunk in group}
+
+
 def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     train = replace(experiment(tmp_path, data).train, warm_step=100, simple_loss_scale=0.5)
     assert transducer_weights(train, 0) == {"simple_loss": 1.0, "pruned_loss": 0.1, "ctc_loss": 0.2}
