@@ -58,7 +58,7 @@ def test_audio_that_comes_too_fast_waits_with_the_client(served, recognizer, mon
 
 def test_the_tail_is_that_of_the_chunk(served):
     assert served.files.tail == ChunkConfig(8, 32).tail
-    for chunk in (ChunkConfig(16, 32), ChunkConfig(32, 32), ChunkConfig(4, 4)):
+    for chunk in (ChunkConfig(16, 32), ChunkConfig(32, 32), ChunkConfig(4, 4), ChunkConfig(8, 32, 16)):
         assert tail_frames(chunk.input_frames) == chunk.tail
 
 
