@@ -183,6 +183,7 @@ class TrainConfig(Section):
     valid_interval: int = flag(3000, "Batches between validations.", minimum=1)
     max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).", minimum=0)
     print_diagnostics: bool = flag(False, "Print statistics of activations, parameters and gradients, and exit.")
+    profile: int = flag(0, "Show where the time of so many steps goes, and write a trace of them.", minimum=0)
     inf_check: bool = flag(False, "Name the first module whose output or gradient is not finite.")
 
 

@@ -16,9 +16,11 @@ Shapes: N batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from kdstream.config.sections import DistillConfig
 from kdstream.data.batch import Batch
@@ -34,6 +36,8 @@ from kdstream.kd.layer_map import LayerPair, pair_layers
 from kdstream.kd.loss_table import (
     ComparedLattices,
     ComparedLayers,
+    LatticeLoss,
+    LayerLoss,
     computed_losses,
     scale_of,
 )
@@ -145,17 +149,18 @@ class Distiller(nn.Module):
         Returns:
           scalars by name.
         """
-        heard = self.teacher.listen(batch, {pair.teacher for pair in self.pairs})
+        with record_function("loss: teacher"):
+            heard = self.teacher.listen(batch, {pair.teacher for pair in self.pairs})
         losses: dict[str, Tensor] = {}
         if self.pairs:
             pairs = self.compare_layers(heard, student_taps, output_frames_of(batch.feature_lens))
-            of_pairs = [[loss.compute(pair) for loss in self.losses.of_layers.values()] for pair in pairs]
+            of_pairs = [[named(name, loss, pair) for name, loss in self.losses.of_layers.items()] for pair in pairs]
             weights = self.pair_weights()
             for name, of_loss in zip(self.losses.of_layers, zip(*of_pairs, strict=True), strict=True):
                 losses[f"{name}_loss"] = (weights * torch.stack(of_loss)).sum()
         if self.losses.of_lattice:
             lattices = self.compare_lattices(heard, student_taps)
-            losses.update({f"{name}_loss": loss.compute(lattices) for name, loss in self.losses.of_lattice.items()})
+            losses.update({f"{name}_loss": named(name, loss, lattices) for name, loss in self.losses.of_lattice.items()})
             if "token" in self.losses.of_lattice:
                 losses.update(mean_shift("token_shift", lattices.shifted[1], output_frames_of(batch.feature_lens)))
         return losses
@@ -178,6 +183,12 @@ class Distiller(nn.Module):
         if self.config.kd_layer_map == "learned":
             return self.pair_logits.view(-1, len(self.teacher.shapes)).softmax(dim=1).flatten()
         return torch.ones(len(self.pairs), device=next(self.student.parameters()).device)
+
+
+def named(name: str, loss: LayerLoss | LatticeLoss, compared: Any) -> Tensor:
+    """The loss of what is compared, under its name in a profile."""
+    with record_function(f"loss: {name}"):
+        return loss.compute(compared)
 
 
 def output_frames_of(feature_lens: Tensor) -> Tensor:

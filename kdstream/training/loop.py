@@ -41,6 +41,7 @@ from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import SECONDS, MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
 from kdstream.training.precision import Precision
+from kdstream.training.profiling import StepProfiler
 from kdstream.training.progress import Progress, checkpoint_params
 from kdstream.training.saving import Saver
 from kdstream.training.start import (
@@ -166,6 +167,7 @@ class Trainer:
         self.data_position = 0  # batches of the epoch that all processes together have used
         self.validation_due = False
         self.bad_batches = 0
+        self.profiler = StepProfiler(config.train.profile if rank == 0 else 0, self.student, self.exp_dir)
         self.writer: Any = None
         self.valid_loader = data.valid_dataloader(world_size, rank)  # now, as it looks at every validation cut
 
@@ -230,7 +232,7 @@ class Trainer:
         self.set_bar_total(first_step, math.ceil(loader.num_batches / train.accum_grad))
         self.module.train()
         tot_loss = MetricsTracker(progress.tot_loss)
-        for batches in self.batches_of_steps(loader):
+        for batches in self.profiler.steps(self.batches_of_steps(loader)):
             self.validate_if_due()
             batch_idx = progress.batch_idx_train - first_step  # in this epoch
             loss = self.train_step(batches)

@@ -47,7 +47,16 @@ MAX_BASE_LR_FROM_WEIGHTS = 0.02
 # may change without changing a parameter
 FREE_MODEL_FIELDS = ("preset", "chunk_size", "left_context_frames", "right_context_frames")
 # of one start alone; the next one does not take them from config.json
-START_FIELDS = ("exp_dir", "resume", "start_epoch", "start_batch", "master_port", "print_diagnostics", "inf_check")
+START_FIELDS = (
+    "exp_dir",
+    "resume",
+    "start_epoch",
+    "start_batch",
+    "master_port",
+    "print_diagnostics",
+    "inf_check",
+    "profile",
+)
 
 
 def config_of_start(args: argparse.Namespace) -> ExperimentConfig:
