@@ -20,7 +20,8 @@ Parts: losses and branches forward and backward.  The optimiser's work on the br
 
 runs the steps (not the parts) of another commit and of this checkout in turn, on one batch.  The time is processor
 time, and the ratio is the median over pairs of steps.  --limit 1 shows how much of a baseline step its matrix products
-and convolutions take when they run alone.
+and convolutions take when they run alone.  --layouts 1 compares the two memory layouts of depthwise convolutions on
+--device.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def of_this_checkout() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--against", default="", metavar="COMMIT", help="Compare the steps with those of a commit.")
     parser.add_argument("--limit", type=str2bool, default=False, help="Show what the products of a step take alone.")
+    parser.add_argument("--layouts", type=str2bool, default=False, help="Compare the depthwise convolutions' layouts.")
     parser.add_argument(
         "--steps",
         type=words,
@@ -146,13 +148,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
+    from kdstream.benchmarks.layouts import measure_layouts
     from kdstream.benchmarks.limit import measure_limit
     from kdstream.benchmarks.train_step import Bench, measure_times, real_batch, synthetic_batch, table
+    from kdstream.devices import find_device
     from kdstream.training.dist import keep_freed_memory
 
     if args.threads:
         torch.set_num_threads(args.threads)
     data = from_args(DataConfig, args)
+    if args.layouts:
+        show(measure_layouts(find_device(args.device), repetitions=args.repetitions), args.json)
+        return
     if args.against:
         show(compare_against(args, flags), args.json)
         return

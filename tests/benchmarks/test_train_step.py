@@ -12,13 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.benchmarks import against, limit, train_step
+from kdstream.benchmarks import against, layouts, limit, train_step
 from kdstream.benchmarks.names import BOTH_MODES
 from kdstream.commands import bench_train_step
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.errors import UserError
+from kdstream.models import on_cpu
 from kdstream.models.presets import resolve
+from kdstream.models.streaming import ChunkConfig
+from support.models import tiny_test_model
 from support.paths import ROOT
 
 
@@ -144,3 +147,23 @@ def test_the_limit_counts_products_forward_and_backward():
     rows = limit.measure_limit(run, 3, time.perf_counter)
     assert [row["part"] for row in rows] == ["step", "matrix products", "convolutions", "both products"]
     assert rows[0]["of the step"] == 1.0
+
+
+def test_both_layouts_of_depthwise_convolutions_give_the_same(tmp_path):
+    before = set(on_cpu.CHANNELS_LAST)
+    rows = layouts.measure_layouts(torch.device("cpu"), utterances=2, frames=40, repetitions=1)
+    assert len(rows) == 2 and all(float(row["results differ by"]) <= 1e-6 for row in rows)
+    assert on_cpu.CHANNELS_LAST == before
+
+
+def test_a_model_gives_the_same_in_both_layouts():
+    model = tiny_test_model(causal=True)
+    features, lens = torch.randn(2, 100, 80), torch.tensor([100, 90])
+    results = []
+    for last in (True, False):
+        with layouts.layout(torch.device("cpu"), last):
+            out = model.encode(features, lens, ChunkConfig(8, 32))[0]
+            weights = [p for name, p in model.named_parameters() if "depthwise" in name]
+            results.append([out, *torch.autograd.grad(out.square().sum(), weights)])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
