@@ -74,14 +74,15 @@ def build(sizes: Sizes, device: torch.device, preset: str = "small", causal: boo
     return model
 
 
-def make_batch(device: torch.device, seconds: float, utterance_seconds: float) -> tuple[Batch, list[list[int]]]:
+def make_batch(device: torch.device, seconds: float, utterance_seconds: float) -> Batch:
     """Noise in utterances of up to `utterance_seconds`, with four tokens a second."""
     count = max(2, int(seconds / utterance_seconds))
     generator = torch.Generator().manual_seed(0)
     lens = torch.linspace(100 * utterance_seconds, 80 * utterance_seconds, count).long()
     features = torch.randn(count, int(lens.max()), 80, generator=generator) * 3 - 6
-    tokens = torch.randint(3, VOCABULARY, (count, int(4 * utterance_seconds)), generator=generator).tolist()
-    return Batch(features, lens, [""] * count, [f"cut-{n}" for n in range(count)]).to(device), tokens
+    tokens = torch.randint(3, VOCABULARY, (count, int(4 * utterance_seconds)), generator=generator)
+    names, token_lens = [f"cut-{n}" for n in range(count)], torch.full((count,), tokens.size(1))
+    return Batch(features, lens, [""] * count, names, tokens, token_lens).to(device)
 
 
 class Training:
@@ -99,23 +100,23 @@ class Training:
         self.optimizer = ScaledAdam(list(self.module.named_parameters()), lr=0.01, clipping_scale=2.0)
         self.precision = Precision(train, device)
 
-    def loss(self, batch: Batch, tokens: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with self.precision.autocast():
-            return self.module(batch, tokens, CHUNK, int(BATCH_COUNT))
+            return self.module(batch, CHUNK, int(BATCH_COUNT))
 
-    def step(self, number: int, batch: Batch, tokens: list[list[int]]) -> float:
+    def step(self, number: int, batch: Batch) -> float:
         seed_step(0, number, 0)
-        loss, _ = self.loss(batch, tokens)
+        loss, _ = self.loss(batch)
         self.precision.backward(loss)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach()) / len(batch.cut_ids)
 
-    def gradients(self, batch: Batch, tokens: list[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
+    def gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Of a step without anything random: the losses by name, and all gradients as one vector; on the CPU."""
         self.module.eval()
         random.seed(0)
-        loss, losses = self.loss(batch, tokens)
+        loss, losses = self.loss(batch)
         loss.backward()
         found = [p.grad.flatten().float().cpu() for p in self.module.parameters() if p.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
