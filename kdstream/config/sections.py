@@ -11,6 +11,7 @@ from kdstream.config.flags import Section, flag, flags_of
 from kdstream.config.registry import Registry
 from kdstream.words import SCORE_BY
 
+TEACHER_HEARS = ("clean", "augmented")
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 CACHE_STORAGES = ("float16", "lilcom")  # of a teacher's cache
 ENGINES = ("auto", "torch", "onnxruntime")
@@ -212,6 +213,11 @@ class DistillConfig(Section):
     )
     teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
     teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
+    kd_teacher_hears: str = flag(
+        "clean",
+        "What the teacher hears: the cut without noise and masks, as a cache holds it, or the student's features.",
+        choices=TEACHER_HEARS,
+    )
     init_from_teacher: bool = flag(
         False,
         "Start the student from the teacher's weights; they must have one shape.  Schedules that training begins with "

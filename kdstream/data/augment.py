@@ -18,6 +18,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, SpecAugment
+from lhotse.dataset.signal_transforms import time_warp
 
 from kdstream.config.flags import with_settings
 from kdstream.config.registry import Registry
@@ -131,7 +132,10 @@ def read_noise(path: Path, from_audio: bool) -> Sequence[Cut]:
 
 
 def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utterance]:
-    """SpecAugment with icefall's masks, and time warping by --spec-aug-time-warp-factor."""
+    """SpecAugment with icefall's masks, and time warping by --spec-aug-time-warp-factor.
+
+    Clean features are warped alike, so that a teacher hears them on the student's time axis, and are not masked.
+    """
     augment = SpecAugment(
         time_warp_factor=config.spec_aug_time_warp_factor,
         num_feature_masks=2,
@@ -140,11 +144,16 @@ def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utte
         frames_mask_size=100,
         max_frames_mask_fraction=0.15,
     )
+    factor = config.spec_aug_time_warp_factor
 
     def mask(utterance: Utterance) -> Utterance:
-        with _seeded(epoch.seed_of("spec", utterance.cut_id)):
+        seed, clean = epoch.seed_of("spec", utterance.cut_id), utterance.clean
+        with _seeded(seed):
             features = augment(utterance.features.unsqueeze(0)).squeeze(0)
-        return utterance._replace(features=features)
+        if clean is not None and factor >= 1:
+            with _seeded(seed):  # draws in the order of SpecAugment: whether it does anything, the warp, the masks
+                clean = time_warp(clean, factor) if random.random() <= augment.p else clean
+        return utterance._replace(features=features, clean=clean)
 
     return mask
 

@@ -26,6 +26,7 @@ class Batch:
     texts, cut_ids: N each.
     tokens: (N, U) int64 of the texts, padded with blank; token_lens (N,) int64.  None where nobody learns them.
     audio: (N, S) in [-1, 1], padded with zeros; audio_lens (N,) int64.  None where no teacher listens to it.
+    clean_features: (N, T, 80), without masks and noise; None where no teacher listens to them, or there are none.
     origin: what this batch is a copy of, on another device.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     token_lens: Tensor | None = None
     audio: Tensor | None = None
     audio_lens: Tensor | None = None
+    clean_features: Tensor | None = None
     origin: Batch | None = None
 
     def to(self, device: str | torch.device) -> Batch:
@@ -56,6 +58,10 @@ class Batch:
         changed = {name: function(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **changed, **changes)
 
+    def for_teacher(self) -> Batch:
+        """The batch with the clean features, where it has them, in place of the student's."""
+        return self if self.clean_features is None else replace(self, features=self.clean_features)
+
     @property
     def duration(self) -> float:
         """Seconds of speech, padding not counted."""
@@ -63,12 +69,13 @@ class Batch:
 
 
 class Utterance(NamedTuple):
-    """One cut, read: `features` (T, 80), and `audio` (S,) where it is asked for."""
+    """One cut, read: `features` (T, 80), and `audio` (S,) and `clean` features (T, 80) where they are asked for."""
 
     cut_id: str
     text: str
     features: Tensor
     audio: Tensor | None = None
+    clean: Tensor | None = None
 
 
 def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,7 @@ def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 def make_batch(utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]] | None = None) -> Batch:
     """Pads utterances to the longest of them; `tokens` are those of their texts."""
     batch = Batch(
-        pad_sequence([u.features for u in utterances], batch_first=True, padding_value=LOG_EPS),
+        padded_features([u.features for u in utterances]),
         torch.tensor([len(u.features) for u in utterances], dtype=torch.int64),
         [u.text for u in utterances],
         [u.cut_id for u in utterances],
@@ -92,4 +99,12 @@ def make_batch(utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]] 
     if audio:
         batch.audio = pad_sequence(audio, batch_first=True)
         batch.audio_lens = torch.tensor([len(samples) for samples in audio], dtype=torch.int64)
+    clean = [u.clean for u in utterances if u.clean is not None]
+    if clean:
+        batch.clean_features = padded_features(clean)
     return batch
+
+
+def padded_features(features: list[Tensor]) -> Tensor:
+    """(N, T, 80) of N utterances' features."""
+    return pad_sequence(features, batch_first=True, padding_value=LOG_EPS)

@@ -32,11 +32,12 @@ class AsrDataset(Dataset):
         augmentation: Augmentation | None = None,
         with_audio: bool = False,
         tokenizer: Tokenizer | None = None,
+        with_clean: bool = False,
     ) -> None:
         self.from_audio = from_audio
         self.extractor = extractor
         self.augmentation = augmentation
-        self.with_audio = with_audio
+        self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = tokenizer
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
@@ -48,12 +49,17 @@ class AsrDataset(Dataset):
             return error
 
     def _read(self, cut: Cut) -> Utterance:
+        clean = cut
         if self.augmentation is None:
             utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:
-            cut = self.augmentation.change_cut(cut, self.from_audio)
-            utterance = self.augmentation.change_utterance(read_utterance(cut, self.from_audio, self.extractor))
-        return utterance._replace(audio=read_audio(cut)) if self.with_audio else utterance
+            cut = self.augmentation.change_cut(clean, self.from_audio)
+            utterance = read_utterance(cut, self.from_audio, self.extractor)
+            if self.with_clean:
+                unmixed = utterance if cut is clean else read_utterance(clean, self.from_audio, self.extractor)
+                utterance = utterance._replace(clean=unmixed.features)
+            utterance = self.augmentation.change_utterance(utterance)
+        return utterance._replace(audio=read_audio(clean if self.with_clean else cut)) if self.with_audio else utterance
 
 
 class BatchLoader:

@@ -55,14 +55,22 @@ class AsrDataModule:
     Args:
       config: which cuts, and how they become batches.
       seed: of data order and augmentation.
-      with_audio: batches have their samples too.
+      with_audio, with_clean: whether a teacher listens to audio, and to cuts without noise and masks.
       pin_memory: for a GPU; see Batch.pin_memory.
     Raises:
       UserError: (here or while iterating) naming the manifest, file or cut at fault, and the fix.
     """
 
-    def __init__(self, config: DataConfig, seed: int, with_audio: bool = False, pin_memory: bool = False) -> None:
-        self.config, self.seed, self.with_audio, self.pin_memory = config, seed, with_audio, pin_memory
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        with_audio: bool = False,
+        with_clean: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self.config, self.seed, self.pin_memory = config, seed, pin_memory
+        self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = Tokenizer(config.bpe_model)
         self._train: TrainingCuts | None = None
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
@@ -87,9 +95,8 @@ class AsrDataModule:
         )
         sampler.set_epoch(epoch)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
-        dataset = AsrDataset(
-            config.on_the_fly_feats, config.feature_extractor, augmentation, self.with_audio, self.tokenizer
-        )
+        for_teacher = self.with_audio, self.tokenizer, self.with_clean
+        dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(Bounded(sampler, config.max_duration), world_size, rank)
         return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch, self.pin_memory)

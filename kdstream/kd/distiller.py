@@ -144,13 +144,13 @@ class Distiller(nn.Module):
         With --kd-token-shift auto, token_shift is among them, which has no weight: the shifts that were chosen.
 
         Args:
-          batch: what the student was given, or a clean version of it on the same time axis.
+          batch: what the student was given; the teacher hears its clean features, where it has them.
           student_taps: filled by the student's forward pass on this batch.
         Returns:
           scalars by name.
         """
         with record_function("loss: teacher"):
-            heard = self.teacher.listen(batch, {pair.teacher for pair in self.pairs})
+            heard = self.teacher.listen(batch.for_teacher(), {pair.teacher for pair in self.pairs})
         losses: dict[str, Tensor] = {}
         if self.pairs:
             pairs = self.compare_layers(heard, student_taps, output_frames_of(batch.feature_lens))

@@ -84,6 +84,13 @@ def needs_audio(distill: DistillConfig) -> bool:
     return type_of(distill).teacher.needs_audio
 
 
+def needs_clean(config: ExperimentConfig) -> bool:
+    """Whether training must read cuts without noise and masks too: for a live teacher that hears them clean."""
+    distill = config.distill
+    live = distill.has_teacher and not distill.teacher_cache and bool(wanted_losses(distill).all())
+    return live and distill.kd_teacher_hears == "clean" and bool(active_transforms(config.data))
+
+
 def without_cache(config: ExperimentConfig) -> ExperimentConfig:
     """The config of a teacher that listens itself: a cache holds the training cuts alone."""
     return replace(config, distill=replace(config.distill, teacher_cache=""))
@@ -162,6 +169,12 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
     for setting in ("init_from_teacher", "teacher_cache", *map(scale_of, lattice_losses)):
         if getattr(distill, setting) and not distill.has_teacher:
             raise UserError("needs a teacher", flag=option(setting), fix="give --teacher-exp-dir")
+    if distill.teacher_cache and distill.kd_teacher_hears != "clean":
+        raise UserError(
+            "a cache holds what the teacher heard in clean cuts",
+            flag=option("kd_teacher_hears", distill.kd_teacher_hears),
+            fix="give --kd-teacher-hears clean, or leave out --teacher-cache",
+        )
     for loss in lattice_losses.values():
         if loss.check is not None:
             loss.check(distill, rnnt_type)
@@ -213,7 +226,7 @@ def flags_without_effect(distill: DistillConfig) -> list[str]:
         *((names, name == distill.teacher_type) for name, names in TEACHERS.settings.items()),
         *((loss.reads, name in losses.all()) for name, loss in LOSSES.items()),
         *((names, name in losses.all()) for name, names in LOSSES.settings.items()),
-        (("teacher_cache", "kd_warmup_batches"), bool(losses.all())),
+        (("teacher_cache", "kd_teacher_hears", "kd_warmup_batches"), bool(losses.all())),
         (("kd_layers", "kd_branch"), layers),
         (("kd_layer_map",), layers and chooses_guides(distill)),
         (("kd_share_branches",), auxiliary or losses.predictor),

@@ -30,7 +30,7 @@ from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.files import writing
 from kdstream.kd.consistency import both_modes
-from kdstream.kd.teachers import load_teacher, needs_audio
+from kdstream.kd.teachers import load_teacher, needs_audio, needs_clean
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
@@ -92,9 +92,8 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
     device = dist.device_of(rank)
     dist.setup(rank, world_size, config.train.master_port)
     try:
-        data = AsrDataModule(
-            config.data, config.train.seed, needs_audio(config.distill), pin_memory=device.type == "cuda"
-        )
+        needs = needs_audio(config.distill), needs_clean(config)
+        data = AsrDataModule(config.data, config.train.seed, *needs, pin_memory=device.type == "cuda")
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_tokenizer(config)
         check_same_model(config)

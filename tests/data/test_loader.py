@@ -108,8 +108,8 @@ def test_valid_and_test_loaders_cover_their_sets_in_one_order_without_augmentati
             assert torch.equal(features[:length], by_id[cut_id].features)
 
 
-@pytest.mark.parametrize("on_the_fly", [False, True])
-def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_fly):
+def make_noise(corpus, tmp_path) -> None:
+    """Three cuts of noise beside the corpus, with their features."""
     folder = tmp_path / "noise"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -120,6 +120,11 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
     scan_recordings(folder).to_file(tmp_path / "musan_recordings_noise.jsonl.gz")
     with ThreadPool(1) as pool:
         compute_musan(tmp_path, corpus / "fbank", pool)
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_fly):
+    make_noise(corpus, tmp_path)
     config = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=on_the_fly)
     clean, noisy = batches_of(config), batches_of(replace(config, enable_musan=True))
     assert_same(noisy[2:], batches_of(replace(config, enable_musan=True), start_batch=2))
@@ -130,6 +135,31 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
         for a, b, n in zip(c.features, d.features, c.feature_lens, strict=True)
     ]
     assert 10 <= sum(changed) <= 30
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_clean_features_have_neither_noise_nor_masks_and_change_nothing_else(corpus, tmp_path, on_the_fly):
+    make_noise(corpus, tmp_path)
+    plain = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=on_the_fly)
+    config = replace(plain, enable_musan=True, enable_spec_aug=True, spec_aug_time_warp_factor=0)
+    with_clean = list(AsrDataModule(config, 7, with_clean=True).train_dataloader(1))
+    assert_same(with_clean, batches_of(config))
+    assert_same([batch.for_teacher() for batch in with_clean], batches_of(plain))
+    assert all(batch.clean_features is None and batch.for_teacher() is batch for batch in batches_of(config))
+
+
+def test_clean_features_are_warped_as_those_that_are_masked(corpus):
+    config = config_of(corpus)
+    warped = 0
+    plain = batches_of(replace(config, enable_spec_aug=False))
+    for batch, still in zip(AsrDataModule(config, 7, with_clean=True).train_dataloader(1), plain, strict=True):
+        assert batch.clean_features is not None
+        for x, clean, length in zip(batch.features, batch.clean_features, batch.feature_lens.tolist(), strict=True):
+            masked = x[:length] != clean[:length]
+            assert masked.float().mean() < 0.9
+            torch.testing.assert_close(x[:length][masked], clean[:length].mean().expand(int(masked.sum())))
+        warped += int((batch.clean_features != still.features).flatten(1).any(1).sum())
+    assert warped > 20  # of 40
 
 
 def cuts_of_lengths(folder, lengths: list[float]) -> str:

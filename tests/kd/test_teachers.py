@@ -17,7 +17,7 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.icefall_checkpoint import model_of
 from kdstream.kd.speech_encoder import FRAMES_AHEAD, SpeechEncoderTeacher, load_speech_encoder
-from kdstream.kd.teachers import flags_without_effect, load_teacher
+from kdstream.kd.teachers import flags_without_effect, load_teacher, needs_clean
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import build_model
 from support.distillation import CHUNK, SMALL, write_tokens
@@ -153,6 +153,10 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
             {"teacher_type": "torchaudio", "teacher_checkpoint": "x", "teacher_cache": "c"},
             "--teacher-type torchaudio: does not go with --teacher-cache",
         ),
+        (
+            {"teacher_exp_dir": "exp", "teacher_cache": "c", "kd_teacher_hears": "augmented"},
+            "--kd-teacher-hears augmented: a cache holds what the teacher heard in clean cuts; give",
+        ),
         ({"init_from_teacher": True}, "--init-from-teacher: needs a teacher"),
         ({"kd_token_scale": 0.5}, "--kd-token-scale: needs a teacher"),
         ({"teacher_type": "icefall"}, "--teacher-type icefall: such a teacher is in a file; give --teacher-checkpoint"),
@@ -213,6 +217,19 @@ ALL_READ = dict(
 )
 def test_flags_that_nothing_reads_are_named(distill, in_vain):
     assert flags_without_effect(distill) == in_vain
+
+
+def test_clean_speech_is_read_for_a_live_teacher_alone_and_where_there_is_other_speech():
+    config = ExperimentConfig(distill=OURS)
+    assert config.data.enable_spec_aug and needs_clean(config)
+    for distill in (
+        DistillConfig(),
+        WEIGHTS_ALONE,
+        replace(OURS, teacher_cache="cache"),
+        replace(OURS, kd_teacher_hears="augmented"),
+    ):
+        assert not needs_clean(replace(config, distill=distill))
+    assert not needs_clean(replace(config, data=replace(config.data, enable_spec_aug=False)))
 
 
 def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):
