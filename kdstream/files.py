@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from kdstream.errors import UserError
 
 # What the system may say of any file that is read or written, and what the user can do about it.
@@ -68,6 +73,22 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all.  Raises UserError as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf8")
+
+
+def try_lock(file: int) -> bool | None:
+    """Locks an open file or folder for this process, until it is closed or the process ends.
+
+    Returns False if another process has locked it, and None where there are no locks (Windows, some network disks).
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,8 @@
 """What distillation costs while training: a distilled step against a baseline step, and its parts.
 
 Model, data and distillation settings are those of training.  The teacher has random weights.  Losses and branches are
-measured forward and backward; the optimiser's work on the branches is in no part.
+measured forward and backward; the optimiser's work on the branches is in no part.  A cache is read by the processes
+that load data, so reading it is in no step and has a row of its own.
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ class Bench:
                 return teacher.listen(self.batch, [pair.teacher for pair in self.pairs])
 
         self.rows[STEPS[1]] = self.step(distiller)
-        self.rows[STEPS[2]] = self.step(
-            Distiller(self.distill_config, self.student, self.cached(teacher, distiller.pairs)).to(device)
-        )
+        cached = Distiller(self.distill_config, self.student, self.cached(teacher, distiller.pairs)).to(device)
+        self.rows[STEPS[2]] = self.step(cached)
+        self.rows["reading the cache"] = partial(stored_of, self.batch, cached)
         if self.distill_config.runs_both_modes:
             self.rows[BOTH_MODES] = self.step(None, both_modes(self.distill_config, self.student))
         self.rows["teacher forward"] = teacher_forward
@@ -121,11 +122,12 @@ class Bench:
     def step(self, distiller: Distiller | None, modes: BothModes | None = None) -> Callable[[], None]:
         """A whole training step: forward, backward, optimiser."""
         module = StudentWithBranches(self.student, distiller, self.train_config, modes=modes).train()
+        batch = self.batch if distiller is None else stored_of(self.batch, distiller)
         optimizer = ScaledAdam(list(module.named_parameters()), lr=LEARNING_RATE, clipping_scale=2.0)
 
         def run() -> None:
             with self.precision.autocast():
-                loss, _ = module(self.batch, self.chunk, int(BATCH_COUNT))
+                loss, _ = module(batch, self.chunk, int(BATCH_COUNT))
             self.precision.backward(loss)
             self.precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
@@ -170,6 +172,12 @@ class Bench:
         self.rows[name]()
         if self.batch.features.is_cuda:
             torch.cuda.synchronize()
+
+
+def stored_of(batch: Batch, distiller: Distiller) -> Batch:
+    """The batch with what the processes that load data read of a cache, if the teacher is a cached one."""
+    read = distiller.read_stored
+    return batch if read is None else replace(batch, stored=read(batch).to(batch.features.device))
 
 
 def leaf(x: Tensor) -> Tensor:

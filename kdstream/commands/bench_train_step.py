@@ -14,7 +14,8 @@ the peak above what was there before the part began.  On the CPU it is resident 
 memory.
 With --full-context-scale or --mode-consistency-scale there is a step of a student without a teacher that is run in both
 modes.
-Parts: losses and branches forward and backward.  The optimiser's work on the branches is in no part.
+Parts: losses and branches forward and backward.  The optimiser's work on the branches is in no part.  Reading the cache
+is what the processes that load data do, beside the steps.
 
     kdstream bench-train-step --causal 1 --preset tiny --max-duration 144 --threads 1 --against COMMIT
 

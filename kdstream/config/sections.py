@@ -13,7 +13,7 @@ from kdstream.words import SCORE_BY
 
 TEACHER_HEARS = ("clean", "augmented")
 TOKEN_FORMS = ("full", "collapsed", "one-best")
-CACHE_STORAGES = ("float16", "lilcom")  # of a teacher's cache
+CACHE_STORAGES = ("float16", "int8")  # of a teacher's cache
 ENGINES = ("auto", "torch", "onnxruntime")
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 

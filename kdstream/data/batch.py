@@ -26,6 +26,7 @@ class Batch:
     texts, cut_ids: N each.
     tokens: (N, U) int64 of the texts, padded with blank; token_lens (N,) int64.  None where nobody learns them.
     audio: (N, S) in [-1, 1], padded with zeros; audio_lens (N,) int64.  None where no teacher listens to it.
+    stored: (N, F), what a teacher's cache holds of the utterances; None where no cache is read.
     clean_features: (N, T, 80), without masks and noise; None where no teacher listens to them, or there are none.
     origin: what this batch is a copy of, on another device.
     """
@@ -39,6 +40,7 @@ class Batch:
     audio: Tensor | None = None
     audio_lens: Tensor | None = None
     clean_features: Tensor | None = None
+    stored: Tensor | None = None
     origin: Batch | None = None
 
     def to(self, device: str | torch.device) -> Batch:

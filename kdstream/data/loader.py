@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdstream.data.augment import Augmentation
@@ -33,18 +35,20 @@ class AsrDataset(Dataset):
         with_audio: bool = False,
         tokenizer: Tokenizer | None = None,
         with_clean: bool = False,
+        read_stored: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         self.from_audio = from_audio
         self.extractor = extractor
         self.augmentation = augmentation
-        self.with_audio, self.with_clean = with_audio, with_clean
+        self.with_audio, self.with_clean, self.read_stored = with_audio, with_clean, read_stored
         self.tokenizer = tokenizer
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
         try:
             utterances = [self._read(cut) for cut in cuts]
             tokens = self.tokenizer and self.tokenizer.encode([utterance.text for utterance in utterances])
-            return make_batch(utterances, tokens)
+            batch = make_batch(utterances, tokens)
+            return batch if self.read_stored is None else replace(batch, stored=self.read_stored(batch))
         except UserError as error:
             return error
 

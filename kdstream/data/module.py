@@ -11,7 +11,7 @@ Shapes: N batch, T feature frames of 10 ms, 80 mel bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,11 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from torch import Tensor
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
-from kdstream.data.batch import Utterance
+from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
@@ -72,6 +73,7 @@ class AsrDataModule:
         self.config, self.seed, self.pin_memory = config, seed, pin_memory
         self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = Tokenizer(config.bpe_model)
+        self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
         self._train: TrainingCuts | None = None
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
         self._test: dict[str, Utterances] | None = None
@@ -95,7 +97,7 @@ class AsrDataModule:
         )
         sampler.set_epoch(epoch)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
-        for_teacher = self.with_audio, self.tokenizer, self.with_clean
+        for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(Bounded(sampler, config.max_duration), world_size, rank)

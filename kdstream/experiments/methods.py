@@ -23,7 +23,7 @@ from kdstream.experiments.train_flags import (
     same_training,
     without_flags,
 )
-from kdstream.kd.teacher_cache import VERSION
+from kdstream.kd.cache_shards import VERSION
 from kdstream.kd.teachers import flags_without_effect, read_without_teacher
 
 TEACHER = "teacher"

@@ -41,8 +41,8 @@ from kdstream.kd.loss_table import (
     computed_losses,
     scale_of,
 )
-from kdstream.kd.taps import Taps, tap_shapes
-from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.taps import TENSORS, Taps, tap_shapes
+from kdstream.kd.teacher import ENCODER_OUT, Heard, Teacher
 from kdstream.kd.token_shift import mean_shift
 from kdstream.models.transducer import Transducer
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
@@ -57,6 +57,7 @@ class Distiller(nn.Module):
     the feature distance is reported whenever there is an auxiliary layer.
 
     scales: the weights of the losses that are computed, by the names under which they are logged.
+    read_stored: what the processes that load data read beside a batch; None where the teacher hears the batch.
 
     Raises:
       UserError: layers that cannot be paired, head counts that do not divide the widths, or no loss at all.
@@ -84,10 +85,17 @@ class Distiller(nn.Module):
             if loss.check is not None:
                 for pair in self.pairs:
                     loss.check(config, pair)
+        self.read_stored = teacher.reader(self.what_losses_read())
         self.branches = nn.ModuleList(self.build_branches())
         if config.kd_layer_map == "learned" and self.pairs:
             # equal to begin with; not zero, from where an optimiser that steps in proportion would not move
             self.pair_logits = nn.Parameter(torch.ones(len(self.pairs)))
+
+    def what_losses_read(self) -> set[tuple[str, str]]:
+        """The teacher's tensors; see `Teacher.reader`."""
+        tensors = TENSORS if any(loss.attention for loss in self.losses.of_layers.values()) else TENSORS[:1]
+        read = {(pair.teacher, tensor) for pair in self.pairs for tensor in tensors}
+        return read | ({(ENCODER_OUT, "features")} if self.losses.of_lattice else set())
 
     def build_branches(self) -> list[nn.Module]:
         """One for each pair; with --kd-share-branches those of one width share their layer and predictor."""
@@ -160,7 +168,8 @@ class Distiller(nn.Module):
                 losses[f"{name}_loss"] = (weights * torch.stack(of_loss)).sum()
         if self.losses.of_lattice:
             lattices = self.compare_lattices(heard, student_taps)
-            losses.update({f"{name}_loss": named(name, loss, lattices) for name, loss in self.losses.of_lattice.items()})
+            for name, loss in self.losses.of_lattice.items():
+                losses[f"{name}_loss"] = named(name, loss, lattices)
             if "token" in self.losses.of_lattice:
                 losses.update(mean_shift("token_shift", lattices.shifted[1], output_frames_of(batch.feature_lens)))
         return losses

@@ -87,6 +87,7 @@ class LayerLoss:
     auxiliary_layer, predictor: the parts of the branch whose output it reads; what no loss reads is not built.
     reads: the settings that it reads, besides its scale.
     check: raises UserError where the flags do not fit a pair of layers.
+    attention: whether it reads the teacher's queries, keys and values.
     """
 
     compute: Callable[[ComparedLayers], Tensor]
@@ -94,6 +95,7 @@ class LayerLoss:
     predictor: bool = False
     reads: tuple[str, ...] = ()
     check: Callable[[DistillConfig, LayerPair], None] | None = None
+    attention: bool = True
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,11 @@ def check_token_form(config: DistillConfig, rnnt_type: str) -> None:
         )
 
 
-LOSSES.add("feature", LayerLoss(_feature, auxiliary_layer=True, reads=("kd_distance",)))
+LOSSES.add("feature", LayerLoss(_feature, auxiliary_layer=True, reads=("kd_distance",), attention=False))
 LOSSES.add(
     "relation", LayerLoss(_relation, auxiliary_layer=True, reads=("kd_relation_heads",), check=check_relation_heads)
 )
-LOSSES.add("apc", LayerLoss(_apc, predictor=True, reads=("kd_apc_shift", "kd_distance")))
+LOSSES.add("apc", LayerLoss(_apc, predictor=True, reads=("kd_apc_shift", "kd_distance"), attention=False))
 LOSSES.add(
     "token",
     LatticeLoss(_token, reads=("kd_token_form", "kd_token_temperature", "kd_token_shift"), check=check_token_form),

@@ -9,7 +9,7 @@ Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -29,6 +29,7 @@ from kdstream.models.presets import resolve
 from kdstream.models.streaming import StreamingEncoder, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import Transducer, build_model
 
+ENCODER_OUT = "encoder_out"  # among the names of layers, the encoder's output
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -71,6 +72,13 @@ class Teacher(ABC):
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError if there is a cut that it cannot listen to."""
         return  # a model that runs can listen to all
+
+    def reader(self, wanted: Collection[tuple[str, str]]) -> Callable[[Batch], Tensor] | None:
+        """What reads Batch.stored of training cuts in the processes that load them; None where it hears the batch.
+
+        wanted: tensors by layer, e.g. ("1.0", "features"); (ENCODER_OUT, "features") is the encoder's output.
+        """
+        return None
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""

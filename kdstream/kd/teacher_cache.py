@@ -1,57 +1,48 @@
 """A teacher whose output is computed once, stored, and read back while students train.
 
-A cache is a directory that local/cache_teacher.py writes:
+local/cache_teacher.py writes a cache; cache_shards.py says what its files are.  `CachedTeacher.reader` is for the
+processes that load data: it reads what a cache holds of a batch into Batch.stored, which goes to the device with the
+rest of the batch.
 
-    cache.json      which teacher and features it is of, and what the columns of its arrays are
-    index.jsonl     for each cut, the Lhotse arrays that hold it, one for each frame rate, and the mean of its features
-    arrays/         the arrays, (frames, columns), in float16 or compressed to about 8 bits by lilcom
-
-Shapes: N batch, T frames, D width.
+Shapes: N batch, T frames, D width, F all numbers that are read of an utterance.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import Any
 
 import numpy as np
 import torch
-from lhotse.array import Array
-from lhotse.features.io import LilcomFilesWriter, NumpyFilesWriter
+from lhotse import CutSet
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from kdstream.config.sections import CACHE_STORAGES
 from kdstream.data.batch import Batch
-from kdstream.data.mixture import REPEATED
+from kdstream.data.cuts import id_number, iterate
 from kdstream.errors import UserError, option
-from kdstream.files import write_text, writing
+from kdstream.kd.cache_shards import (
+    ENTRY,
+    SUFFIX,
+    WRITE_ANEW,
+    Column,
+    Shards,
+    ShardWriter,
+    columns_of,
+    decode,
+    encode,
+    make_header,
+)
 from kdstream.kd.taps import TENSORS, Tap
-from kdstream.kd.teacher import Heard, Teacher
+from kdstream.kd.teacher import ENCODER_OUT, Heard, Teacher
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING
 from kdstream.models.transducer import Transducer
+from kdstream.units import ENCODER_FRAME_MS
 
-VERSION = 2
-HEADER, INDEX, ARRAYS = "cache.json", "index.jsonl", "arrays"
-FORMATS: dict[str, Any] = dict(zip(CACHE_STORAGES, (NumpyFilesWriter, LilcomFilesWriter), strict=True))
-ENCODER_OUT = "encoder_out"
-Entry = dict[str, Any]  # a line of the index
-REPETITION = re.compile(rf"{REPEATED}\d+$")  # what the id of a cut's repetition ends in
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
-
-
-class Columns(NamedTuple):
-    """A tensor's place among the columns of an array: of which layer (or ENCODER_OUT), which tensor, how wide."""
-
-    layer: str
-    tensor: str
-    width: int
 
 
 def fingerprint(teacher: Teacher, features: Mapping[str, Any]) -> str:
@@ -67,16 +58,25 @@ class CacheWriter:
     """Fills a cache; if the directory holds a part of one, it is completed.
 
     Args:
-      directory: made if it is not there.
+      directory: made if it is not there; several writers may fill it.
       teacher: the live one; it writes tokens.
       layers: names of the layers to store, besides the encoder's output.
-      storage: a key of FORMATS.
+      storage: one of CACHE_STORAGES.
+      attention: whether queries, keys and values of the layers are stored too.
     Raises:
       UserError: the directory holds a cache of something else, or the teacher lacks a layer.
     """
 
-    def __init__(self, directory: Path, teacher: Teacher, layers: Sequence[str], storage: str, identity: str) -> None:
-        self.directory, self.teacher, self.layers = directory, teacher, list(layers)
+    def __init__(
+        self,
+        directory: Path,
+        teacher: Teacher,
+        layers: Sequence[str],
+        storage: str,
+        identity: str,
+        attention: bool = True,
+    ) -> None:
+        self.directory, self.teacher, self.layers, self.storage = directory, teacher, list(layers), storage
         missing = [name for name in layers if name not in teacher.shapes]
         if missing:
             raise UserError(
@@ -84,66 +84,133 @@ class CacheWriter:
                 flag=f"--layers {','.join(missing)}",
                 fix="choose of these",
             )
-        header = {"version": VERSION, "fingerprint": identity, "storage": storage, "columns": self.columns()}
-        path = directory / HEADER
-        if not path.exists():
-            write_text(path, json.dumps(header, indent=2) + "\n")
-        elif not holds(path, header):
+        self.columns = columns_to_store(teacher, layers, TENSORS if attention else TENSORS[:1])
+        header = make_header(identity, storage, self.columns)
+        self.shards = Shards(directory)
+        if self.shards.header not in (None, header):
             raise UserError(
                 f"{directory}: holds the cache of another teacher, layers or format; delete it or give another --output"
             )
-        (directory / INDEX).touch()
-        self.index = read_index(directory)
-        cut_half_line(directory / INDEX)
-        self._writer = FORMATS[storage](str(directory / ARRAYS))
-        self._dtype = np.float16 if storage == "float16" else np.float32
+        self._writer = ShardWriter(directory, header)
 
-    def columns(self) -> dict[int, list[Columns]]:
-        """By frame rate (encoder frames per frame), what the columns of an array are."""
-        columns = {OUTPUT_DOWNSAMPLING: [Columns(ENCODER_OUT, "features", self.teacher.output_dim)]}
-        for name in self.layers:
-            shape = self.teacher.shapes[name]
-            widths = (shape.features, shape.query, shape.key, shape.value)
-            columns.setdefault(shape.stride, []).extend(
-                Columns(name, *pair) for pair in zip(TENSORS, widths, strict=True)
-            )
-        return columns
+    @property
+    def bytes_per_hour(self) -> int:
+        """That an hour of speech takes, without what each cut takes beside it."""
+        return bytes_per_hour(self.columns, self.storage)
+
+    def unheard(self, batches: Iterable[CutSet], world_size: int, rank: int) -> Iterator[CutSet]:
+        """Every world_size-th of the batches, from the rank-th on, without those that the cache holds.
+
+        The first one stays, so that `add` notices other speech under the same ids.
+        """
+        for number, cuts in enumerate(islice(batches, rank, None, world_size)):
+            if number == 0 or -1 in self.shards.find(cut.id for cut in iterate(cuts)):
+                yield cuts
 
     def add(self, batch: Batch) -> None:
         """Stores what the teacher makes of a batch, unless it is there.  UserError if that is of other speech."""
-        means = means_of(batch)
-        there = [
-            (self.index[cut_id], mean)
-            for cut_id, mean in zip(batch.cut_ids, means, strict=True)
-            if cut_id in self.index
-        ]
-        for entry, mean in there:
-            check_mean(f"--output {self.directory}", entry, mean)
-        if len(there) == len(means):
+        means = means_of(batch.host)
+        places = self.shards.find(batch.cut_ids)
+        for cut_id, place, mean in zip(batch.cut_ids, places, means, strict=True):
+            if place >= 0:
+                check_mean(f"--output {self.directory}", cut_id, float(self.shards.entry(place)[1]["mean"]), mean)
+        new = [n for n, place in enumerate(places) if place < 0]
+        if not new:
             return
         heard = self.teacher.listen(batch, self.layers)
-        lens = self.teacher.encoder_frames(batch.feature_lens)
-        arrays: dict[int, np.ndarray] = {}
-        for stride, columns in self.columns().items():
-            tensors = [tensor_of(heard, c) for c in columns]
-            limit = float(np.finfo(self._dtype).max)
-            arrays[stride] = torch.cat(tensors, dim=2).float().clamp(-limit, limit).cpu().numpy().astype(self._dtype)
-        path = self.directory / INDEX
-        with writing(path), path.open("a", encoding="utf8") as index:
-            for n, (cut_id, mean) in enumerate(zip(batch.cut_ids, means, strict=True)):
-                if cut_id in self.index:
-                    continue  # a kill while its array is written anew would leave half of it behind its line
-                stored = {s: self.store(f"{cut_id}-{s}", x[n, : int(lens[n]) // s]) for s, x in arrays.items()}
-                index.write(json.dumps({"cut": cut_id, "mean": mean, "arrays": stored}) + "\n")
+        lens = self.teacher.encoder_frames(batch.host.feature_lens).tolist()
+        blocks = [
+            encode(tensor_of(heard, c), [length // c.stride for length in lens], self.storage) for c in self.columns
+        ]
+        entries = np.zeros(len(new), ENTRY)
+        feature_lens = batch.host.feature_lens.tolist()
+        for entry, n in zip(entries, new, strict=True):
+            entry["key"] = id_number(batch.cut_ids[n])
+            entry["feature_frames"], entry["frames"], entry["mean"] = feature_lens[n], lens[n], means[n]
+        self._writer.append(entries, [b"".join(block[n] for block in blocks) for n in new])
 
-    def store(self, key: str, array: np.ndarray) -> dict[str, Any]:
-        """Lhotse's description of the stored array (frames, columns)."""
-        try:
-            key = self._writer.write(quote(key, safe=""), np.ascontiguousarray(array))
-        except OSError as error:  # numpy's says neither number nor file
-            problem = f"{self.directory / ARRAYS}: cannot be written ({error})"
-            raise UserError(problem, fix="free space on its disk, then repeat the command") from error
-        return Array(self._writer.name, ARRAYS, key, list(array.shape)).to_dict()
+
+def columns_to_store(teacher: Teacher, layers: Iterable[str], tensors: Collection[str]) -> list[Column]:
+    """The encoder's output, and of the layers these of TENSORS."""
+    columns = [Column(ENCODER_OUT, "features", teacher.output_dim, OUTPUT_DOWNSAMPLING)]
+    for name in layers:
+        shape = teacher.shapes[name]
+        columns += [
+            Column(name, tensor, getattr(shape, tensor), shape.stride) for tensor in TENSORS if tensor in tensors
+        ]
+    return columns
+
+
+def bytes_per_hour(columns: Iterable[Column], storage: str) -> int:
+    """That an hour of speech takes in a cache of these columns."""
+    return sum(c.bytes_of(3600 * 1000 // ENCODER_FRAME_MS, storage) for c in columns)
+
+
+class CacheReader:
+    """Reads what a cache holds of a batch, in a process that loads data.
+
+    Args:
+      columns: what is read, of those that the cache has.
+      clean: whether the features of a batch have neither noise nor masks, so that they can be held against those that
+        the teacher heard.
+    """
+
+    def __init__(self, directory: Path, shards: Shards, columns: Sequence[Column], clean: bool) -> None:
+        assert shards.header is not None
+        self.directory, self.shards, self.columns, self.clean = directory, shards, columns, clean
+        self._storage, self._stored = shards.header["storage"], columns_of(shards.header)
+
+    @property
+    def flag(self) -> str:
+        return option("teacher_cache", self.directory)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(N, F) float16: column by column (frames of the longest utterance, width), with zeros behind the others.
+
+        Raises UserError for a cut that is not there, or is of other speech.
+        """
+        places = self.places_of(batch.cut_ids)
+        found = [self.shards.entry(place) for place in places]
+        for cut_id, (_, entry), frames in zip(batch.cut_ids, found, batch.feature_lens.tolist(), strict=True):
+            if entry["feature_frames"] != frames:
+                raise UserError(
+                    f"cut {cut_id} has {entry['feature_frames']} frames there and {frames} here",
+                    flag=self.flag,
+                    fix=f"its features have changed, {WRITE_ANEW}",
+                )
+        if self.clean:
+            for cut_id, (_, entry), mean in zip(batch.cut_ids, found, means_of(batch), strict=True):
+                check_mean(self.flag, cut_id, float(entry["mean"]), mean)
+        longest = max(int(entry["frames"]) for _, entry in found)
+        sizes = [longest // c.stride * c.width for c in self.columns]
+        stored = torch.zeros(len(found), sum(sizes), dtype=torch.float16)
+        for row, (shard, entry) in zip(stored, found, strict=True):
+            self.read(shard.data, entry, dict(zip(self.columns, row.split(sizes), strict=True)))
+        return stored
+
+    def read(self, data: Tensor, entry: np.void, places: Mapping[Column, Tensor]) -> None:
+        """Copies the columns of a cut from a shard's bytes to the beginning of their places."""
+        frames, offset = int(entry["frames"]), int(entry["offset"])
+        for column in self._stored:
+            size = column.bytes_of(frames, self._storage)
+            if column in places:
+                block = decode(data[offset : offset + size], frames // column.stride, column.width, self._storage)
+                places[column][: block.numel()] = block.flatten()
+            offset += size
+
+    def places_of(self, cut_ids: Iterable[str]) -> list[int]:
+        """Where the cuts are.  Raises UserError unless every one of them is in the cache."""
+        cut_ids = list(cut_ids)
+        places = self.shards.find(cut_ids)
+        missing = [cut_id for cut_id, place in zip(cut_ids, places, strict=True) if place < 0]
+        if missing:
+            raise UserError(
+                f"lacks {len(missing)} of the training cuts "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})",
+                flag=self.flag,
+                fix="run local/cache_teacher.py on all of them, speed-perturbed ones included",
+            )
+        return places
 
 
 class CachedTeacher(Teacher):
@@ -153,8 +220,7 @@ class CachedTeacher(Teacher):
 
     Args:
       teacher: whose cache it is; it writes tokens.
-      clean: whether the student's features have neither noise nor masks, so that they can be held against those that
-        the teacher heard.
+      clean: see CacheReader.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.
     """
@@ -165,42 +231,26 @@ class CachedTeacher(Teacher):
     def __init__(self, teacher: Teacher, directory: Path, identity: str, clean: bool = False) -> None:
         self.teacher, self.shapes, self.output_dim = teacher, teacher.shapes, teacher.output_dim
         self.directory, self.clean = directory, clean
+        self.flag = option("teacher_cache", directory)
         try:
-            header = json.loads((directory / HEADER).read_text())
-            if header["version"] != VERSION:
-                raise ValueError(f"of version {header['version']}, not {VERSION}")
-            self.columns = {int(s): [Columns(*c) for c in columns] for s, columns in header["columns"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(str(error), flag=self.flag, fix="write it with local/cache_teacher.py") from error
-        self.index = read_index(directory)
-        if header["fingerprint"] != identity:
+            self.shards = Shards(directory)
+        except UserError as error:
+            raise UserError(error.problem, flag=self.flag, fix=error.fix) from error
+        if self.shards.header is None:
+            raise UserError(f"no *{SUFFIX} there", flag=self.flag, fix="write it with local/cache_teacher.py")
+        if self.shards.header["fingerprint"] != identity:
             raise UserError(
                 "is of another teacher or of other features",
                 flag=self.flag,
                 fix="give the --teacher-epoch and --teacher-avg that it was written with, or write a new one with "
                 "local/cache_teacher.py",
             )
+        self._columns = columns_of(self.shards.header)
+        self._reader = CacheReader(directory, self.shards, self._columns, clean)
 
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError unless every one of them is in the cache."""
-        self.entries_of(cut_ids)
-
-    def entries_of(self, cut_ids: Iterable[str]) -> list[Entry]:
-        """What the index has of the cuts.  Raises UserError unless every one of them is in the cache."""
-        found = [(cut_id, self.find(cut_id)) for cut_id in cut_ids]
-        missing = [cut_id for cut_id, entry in found if entry is None]
-        if missing:
-            raise UserError(
-                f"lacks {len(missing)} of the training cuts "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})",
-                flag=self.flag,
-                fix="run local/cache_teacher.py on all of them, speed-perturbed ones included",
-            )
-        return [entry for _, entry in found if entry is not None]
-
-    @property
-    def flag(self) -> str:
-        return option("teacher_cache", self.directory)
+        self._reader.places_of(cut_ids)
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.teacher.lattice_logits(encoder_out, tokens, ranges)
@@ -218,96 +268,54 @@ class CachedTeacher(Teacher):
     def weights_for(self, student: Transducer) -> dict[str, Tensor]:
         return self.teacher.weights_for(student)
 
+    def reader(self, wanted: Collection[tuple[str, str]]) -> CacheReader:
+        """Reads these alone; `listen` expects them in every batch that has been read with its `stored`."""
+        self._reader = self._reader_of(wanted)
+        return self._reader
+
+    def _reader_of(self, wanted: Collection[tuple[str, str]]) -> CacheReader:
+        """Raises UserError where the cache lacks one of them."""
+        stored = {(c.layer, c.tensor) for c in self._columns}
+        if missing := set(wanted) - stored:
+            layers = {layer for layer, _ in stored.union(wanted)} - {ENCODER_OUT}
+            without = sorted({layer for layer, _ in missing} - {layer for layer, _ in stored})
+            attention = "" if without else f"the attention ({', '.join(TENSORS[1:])}) of "
+            raise UserError(
+                f"lacks {attention}layers {','.join(without or sorted({layer for layer, _ in missing}))}",
+                flag=self.flag,
+                fix=f"write it with --layers {','.join(sorted(layers))}{' --attention 1' if attention else ''}",
+            )
+        columns = [c for c in self._columns if (c.layer, c.tensor) in wanted]
+        return CacheReader(self.directory, self.shards, columns, self.clean)
+
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
-        stored = {c.layer for columns in self.columns.values() for c in columns}
-        missing = sorted(set(layers) - stored)
-        if missing:
-            raise UserError(
-                f"lacks layers {','.join(missing)}",
-                flag=self.flag,
-                fix=f"write it with --layers {','.join(sorted((stored | set(layers)) - {ENCODER_OUT}))}",
-            )
-        entries = self.entries_of(batch.cut_ids)
-        if self.clean:
-            for entry, mean in zip(entries, means_of(batch.host), strict=True):
-                check_mean(self.flag, entry, mean)
-        encoder_lens = self.encoder_frames(batch.feature_lens)
-        taps: dict[str, dict[str, Any]] = {}
-        for stride, columns in self.columns.items():
-            lens = torch.div(encoder_lens, stride, rounding_mode="floor")
-            frames = torch.div(self.encoder_frames(batch.host.feature_lens), stride, rounding_mode="floor").tolist()
-            arrays = [self.load(entry, stride, count) for entry, count in zip(entries, frames, strict=True)]
-            block = pad_sequence(arrays, batch_first=True).to(batch.features)  # (N, T, columns)
-            for c, tensor in zip(columns, block.split([c.width for c in columns], dim=2), strict=True):
-                taps.setdefault(c.layer, {"lens": lens, "stride": stride})[c.tensor] = tensor
-        encoder_out = taps.pop(ENCODER_OUT)["features"]
-        return Heard({name: Tap(**taps[name]) for name in layers}, encoder_out)
+        names, reader, stored = list(layers), self._reader, batch.stored
+        if stored is None:
+            there = {(c.layer, c.tensor) for c in self._columns if c.layer in (ENCODER_OUT, *names)}
+            reader = self._reader_of(there | {(name, "features") for name in names})
+            stored = reader(batch.host).to(batch.features.device)
+        lens = self.encoder_frames(batch.feature_lens)
+        longest = int(self.encoder_frames(torch.tensor([batch.features.size(1)])))  # on the host
+        parts = stored.to(batch.features.dtype).split([longest // c.stride * c.width for c in reader.columns], dim=1)
+        pairs = zip(reader.columns, parts, strict=True)
+        tensors = {(c.layer, c.tensor): part.unflatten(1, (longest // c.stride, c.width)) for c, part in pairs}
+        encoder_out = tensors.get((ENCODER_OUT, "features"))
+        return Heard({name: self.tap_of(name, tensors, lens) for name in names}, encoder_out)
 
-    def find(self, cut_id: str) -> Entry | None:
-        """What the index has of a cut, under its own name or, for a repetition, under that of the cut."""
-        return self.index.get(cut_id) or self.index.get(REPETITION.sub("", cut_id))
-
-    def load(self, entry: Entry, stride: int, frames: int) -> Tensor:
-        """The array of a cut, (frames, columns).  Raises UserError if it is damaged or of another length."""
-        cut_id = entry["cut"]
-        array = Array.from_dict(entry["arrays"][str(stride)]).with_path_prefix(self.directory)
-        try:
-            values = array.load()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"cut {cut_id} cannot be read ({error})", flag=self.flag, fix="write a new cache"
-            ) from error
-        if len(values) != frames:
-            raise UserError(
-                f"cut {cut_id} has {len(values)} frames there and {frames} here",
-                flag=self.flag,
-                fix="its features have changed, write a new cache",
-            )
-        return torch.from_numpy(values)
+    def tap_of(self, layer: str, tensors: Mapping[tuple[str, str], Tensor], encoder_lens: Tensor) -> Tap:
+        """A layer's tap, whose queries, keys and values have no width where they were not read."""
+        features, stride = tensors[layer, "features"], self.shapes[layer].stride
+        given = {name: tensors.get((layer, name), features[:, :, :0]) for name in TENSORS}
+        return Tap(**given, lens=torch.div(encoder_lens, stride, rounding_mode="floor"), stride=stride)
 
 
-def tensor_of(heard: Heard, column: Columns) -> Tensor:
-    """(N, T, width): what stands in these columns."""
+def tensor_of(heard: Heard, column: Column) -> Tensor:
+    """(N, T, width): what stands in this column."""
     if column.layer != ENCODER_OUT:
         return getattr(heard.layers[column.layer], column.tensor)
     if heard.encoder_out is None:
         raise ValueError("this teacher writes no tokens, so that it cannot be stored")
     return heard.encoder_out
-
-
-def holds(path: Path, header: Mapping[str, Any]) -> bool:
-    """Whether the JSON file at `path` is this header."""
-    try:
-        return json.loads(path.read_text()) == json.loads(json.dumps(header))
-    except ValueError:
-        return False
-
-
-def read_index(directory: Path) -> dict[str, Entry]:
-    """By cut id: the mean of its features, and by frame rate the descriptions of its stored arrays.
-
-    A last line without its end, at which the writer was killed, does not count.
-    """
-    path = directory / INDEX
-    index: dict[str, Entry] = {}
-    try:
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                index[entry["cut"]] = {name: entry[name] for name in ("cut", "mean", "arrays")}
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}: line {number} is damaged", fix="delete the cache and write it anew"
-                ) from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", fix="write the cache with local/cache_teacher.py") from error
-    return index
-
-
-def cut_half_line(path: Path) -> None:
-    """Cuts off what follows the last line, where the writer was killed; nothing else is written."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def means_of(batch: Batch) -> list[float]:
@@ -318,11 +326,11 @@ def means_of(batch: Batch) -> list[float]:
     ).tolist()
 
 
-def check_mean(whose: str, entry: Entry, mean: float) -> None:
-    """Raises UserError if an utterance is not the one that an entry of the index is of."""
-    if abs(entry["mean"] - mean) > MEAN_TOLERANCE:
+def check_mean(whose: str, cut_id: str, stored: float, mean: float) -> None:
+    """Raises UserError if the features of a cut are not those that the teacher heard."""
+    if abs(stored - mean) > MEAN_TOLERANCE:
         raise UserError(
-            f"cut {entry['cut']} is of other speech there",
+            f"cut {cut_id} is of other speech there",
             flag=whose,
             fix="its features have changed, write a new cache",
         )

@@ -143,6 +143,7 @@ class Trainer:
             teacher.check_cuts(data.training_cut_ids())
         start_from_weights(self.model, config, data.tokenizer, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
+        data.read_stored = self.distiller and self.distiller.read_stored
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None
         modes = both_modes(config.distill, self.model)

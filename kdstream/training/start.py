@@ -12,11 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from kdstream.checkpoints.initial import begin_with, read_source
 from kdstream.checkpoints.store import (
     find_checkpoints,
@@ -32,7 +27,7 @@ from kdstream.config.flags import flag_value, flags_of, from_args, override, set
 from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
-from kdstream.files import replacing
+from kdstream.files import replacing, try_lock
 from kdstream.kd.teacher import Teacher, start_from_teacher
 from kdstream.kd.teachers import flags_without_effect
 from kdstream.models.presets import resolve
@@ -231,14 +226,14 @@ def only_training_in(exp_dir: Path) -> Iterator[None]:
     Raises:
       UserError: a training runs there.
     """
-    if fcntl is None:
+    if os.name == "nt":  # where a folder cannot be opened
         yield
         return
     (exp_dir / LOG_DIR).mkdir(parents=True, exist_ok=True)
     folder = os.open(exp_dir / LOG_DIR, os.O_RDONLY)
     end = time.monotonic() + LOCK_SECONDS
     try:
-        while not _is_locked(folder):
+        while (locked := try_lock(folder)) is False:
             if time.monotonic() > end:
                 raise UserError(
                     "another training is running in it",
@@ -246,21 +241,11 @@ def only_training_in(exp_dir: Path) -> Iterator[None]:
                     fix=f"wait for its end, or use another {option('exp_dir')}",
                 )
             time.sleep(0.1)
+        if locked is None:
+            logging.warning("This disk knows no locks: do not start a second training in the same --exp-dir")
         yield
     finally:
         os.close(folder)
-
-
-def _is_locked(folder: int) -> bool:
-    """Locks a folder that is open, if no other process has done so; True too where there are no locks."""
-    assert fcntl is not None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        logging.warning("This disk knows no locks: do not start a second training in the same --exp-dir")
-    return True
 
 
 def keep_settings(config: ExperimentConfig, tokenizer: Tokenizer) -> None:

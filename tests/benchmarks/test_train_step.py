@@ -35,7 +35,7 @@ def run(path: Path, flags: str = "") -> list[dict]:
 @pytest.mark.slow
 def test_every_part_is_timed_and_named(tmp_path, capsys):
     rows = run(tmp_path / "bench.json", "--kd-relation-scale 0.1")
-    parts = ["teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
+    parts = ["reading the cache", "teacher forward", "branches", "feature loss", "relation loss", "apc loss"]
     assert [row["part"] for row in rows] == [*train_step.STEPS, *parts]
     assert all(row["ms"] > 0 or row["part"].endswith("loss") for row in rows)
     assert rows[0]["of the baseline step"] == 1.0
@@ -48,7 +48,8 @@ def test_token_distillation_alone_is_timed_too(tmp_path):
     alone = "--kd-feature-scale 0 --kd-relation-scale 0 --kd-apc-scale 0 --kd-token-scale 0.5"
     modes = "--full-context-scale 1 --mode-consistency-scale 1"
     rows = run(tmp_path / "bench.json", f"{alone} {modes}")
-    assert [row["part"] for row in rows] == [*train_step.STEPS, BOTH_MODES, "teacher forward", "token loss"]
+    parts = [*train_step.STEPS, "reading the cache", BOTH_MODES, "teacher forward", "token loss"]
+    assert [row["part"] for row in rows] == parts
     assert rows[-1]["ms"] > 0
 
 

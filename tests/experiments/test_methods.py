@@ -23,7 +23,7 @@ from kdstream.evaluation.tables import render
 from kdstream.experiments import methods
 from kdstream.experiments.method_table import METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import read_section
-from kdstream.kd.teacher_cache import VERSION
+from kdstream.kd.cache_shards import VERSION
 from kdstream.kd.teachers import flags_without_effect
 from support.decoding import run_script
 from support.experiments import events, make_recipe
@@ -97,11 +97,11 @@ def test_what_the_teacher_hears_is_stored_once_and_read_by_all_who_distil(monkey
     few = ("--methods", "baseline,init-from-teacher,branch-feature", "--seeds", "1", "--cache-teacher", 1)
     assert compare(monkeypatch, recipe, *few) == ""
     assert compare(monkeypatch, recipe, *few, "--seeds", "1,2") == ""
-    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache-v2", "1"]]
+    assert events(recipe, "cache") == [["cache", "teacher", "exp/teacher-cache-v3", "1"]]
     order = [(kind, name) for kind, name, *_ in events(recipe)]
     cached = order.index(("cache", "teacher"))
     assert order.index(("trained", "teacher")) < cached < order.index(("train", "branch-feature-1"))
-    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache-v2")):
+    for method, expected in (("baseline", None), ("branch-feature", "exp/teacher-cache-v3")):
         assert flags_of(recipe, f"{method}-2").get("--teacher-cache") == expected
 
 
@@ -113,7 +113,7 @@ def test_the_layers_that_are_stored_are_those_that_the_students_tap(monkeypatch,
     assert "--cache-layers: no cache is written; give --cache-teacher 1" in alone
     assert events(recipe) == []
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
-    cache = "exp/teacher-cache-v2-1.0"
+    cache = "exp/teacher-cache-v3-1.0"
     assert "--layers 1.0 " in (recipe / cache / "complete").read_text()
     assert flags_of(recipe, "branch-feature-1")["--teacher-cache"] == cache
     assert compare(monkeypatch, recipe, *few, "--cache-layers", "1.0") == ""
@@ -126,7 +126,7 @@ def test_the_students_cuts_are_stored_whatever_the_teacher_was_trained_on(monkey
     few = ("--methods", "branch-feature", "--seeds", "1", "--cache-teacher", 1, "--train-flags")
     flags = "--train-parts mine,more --manifest-dir data/mine --warm-step 3 --teacher-epoch 2"
     assert compare(monkeypatch, recipe, *few, flags) == ""
-    command = (recipe / "exp" / "teacher-cache-v2" / "complete").read_text()
+    command = (recipe / "exp" / "teacher-cache-v3" / "complete").read_text()
     assert "--train-parts mine,more" in command and "--manifest-dir data/mine" in command
     assert "--warm-step" not in command
     assert "--train-cuts '' --pseudo-cuts ''" in command and "--max-utterance-seconds 20.0" in command
@@ -224,7 +224,7 @@ def test_the_teachers_epoch_that_is_typed_teaches_and_is_decoded(monkeypatch, re
     few = (*under_another(recipe, other_teacher, "--base-lr 0.1 --teacher-epoch 2"), "--seeds", "1")
     assert compare(monkeypatch, recipe, *few) == ""
     assert teacher_epochs(recipe) == ["2"] and decoded_epochs(recipe) == ["2"]
-    assert "--teacher-epoch 2 " in (recipe / "exp2" / "teacher-cache-v2" / "complete").read_text()
+    assert "--teacher-epoch 2 " in (recipe / "exp2" / "teacher-cache-v3" / "complete").read_text()
     other = (*under_another(recipe, other_teacher, "--base-lr 0.1 --teacher-epoch 1"), "--seeds", "1")
     assert "branch-feature-1/train-flags.txt: this training was begun with other" in compare(
         monkeypatch, recipe, *other

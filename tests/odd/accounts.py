@@ -42,9 +42,11 @@ def trained(exp_dir: Path, cut_ids: Sequence[str]) -> str:
     return ""
 
 
-def cached(index: Path, cut_ids: Sequence[str], outcome: Outcome) -> str:
-    """cache_teacher.py: each cut is in the index, or is left out with a word."""
-    heard = [json.loads(line)["cut"] for line in index.read_text(encoding="utf-8").splitlines()]
+def cached(cache: Path, cut_ids: Sequence[str], outcome: Outcome) -> str:
+    """cache_teacher.py: each cut is in the cache, or is left out with a word."""
+    from kdstream.kd.cache_shards import Shards
+
+    heard = [cut_id for cut_id, place in zip(cut_ids, Shards(cache).find(cut_ids), strict=True) if place >= 0]
     return _difference("cached", cut_ids, [*heard, *_named_in(outcome.text, set(cut_ids) - set(heard))])
 
 

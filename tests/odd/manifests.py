@@ -79,7 +79,7 @@ def _cache(world: World, folder: Path, manifest: Path, ids: list[str]) -> Any:
     output = folder / "cache"
     argv = ["cache-teacher", "--teacher-exp-dir", str(world.teacher), "--output", str(output), "--num-workers", "0"]
     argv += ["--train-cuts", str(manifest), "--min-utterance-seconds", "0.2"]
-    return argv, lambda outcome: accounts.cached(output / "index.jsonl", ids, outcome)
+    return argv, lambda outcome: accounts.cached(output, ids, outcome)
 
 
 def _validate_manifest(world: World, folder: Path, manifest: Path, ids: list[str]) -> Any:
