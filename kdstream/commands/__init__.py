@@ -43,6 +43,7 @@ COMMANDS = {
     "compare-icefall": Command("commands.compare_icefall", "report", "print error rates beside icefall's"),
     "compare-methods": Command("commands.compare_methods", "report", "train every method with several seeds"),
     "sweep": Command("commands.sweep", "report", "run a grid of flags and draw the error rates"),
+    "plan": Command("commands.plan", "train", "say what a training on GPUs will take, before they are rented"),
     "bench-train-step": Command("commands.bench_train_step", "train", "measure what distillation costs in training"),
     "bench-streaming": Command("commands.bench_streaming", "all", "measure streaming speed in three runtimes"),
     "make-mini-corpus": Command("commands.make_mini_corpus", "corpus", "speak the embedded corpus"),
