@@ -106,7 +106,7 @@ class DataConfig(Section):
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
     max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).", above=0)
-    num_buckets: int = flag(30, "Buckets of the dynamic bucketing sampler.", minimum=1)
+    num_buckets: int = flag(30, "Buckets of like lengths that batches are drawn from.", minimum=1)
     shuffle: bool = flag(True, "Shuffle the training cuts.")
     num_workers: int = flag(2, "Data loading processes.", minimum=0)
     on_the_fly_feats: bool = flag(False, "Compute features from audio while training, instead of reading them.")

@@ -11,14 +11,17 @@ Shapes: N batch, T feature frames of 10 ms, 80 mel bins.
 from __future__ import annotations
 
 import math
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from lhotse.dataset import DynamicCutSampler
 from torch import Tensor
 
 from kdstream.config.sections import DataConfig
@@ -26,9 +29,10 @@ from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
-from kdstream.data.loader import AsrDataset, BatchLoader, Bounded, Share
+from kdstream.data.loader import AsrDataset, BatchLoader
 from kdstream.data.mixture import Mixture, PseudoCuts, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
+from kdstream.data.sampler import Batches, Share, windows_of
 from kdstream.data.selection import Rules, Selection, select
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
@@ -75,6 +79,8 @@ class AsrDataModule:
         self.tokenizer = Tokenizer(config.bpe_model)
         self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
         self._train: TrainingCuts | None = None
+        self.resumed_window = (0, 0)  # a number, and that of its first batch: reading may begin there
+        self._batches: Batches | None = None  # of the epoch begun last
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
         self._test: dict[str, Utterances] | None = None
 
@@ -85,23 +91,19 @@ class AsrDataModule:
         exactly where the interrupted one stopped.
         """
         config, train = self.config, self.look_at_training_cuts()
-        sampler = DynamicBucketingSampler(
-            train.of_epoch(epoch),
-            max_duration=config.max_duration,
-            num_buckets=train.num_buckets,
-            duration_bins=None if train.num_buckets > 1 else [config.max_utterance_seconds],  # pyright: ignore
-            shuffle=config.shuffle,
-            world_size=1,  # its own division would make the order of the batches depend on their number
-            rank=0,
-            seed=self.seed,
-        )
-        sampler.set_epoch(epoch)
+        done = start_batch * world_size
+        first = self.resumed_window if self.resumed_window[1] <= done else (0, 0)
+        self._batches = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), first)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
         for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
-        batches = Share(Bounded(sampler, config.max_duration), world_size, rank)
-        return BatchLoader(dataset, batches, num_batches, config.num_workers, start_batch, self.pin_memory)
+        batches = Share(self._batches, world_size, rank, done - first[1])
+        return BatchLoader(dataset, batches, num_batches, config.num_workers, self.pin_memory)
+
+    def window_of(self, batch: int) -> tuple[int, int]:
+        """What `resumed_window` must be to go on after so many batches, of all processes, of the epoch begun last."""
+        return self._batches.window_of(batch) if self._batches is not None else (0, 0)
 
     def look_at_training_cuts(self) -> TrainingCuts:
         """Which training cuts are used; the first call decides it."""
@@ -217,10 +219,8 @@ class AsrDataModule:
             count, seconds = usable.kept, usable.seconds
         if config.pseudo_cuts:
             pseudo, mean_seconds = self._select_pseudo_cuts(count)
-            count, seconds = count + pseudo.per_epoch, seconds + pseudo.per_epoch * mean_seconds
-        # Each bucket leaves an incomplete batch behind: with fewer than four full ones that is a poor bargain.
-        buckets = min(config.num_buckets, int(seconds / config.max_duration / 4), count)
-        return TrainingCuts(cuts, mixture, pseudo, seconds, buckets)
+            seconds += pseudo.per_epoch * mean_seconds
+        return TrainingCuts(cuts, mixture, pseudo, seconds)
 
     def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
         """The pseudo-labelled cuts, and their mean duration in seconds."""
@@ -268,7 +268,7 @@ class AsrDataModule:
 
 @dataclass
 class TrainingCuts:
-    """Labelled and perhaps pseudo-labelled cuts; the seconds of an epoch (about), and the buckets that suit it.
+    """Labelled and perhaps pseudo-labelled cuts, and the seconds of an epoch (about).
 
     labelled: all of them; an epoch takes what `mixture` says, if there is one.
     """
@@ -277,11 +277,18 @@ class TrainingCuts:
     mixture: Mixture | None
     pseudo: PseudoCuts | None
     seconds: float
-    num_buckets: int
 
     def of_epoch(self, epoch: int) -> CutSet:
         labelled = self.labelled if self.mixture is None else self.mixture.of_epoch(epoch)
         return labelled if self.pseudo is None else self.pseudo.mixed_into(labelled, epoch)
+
+    def windows(self, epoch: int, order: Epoch, first: int) -> Iterator[Iterator[Cut]]:
+        """See `sampler.Windows`.  Windows before the first are read, but no batch is made of them."""
+        for number, window in enumerate(windows_of(iterate(self.of_epoch(epoch)), random.Random(order.seed_of("windows", "")))):
+            if number >= first:
+                yield window
+            else:
+                deque(window, maxlen=0)
 
 
 def _name_of(path: Path) -> str:

@@ -178,6 +178,7 @@ class Trainer:
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
         self.data_position = sampler.get("batch", 0)
+        self.data.resumed_window = tuple(sampler.get("window", (0, 0)))
         # a checkpoint is written before its step is validated
         self.validation_due = self.data_position > 0 and self.at_validation_interval
         logging.info(
@@ -405,8 +406,8 @@ class Trainer:
 
     def save(self, path: Path, next_epoch: int) -> None:
         """Writes a checkpoint that resumes in `next_epoch`, at the data's position."""
-        sampler = {"epoch": next_epoch, "batch": self.data_position}
-        self.saver.save(path, sampler, checkpoint_params(self.config, self.progress))
+        position = {"batch": self.data_position, "window": self.data.window_of(self.data_position)}
+        self.saver.save(path, {"epoch": next_epoch, **position}, checkpoint_params(self.config, self.progress))
 
     def set_bar_total(self, first_step: int, steps_per_epoch: int) -> None:
         """Sets the progress bar's end from the expected length of an epoch."""

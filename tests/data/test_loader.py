@@ -13,7 +13,6 @@ import torch
 from lhotse import CutSet, MonoCut
 
 from kdstream.corpus.fbank import compute_musan
-from kdstream.data.loader import Bounded
 from kdstream.data.module import AsrDataModule
 from support.data import (
     assert_same,
@@ -85,7 +84,7 @@ def test_every_epoch_holds_every_cut_once_in_batches_of_like_lengths(corpus, num
     for epoch in range(1, 11):
         batches = list(module.train_dataloader(epoch))
         assert sorted(i for b in batches for i in b.cut_ids) == [f"1-1-{i:04d}" for i in range(40)]
-        assert all(batch.duration <= 8.0 + 3.0 for batch in batches)  # it may go over by part of a cut
+        assert all(batch.features.size(0) * batch.features.size(1) <= 800 for batch in batches)
 
 
 def test_valid_and_test_loaders_cover_their_sets_in_one_order_without_augmentation(corpus):
@@ -172,24 +171,15 @@ def cuts_of_lengths(folder, lengths: list[float]) -> str:
 
 
 @pytest.mark.parametrize("max_duration", [20.0, 40.0, 80.0, 200.0])
-def test_one_long_cut_among_short_ones_makes_no_batch_much_larger_than_max_duration(corpus, tmp_path, max_duration):
+def test_one_long_cut_among_short_ones_makes_no_batch_larger_than_max_duration(corpus, tmp_path, max_duration):
     path = cuts_of_lengths(tmp_path, 62 * [1.0] + [18.0])
     module = AsrDataModule(config_of(corpus, train_cuts=(path,), max_duration=max_duration, enable_spec_aug=False), 0)
     for epoch in range(1, 9):
         batches = list(module.train_dataloader(epoch))
         assert sorted(i for b in batches for i in b.cut_ids) == [f"c{i:03d}" for i in range(63)]
         padded = [b.features.size(0) * b.features.size(1) / 100 for b in batches]
-        assert max(padded) <= Bounded.MUCH * max_duration
+        assert max(padded) <= max_duration
         halves = [list(module.train_dataloader(epoch, world_size=2, rank=rank)) for rank in (0, 1)]
         together = sorted(i for batches in halves for b in batches for i in b.cut_ids)
         assert len(together) in (62, 63) and len(set(together)) == len(together)  # one left over may be dropped
         assert_same(batches[2:], list(module.train_dataloader(epoch, start_batch=2)))
-
-
-def test_batches_that_padding_makes_little_larger_stay_as_they_are(tmp_path):
-    cuts = [feature_cut(tmp_path, f"c{n}", np.zeros((100 + n, 80), np.float32), "ONE") for n in range(12)]
-    batch = CutSet.from_cuts(cuts)
-    (same,) = Bounded([batch], 12 * 1.11 / 1.5)
-    assert same is batch
-    pieces = [[cut.id for cut in piece] for piece in Bounded([batch], 12 * 1.11 / 1.51)]
-    assert pieces == [[f"c{n}" for n in range(11, 3, -1)][:7], [f"c{n}" for n in range(4, -1, -1)]]
