@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import cast
 
 import torch
@@ -14,6 +15,8 @@ from kdstream.data.batch import Batch
 from kdstream.data.loader import BatchLoader
 from kdstream.errors import UserError, option
 
+SCANNED = 200  # batches of each process, which come in random order; all of a million cuts would take minutes
+
 
 def max_memory_mb(device: torch.device) -> int | None:
     """Peak memory of a GPU so far, in MB; None on the CPU."""
@@ -23,7 +26,7 @@ def max_memory_mb(device: torch.device) -> int | None:
 def scan_for_oom(
     loader: BatchLoader, try_batch: Callable[[Batch], None], max_duration: float, device: torch.device
 ) -> None:
-    """Tries the batches that need most memory, so that too large a --max-duration shows now and not in hours.
+    """Tries the batches that need most memory among the first ones, so that too large a --max-duration shows now.
 
     Args:
       loader: of a training epoch.
@@ -31,7 +34,8 @@ def scan_for_oom(
     Raises:
       UserError: the GPU has too little memory for a batch.
     """
-    batches, values = find_pessimistic_batches(cast(CutSampler, loader.cut_batches))  # it is only iterated over
+    some = islice(loader.cut_batches, SCANNED)
+    batches, values = find_pessimistic_batches(cast(CutSampler, some))  # it is only iterated over
     for criterion, cuts in batches.items():
         batch = loader.dataset[cuts]
         if isinstance(batch, UserError):
