@@ -284,7 +284,8 @@ class TrainingCuts:
 
     def windows(self, epoch: int, order: Epoch, first: int) -> Iterator[Iterator[Cut]]:
         """See `sampler.Windows`.  Windows before the first are read, but no batch is made of them."""
-        for number, window in enumerate(windows_of(iterate(self.of_epoch(epoch)), random.Random(order.seed_of("windows", "")))):
+        rng = random.Random(order.seed_of("windows", ""))
+        for number, window in enumerate(windows_of(iterate(self.of_epoch(epoch)), rng)):
             if number >= first:
                 yield window
             else:

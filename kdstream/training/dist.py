@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
@@ -25,8 +27,13 @@ from kdstream.errors import UserError, option
 
 HANDLER_NAME = "kdstream"
 LOG_DIR = "log"  # in an exp-dir
+WAITING = timedelta(minutes=15)  # for the others: the first process may look at 20 million cuts meanwhile
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 Run = Callable[[ExperimentConfig, int, int], None]  # (config, rank, world_size)
+
+
+class LostPartner(UserError):
+    """Another process ended, so this one cannot go on."""
 
 
 def launch(run: Run, config: ExperimentConfig) -> None:
@@ -35,7 +42,7 @@ def launch(run: Run, config: ExperimentConfig) -> None:
     Raises:
       UserError: that of any process, so that the user reads one line and no traceback.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun, on one machine or several
         run(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         return
     world_size = config.train.world_size
@@ -50,10 +57,19 @@ def launch(run: Run, config: ExperimentConfig) -> None:
     errors = get_context("spawn").SimpleQueue()
     try:
         spawn(_run_child, args=(run, config, world_size, errors), nprocs=world_size, join=True)
-    except (ProcessExitedException, ProcessRaisedException):  # perhaps of one that lost its partner
-        if errors.empty():
+    except (ProcessExitedException, ProcessRaisedException) as ended:  # perhaps of one that lost its partner
+        messages = {}  # by whether they are of a process that only lost another one
+        while not errors.empty():
+            messages.setdefault(*errors.get())
+        if isinstance(ended, ProcessRaisedException) and False not in messages:
+            raise  # with the traceback of what only we can mend
+        signal = getattr(ended, "signal_name", None)
+        if signal is not None:
+            fix = f"look at the machine's memory; the same command with {option('resume', 1)} goes on"
+            messages.setdefault(True, str(UserError(f"process {ended.error_index} was ended by {signal}", fix=fix)))
+        if not messages:
             raise
-        raise UserError(errors.get()) from None
+        raise UserError(messages.get(False) or messages[True]) from None
 
 
 def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, errors: Any) -> None:
@@ -62,26 +78,31 @@ def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, e
     try:
         run(config, rank, world_size)
     except UserError as error:
-        errors.put(str(error))
+        errors.put((isinstance(error, LostPartner), str(error)))
         sys.exit(1)
 
 
-def setup(rank: int, world_size: int, port: int) -> None:
+def setup(rank: int, world_size: int, port: int) -> Any:
     """Prepares this process, and joins the process group (nccl on GPUs, gloo on CPUs) where there are several.
 
+    Returns:
+      torch's store through which they met; None for a lone process.
     Raises:
       UserError: another program has the port.
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
     if world_size == 1:
-        return
+        return None
     # of depthwise kernels, whose gradients come in another order of memory: a few kilobytes are copied
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(port))
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=world_size)
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=WAITING))
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAITING)
+        return store
     except RuntimeError as error:
         if "address already in use" not in str(error).lower():
             raise
@@ -136,27 +157,49 @@ def raise_together(error: Exception | None, world_size: int, device: torch.devic
 
 
 def first_in_rank_0(work: Callable[[], object], rank: int, world_size: int, device: torch.device) -> None:
-    """Runs `work` in process 0 while the others wait.  What it keeps on disk they find there; its error all raise."""
+    """Runs `work` in process 0 while the others wait, and then in the first process of each other machine.
+
+    What it keeps on disk the others find there, whether the machines share the disk or not.  Its error all raise.
+    """
+    for is_mine in (rank == 0, rank > 0 and local_rank(rank) == 0):
+        error = None
+        try:
+            if is_mine:
+                work()
+        except Exception as raised:
+            error = raised
+        raise_together(error, world_size, device)
+
+
+def check_shared(path: Path, flag: str, world_size: int, device: torch.device) -> None:
+    """Raises UserError, in all processes, unless each sees the file `path` of process 0.
+
+    Args:
+      flag: what `path` lies under, as it was typed.
+    """
+    paths = [path]
+    if world_size > 1:
+        dist.broadcast_object_list(paths, src=0)
     error = None
-    try:
-        if rank == 0:
-            work()
-    except Exception as raised:
-        error = raised
+    if not paths[0].exists():
+        problem = f"{socket.gethostname()} does not see what the first process wrote there"
+        error = UserError(problem, flag=flag, fix="use a directory that all machines share")
     raise_together(error, world_size, device)
 
 
-def barrier(world_size: int) -> None:
-    """Waits for all processes."""
-    if world_size > 1:
-        dist.barrier()
+def local_rank(rank: int) -> int:
+    """The number of this process on its machine, as torchrun says it; without torchrun there is one machine."""
+    return int(os.environ.get("LOCAL_RANK", rank))
 
 
 def device_of(rank: int) -> torch.device:
-    """The GPU of this process, by torchrun's LOCAL_RANK if there is one, or the CPU."""
+    """The GPU of this process, by its number on its machine, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+    index, count = local_rank(rank), torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"process {rank} has no GPU: {socket.gethostname()} has {count}", fix="start fewer processes")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 

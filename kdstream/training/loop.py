@@ -27,7 +27,7 @@ from kdstream.checkpoints.store import remove_old_checkpoints
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.files import writing
 from kdstream.kd.consistency import both_modes
 from kdstream.kd.teachers import load_teacher, needs_audio, needs_clean
@@ -40,6 +40,7 @@ from kdstream.training.logs import log_model_size, log_start, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import SECONDS, MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
+from kdstream.training.partners import in_company
 from kdstream.training.precision import Precision
 from kdstream.training.profiling import StepProfiler
 from kdstream.training.progress import Progress, checkpoint_params
@@ -90,8 +91,7 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
     exp_dir = Path(config.train.exp_dir)
     config = with_preset(config)
     device = dist.device_of(rank)
-    dist.setup(rank, world_size, config.train.master_port)
-    try:
+    with in_company(rank, world_size, config.train.master_port):
         needs = needs_audio(config.distill), needs_clean(config)
         data = AsrDataModule(config.data, config.train.seed, *needs, pin_memory=device.type == "cuda")
         config = with_vocabulary(config, data.tokenizer.vocab_size)
@@ -100,7 +100,8 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         resume_from = checkpoint_to_resume(config)
         config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
-        dist.barrier(world_size)  # every process has looked at the exp-dir before one writes to it
+        # by then every process has looked at the exp-dir, and one may write to it
+        dist.check_shared(log_path, option("exp_dir", exp_dir), world_size, device)
         log_start(config.train, device, log_path)
         dist.first_in_rank_0(data.look_at_training_cuts, rank, world_size, device)
         trainer = Trainer(config, data, device, rank, world_size)
@@ -115,9 +116,6 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
             keep_settings(config, data.tokenizer)
         trainer.train()
         logging.info("Done!")
-        dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
-    finally:
-        dist.close_logging()
 
 
 class Trainer:

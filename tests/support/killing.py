@@ -89,7 +89,7 @@ def start(function: Callable[..., None], args: tuple[Any, ...], log: Path, cwd: 
     server.set_forkserver_preload(["support.killing", *(f"kdstream.commands.{name}" for name in COMMANDS)])
     process = server.Process(target=_run, args=(function, args, str(log), str(cwd), world_size, free_port()))
     process.start()
-    wait_for(lambda: process.exitcode is not None or os.getpgid(process.pid) == process.pid)
+    wait_for(lambda: process.exitcode is not None or os.getpgid(process.pid) == process.pid, 300)
     return process
 
 

@@ -26,7 +26,7 @@ def note_rank(config: ExperimentConfig, rank: int, world_size: int) -> None:
     total = torch.tensor(rank + 1.0)
     torch.distributed.all_reduce(total)
     (Path(config.train.exp_dir) / f"rank-{rank}").write_text(f"{int(total)} of {world_size}")
-    dist.barrier(world_size)
+    torch.distributed.barrier()
     dist.cleanup()
 
 
@@ -34,7 +34,7 @@ def fail_in_second(config: ExperimentConfig, rank: int, world_size: int) -> None
     dist.setup(rank, world_size, config.train.master_port)
     if rank == 1:
         raise UserError("u.wav: cut short; restore it")
-    dist.barrier(world_size)
+    torch.distributed.barrier()
 
 
 def leave_something(config: ExperimentConfig, rank: int, world_size: int) -> None:
@@ -94,7 +94,6 @@ def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, world_size: int,
 
 def test_lone_process_needs_no_group():
     dist.setup(0, 1, 29516)
-    dist.barrier(1)
     assert not torch.distributed.is_initialized()
 
 
