@@ -63,7 +63,8 @@ def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
         return Fault("neither a recording nor stored features", "take the cut out")
     if is_heard(cut, from_audio):
         recordings = [part.recording for part in _parts(cut) if part.recording]
-        if any(source.type == "shar" for recording in recordings for source in recording.sources):
+        sources = [source for recording in recordings for source in recording.sources]
+        if any(source.type == "shar" and not source.source for source in sources):  # not read by shards.py
             return Fault("its audio is in a Shar directory", unpack_shar(path.parent))
         if isinstance(cut, MultiCut) and cut.num_channels != 1:
             return Fault(f"{cut.num_channels} channels", "make it mono, e.g. with cut.to_mono(mono_downmix=True)")

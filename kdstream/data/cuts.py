@@ -43,10 +43,10 @@ def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -
     if not path.is_file():
         fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
         raise UserError(f"{path}: no such manifest", fix=fix)
-    return CutSet(_CheckedManifest(path, needs_text, trusted))
+    return CutSet(CheckedManifest(path, needs_text, trusted))
 
 
-class _CheckedManifest:
+class CheckedManifest:
     """Iterates over a cut manifest afresh each time."""
 
     is_lazy = True
@@ -57,7 +57,7 @@ class _CheckedManifest:
     def __iter__(self) -> Iterator[Cut]:
         cut = None
         try:
-            for cut in iterate(self._read()):
+            for cut in self._read():
                 if not self.trusted:
                     self._check(cut)
                 yield cut
@@ -74,11 +74,11 @@ class _CheckedManifest:
         if self.needs_text and not text_of(cut):
             raise UserError(f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it")
 
-    def _read(self) -> CutSet:
+    def _read(self) -> Iterable[Any]:
         if not self.path.name.endswith(EAGER):
-            return CutSet.from_jsonl_lazy(self.path)
+            return iterate(CutSet.from_jsonl_lazy(self.path))
         try:
-            return CutSet.from_file(self.path)
+            return iterate(CutSet.from_file(self.path))
         except Exception as error:  # each format's parser raises its own kinds
             raise self._unreadable(error) from error
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.reading import read_audio, read_utterance
+from kdstream.data.shards import with_data
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 
@@ -51,7 +52,7 @@ class AsrDataset(Dataset):
             return error
 
     def _read(self, cut: Cut) -> Utterance:
-        clean = cut
+        clean = cut = with_data(cut)
         if self.augmentation is None:
             utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:

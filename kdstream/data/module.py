@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from lhotse import CutSet
@@ -34,6 +34,7 @@ from kdstream.data.mixture import Mixture, PseudoCuts, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.sampler import Batches, Share, windows_of
 from kdstream.data.selection import Rules, Selection, select
+from kdstream.data.shards import ShardedCuts, find_shards
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
@@ -78,7 +79,7 @@ class AsrDataModule:
         self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = Tokenizer(config.bpe_model)
         self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
-        self._train: TrainingCuts | None = None
+        self._train: TrainingCuts | ShardedCuts | None = None
         self.resumed_window = (0, 0)  # a number, and that of its first batch: reading may begin there
         self._batches: Batches | None = None  # of the epoch begun last
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
@@ -105,15 +106,17 @@ class AsrDataModule:
         """What `resumed_window` must be to go on after so many batches, of all processes, of the epoch begun last."""
         return self._batches.window_of(batch) if self._batches is not None else (0, 0)
 
-    def look_at_training_cuts(self) -> TrainingCuts:
+    def look_at_training_cuts(self) -> TrainingCuts | ShardedCuts:
         """Which training cuts are used; the first call decides it."""
         if self._train is None:
-            self._train = self._select_training_cuts()
+            self._train = self._shard_training_cuts() or self._select_training_cuts()
         return self._train
 
     def training_cut_ids(self) -> Iterator[str]:
         """Of all cuts that an epoch may take."""
         train = self.look_at_training_cuts()
+        if isinstance(train, ShardedCuts):  # nobody knows them before they are read
+            return
         for cuts in (train.labelled, *([train.pseudo.cuts] if train.pseudo else [])):
             yield from (cut.id for cut in iterate(cuts))
 
@@ -207,6 +210,24 @@ class AsrDataModule:
         if given:
             return [Path(path) for path in given]
         return [Path(self.config.manifest_dir) / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
+
+    def _shard_training_cuts(self) -> ShardedCuts | None:
+        """The training cuts where they are in shards; None where they are not."""
+        config, paths = self.config, self.paths("train")
+        shards = {path: find_shards(path) for path in paths}
+        if not any(shards.values()):
+            return None
+        whole = [str(path) for path, its in shards.items() if not its] + list(config.pseudo_cuts)
+        if whole:
+            raise UserError(
+                f"{', '.join(whole)}: cannot be mixed with cuts in shards, which nobody has counted",
+                fix="train on the one or the other, or write these as a Shar directory too",
+            )
+        rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
+        cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
+        if not config.on_the_fly_feats:
+            check_filter_bank(islice(cuts.some(), LOOKED_AT), paths[0])
+        return cuts
 
     def _select_training_cuts(self) -> TrainingCuts:
         """Looks at every training cut, unless this was done before (see `select`); reads no audio and no features."""

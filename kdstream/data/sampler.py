@@ -68,7 +68,8 @@ class Batches:
         self.begins, padding = [self.first], Padding()
         windows = self.windows(self.order, number)
         window = list(next(windows, ()))
-        while window:
+        following: Iterator[Cut] | None = iter(())
+        while following is not None:
             following = next(windows, None)
             rng = random.Random(self.order.seed_of("batches", str(number)))
             batches = self._batches(window, rng, is_last=following is None)
@@ -83,6 +84,8 @@ class Batches:
         logging.info(f"Epoch {self.epoch.epoch}: {padding}")
 
     def _batches(self, cuts: list[Cut], rng: random.Random, is_last: bool) -> list[list[Cut]]:
+        if not cuts:
+            return []
         batches = sorted(filled(self._by_length(cuts, rng), self.max_duration), key=cost_of)
         is_small = is_last and len(batches) < FEWEST_GROUPS * HELD
         if not is_last:  # the next window must begin with a whole group

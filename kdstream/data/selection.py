@@ -142,11 +142,7 @@ class Selection:
 
         Raises UserError if the texts are not the tokenizer's, or if most are not what is said in their cuts.
         """
-        left_out = "; ".join(f"{len(ids)} {reason} ({_first(ids)})" for reason, ids in self.left_out.items())
-        logging.info(
-            f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
-            f"{self.unknown.with_unknown} have <unk> in their transcript"
-        )
+        logging.info(self.summary(what))
         if len(self.misplaced) > self.kept:
             raise UserError(
                 f"{what} cuts: {len(self.misplaced)} have text outside them or several supervisions "
@@ -156,6 +152,13 @@ class Selection:
         if self.unknown.with_unknown > self.kept / 2:
             raise UserError(f"{what} cuts: {self.unknown}", fix=UNKNOWN_FIX)
         self.unknown.warn(f"{what} cuts")
+
+    def summary(self, what: str) -> str:
+        left_out = "; ".join(f"{len(ids)} {reason} ({_first(ids)})" for reason, ids in self.left_out.items())
+        return (
+            f"{what} cuts: {self.kept} kept ({self.seconds / 3600:.2f} h); left out: {left_out or 'none'}; "
+            f"{self.unknown.with_unknown} have <unk> in their transcript"
+        )
 
 
 def _is_not_in(ids: set[str], cut: Cut) -> bool:

@@ -34,9 +34,10 @@ SEPARATORS = ";|&()<>\n"
 KEYWORDS = {"do", "then", "else", "if", "while", "{"}
 # Words at the start of a line that are not ours to check.
 OTHER_COMMANDS = {
-    "apt-get", "cd", "cp", "done", "export", "for", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "}",
+    "apt-get", "cd", "cp", "done", "export", "for", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "srun",
+    "}",
 }  # fmt: skip
-OTHER_FLAGS = {"--help", "--version", "--nproc-per-node"}  # of every command, of kdstream itself, and torchrun's
+OTHER_FLAGS = {"--help", "--version", "--nproc-per-node", "--kill-on-bad-exit", "--requeue"}  # not train.py's alone
 # Flags whose value is a list of flags, and whose flags those are.
 NESTED = {
     "--train-flags": "train",
@@ -122,6 +123,9 @@ def check_command(words: list[str]) -> None:
         check_flags(find_script(arguments[0]), arguments[1:])
     elif program == "bash":
         check_flags(find_script(arguments[0]), arguments[1:])
+    elif program == "torchrun":
+        place = next(index for index, word in enumerate(arguments) if word.endswith(".py"))
+        check_flags(find_script(arguments[place]), arguments[place + 1 :])
     elif program == "kdstream":
         assert arguments[0] in commands.COMMANDS, f"kdstream {arguments[0]}: no such command"
         check_flags(arguments[0], arguments[1:])

@@ -1,0 +1,150 @@
+"""Training cuts in Shar directories and indexed manifests: read without a pass over them, and from any window on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet
+
+from kdstream.config.sections import DataConfig
+from kdstream.data import shards
+from kdstream.data.cuts import iterate
+from kdstream.data.module import AsrDataModule
+from support.data import assert_same, batches_of, config_of, error_of
+
+OF_SHARD = 4  # cuts
+
+
+@pytest.fixture(scope="module")
+def folders(corpus, tmp_path_factory) -> dict[str, Path]:
+    """The training cuts of the corpus (40) in shards of 4: with audio, with features, and as an indexed manifest."""
+    root = tmp_path_factory.mktemp("shards")
+    cuts = CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")
+    for name, fields in (("audio", {"recording": "flac"}), ("features", {"features": "lilcom"})):
+        (root / name).mkdir()
+        cuts.to_shar(root / name, fields=fields, shard_size=OF_SHARD)
+    manifest = root / "cuts.jsonl"
+    cuts.to_file(manifest)
+    shards.write_index(manifest)
+    return {"audio": root / "audio", "features": root / "features", "manifest": manifest}
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch) -> None:
+    """Of three shards: 12 cuts."""
+    monkeypatch.setattr(shards, "WINDOW", 3 * OF_SHARD)
+    monkeypatch.setattr(shards, "LINES", OF_SHARD)
+
+
+def of_shards(corpus, path: Path, **changes) -> DataConfig:
+    return config_of(corpus, train_cuts=(str(path),), enable_spec_aug=False, **changes)
+
+
+@pytest.mark.parametrize("kind", ["audio", "features", "manifest"])
+def test_cuts_in_shards_are_the_cuts_of_the_manifest(corpus, folders, kind: str) -> None:
+    plain = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=kind == "audio")
+    expected = {i: (f[:n], t) for b in batches_of(plain) for i, f, n, t in zip(
+        b.cut_ids, b.features, b.feature_lens, b.texts, strict=True)}  # fmt: skip
+    config = of_shards(corpus, folders[kind], on_the_fly_feats=kind == "audio")
+    first, second = batches_of(config), batches_of(config, epoch=2)
+    for epoch in (first, second):
+        assert Counter(i for b in epoch for i in b.cut_ids) == Counter(expected.keys())
+    assert [b.cut_ids for b in first] != [b.cut_ids for b in second]
+    for batch in first:
+        for cut_id, features, length, text in zip(
+            batch.cut_ids, batch.features, batch.feature_lens, batch.texts, strict=True
+        ):
+            assert text == expected[cut_id][1]
+            # lilcom is written anew, with another rounding; FLAC has 16 bits
+            torch.testing.assert_close(features[:length], expected[cut_id][0], atol=0.2, rtol=0)
+    assert_same(first, batches_of(config))
+    assert_same(first, batches_of(replace(config, num_workers=2)))
+
+
+@pytest.mark.parametrize("kind", ["audio", "manifest"])
+def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, folders, tmp_path, kind, monkeypatch):
+    path = tmp_path / folders[kind].name
+    if kind == "audio":
+        shutil.copytree(folders[kind], path)
+    else:
+        shutil.copyfile(folders[kind], path)
+        shards.write_index(path)
+    config = of_shards(corpus, path, on_the_fly_feats=kind == "audio")
+    module = AsrDataModule(config, 7)
+    whole, windows = [], []
+    for batch in module.train_dataloader(1):
+        whole.append(batch)
+        windows.append(module.window_of(len(whole)))
+    number = next(index for index, window in enumerate(windows) if window[0] == 2) + 1  # batches that were used
+    assert windows[-1] == (4, len(whole))
+    opened: list[shards.Shard] = []
+    original = shards._ShardReader.__init__
+    monkeypatch.setattr(shards._ShardReader, "__init__", lambda self, shard, *a: (
+        opened.append(shard), original(self, shard, *a))[1])  # fmt: skip
+    resumed = AsrDataModule(config, 7)
+    resumed.look_at_training_cuts()
+    opened.clear()
+    resumed.resumed_window = windows[number - 1]
+    for world_size in (1, 2):
+        done = number // world_size
+        batches = [list(resumed.train_dataloader(1, world_size, rank, done)) for rank in range(world_size)]
+        if world_size == 1:
+            assert_same(batches[0], whole[number:])
+            assert resumed.window_of(number) == windows[number - 1]
+            assert len(opened) == 10 - 2 * 3
+    assert sorted(i for rank in batches for b in rank for i in b.cut_ids) == sorted(
+        i for b in whole[number - number % 2 :] for i in b.cut_ids
+    )
+
+
+def test_nothing_but_the_first_shard_is_read_before_the_first_window(corpus, folders, tmp_path, caplog) -> None:
+    path = tmp_path / "shar"
+    shutil.copytree(folders["features"], path)
+    kept = {path / f"{what}.000000.{end}" for what, end in (("cuts", "jsonl.gz"), ("features", "tar"))}
+    for file in set(path.iterdir()) - kept:
+        file.write_bytes(b"")
+    module = AsrDataModule(of_shards(corpus, path), 7)
+    with caplog.at_level(logging.INFO):
+        train = module.look_at_training_cuts()
+    assert "training (the first of 10 shards) cuts: 4 kept" in caplog.text
+    four = [cut for index, cut in enumerate(iterate(CutSet.from_file(
+        corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"))) if index < OF_SHARD]  # fmt: skip
+    assert train.seconds == pytest.approx(10 * sum(cut.duration for cut in four))
+
+
+def test_cuts_that_the_loss_cannot_take_are_left_out_while_they_are_read(corpus, folders, caplog) -> None:
+    config = of_shards(corpus, folders["manifest"], min_utterance_seconds=2.0)
+    with caplog.at_level(logging.INFO):
+        batches = batches_of(config)
+    kept = sum(len(b.cut_ids) for b in batches)
+    assert 0 < kept < 40 and all(n >= 200 for b in batches for n in b.feature_lens.tolist())
+    lines = [line for line in caplog.messages if line.startswith("Epoch 1: training cuts")]
+    assert len(lines) == 1 and f"training cuts: {kept} kept" in lines[0] and f"{40 - kept} shorter than 2 s" in lines[0]
+
+
+def test_what_is_wrong_with_shards_is_named(corpus, folders, tmp_path) -> None:
+    manifest = tmp_path / "cuts.jsonl"
+    manifest.write_bytes(folders["manifest"].read_bytes()[:-10])
+    np.fromfile(f"{folders['manifest']}.idx", "<u8").tofile(f"{manifest}.idx")
+    assert f"{manifest}.idx: is not the index" in error_of(lambda: batches_of(of_shards(corpus, manifest)))
+    for name in ("lone", "damaged", "lacking"):
+        shutil.copytree(folders["features"], tmp_path / name)
+    (tmp_path / "lone" / "features.000003.tar").unlink()
+    assert "neither recording.000003.tar nor" in error_of(lambda: batches_of(of_shards(corpus, tmp_path / "lone")))
+    (tmp_path / "damaged" / "features.000003.tar").write_bytes(b"x" * 2000)
+    message = error_of(lambda: batches_of(of_shards(corpus, tmp_path / "damaged")))
+    assert f"{tmp_path}/damaged/features.000003.tar: cannot read the data of cut" in message
+    (tmp_path / "lacking" / "features.000003.tar").write_bytes(
+        (tmp_path / "lacking" / "features.000002.tar").read_bytes()
+    )
+    assert "(it is not there)" in error_of(lambda: batches_of(of_shards(corpus, tmp_path / "lacking")))
+    plain = corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"
+    mixed = replace(config_of(corpus), train_cuts=(str(folders["features"]), str(plain)))
+    assert f"{plain}: cannot be mixed with cuts in shards" in error_of(lambda: batches_of(mixed))
