@@ -226,7 +226,7 @@ class AsrDataModule:
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
         cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
         if not config.on_the_fly_feats:
-            check_filter_bank(islice(cuts.some(), LOOKED_AT), paths[0])
+            check_filter_bank(cuts.with_both(), paths[0])
         return cuts
 
     def _select_training_cuts(self) -> TrainingCuts:

@@ -184,6 +184,6 @@ class ShardedCuts:
             check_data(cut, self.rules.from_audio, shard.path)
             yield cut
 
-    def some(self) -> Iterator[Cut]:
-        """The cuts of the first shard, with their data."""
-        return map(with_data, _ShardReader(self.shards[0]))
+    def with_both(self) -> Iterator[Cut]:
+        """The cuts of the first shard that have audio and features, with these."""
+        return (with_data(cut) for cut in _ShardReader(self.shards[0]) if cut.has_recording and cut.has_features)

@@ -82,11 +82,9 @@ def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, e
         sys.exit(1)
 
 
-def setup(rank: int, world_size: int, port: int) -> Any:
-    """Prepares this process, and joins the process group (nccl on GPUs, gloo on CPUs) where there are several.
+def meet(rank: int, world_size: int, port: int) -> Any:
+    """Prepares this process, and returns torch's store, through which several processes meet; None for a lone one.
 
-    Returns:
-      torch's store through which they met; None for a lone process.
     Raises:
       UserError: another program has the port.
     """
@@ -99,10 +97,7 @@ def setup(rank: int, world_size: int, port: int) -> Any:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(port))
     try:
-        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=WAITING))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAITING)
-        return store
+        return next(rendezvous("env://", rank, world_size, timeout=WAITING))[0]
     except RuntimeError as error:
         if "address already in use" not in str(error).lower():
             raise
@@ -110,6 +105,13 @@ def setup(rank: int, world_size: int, port: int) -> Any:
         raise UserError(
             "another program has it", flag=option("master_port", os.environ["MASTER_PORT"]), fix=fix
         ) from error
+
+
+def join(store: Any, rank: int, world_size: int) -> None:
+    """Joins the process group (nccl on GPUs, gloo on CPUs) of those that met."""
+    if store is not None:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAITING)
 
 
 def keep_freed_memory() -> None:

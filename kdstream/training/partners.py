@@ -31,8 +31,9 @@ def in_company(rank: int, world_size: int, port: int) -> Iterator[None]:
     Raises:
       LostPartner: in place of an error of communication, naming the process that ended.
     """
-    store = dist.setup(rank, world_size, port)
+    store = dist.meet(rank, world_size, port)
     try:
+        dist.join(store, rank, world_size)
         yield
         dist.cleanup()  # not after an error: the others may be waiting for this process, which now ends
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from pathlib import Path
@@ -14,39 +15,39 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.training import dist
+from kdstream.training.partners import in_company
+from support.killing import free_port
 
 
 def experiment(exp_dir: Path, world_size: int) -> ExperimentConfig:
-    return ExperimentConfig(train=TrainConfig(exp_dir=str(exp_dir), world_size=world_size, master_port=29515))
+    return ExperimentConfig(train=TrainConfig(exp_dir=str(exp_dir), world_size=world_size, master_port=free_port()))
 
 
 def note_rank(config: ExperimentConfig, rank: int, world_size: int) -> None:
     """Writes the sum of all ranks + 1, which needs all processes to meet."""
-    dist.setup(rank, world_size, config.train.master_port)
-    total = torch.tensor(rank + 1.0)
-    torch.distributed.all_reduce(total)
-    (Path(config.train.exp_dir) / f"rank-{rank}").write_text(f"{int(total)} of {world_size}")
-    torch.distributed.barrier()
-    dist.cleanup()
+    with in_company(rank, world_size, config.train.master_port):
+        total = torch.tensor(rank + 1.0)
+        torch.distributed.all_reduce(total)
+        (Path(config.train.exp_dir) / f"rank-{rank}").write_text(f"{int(total)} of {world_size}")
+        torch.distributed.barrier()
 
 
 def fail_in_second(config: ExperimentConfig, rank: int, world_size: int) -> None:
-    dist.setup(rank, world_size, config.train.master_port)
-    if rank == 1:
-        raise UserError("u.wav: cut short; restore it")
-    torch.distributed.barrier()
+    with in_company(rank, world_size, config.train.master_port):
+        if rank == 1:
+            raise UserError("u.wav: cut short; restore it")
+        torch.distributed.barrier()
 
 
 def leave_something(config: ExperimentConfig, rank: int, world_size: int) -> None:
     """What process 0 leaves is there when any process goes on."""
-    dist.setup(rank, world_size, config.train.master_port)
-    left = Path(config.train.exp_dir) / "left"
-    dist.first_in_rank_0(lambda: left.mkdir(parents=True), rank, world_size, torch.device("cpu"))
-    assert left.is_dir()
-    with pytest.raises(UserError, match="only said in process 0"):
-        dist.first_in_rank_0(fail_in_first, rank, world_size, torch.device("cpu"))
-    (left / str(rank)).touch()
-    dist.cleanup()
+    with in_company(rank, world_size, config.train.master_port):
+        left = Path(config.train.exp_dir) / "left"
+        dist.first_in_rank_0(lambda: left.mkdir(parents=True), rank, world_size, torch.device("cpu"))
+        assert left.is_dir()
+        with pytest.raises(UserError, match="only said in process 0"):
+            dist.first_in_rank_0(fail_in_first, rank, world_size, torch.device("cpu"))
+        (left / str(rank)).touch()
 
 
 def fail_in_first() -> None:
@@ -93,8 +94,8 @@ def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, world_size: int,
 
 
 def test_lone_process_needs_no_group():
-    dist.setup(0, 1, 29516)
-    assert not torch.distributed.is_initialized()
+    with in_company(0, 1, 29516):
+        assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
@@ -115,4 +116,42 @@ def test_a_port_that_is_taken_is_named(monkeypatch) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--master-port {port}: another program has it; give another"):
-            dist.setup(0, 2, port)
+            dist.meet(0, 2, port)
+
+
+def look(config: ExperimentConfig, rank: int, world_size: int) -> None:
+    """Two machines of two processes: each looks at what lies on its own disk, here a folder of its own."""
+    os.environ["LOCAL_RANK"] = str(rank % 2)
+    disk = Path(config.train.exp_dir) / f"disk-{rank // 2}"
+    disk.mkdir(parents=True, exist_ok=True)
+    with in_company(rank, world_size, config.train.master_port):
+        device = torch.device("cpu")
+        dist.first_in_rank_0(lambda: (disk / f"by-{rank}").touch(), rank, world_size, device)
+        seen = sorted(path.name for path in disk.glob("by-*"))
+        (disk / f"seen-by-{rank}").write_text(" ".join(seen))
+        os.chdir(disk)
+        if rank == 0:
+            Path("log").touch()
+        with pytest.raises(UserError, match="--exp-dir exp: .* does not see what the first process wrote there"):
+            dist.check_shared(Path("log"), "--exp-dir exp", world_size, device)
+        dist.check_shared(Path(config.train.exp_dir), "--exp-dir exp", world_size, device)
+
+
+@pytest.mark.slow
+def test_the_first_process_of_each_machine_looks_at_its_own_disk_and_what_is_not_shared_is_refused(tmp_path: Path):
+    dist.launch(look, experiment(tmp_path, 4))
+    for rank in range(4):
+        by = 0 if rank < 2 else 2
+        assert (tmp_path / f"disk-{rank // 2}" / f"seen-by-{rank}").read_text() == f"by-{by}"
+
+
+def test_a_process_is_on_the_gpu_of_its_number_on_its_machine(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert dist.device_of(3) == torch.device("cuda", 1) == chosen[0]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="process 6 has no GPU: .* has 2; start fewer processes"):
+        dist.device_of(6)
