@@ -223,6 +223,9 @@ class AsrDataModule:
                 f"{', '.join(whole)}: cannot be mixed with cuts in shards, which nobody has counted",
                 fix="train on the one or the other, or write these as a Shar directory too",
             )
+        if config.mux_weights:
+            fix = "give manifests, or leave it out"
+            raise UserError("cuts in shards have not been counted", flag=option("mux_weights"), fix=fix)
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
         cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
         if not config.on_the_fly_feats:
