@@ -19,6 +19,7 @@ from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
 from kdstream.models.rnnt_loss import backend
+from kdstream.training.partners import is_of_communication
 from kdstream.training.step import tokens_of
 from kdstream.units import FRAMES_PER_SECOND
 
@@ -61,6 +62,8 @@ def noting_its_cuts(exp_dir: Path, batch: Batch) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_of_communication(error):
+            raise
         path = note_batch(exp_dir, batch, error)
         logging.error(f"{type(error).__name__} in the batch of cuts {' '.join(batch.cut_ids)}; see {path}")
         raise

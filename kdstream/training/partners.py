@@ -49,8 +49,13 @@ def in_company(rank: int, world_size: int, port: int) -> Iterator[None]:
         dist.close_logging()
 
 
+def is_of_communication(error: BaseException) -> bool:
+    """Whether an error came of talking to another process, and not of what this one did."""
+    return any(word in str(error) for word in OF_COMMUNICATION)
+
+
 def _explained(error: Exception, rank: int, world_size: int, store: Any) -> Exception:
-    is_own = isinstance(error, UserError) or not any(word in str(error) for word in OF_COMMUNICATION)
+    is_own = isinstance(error, UserError) or not is_of_communication(error)
     try:
         store.set(_key(rank), _line(error) if is_own else STILL_THERE)
         if is_own:

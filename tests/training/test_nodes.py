@@ -93,8 +93,16 @@ class Nodes:
         assert None not in statuses, "".join(self.log(node).read_text()[-3000:] for node in range(NODES))
         return statuses
 
+    @property
+    def has_ended(self) -> bool:
+        return any(process.exitcode is not None for process in self.processes)
+
     def kill(self, rank: int) -> None:
         os.kill(int((self.pids / str(rank)).read_text()), signal.SIGKILL)
+
+
+def checkpoints(config: ExperimentConfig) -> list[Path]:
+    return list(Path(config.train.exp_dir).glob("checkpoint-*.pt"))
 
 
 def losses_of(exp_dir: Path) -> list[tuple[int, dict[str, float]]]:
@@ -119,9 +127,7 @@ def test_two_machines_of_two_processes_equal_one_process_with_the_same_global_ba
 
 
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(tmp_path: Path, data) -> None:
-    begin = time.monotonic()
     assert Nodes(tmp_path, short(tmp_path / "whole", data)).end() == [0, 0]
-    seconds = time.monotonic() - begin
     rng, kills, ended = random.Random(0), 0, []
     killed = short(tmp_path / "killed", data)
     while kills < (KILLS or 2):
@@ -131,8 +137,10 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(tmp_path: Pa
             wait_for(lambda nodes=nodes: len(list(nodes.pids.iterdir())) == RANKS, 300)
             rank = rng.randrange(RANKS)
             if kills < (KILLS or 2):
-                time.sleep(rng.uniform(0.1, 0.8) * seconds)
-                if all(process.exitcode is None for process in nodes.processes):
+                steps = rng.randrange(4)
+                wait_for(lambda steps=steps, nodes=nodes: nodes.has_ended or steps <= len(checkpoints(killed)), 300)
+                time.sleep(rng.uniform(0, 1.5))
+                if not nodes.has_ended:
                     nodes.kill(rank)
                     kills, moment = kills + 1, time.monotonic()
             statuses = nodes.end()
