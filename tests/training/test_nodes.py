@@ -60,6 +60,7 @@ def run_node(node: int, port: int, flags: list[str], pids: str) -> None:
 
 def run_process(flags: list[str], pids: str) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler would come along
     (Path(pids) / os.environ["RANK"]).write_text(str(os.getpid()))
     run_flags("train", flags)
 
