@@ -37,7 +37,14 @@ OTHER_COMMANDS = {
     "apt-get", "cd", "cp", "done", "export", "for", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "srun",
     "}",
 }  # fmt: skip
-OTHER_FLAGS = {"--help", "--version", "--nproc-per-node", "--kill-on-bad-exit", "--requeue"}  # not train.py's alone
+OTHER_FLAGS = {
+    "--help",
+    "--version",
+    "--nproc-per-node",
+    "--kill-on-bad-exit",
+    "--requeue",
+    "--max-restarts",
+}  # not train.py's alone
 # Flags whose value is a list of flags, and whose flags those are.
 NESTED = {
     "--train-flags": "train",

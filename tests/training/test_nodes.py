@@ -54,6 +54,7 @@ def run_node(node: int, port: int, flags: list[str], pids: str) -> None:
         run_id="test",
         start_method="fork",
         monitor_interval=0.1,
+        max_restarts=0,  # as torchrun has it
     )
     elastic_launch(config, run_process)(flags, pids)
 
