@@ -62,7 +62,8 @@ def working_dtype(x: Tensor) -> torch.dtype:
         on = torch.is_autocast_enabled() if x.is_cuda else torch.is_autocast_cpu_enabled()
         return (torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()) if on else x.dtype
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:

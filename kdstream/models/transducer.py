@@ -153,15 +153,18 @@ class Transducer(nn.Module):
           UserError: a chunk that does not fit the encoder, or an utterance below 9 frames.
         """
         if state is None:
-            if chunk is not None and chunk.right:
-                features = followed_by_silence(features, feature_lens, features.size(1) + 2 * chunk.right)
-            x, x_lens, _ = self.encoder_embed(features, feature_lens)
-            out, out_lens, _ = self.encoder(x, x_lens, chunk, taps=taps)
+            out, out_lens, _ = self.encoder(*self.embed(features, feature_lens, chunk), chunk, taps=taps)
             return out, out_lens, None
         right = 0 if chunk is None else chunk.right
         x, x_lens, embed = self.encoder_embed(features, feature_lens, state.embed, right)
         out, out_lens, layers = self.encoder(x, x_lens, chunk, state.layers, state.processed, taps)
         return out, out_lens, EncoderState(layers, embed, state.processed + x.size(1) - right)
+
+    def embed(self, features: Tensor, feature_lens: Tensor, chunk: ChunkConfig | None) -> tuple[Tensor, Tensor]:
+        """What the front end makes of whole utterances: (N, T', D), the last chunk's right context too, and (N,)."""
+        if chunk is not None and chunk.right:
+            features = followed_by_silence(features, feature_lens, features.size(1) + 2 * chunk.right)
+        return self.encoder_embed(features, feature_lens)[:2]
 
     def init_state(self, batch_size: int, chunk: ChunkConfig, device: torch.device | str = "cpu") -> EncoderState:
         """The state of `batch_size` streams that have heard nothing yet."""
@@ -193,8 +196,8 @@ class Transducer(nn.Module):
         Returns:
           simple_loss, pruned_loss and, with a CTC head, ctc_loss; those in full context as full_simple_loss and so on.
         """
-        embedded = self.encoder_embed(features, feature_lens)[:2]
-        encoder_out, encoder_lens, _ = self.encoder(*embedded, chunk, taps=taps)
+        x, x_lens = self.embed(features, feature_lens, chunk)
+        encoder_out, encoder_lens, _ = self.encoder(x, x_lens, chunk, taps=taps)
         if host_lens is None:
             lens = encoder_lens, tokens.lens
         else:
@@ -203,7 +206,8 @@ class Transducer(nn.Module):
         lattice = encoder_lens, self.predict(tokens.ids), tokens, lens
         losses = self.losses(encoder_out, *lattice, settings, taps)
         if taps is not None and taps.wants_full_context:
-            full_context_out, _, _ = self.encoder(*embedded)
+            right = 0 if chunk is None else chunk.right
+            full_context_out, _, _ = self.encoder(x[:, : x.size(1) - right], x_lens)
             taps.record_full_context(full_context_out)
             settings = settings._replace(delay_penalty=0.0)  # nobody waits for a symbol there
             in_full_context = self.losses(full_context_out, *lattice, settings)

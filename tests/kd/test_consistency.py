@@ -20,7 +20,7 @@ from kdstream.training.step import StudentWithBranches
 from support.lattices import BLANK, logits, make_lattice
 from support.models import CHEAP_FRONT_END, SETTINGS, batch_of, random_batch, tiny_test_model
 
-CHUNK = ChunkConfig(8, 16)
+CHUNK, AHEAD = ChunkConfig(8, 16), ChunkConfig(8, 16, 8)
 MODES = DistillConfig(full_context_scale=0.5, mode_consistency_scale=1.0, kd_warmup_batches=0)
 
 
@@ -95,27 +95,30 @@ def test_weights_by_symbols_add_up_to_the_frames_of_each_utterance():
     assert (uneven[weights == 0] == 0).all() and not torch.allclose(uneven, weights.double(), rtol=0.01)
 
 
-def losses_of(model: Transducer, config: DistillConfig, lens=(120, 90), rows=slice(None), step: int | None = 10**6):
+def losses_of(
+    model: Transducer, config: DistillConfig, lens=(120, 90), rows=slice(None), step: int | None = 10**6, chunk=CHUNK
+):
     features, feature_lens, tokens = random_batch(lens)
-    batch = batch_of(*pad_to_whole_chunks(features[rows], feature_lens[rows], CHUNK.chunk))
+    batch = batch_of(*pad_to_whole_chunks(features[rows], feature_lens[rows], chunk.chunk))
     batch.tokens, batch.token_lens = (x[rows] for x in tokens)
     student = StudentWithBranches(model, None, TrainConfig(), modes=both_modes(config, model))
-    return student(batch, CHUNK, step)
+    return student(batch, chunk, step)
 
 
+@pytest.mark.parametrize("chunk", [CHUNK, AHEAD], ids=str)
 @pytest.mark.parametrize("encoder", SETTINGS)
-def test_both_modes_are_what_each_is_alone_and_the_front_end_runs_once(encoder):
+def test_both_modes_are_what_each_is_alone_and_the_front_end_runs_once(encoder, chunk):
     model = tiny_test_model(True, encoder=encoder, use_ctc=True, **CHEAP_FRONT_END)
     runs = []
     model.encoder_embed.register_forward_hook(lambda *_: runs.append("front end"))
     model.decoder.register_forward_hook(lambda *_: runs.append("predictor"))
     model.requires_grad_(False)
-    total, losses = losses_of(model, MODES)
+    total, losses = losses_of(model, MODES, chunk=chunk)
     assert runs == ["front end", "predictor"]
     features, lens, tokens = random_batch()
-    features, lens = pad_to_whole_chunks(features, lens, CHUNK.chunk)
+    features, lens = pad_to_whole_chunks(features, lens, chunk.chunk)
     taps = Taps((), lattice=True)
-    streaming, full = (model(features, lens, tokens, c, LossSettings(), t) for c, t in ((CHUNK, taps), (None, None)))
+    streaming, full = (model(features, lens, tokens, c, LossSettings(), t) for c, t in ((chunk, taps), (None, None)))
     torch.testing.assert_close({name: losses[name] for name in streaming}, streaming, rtol=1e-6, atol=0)
 
     def weighed(of_mode):

@@ -103,7 +103,7 @@ def test_malloc_is_tuned_where_activations_lie_in_its_memory(monkeypatch, has_gp
     tuned = []
     monkeypatch.setattr(dist, "keep_freed_memory", lambda: tuned.append(True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    dist.setup(0, 1, 29516)
+    dist.meet(0, 1, 29516)
     assert bool(tuned) != has_gpu
 
 
