@@ -4,7 +4,8 @@
 
 Writes into EXP_DIR pretrained.pt, pretrained.safetensors and, of a streaming model, tokens.txt and
 {encoder,decoder,joiner}-epoch-30-avg-9-chunk-8-left-32.onnx, with .int8.onnx beside each: the same with 8-bit weights.
-Any chunk that the model can run will do, whatever it was trained with.
+A Zipformer with --use-ctc 1 also gets ctc-*.onnx, which from_zipformer2_ctc of sherpa-onnx runs; bpe.vocab spells
+hotwords.  Any chunk that the model can run will do, whatever it was trained with.
 
 --check transcribes audio files, directories of such and cuts of manifests with torch (chunk by chunk), onnxruntime and
 sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.decoding.settings import choose_chunk, fit_tokenizer
     from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
     from kdstream.export.check import check_exported, read_speech
-    from kdstream.export.onnx import export_onnx, quantize
+    from kdstream.export.onnx import export_ctc, export_onnx, quantize, quantize_file
 
     speech = read_speech(args.check)
     config, decode = read_experiment(args)
@@ -54,14 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chunk is None:
         print_sizes(written)
         return
-    files = export_onnx(trained.model, chunk, folder, trained.name.replace("_", "-"))
+    name = trained.name.replace("_", "-")
+    files = export_onnx(trained.model, chunk, folder, name)
     int8 = quantize(files)
+    head = export_ctc(trained.model, chunk, folder, name)
+    ctc = None if head is None else (head, quantize_file(head))
     spelling = [folder / TOKENS_FILE, folder / VOCABULARY_FILE]
     tokenizer.save_tokens(spelling[0])
     tokenizer.save_vocabulary(spelling[1])
-    print_sizes([*written, *files, *int8, *spelling])
+    print_sizes([*written, *files, *int8, *(ctc or ()), *spelling])
     parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
     print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
-        check_exported(trained.model, chunk, files, int8, tokenizer, speech)
+        check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)

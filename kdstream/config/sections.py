@@ -26,6 +26,8 @@ SEARCHES: Registry[Any] = Registry(
         "greedy_search": ("max_sym_per_frame",),
         "modified_beam_search": ("beam_size", "hotwords_file", "hotwords_score"),
         "fast_beam_search": ("beam", "max_contexts", "max_states"),
+        "ctc_greedy_search": (),
+        "ctc_prefix_beam_search": ("beam_size",),
     },
 )
 ENCODERS: Registry[Any] = Registry(
@@ -359,9 +361,13 @@ class DecodeConfig(Section):
     checkpoint: str = flag(
         "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
     )
-    decoding_method: str = flag("greedy_search", "Search; fast_beam_search is k2's and needs it.", choices=SEARCHES)
+    decoding_method: str = flag(
+        "greedy_search",
+        "Search; fast_beam_search is k2's and needs it, those of CTC need a model with --use-ctc 1.",
+        choices=SEARCHES,
+    )
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
-    beam_size: int = flag(4, "Paths that modified_beam_search keeps.")
+    beam_size: int = flag(4, "Paths that modified_beam_search and ctc_prefix_beam_search keep.")
     hotwords_file: str = flag(
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
     )

@@ -14,12 +14,19 @@ from torch import Tensor
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.hotwords import ContextGraph
-from kdstream.decoding.paths import PathState, add_lens, append_tokens, extend_histories, start_paths
+from kdstream.decoding.paths import (
+    PathState,
+    add_lens,
+    append_tokens,
+    extend_histories,
+    of_parents,
+    start_paths,
+    trace_back,
+    with_token,
+)
 from kdstream.decoding.search import Scorer, Search, joiner_log_probs, predict, without_unknown
 from kdstream.hotwords import read_hotwords
 from kdstream.models.transducer import Transducer
-
-HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
 
 
 @dataclass(frozen=True)
@@ -89,18 +96,17 @@ class ModifiedBeamSearch(Search[PathState]):
             parent = torch.where(active, parent, itself)
             token = without_unknown(model, index % step.size(2)).masked_fill(~active, blank)
             emits = token != blank
-            context = _of_parents(context, parent)
+            context = of_parents(context, parent)
             context = append_tokens(context.flatten(0, 1), token.flatten(), emits.flatten()).view_as(context)
             predicted = predict(model, context)
-            key = key.gather(1, parent)
-            key = torch.where(emits, (key ^ (key >> 31)) * HASH_MULTIPLIER + token + 1, key)
+            key = with_token(key.gather(1, parent), token, emits)
             for n, scorer in enumerate(self.scorers):
-                before = tuple(_of_parents(tensor, parent) for tensor in scored[n])
+                before = tuple(of_parents(tensor, parent) for tensor in scored[n])
                 score, scored[n] = scorer.advance(before, token, emits)
                 best = best + score
             log_prob = torch.where(active, _merge_equal_paths(best, key), log_prob)
             steps.append((parent, token, step.flatten(1).gather(1, index)))
-        origin, tokens, token_log_probs = _trace_back(steps, itself)
+        origin, tokens, token_log_probs = trace_back(steps, itself)
         histories = extend_histories(state, origin, range(len(steps)), tokens, token_log_probs, blank)
         owed = torch.zeros_like(log_prob)
         for scorer, tensors in zip(self.scorers, scored, strict=True):
@@ -109,30 +115,8 @@ class ModifiedBeamSearch(Search[PathState]):
         return PathState(context, predicted, log_prob, key, scored, owed, histories, frames)
 
 
-def _of_parents(tensor: Tensor, parent: Tensor) -> Tensor:
-    """(N, B, ...) of the paths `parent` (N, B)."""
-    index = parent.view(*parent.shape, *[1] * (tensor.dim() - 2))
-    return tensor.gather(1, index.expand(*parent.shape, *tensor.shape[2:]))
-
-
 def _merge_equal_paths(log_prob: Tensor, key: Tensor) -> Tensor:
     """(N, B) log probabilities: the first of equal paths gets their sum, the others -inf."""
     equal = key.unsqueeze(2) == key.unsqueeze(1)  # (N, B, B)
     total = log_prob.unsqueeze(1).masked_fill(~equal, -torch.inf).logsumexp(dim=2)
     return total.masked_fill(equal.tril(-1).any(dim=2), -torch.inf)
-
-
-def _trace_back(steps: list[tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way with their log probabilities.
-
-    steps: T times the parent, the token and the token's log probability of each path, all (N, B).
-    """
-    path, tokens, log_probs = itself, [], []
-    for parent, token, log_prob in reversed(steps):
-        tokens.append(token.gather(1, path))
-        log_probs.append(log_prob.gather(1, path))
-        path = parent.gather(1, path)
-    if not steps:
-        empty = itself.new_empty(0, *itself.shape)
-        return path, empty, empty
-    return path, torch.stack(tokens[::-1]), torch.stack(log_probs[::-1])

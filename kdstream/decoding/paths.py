@@ -1,4 +1,4 @@
-"""The paths that greedy search and modified beam search keep: tokens, times and log probabilities.
+"""The paths that searches keep: tokens, times and log probabilities.
 
 A path's newest part lies in tensors, so that one call of the predictor and one of the joiner serve all paths of all
 streams; Python sees tokens once per chunk.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Segment(NamedTuple):
     length: int
 
 
+HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
 NO_TOKENS = Segment([], [], [], None, 0)
 
 
@@ -99,7 +100,7 @@ class PathState:
         answers = []
         for paths, log_probs in zip(self.histories, (self.log_prob - self.owed).tolist(), strict=True):
             best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].length))
-            tokens, timestamps, token_log_probs = _unroll(paths[best])
+            tokens, timestamps, token_log_probs = unroll(paths[best])
             answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
         return answers
 
@@ -130,8 +131,42 @@ def append_tokens(context: Tensor, token: Tensor, emits: Tensor) -> Tensor:
     return torch.where(emits.unsqueeze(1), torch.cat([context[:, 1:], token.unsqueeze(1)], dim=1), context)
 
 
+def with_token(key: Tensor, token: Tensor, emits: Tensor) -> Tensor:
+    """Hashes of paths with one more token, where `emits` says so."""
+    return torch.where(emits, (key ^ (key >> 31)) * HASH_MULTIPLIER + token + 1, key)
+
+
+def of_parents(tensor: Tensor, parent: Tensor) -> Tensor:
+    """(N, B, ...) of the paths `parent` (N, B)."""
+    index = parent.view(*parent.shape, *[1] * (tensor.dim() - 2))
+    return tensor.gather(1, index.expand(*parent.shape, *tensor.shape[2:]))
+
+
+def trace_back(steps: list[tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The (N, B) paths that the last ones began as, and the (T, N, B) tokens on the way with their log probabilities.
+
+    steps: T times the parent, the token and the token's log probability of each path, all (N, B).
+    """
+    path, tokens, log_probs = itself, [], []
+    for parent, token, log_prob in reversed(steps):
+        tokens.append(token.gather(1, path))
+        log_probs.append(log_prob.gather(1, path))
+        path = parent.gather(1, path)
+    if not steps:
+        empty = itself.new_empty(0, *itself.shape)
+        return path, empty, empty
+    return path, torch.stack(tokens[::-1]), torch.stack(log_probs[::-1])
+
+
+class Told(Protocol):
+    """A state that keeps what its paths have said; see `PathState`."""
+
+    histories: list[list[Segment]]
+    frames: list[int]
+
+
 def extend_histories(
-    state: PathState, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
+    state: Told, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
 ) -> list[list[Segment]]:
     """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
     histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist(), strict=True)]
@@ -152,7 +187,7 @@ def add_lens(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
     return [before + more for before, more in zip(frames, encoder_out_lens.tolist(), strict=True)]
 
 
-def _unroll(path: Segment) -> tuple[list[int], list[int], list[float]]:
+def unroll(path: Segment) -> tuple[list[int], list[int], list[float]]:
     """All tokens of a path, their timestamps and their log probabilities, first to last."""
     segments: list[Segment] = []
     segment: Segment | None = path

@@ -11,6 +11,7 @@ from kdstream.config.flags import flag_value
 from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
+from kdstream.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
@@ -30,7 +31,7 @@ def add_search(search: Any) -> Any:
     return SEARCHES.add(search.method, search, **{f.name: f for f in fields(search) if "help" in f.metadata})
 
 
-for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch):
+for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch, CtcGreedySearch, CtcPrefixBeamSearch):
     add_search(_search)
 
 

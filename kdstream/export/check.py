@@ -6,9 +6,9 @@ All runtimes get the same samples: an utterance and the silence that a client se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -28,7 +28,9 @@ from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.chunk_step import chunk_step
+from kdstream.decoding.ctc import CtcGreedySearch
 from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
@@ -77,7 +79,62 @@ def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) ->
     return cast(list[np.ndarray], session.run(None, inputs))
 
 
-class OnnxRecognizer:
+def load(path: Path) -> onnxruntime.InferenceSession:
+    """An exported file on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class OnnxEncoder:
+    """The steps of an exported encoder in onnxruntime."""
+
+    def __init__(self, path: Path) -> None:
+        self.encoder = load(path)
+        settings = self.encoder.get_modelmeta().custom_metadata_map
+        self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
+
+    def windows(self, samples: Tensor) -> Iterator[np.ndarray]:
+        """What the steps hear: (1, window, F) each."""
+        features = compute_fbank(samples).numpy()
+        for start in range(0, len(features) - self.window, self.shift):
+            yield features[None, start : start + self.window]
+
+    def fresh_caches(self, count: int = 1) -> dict[str, np.ndarray]:
+        """The caches of new streams, by name."""
+        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+        _, *caches = self.encoder.get_inputs()
+        return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
+
+    def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """x (N, window, F) and the caches to (N, T, D) and the new caches."""
+        encoded, *new = run(self.encoder, {"x": x, **caches})
+        returned = dict(zip(caches, new, strict=False))  # processed_lens is not returned
+        if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
+            returned["processed_lens"] = caches["processed_lens"] + self.shift
+        return encoded, returned
+
+
+class OnnxCtc(OnnxEncoder):
+    """Greedy search over an exported CTC head in onnxruntime.
+
+    Args:
+      pieces: of all tokens, in the order of their ids.
+    """
+
+    def __init__(self, path: Path, pieces: Sequence[str]) -> None:
+        super().__init__(path)
+        self.pieces = pieces
+
+    def __call__(self, samples: Tensor) -> list[str]:
+        caches, best = self.fresh_caches(), [0]
+        for x in self.windows(samples):
+            log_probs, caches = self.encode(x, caches)
+            best += log_probs[0].argmax(axis=1).tolist()
+        return [self.pieces[token] for before, token in pairwise(best) if token not in (0, before)]
+
+
+class OnnxRecognizer(OnnxEncoder):
     """Greedy search over exported files in onnxruntime: the shortest form of what a runtime does.
 
     Args:
@@ -85,22 +142,16 @@ class OnnxRecognizer:
     """
 
     def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.encoder, self.decoder, self.joiner = (
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
-        )
+        super().__init__(files.encoder)
+        self.decoder, self.joiner = load(files.decoder), load(files.joiner)
         self.pieces = pieces
         self.unk_id = pieces.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in pieces else 0  # taken for blank, too
-        settings = self.encoder.get_modelmeta().custom_metadata_map
-        self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
         self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
 
     def __call__(self, samples: Tensor) -> list[str]:
-        features = compute_fbank(samples).numpy()
         streams = self.open()
-        for start in range(0, len(features) - self.window, self.shift):
-            self.step(features[None, start : start + self.window], streams)
+        for x in self.windows(samples):
+            self.step(x, streams)
         return [self.pieces[token] for token in streams.tokens[0]]
 
     def open(self, count: int = 1) -> OnnxStreams:
@@ -119,20 +170,6 @@ class OnnxRecognizer:
                 for row in spoke:
                     streams.tokens[row].append(int(best[row]))
                 streams.predicted[spoke] = self.predict([streams.tokens[row] for row in spoke])
-
-    def fresh_caches(self, count: int = 1) -> dict[str, np.ndarray]:
-        """The caches of new streams, by name."""
-        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        _, *caches = self.encoder.get_inputs()
-        return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
-
-    def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """x (N, window, F) and the caches to (N, T, D) and the new caches."""
-        encoded, *new = run(self.encoder, {"x": x, **caches})
-        returned = dict(zip(caches, new, strict=False))  # processed_lens is not returned
-        if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
-            returned["processed_lens"] = caches["processed_lens"] + self.shift
-        return encoded, returned
 
     def predict(self, tokens: Sequence[list[int]]) -> np.ndarray:
         """(N, D) after the tokens of each stream."""
@@ -160,6 +197,15 @@ class SherpaRecognizer:
             self.recognizer.decode_stream(stream)
         # it writes a space where a word begins
         return [piece.replace(" ", WORD_START) for piece in self.recognizer.tokens(stream)]
+
+
+class SherpaCtc(SherpaRecognizer):
+    """Greedy search over an exported CTC head in sherpa-onnx."""
+
+    def __init__(self, path: Path, tokens: Path) -> None:
+        self.recognizer = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
+            tokens=str(tokens), model=str(path), num_threads=1
+        )
 
 
 def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
@@ -268,9 +314,9 @@ def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeR
     return results
 
 
-def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str]) -> Runtime:
-    """The model itself, chunk by chunk."""
-    decoder = StreamingDecoder(model, chunk, GreedySearch(), 1, chunk_step(model, chunk, "torch"))
+def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str], search: Search | None = None) -> Runtime:
+    """The model itself, chunk by chunk; greedy unless another search is given."""
+    decoder = StreamingDecoder(model, chunk, search or GreedySearch(), 1, chunk_step(model, chunk, "torch"))
 
     def transcribe(samples: Tensor) -> list[str]:
         stream = decoder.open()
@@ -290,21 +336,41 @@ def check_exported(
     int8: OnnxFiles,
     tokenizer: Tokenizer,
     speech: dict[str, Speech],
+    ctc: tuple[Path, Path] | None = None,
 ) -> None:
-    """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch."""
+    """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch.
+
+    ctc: the exported CTC head in float32 and in int8, if there is one.
+    """
     torch.set_num_threads(1)
     unknown = UnknownLetters(tokenizer)
     for _, text in speech.values():
         unknown.add(text)
     unknown.warn("--check")
-    tokens = files.encoder.with_name(TOKENS_FILE)
-    exact = {
-        "torch": torch_runtime(model, chunk, tokenizer.tokens),
-        "onnxruntime": OnnxRecognizer(files, tokenizer.tokens),
+    tokens, pieces = files.encoder.with_name(TOKENS_FILE), tokenizer.tokens
+    exact: dict[str, Runtime] = {
+        "torch": torch_runtime(model, chunk, pieces),
+        "onnxruntime": OnnxRecognizer(files, pieces),
         "sherpa-onnx": SherpaRecognizer(files, tokens),
     }
-    runtimes = {**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}
+    compare_exact({**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}, chunk, tokenizer, speech)
+    if ctc is None:
+        return
+    print("\nCTC head:")
+    heads: dict[str, Runtime] = {
+        "torch": torch_runtime(model, chunk, pieces, CtcGreedySearch()),
+        "onnxruntime": OnnxCtc(ctc[0], pieces),
+        "sherpa-onnx": SherpaCtc(ctc[0], tokens),
+        "sherpa-onnx int8": SherpaCtc(ctc[1], tokens),
+    }
+    compare_exact(heads, chunk, tokenizer, speech)
+
+
+def compare_exact(
+    runtimes: dict[str, Runtime], chunk: ChunkConfig, tokenizer: Tokenizer, speech: dict[str, Speech]
+) -> None:
+    """`compare_runtimes`.  Raises UserError where one but the last, which is int8, differs from the first."""
     differing = compare_runtimes(runtimes, speech, chunk, tokenizer.normalise)
-    wrong = [name for name in exact if differing[name]]
+    wrong = [name for name in list(runtimes)[:-1] if differing[name]]
     if wrong:
-        raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix=f"do not deploy {files.encoder}")
+        raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix="do not deploy what was exported")

@@ -20,9 +20,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from kdstream.config.flags import flag_value
+from kdstream.decoding.ctc import ctc_log_probs
 from kdstream.errors import UserError, option
 from kdstream.files import replacing
 from kdstream.models.encoders import ENCODERS
+from kdstream.models.onnx_step import EncoderStep
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Joiner, Transducer
 
@@ -51,6 +53,18 @@ class PredictorStep(nn.Module):
         return self.projection(self.decoder(y, need_pad=False)).squeeze(1)
 
 
+class CtcHead(nn.Module):
+    """The CTC head, which takes <unk> for blank as our searches do."""
+
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, encoder_out: Tensor) -> Tensor:
+        """(N, T, D) to log probabilities (N, T, V)."""
+        return ctc_log_probs(self.model, encoder_out)
+
+
 class JoinerStep(nn.Module):
     """The joiner after both of its projections."""
 
@@ -72,38 +86,10 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     Raises:
       UserError: a chunk that does not fit the encoder, or a model that sherpa-onnx cannot run.
     """
-    config = model.config
-    if config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
-        raise UserError(
-            f"the last of them must be {FRONTEND_CHANNELS} for sherpa-onnx, and the blank 0",
-            flag=option("frontend_channels", flag_value(config.frontend_channels)),
-            fix="train with such a model",
-        )
-    step = ENCODERS.find(config.encoder).step
-    if step is None:
-        raise UserError("sherpa-onnx cannot run it", flag=option("encoder", config.encoder), fix="train another one")
-    encoder = step(model, chunk)
-    stem = f"{name}-chunk-{chunk.chunk}-left-{chunk.left}" + (f"-right-{chunk.right}" if chunk.right else "")
-    files = OnnxFiles(*(folder / f"{part}-{stem}.onnx" for part in OnnxFiles._fields))
+    config, encoder = model.config, encoder_step(model, chunk)
+    files = OnnxFiles(*(folder / f"{part}-{name}-{_of_chunk(chunk)}.onnx" for part in OnnxFiles._fields))
     folder.mkdir(parents=True, exist_ok=True)
-
-    caches, new_caches = encoder.caches(), encoder.new_caches()
-    fresh = encoder.fresh_caches(TRACED_STREAMS)
-    features = torch.zeros(TRACED_STREAMS, chunk.input_frames, config.feature_dim)
-    _export(
-        files.encoder,
-        encoder,
-        {"x": features, **dict(zip(caches, fresh, strict=True))},
-        {"x": 0, **caches, "encoder_out": 0, **new_caches},
-        {
-            "model_type": encoder.model_type,
-            "version": 1,
-            "model_author": "kdstream",
-            "T": chunk.input_frames,
-            "decode_chunk_len": chunk.shift,
-            **encoder.metadata(),
-        },
-    )
+    _export_encoder(files.encoder, encoder, "encoder_out")
     context = torch.zeros(TRACED_STREAMS, config.context_size, dtype=torch.int64)
     _export(
         files.decoder,
@@ -121,6 +107,61 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
         {"joiner_dim": config.joiner_dim},
     )
     return files
+
+
+def export_ctc(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -> Path | None:
+    """Writes ctc-NAME-chunk-C-left-L.onnx, encoder and CTC head, for sherpa-onnx's from_zipformer2_ctc.
+
+    Arguments and errors are those of `export_onnx`.  None where the model has no CTC head, or sherpa-onnx does not run
+    one with its encoder.
+    """
+    encoder = encoder_step(model, chunk)
+    if not (model.config.use_ctc and encoder.has_ctc):
+        return None
+    encoder.head = CtcHead(model)
+    path = folder / f"ctc-{name}-{_of_chunk(chunk)}.onnx"
+    _export_encoder(path, encoder, "log_probs")
+    return path
+
+
+def encoder_step(model: Transducer, chunk: ChunkConfig) -> EncoderStep:
+    """The step of the model's encoder.  Raises UserError as `export_onnx`."""
+    config = model.config
+    if config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
+        raise UserError(
+            f"the last of them must be {FRONTEND_CHANNELS} for sherpa-onnx, and the blank 0",
+            flag=option("frontend_channels", flag_value(config.frontend_channels)),
+            fix="train with such a model",
+        )
+    step = ENCODERS.find(config.encoder).step
+    if step is None:
+        raise UserError("sherpa-onnx cannot run it", flag=option("encoder", config.encoder), fix="train another one")
+    return step(model, chunk)
+
+
+def _of_chunk(chunk: ChunkConfig) -> str:
+    return f"chunk-{chunk.chunk}-left-{chunk.left}" + (f"-right-{chunk.right}" if chunk.right else "")
+
+
+def _export_encoder(path: Path, encoder: EncoderStep, output: str) -> None:
+    """Writes a step; `output` is the name of what its head makes."""
+    chunk, caches = encoder.chunk, encoder.caches()
+    fresh = encoder.fresh_caches(TRACED_STREAMS)
+    features = torch.zeros(TRACED_STREAMS, chunk.input_frames, encoder.model.config.feature_dim)
+    _export(
+        path,
+        encoder,
+        {"x": features, **dict(zip(caches, fresh, strict=True))},
+        {"x": 0, **caches, output: 0, **encoder.new_caches()},
+        {
+            "model_type": encoder.model_type,
+            "version": 1,
+            "model_author": "kdstream",
+            "T": chunk.input_frames,
+            "decode_chunk_len": chunk.shift,
+            **encoder.metadata(),
+        },
+    )
 
 
 def _export(
@@ -161,25 +202,29 @@ def products_with_vectors(path: Path) -> list[str]:
 
 
 def quantize(files: OnnxFiles) -> OnnxFiles:
-    """Writes each file's *.int8.onnx: weights of matrix products as 7 bits of 8, activations scaled as they come.
+    """`quantize_file` of each."""
+    return OnnxFiles(*map(quantize_file, files))
+
+
+def quantize_file(source: Path) -> Path:
+    """Writes *.int8.onnx beside the file: weights of matrix products as 7 bits of 8, activations scaled as they come.
 
     Each output channel has its own scale; with one for a whole matrix half as many utterances again would differ.
     The eighth bit would let sums of two products overflow 16 bits on x86 without VNNI instructions, and words change.
     """
-    quantized = OnnxFiles(*(path.with_suffix(".int8.onnx") for path in files))
+    target = source.with_suffix(".int8.onnx")
     logging.disable(logging.WARNING)  # it recommends to optimise the graph first, which changes no words
     try:
-        for source, target in zip(files, quantized, strict=True):
-            with replacing(target) as temporary:
-                quantize_dynamic(
-                    source,
-                    temporary,
-                    op_types_to_quantize=["MatMul"],
-                    per_channel=True,
-                    reduce_range=True,
-                    weight_type=QuantType.QInt8,
-                    nodes_to_exclude=products_with_vectors(source),
-                )
+        with replacing(target) as temporary:
+            quantize_dynamic(
+                source,
+                temporary,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=products_with_vectors(source),
+            )
     finally:
         logging.disable(logging.NOTSET)
-    return quantized
+    return target

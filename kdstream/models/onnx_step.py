@@ -34,9 +34,10 @@ class StreamingModel(Protocol):
 
 
 class EncoderStep(nn.Module):
-    """One step of an encoder, with the projection that the joiner starts with.
+    """One step of an encoder, with a head: at first the projection that the joiner starts with.
 
     model_type: sherpa-onnx's name of the architecture.
+    has_ctc: whether sherpa-onnx runs this architecture with a CTC head, too.
 
     Args:
       model: in eval mode, on the CPU.
@@ -44,10 +45,12 @@ class EncoderStep(nn.Module):
     """
 
     model_type: str
+    has_ctc = False
 
     def __init__(self, model: StreamingModel, chunk: ChunkConfig) -> None:
         super().__init__()
         self.model, self.chunk = model, chunk
+        self.head: nn.Module = model.joiner.encoder_proj
 
     def caches(self) -> dict[str, int]:
         """The caches that a step takes, in sherpa-onnx's order: names, and which dimension is the stream."""
@@ -77,7 +80,7 @@ class EncoderStep(nn.Module):
         """x (N, chunk.input_frames, F) and the caches to (N, T, D) and the new caches."""
         lens = torch.full((x.size(0),), self.chunk.input_frames)
         out, _, state = self.model.encode(x, lens, self.chunk, self.to_torch(caches))
-        return (self.model.joiner.encoder_proj(out), *self.to_onnx(state))
+        return (self.head(out), *self.to_onnx(state))
 
 
 class Layout(NamedTuple):
@@ -100,6 +103,7 @@ ONE_HEAD = Layout(1, lambda x: x.unsqueeze(0), lambda x: x.squeeze(0))  # (N, T,
 
 class ZipformerStep(EncoderStep):
     model_type = "zipformer2"
+    has_ctc = True
     of_layer = {
         "cached_key": FRAMES_FIRST,
         "cached_nonlin_attn": ONE_HEAD,

@@ -60,7 +60,7 @@ def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
 
 
 def test_an_unknown_search_is_refused_with_the_known_ones():
-    known = "greedy_search, modified_beam_search, fast_beam_search"
+    known = "greedy_search, modified_beam_search, fast_beam_search, ctc_greedy_search, ctc_prefix_beam_search"
     with pytest.raises(UserError, match=f"--decoding-method prefix_search: unknown; use one of {known}"):
         choose_search(DecodeConfig(decoding_method="prefix_search"))
 
@@ -94,5 +94,5 @@ def test_help_lists_all_searches_without_importing_k2():
     code = "import sys; sys.modules['k2'] = None; from kdstream.commands.decode import main; main(['--help'])"
     command: list[Any] = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "{greedy_search,modified_beam_search,fast_beam_search}" in shown
+    assert "greedy_search,modified_beam_search,fast_beam_search" in shown and "ctc_greedy_search" in shown
     assert "--beam-size" in shown and "--max-contexts" in shown

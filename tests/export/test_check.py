@@ -101,6 +101,7 @@ def test_the_script_leaves_weights_onnx_files_and_tokens(each_exp_dir):
         "pretrained.pt",
         "pretrained.safetensors",
         "tokens.txt",
+        "bpe.vocab",
         *onnx_names,
         *(name.replace(".onnx", ".int8.onnx") for name in onnx_names),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
-from kdstream.export.onnx import FRONTEND_CHANNELS, OnnxFiles, export_onnx, quantize
+from kdstream.export.onnx import FRONTEND_CHANNELS, OnnxFiles, export_ctc, export_onnx, quantize
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.onnx_step import ConformerStep, EncoderStep
 from kdstream.models.presets import resolve
@@ -237,6 +237,32 @@ def test_inputs_and_outputs_have_the_order_and_shapes_that_sherpa_onnx_counts_on
     kept = caches[:2] if case.encoder == "conformer" else caches
     outputs = [item.name for item in session.get_outputs()]
     assert outputs == ["encoder_out", *(f"new_{name}" for name, _ in kept)]
+
+
+def test_a_ctc_head_gives_its_log_probabilities_with_unknown_as_blank(tmp_path):
+    model, chunk = talkative_model(causal=True, use_ctc=True, **THREE_STACKS), ChunkConfig(8, 32)
+    model.unk_id = 2
+    path = export_ctc(model, chunk, tmp_path, "random")
+    assert path is not None and path.name == "ctc-random-chunk-8-left-32.onnx"
+    encoder = export_onnx(model, chunk, tmp_path, "random").encoder
+    assert metadata(path) == metadata(encoder)  # what sherpa-onnx asks of one it asks of the other
+    session, step = load(path), ENCODERS["zipformer"].step(model, chunk)
+    assert session.get_outputs()[0].name == "log_probs"
+    caches, state = step.fresh_caches(1), model.init_state(1, chunk)
+    for x in windows(1, chunk, 4):
+        log_probs, *returned = run(session, x, *caches)
+        out, _, state = model.encode(x, torch.tensor([chunk.input_frames]), chunk, state)
+        expected = model.ctc_output(out).softmax(dim=2)
+        expected[..., 0] += expected[..., 2]
+        expected[..., 2] = 0.0
+        assert difference(expected.detach(), np.exp(log_probs)) < 1e-5
+        caches = next_caches(caches, returned, chunk)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(encoder="conformer", use_ctc=True)], ids=["no head", "conformer"])
+def test_where_sherpa_onnx_would_run_no_ctc_head_none_is_written(tmp_path, settings):
+    assert export_ctc(talkative_model(causal=True, **settings), ChunkConfig(8, 32), tmp_path, "random") is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_swoosh_is_written_in_operators_that_onnxruntime_runs_fast(files):
