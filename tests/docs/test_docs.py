@@ -23,7 +23,8 @@ RECIPE = ROOT / "egs" / "librispeech"
 RESULTS_PAGES = sorted((RECIPE / "results").glob("*.md"))
 GUIDES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [*GUIDES, RECIPE / "RESULTS.md", *RESULTS_PAGES]
-PROGRAMS = [*commands.COMMANDS.keys() - {"doctor"}, *(RECIPE.glob("*.sh")), ROOT / "local" / "setup_env.sh"]
+SCRIPTS = [*RECIPE.glob("*.sh"), ROOT / "local" / "setup_env.sh", ROOT / "tests" / "gpu" / "run.sh"]
+PROGRAMS = [*commands.COMMANDS.keys() - {"doctor"}, *SCRIPTS]
 
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
