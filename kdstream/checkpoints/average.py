@@ -134,7 +134,7 @@ def _files_of(choice: CheckpointChoice) -> tuple[list[Path], Path | None]:
         return paths[:avg], paths[avg] if choice.use_averaged_model else None
     epoch = epoch or last_epoch(exp_dir)
     if not epoch:
-        fix = "give one of which an epoch has ended" if choice.prefix else f"or name one with {choice.option('iter')}"
+        fix = "give one in which an epoch has ended" if choice.prefix else f"name one with {choice.option('iter')}"
         raise UserError(f"{exp_dir}: no epoch-N.pt{what_there_is(exp_dir)}", fix=fix)
     if avg > epoch:
         raise UserError(

@@ -204,7 +204,7 @@ def add_arguments(
       typed_only: parsed arguments then hold the flags that were typed and no others; `from_args` knows the defaults.
       defaults: override the flags' own.
     """
-    group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0])
+    group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0].rstrip("."))
     for item in flags_of(config_class):
         if item.name not in leave_out:
             default = defaults.get(item.name, item.default)

@@ -95,11 +95,13 @@ class DataConfig(Section):
     train_parts: tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
     dev_parts: tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
     test_parts: tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")
-    train_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to train on, instead of --train-parts.")
+    train_cuts: tuple[str, ...] = flag(
+        (), "Lhotse manifests or Shar directories to train on, instead of --train-parts."
+    )
     mux_weights: tuple[float, ...] = flag(
         (),
         "Weights of the training manifests, e.g. 0.7,0.3 of an epoch's utterances.  An epoch ends where the first "
-        "manifest has been gone through once; the next one goes on in the others.  Empty: all cuts of all of them.",
+        "manifest has been gone through once; the next one continues in the others.  Empty: all cuts of all manifests.",
         above=0,
     )
     valid_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
@@ -107,7 +109,7 @@ class DataConfig(Section):
     pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
-    max_duration: float = flag(200.0, "Seconds of speech in a batch (per process).", above=0)
+    max_duration: float = flag(200.0, "Seconds of speech in a batch of one process, padding included.", above=0)
     num_buckets: int = flag(30, "Buckets of like lengths that batches are drawn from.", minimum=1)
     shuffle: bool = flag(True, "Shuffle the training cuts.")
     num_workers: int = flag(2, "Data loading processes.", minimum=0)
@@ -139,10 +141,10 @@ class TrainConfig(Section):
     init_checkpoint: str = flag(
         "",
         "Begin with the weights in this file (epoch-N.pt, pretrained.pt, a state dict or .safetensors; ours or "
-        "icefall's) or exp-dir, and with the schedules at their ends, as icefall's finetune.py does.",
+        "icefall's) or exp-dir.  Schedules that suit random weights are left out, as in icefall's finetune.py.",
     )
     init_modules: tuple[str, ...] = flag(
-        (), "Parts that begin with them, e.g. encoder_embed,encoder; the others begin at random.  Empty: all."
+        (), "Parts that begin with these weights, e.g. encoder_embed,encoder; others begin at random.  Empty: all."
     )
     init_epoch: int = flag(0, "epoch-N.pt of that exp-dir (0: the last one there is).", minimum=0)
     init_avg: int = flag(1, "Checkpoints of that exp-dir to average, as in decode.py.", minimum=1)
@@ -186,7 +188,7 @@ class TrainConfig(Section):
     valid_interval: int = flag(3000, "Batches between validations.", minimum=1)
     max_train_batches: int = flag(0, "Stop after so many batches in all (0: no limit).", minimum=0)
     print_diagnostics: bool = flag(False, "Print statistics of activations, parameters and gradients, and exit.")
-    profile: int = flag(0, "Show where the time of so many steps goes, and write a trace of them.", minimum=0)
+    profile: int = flag(0, "Log where the time of so many steps goes, and write EXP_DIR/profile-trace.json.", minimum=0)
     inf_check: bool = flag(False, "Name the first module whose output or gradient is not finite.")
 
 
@@ -214,7 +216,7 @@ class DistillConfig(Section):
         "hubert_base.",
     )
     teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
-    teacher_cache: str = flag("", "Read what the teacher hears from here, where local/cache_teacher.py wrote it.")
+    teacher_cache: str = flag("", "Read the teacher's output from here, where local/cache_teacher.py wrote it.")
     kd_teacher_hears: str = flag(
         "clean",
         "What the teacher hears: the cut without noise and masks, as a cache holds it, or the student's features.",
@@ -286,7 +288,7 @@ class DistillConfig(Section):
         0.0,
         "Weight of the divergence between the student's posteriors in streaming and in full context, over the pruned "
         "lattice of streaming; either one learns from the other.  It needs no teacher.  --kd-token-shift says by how "
-        "much streaming is later, and --kd-warmup-batches holds.",
+        "much streaming is later.  The weight rises over --kd-warmup-batches.",
         minimum=0,
     )
     mode_consistency_type: str = flag(

@@ -71,7 +71,7 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split()).rsplit("] ", 1)[-1]
+        reason = " ".join(str(error).split()).rsplit("] ", 1)[-1].rstrip(".")
         raise UserError(
             reason or "refused", flag=option("vocab_size", vocab_size), fix=f"the text is {transcripts}"
         ) from error
