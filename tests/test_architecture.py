@@ -29,16 +29,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": {"errors", "models"},
     "data": {"units", "errors", "audio", "files", "words", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
+    "lm": {"errors", "files", "config", "data", "models", "checkpoints", "devices"},
     "decoding": {
         "units", "errors", "audio", "words", "hotwords", "transcription", "config", "data", "models", "checkpoints",
-        "devices",
+        "devices", "lm",
     },
     "evaluation": {
         "units", "errors", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
     },
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
-    "export": {"units", "errors", "audio", "files", "words", "config", "data", "models", "decoding", "evaluation"},
+    "export": {"units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation"},
     "serving": {"units", "errors", "audio", "words", "hotwords", "config"},
     "recognizer": {
         "units", "errors", "audio", "words", "transcription", "config", "data", "checkpoints", "devices", "decoding",

@@ -50,6 +50,7 @@ COMMANDS = {
     "prepare-manifests": Command("commands.prepare_manifests", "train", "make manifests of LibriSpeech's layout"),
     "compute-fbank": Command("commands.compute_fbank", "train", "compute and store features"),
     "train-bpe-model": Command("commands.train_bpe_model", "train", "train a sentencepiece model"),
+    "train-lm": Command("commands.train_lm", "train", "train a language model for modified_beam_search"),
     "validate-manifest": Command("commands.validate_manifest", "train", "look through a manifest of cuts"),
     "doctor": Command("commands.doctor", "", "say what is installed, and what will be used"),
 }

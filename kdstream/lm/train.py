@@ -1,0 +1,155 @@
+"""Trains the LSTM language model and estimates the bigram; train_lm.py is the script around it.
+
+EXP_DIR gets epoch-N.pt, the last checkpoint-N.pt, tokens.txt, and as pretrained.pt and pretrained.safetensors the
+weights of the epoch with the lowest perplexity on --dev-text.  A training that resumes takes the steps that it would
+have taken without the interruption.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from kdstream.checkpoints.store import (
+    latest_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    remove_old_checkpoints,
+    restore,
+    save_checkpoint,
+    save_pretrained,
+)
+from kdstream.config.experiment import TOKENS_FILE
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.devices import find_device
+from kdstream.errors import UserError, option
+from kdstream.lm.bigram import BIGRAM_FILE, estimate_bigram
+from kdstream.lm.model import RnnLm
+from kdstream.lm.settings import LmConfig
+from kdstream.lm.text import TokenText, read_text
+
+MAX_NORM = 5.0  # of the gradient
+
+
+@torch.no_grad()
+def perplexity(model: RnnLm, text: TokenText, max_tokens: int) -> float:
+    """exp of the mean loss per token, <sos/eos> at the end of sentences counted."""
+    model.eval()
+    device = model.output_linear.weight.device
+    total = 0.0
+    for sentences in text.batches(max_tokens):
+        x, lens = text.batch(sentences)
+        total += float(model(x.to(device), lens.to(device)).double().sum())
+    return math.exp(total / text.num_tokens)
+
+
+class LmTrainer:
+    """A language model in training.
+
+    Raises UserError for texts or a folder that do not serve.
+    """
+
+    def __init__(self, config: LmConfig) -> None:
+        self.config, self.exp_dir = config, Path(config.exp_dir)
+        tokenizer = Tokenizer(config.bpe_model)
+        self.vocab_size = tokenizer.vocab_size
+        if not config.text:
+            raise UserError("not given", flag=option("text"), fix="name a text file, a sentence a line")
+        started = latest_checkpoint(self.exp_dir)
+        if started is not None and not config.resume:
+            fix = f"go on with {option('resume', 1)}, or use another {option('exp_dir')}"
+            raise UserError(f"{self.exp_dir}: holds a training already", fix=fix)
+        self.text, self.dev, transcripts = (
+            read_text(Path(path), tokenizer, config.max_sent_len, option(name)) if path else None
+            for name, path in (
+                ("text", config.text), ("dev_text", config.dev_text), ("transcripts", config.transcripts)
+            )
+        )  # fmt: skip
+        remove_leftovers(self.exp_dir)
+        tokenizer.save_tokens(self.exp_dir / TOKENS_FILE)
+        if transcripts is not None:
+            estimate_bigram(transcripts, self.vocab_size).save(self.exp_dir / BIGRAM_FILE)
+            logging.info(f"Wrote {self.exp_dir / BIGRAM_FILE}, of {transcripts.num_tokens} tokens")
+        torch.manual_seed(config.seed)
+        sizes = (config.embedding_dim, config.hidden_dim, config.num_layers)
+        self.model = RnnLm(self.vocab_size, *sizes, config.dropout).to(find_device(config.device))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.5, patience=0)
+        self.steps, self.best, self.epoch, self.used = 0, math.inf, 1, 0  # used: batches of this epoch
+        self.total, self.count = 0.0, 0  # loss and tokens of this epoch
+        if started is not None:
+            self._restore(started)
+
+    def _restore(self, path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        restore(checkpoint, path, self.model, optimizer=self.optimizer, scheduler=self.scheduler)
+        self.steps, self.best = checkpoint["batch_idx_train"], checkpoint["best_valid_loss"]
+        self.total, self.count = checkpoint["tot_loss"], checkpoint["tot_tokens"]
+        self.epoch, self.used = checkpoint["sampler"]["epoch"], checkpoint["sampler"]["batch"]
+        logging.info(f"Going on from {path}")
+
+    def _save(self, name: str) -> None:
+        params: dict[str, Any] = {
+            "batch_idx_train": self.steps, "best_valid_loss": self.best,
+            "tot_loss": self.total, "tot_tokens": self.count,
+        }  # fmt: skip
+        position = {"epoch": self.epoch, "batch": self.used}
+        save_checkpoint(
+            self.exp_dir / name,
+            self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            sampler=position,
+            params=params,
+        )
+
+    def run(self) -> None:
+        """Trains up to --num-epochs."""
+        while self.epoch <= self.config.num_epochs:
+            self._train_epoch()
+
+    def _train_epoch(self) -> None:
+        config, epoch = self.config, self.epoch
+        assert self.text is not None
+        batches = self.text.batches(config.max_tokens, config.seed + epoch)
+        todo = batches[self.used :]
+        with tqdm(todo, initial=self.used, total=len(batches), desc=f"epoch {epoch}", disable=None) as progress:
+            for sentences in progress:
+                self._step(*self.text.batch(sentences))
+                progress.set_postfix(perplexity=f"{math.exp(self.total / self.count):.2f}", refresh=False)
+                if self.steps % config.save_every_n == 0:
+                    self._save(f"checkpoint-{self.steps}.pt")
+                    remove_old_checkpoints(self.exp_dir, 1)
+        train_loss = self.total / self.count
+        shown = f"epoch {epoch}: perplexity {math.exp(train_loss):.2f} in training"
+        loss = train_loss
+        if self.dev is not None:
+            dev = perplexity(self.model, self.dev, config.max_tokens)
+            shown += f", {dev:.2f} on {config.dev_text}"
+            loss = math.log(dev)
+        logging.info(f"{shown}; learning rate {self.optimizer.param_groups[0]['lr']:g}")
+        self.scheduler.step(loss)
+        if self.dev is None or loss < self.best:
+            self.best = loss
+            save_pretrained(self.exp_dir, self.model)
+        self.epoch, self.used, self.total, self.count = epoch + 1, 0, 0.0, 0
+        self._save(f"epoch-{epoch}.pt")
+
+    def _step(self, x: torch.Tensor, lens: torch.Tensor) -> None:
+        torch.manual_seed(self.config.seed + self.steps)  # of dropout, the same after an interruption
+        self.model.train()
+        device = self.model.output_linear.weight.device
+        count = int(lens.sum()) + len(lens)
+        loss = self.model(x.to(device), lens.to(device)).sum() / count
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.optimizer.step()
+        self.steps, self.used = self.steps + 1, self.used + 1
+        self.total, self.count = self.total + float(loss.detach()) * count, self.count + count

@@ -1,0 +1,123 @@
+"""Training a language model: texts, batches, perplexity, and going on after an interruption."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdstream.checkpoints.store import load_checkpoint, load_weights
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
+from kdstream.lm.bigram import load_bigram
+from kdstream.lm.model import load_lm
+from kdstream.lm.settings import LmConfig
+from kdstream.lm.text import SOS_EOS_ID, read_text
+from kdstream.lm.train import LmTrainer, perplexity
+from support.tokenizers import tiny_tokenizer
+
+NOUNS, VERBS = "DOG CAT BIRD MAN".split(), "RUNS SLEEPS SINGS".split()
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [f"THE {rng.choice(NOUNS)} {rng.choice(VERBS)} AND THE {rng.choice(NOUNS)} WAITS" for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> LmConfig:
+    folder = tmp_path_factory.mktemp("lm")
+    tiny_tokenizer(folder / "bpe.model", sentences(50, 0), model_type="char")
+    (folder / "text").write_text("\n".join(sentences(120, 0)) + "\n\n")
+    (folder / "dev").write_text("\n".join(sentences(20, 1)))
+    return LmConfig(
+        exp_dir=str(folder / "exp"), text=str(folder / "text"), dev_text=str(folder / "dev"),
+        transcripts=str(folder / "text"), bpe_model=str(folder / "bpe.model"), embedding_dim=16, hidden_dim=24,
+        num_layers=1, num_epochs=3, max_tokens=500, lr=1e-2, device="cpu",
+    )  # fmt: skip
+
+
+def tokens_of(config: LmConfig) -> Tokenizer:
+    return Tokenizer(config.bpe_model)
+
+
+def test_a_text_is_its_sentences_between_ends(config):
+    tokenizer = tokens_of(config)
+    text = read_text(Path(config.dev_text), tokenizer, 15, "--dev-text")
+    pieces = [ids[n : n + 15] for ids in tokenizer.encode(sentences(20, 1)) for n in range(0, len(ids), 15)]
+    assert text.stream.tolist() == [SOS_EOS_ID, *(token for piece in pieces for token in (*piece, SOS_EOS_ID))]
+    x, lens = text.batch(np.arange(len(pieces)))
+    assert [row[:size].tolist() for row, size in zip(x, lens, strict=True)] == pieces
+    assert text.num_tokens == sum(map(len, pieces)) + len(pieces)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_batches_hold_each_sentence_once_and_are_small_enough(config, seed):
+    text = read_text(Path(config.text), tokens_of(config), 200, "--text")
+    batches = text.batches(300, seed)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(120))
+    assert all(len(batch) * (text.lens[batch].max() + 1) <= 300 for batch in batches)
+    assert len(batches) <= 1.3 * (text.num_tokens / 300)
+    assert [len(batch) for batch in text.batches(1, seed)] == [1] * 120
+
+
+def test_it_learns_writes_its_files_and_its_perplexity_is_of_the_best_epoch(config):
+    exp_dir = Path(config.exp_dir)
+    LmTrainer(config).run()
+    names = {path.name for path in exp_dir.iterdir()}
+    assert names >= {"epoch-1.pt", "epoch-3.pt", "pretrained.pt", "tokens.txt", "bigram.npz"}
+    tokenizer = tokens_of(config)
+    dev = read_text(Path(config.dev_text), tokenizer, 200, "--dev-text")
+    best = load_checkpoint(exp_dir / "epoch-3.pt")["best_valid_loss"]
+    found = perplexity(load_lm(exp_dir, tokenizer), dev, 500)
+    assert found == pytest.approx(math.exp(best), rel=1e-5)
+    assert found < 0.25 * tokenizer.vocab_size
+    assert len(load_bigram(exp_dir, tokenizer.vocab_size).unigram) == tokenizer.vocab_size
+
+
+def test_a_training_that_was_interrupted_takes_the_same_steps(config, tmp_path):
+    whole = replace(config, exp_dir=str(tmp_path / "whole"), num_epochs=2, dropout=0.3)
+    LmTrainer(whole).run()
+    broken = replace(whole, exp_dir=str(tmp_path / "broken"), save_every_n=3)
+    first = LmTrainer(broken)
+    steps, step = [], first._step
+
+    def interrupted(x, lens):
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        steps.append(len(x))
+        step(x, lens)
+
+    first._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    with pytest.raises(UserError, match="holds a training already; go on with --resume 1"):
+        LmTrainer(broken)
+    LmTrainer(replace(broken, resume=True)).run()
+    ours, theirs = (load_weights(tmp_path / name / "pretrained.pt") for name in ("broken", "whole"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "no such file"), ("\n \n", "holds no sentence"), (b"\xff\xfe", "cannot be read")]
+)
+def test_texts_that_do_not_serve_are_refused(config, tmp_path, content, problem):
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"--text: .*{problem}"):
+        LmTrainer(replace(config, exp_dir=str(tmp_path / "exp"), text=str(path)))
+    with pytest.raises(UserError, match="--text: not given"):
+        LmTrainer(replace(config, exp_dir=str(tmp_path / "exp"), text=""))
+
+
+def test_letters_that_no_token_spells_are_warned_of(config, tmp_path, caplog):
+    (tmp_path / "text").write_text("the dog runs\nTHE CAT\n")
+    read_text(tmp_path / "text", tokens_of(config), 200, "--text")
+    assert "1 of 2 transcripts have characters unknown to --bpe-model" in caplog.text
