@@ -24,7 +24,15 @@ SEARCHES: Registry[Any] = Registry(
     filled_by="kdstream.decoding.settings",
     own={
         "greedy_search": ("max_sym_per_frame",),
-        "modified_beam_search": ("beam_size", "hotwords_file", "hotwords_score"),
+        "modified_beam_search": (
+            "beam_size",
+            "hotwords_file",
+            "hotwords_score",
+            "lm_exp_dir",
+            "lm_scale_decode",
+            "lodr_scale",
+            "nbest",
+        ),  # fmt: skip
         "fast_beam_search": ("beam", "max_contexts", "max_states"),
         "ctc_greedy_search": (),
         "ctc_prefix_beam_search": ("beam_size",),
@@ -374,6 +382,12 @@ class DecodeConfig(Section):
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
     )
     hotwords_score: float = flag(1.5, "What each token of a hotword without a score of its own adds.")
+    lm_exp_dir: str = flag("", "Directory of a language model of train_lm.py, which modified_beam_search asks too.")
+    lm_scale_decode: float = flag(0.3, "Scale of the language model's log probabilities.", minimum=0)
+    lodr_scale: float = flag(0.0, "Scale, below 0, of the bigram beside the language model (LODR; 0: off).")
+    nbest: int = flag(
+        0, "Write so many of modified_beam_search's paths of each utterance to nbest-*.jsonl (0: none).", minimum=0
+    )
     beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
     max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
     max_states: int = flag(64, "States that fast_beam_search keeps per frame.")

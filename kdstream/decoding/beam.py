@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.decoding.fusion import Lodr, ShallowFusion
 from kdstream.decoding.hotwords import ContextGraph
 from kdstream.decoding.paths import (
     PathState,
@@ -25,7 +26,10 @@ from kdstream.decoding.paths import (
     with_token,
 )
 from kdstream.decoding.search import Scorer, Search, joiner_log_probs, predict, without_unknown
+from kdstream.errors import option
 from kdstream.hotwords import read_hotwords
+from kdstream.lm.bigram import load_bigram
+from kdstream.lm.model import load_lm
 from kdstream.models.transducer import Transducer
 
 
@@ -35,7 +39,7 @@ class ModifiedBeamSearch(Search[PathState]):
 
     Per frame, the B best of all B * V continuations are kept, and of those the ones with equal tokens are merged:
     the more probable one stays, with the sum of the probabilities (icefall's modified_beam_search).
-    Hotwords are preferred as hotwords.py says.
+    Hotwords are preferred as hotwords.py says, and a language model is asked as fusion.py says.
 
     scorers: what adds to the scores of paths.
     """
@@ -44,10 +48,17 @@ class ModifiedBeamSearch(Search[PathState]):
     beam_size: int = DecodeConfig.beam_size
     hotwords_file: str = DecodeConfig.hotwords_file
     hotwords_score: float = DecodeConfig.hotwords_score
+    lm_exp_dir: str = DecodeConfig.lm_exp_dir
+    lm_scale_decode: float = DecodeConfig.lm_scale_decode
+    lodr_scale: float = DecodeConfig.lodr_scale
+    nbest: int = DecodeConfig.nbest
     scorers: tuple[Scorer, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self._require("beam_size", self.beam_size >= 1, "must be at least 1")
+        self._require("nbest", self.nbest <= self.beam_size, f"{option('beam_size', self.beam_size)} has fewer paths")
+        self._require("lodr_scale", self.lodr_scale <= 0, "must be at most 0: the bigram is taken away")
+        self._require("lodr_scale", bool(self.lm_exp_dir) or not self.lodr_scale, f"goes with {option('lm_exp_dir')}")
 
     @property
     def settings(self) -> list[str]:
@@ -55,7 +66,10 @@ class ModifiedBeamSearch(Search[PathState]):
 
     @property
     def _biasing(self) -> list[str]:
-        return [f"hotwords-{Path(self.hotwords_file).stem}-{self.hotwords_score:g}"] if self.hotwords_file else []
+        names = [f"hotwords-{Path(self.hotwords_file).stem}-{self.hotwords_score:g}"] if self.hotwords_file else []
+        if self.lm_exp_dir:
+            names.append(f"{Path(self.lm_exp_dir).resolve().name}-lm-scale-{self.lm_scale_decode:g}")
+        return names + ([f"LODR-2gram-scale-{self.lodr_scale:g}"] if self.lodr_scale else [])
 
     @property
     def streaming_name(self) -> str:
@@ -65,18 +79,30 @@ class ModifiedBeamSearch(Search[PathState]):
         return "-".join([f"__modified_beam_search__beam-size-{self.beam_size}", *self._biasing])
 
     def for_tokens(self, tokenizer: Tokenizer) -> ModifiedBeamSearch:
-        if not self.hotwords_file:
-            return self
-        hotwords = read_hotwords(Path(self.hotwords_file), self.hotwords_score, tokenizer.unknown_letters)
-        tokens = tokenizer.encode([hotword.phrase for hotword in hotwords])
-        graph = ContextGraph(tokens, [hotword.score for hotword in hotwords], tokenizer.vocab_size)
+        scorers = (*self._hotwords(tokenizer), *self._language_model(tokenizer))
         search = replace(self)
-        object.__setattr__(search, "scorers", (graph,))
+        object.__setattr__(search, "scorers", scorers)
         return search
 
+    def _hotwords(self, tokenizer: Tokenizer) -> list[Scorer]:
+        if not self.hotwords_file:
+            return []
+        hotwords = read_hotwords(Path(self.hotwords_file), self.hotwords_score, tokenizer.unknown_letters)
+        tokens = tokenizer.encode([hotword.phrase for hotword in hotwords])
+        return [ContextGraph(tokens, [hotword.score for hotword in hotwords], tokenizer.vocab_size)]
+
+    def _language_model(self, tokenizer: Tokenizer) -> list[Scorer]:
+        if not self.lm_exp_dir:
+            return []
+        scorers: list[Scorer] = [ShallowFusion(load_lm(Path(self.lm_exp_dir), tokenizer), self.lm_scale_decode)]
+        if self.lodr_scale:
+            scorers.append(Lodr(load_bigram(Path(self.lm_exp_dir), tokenizer.vocab_size), self.lodr_scale))
+        return scorers
+
     def start(self, model: Transducer, num_streams: int) -> PathState:
-        assert bool(self.hotwords_file) == bool(self.scorers), "fit the search to the model's tokens with for_tokens"
-        return start_paths(model, num_streams, self.beam_size, self.scorers)
+        biased = bool(self.hotwords_file or self.lm_exp_dir)
+        assert biased == bool(self.scorers), "fit the search to the model's tokens with for_tokens"
+        return replace(start_paths(model, num_streams, self.beam_size, self.scorers), nbest=self.nbest)
 
     @torch.no_grad()
     def advance(self, model: Transducer, encoder_out: Tensor, encoder_out_lens: Tensor, state: PathState) -> PathState:
@@ -112,7 +138,7 @@ class ModifiedBeamSearch(Search[PathState]):
         for scorer, tensors in zip(self.scorers, scored, strict=True):
             owed = owed + scorer.owed(tensors)
         frames = add_lens(state.frames, encoder_out_lens)
-        return PathState(context, predicted, log_prob, key, scored, owed, histories, frames)
+        return PathState(context, predicted, log_prob, key, scored, owed, histories, frames, state.nbest)
 
 
 def _merge_equal_paths(log_prob: Tensor, key: Tensor) -> Tensor:

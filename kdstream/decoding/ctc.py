@@ -19,8 +19,8 @@ from kdstream.decoding.paths import (
     Segment,
     add_lens,
     extend_histories,
+    result_of,
     trace_back,
-    unroll,
     with_token,
 )
 from kdstream.decoding.search import Result, Search
@@ -70,11 +70,7 @@ class CtcState:
         """The most probable prefix of each stream so far."""
         log_prob, best = torch.logaddexp(self.by_blank, self.by_token).max(dim=1)
         chosen = zip(self.histories, best.tolist(), log_prob.tolist(), strict=True)
-        answers = []
-        for prefixes, b, total in chosen:
-            tokens, timestamps, token_log_probs = unroll(prefixes[b])
-            answers.append(Result(tokens, timestamps, total, token_log_probs))
-        return answers
+        return [result_of(prefixes[b], total) for prefixes, b, total in chosen]
 
 
 def start_prefixes(model: Transducer, num_streams: int, num_prefixes: int, method: str) -> CtcState:

@@ -8,8 +8,9 @@ Shapes: as in search.py, and B paths per stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -49,6 +50,7 @@ class PathState:
     owed: (N, B) float32, what of log_prob scorers take back where the path ends here.
     histories: N lists of B segments.
     frames: output frames that each stream has consumed.
+    nbest: paths of each stream that results list.
     """
 
     context: Tensor
@@ -59,6 +61,7 @@ class PathState:
     owed: Tensor
     histories: list[list[Segment]]
     frames: list[int]
+    nbest: int = 0
 
     @classmethod
     def stack(cls, states: Sequence[PathState]) -> PathState:
@@ -75,6 +78,7 @@ class PathState:
             torch.cat([state.owed for state in states]),
             [paths for state in states for paths in state.histories],
             [frames for state in states for frames in state.frames],
+            states[0].nbest,
         )
 
     def row(self, n: int) -> PathState:
@@ -89,6 +93,7 @@ class PathState:
             self.owed[one],
             self.histories[one],
             self.frames[one],
+            self.nbest,
         )
 
     def results(self) -> list[Result]:
@@ -99,9 +104,10 @@ class PathState:
         context_size = self.context.size(2)
         answers = []
         for paths, log_probs in zip(self.histories, (self.log_prob - self.owed).tolist(), strict=True):
-            best = max(range(len(paths)), key=lambda b: log_probs[b] / (context_size + paths[b].length))
-            tokens, timestamps, token_log_probs = unroll(paths[best])
-            answers.append(Result(tokens, timestamps, log_probs[best], token_log_probs))
+            used = [b for b in range(len(paths)) if log_probs[b] != -math.inf]
+            used.sort(key=lambda b: log_probs[b] / (context_size + paths[b].length), reverse=True)
+            best, *others = [result_of(paths[b], log_probs[b]) for b in used[: max(1, self.nbest)]]
+            answers.append(replace(best, nbest=[best, *others]) if self.nbest else best)
         return answers
 
 
@@ -187,16 +193,17 @@ def add_lens(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
     return [before + more for before, more in zip(frames, encoder_out_lens.tolist(), strict=True)]
 
 
-def unroll(path: Segment) -> tuple[list[int], list[int], list[float]]:
-    """All tokens of a path, their timestamps and their log probabilities, first to last."""
+def result_of(path: Segment, log_prob: float) -> Result:
+    """All tokens of a path, first to last."""
     segments: list[Segment] = []
     segment: Segment | None = path
     while segment is not None:
         segments.append(segment)
         segment = segment.previous
     segments.reverse()
-    return (
+    return Result(
         [token for s in segments for token in s.tokens],
         [time for s in segments for time in s.timestamps],
-        [log_prob for s in segments for log_prob in s.log_probs],
+        log_prob,
+        [own for s in segments for own in s.log_probs],
     )

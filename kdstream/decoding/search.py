@@ -36,12 +36,14 @@ class Result:
     """What a stream says: token ids, the output frame (40 ms, from the stream's start) of each, log probability.
 
     token_log_probs: of each token, given those before it, on the frame where the path took it.
+    nbest: the best paths, this one first, where the search was told to list them.
     """
 
     tokens: list[int]
     timestamps: list[int]
     log_prob: float
     token_log_probs: list[float] = field(default_factory=list)
+    nbest: list[Result] = field(default_factory=list)
 
     @property
     def confidence(self) -> float | None:

@@ -60,15 +60,16 @@ def choose_search(decode: DecodeConfig) -> Search:
     """The search that the flags name; `Search.for_tokens` fits it to a model's tokens.
 
     Raises UserError for a search that is unknown or cannot run here, for a setting that is out of range, and for
-    hotwords that the search would not look at.
+    hotwords or a language model that the search would not look at.
     """
     search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
-    if decode.hotwords_file and "hotwords_file" not in own:
-        raise UserError(
-            f"{decode.decoding_method} takes no hotwords",
-            flag=option("hotwords_file", decode.hotwords_file),
-            fix="use --decoding-method modified_beam_search",
-        )
+    for name, what in (("hotwords_file", "hotwords"), ("lm_exp_dir", "language model"), ("nbest", "n-best list")):
+        if getattr(decode, name) and name not in own:
+            raise UserError(
+                f"{decode.decoding_method} takes no {what}",
+                flag=option(name, getattr(decode, name)),
+                fix="use --decoding-method modified_beam_search",
+            )
     return search(**{name: getattr(decode, name) for name in own})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from kdstream.evaluation.latency import (
 from kdstream.evaluation.records import RESULTS_JSON, Record, add_record
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
+from kdstream.files import write_text
 from kdstream.words import split_words, unit_of
 
 
@@ -65,6 +67,7 @@ class DecodingRun:
         )
         paths = [Path(path) for path in decode.alignments]
         sets = self.data.test_sets() if paths else {}
+        self._nbest: list[str] = []  # lines of the test set that is being decoded
         self.word_ends = {
             name: read_word_ends(paths, utterances.cuts, self.words_of) for name, utterances in sets.items()
         }
@@ -77,6 +80,12 @@ class DecodingRun:
         """Reference and hypothesis in words; with the times of the hypothesis where delays are measured."""
         words = self.data.tokenizer.words(result.tokens, self.decode.score_by)
         frames = tuple(result.timestamps[word.last] for word in words) if self.word_ends else ()
+        if self.decode.nbest:
+            paths = [
+                {"text": self.data.tokenizer.decode(path.tokens), "log_prob": path.log_prob, "tokens": len(path.tokens)}
+                for path in result.nbest
+            ]
+            self._nbest.append(json.dumps({"id": cut_id, "ref": text, "nbest": paths}, ensure_ascii=False) + "\n")
         return Transcript(cut_id, self.words_of(text), [word.word for word in words], frames)
 
     def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
@@ -93,6 +102,9 @@ class DecodingRun:
         scoring.write_wer_summary(summary, {self._key(): score.wer})
         logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
         logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
+        if self._nbest:
+            write_text(self._file("nbest", test_set, "jsonl"), "".join(sorted(self._nbest)))
+            self._nbest.clear()
         results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, RESULTS_JSON))
         latency: Latency = {}
         if self.word_ends:
@@ -154,11 +166,11 @@ class DecodingRun:
             normalisation=self.data.tokenizer.normalisation,
         )
 
-    def _file(self, kind: str, test_set: str) -> Path:
+    def _file(self, kind: str, test_set: str, ending: str = "txt") -> Path:
         if self.chunkwise:
             separator = "_" if kind == "wer-summary" else "-"
-            return self.folder / f"{kind}{separator}{test_set}_{self._key()}_{self._suffix()}.txt"
-        return self.folder / f"{kind}-{test_set}-{self._suffix()}.txt"
+            return self.folder / f"{kind}{separator}{test_set}_{self._key()}_{self._suffix()}.{ending}"
+        return self.folder / f"{kind}-{test_set}-{self._suffix()}.{ending}"
 
     def _key(self) -> str:
         """The search, as icefall's streaming_decode.py (chunkwise) and decode.py call it."""
