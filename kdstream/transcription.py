@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kdstream.units import ENCODER_FRAME_MS
-from kdstream.words import Letter, locate
+from kdstream.words import UNSPACED, Letter, locate
 
 OUTPUT_FRAME_SECONDS = 2 * ENCODER_FRAME_MS / 1000
 
@@ -25,6 +25,27 @@ class Word(NamedTuple):
     end: float
 
 
+class Segment(NamedTuple):
+    """What was said between two pauses: at least one word.
+
+    confidence: as in Transcription.
+    """
+
+    text: str
+    words: list[Word]
+    confidence: float | None
+
+    @property
+    def start(self) -> float:
+        """Of the first word, in seconds from the start of the audio."""
+        return self.words[0].start
+
+    @property
+    def end(self) -> float:
+        """Of the last word, in seconds from the start of the audio."""
+        return self.words[-1].end
+
+
 @dataclass(frozen=True)
 class Transcription:
     """What was said.
@@ -33,6 +54,7 @@ class Transcription:
     seconds: length of the audio.
     text: the words, with blanks between them where their script has blanks.
     confidence: the geometric mean of the tokens' probabilities, in (0, 1]; None where nothing was said.
+    segments: the same words, cut where endpoints.py says so.
     """
 
     audio: str
@@ -40,15 +62,18 @@ class Transcription:
     text: str
     words: list[Word]
     confidence: float | None
+    segments: list[Segment] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         words = [{"word": word.text, "start": word.start, "end": word.end} for word in self.words]
+        segments = [{"start": each.start, "end": each.end, "text": each.text} for each in self.segments]
         return {
             "audio": self.audio,
             "seconds": round(self.seconds, 2),
             "text": self.text,
             "words": words,
             "confidence": self.confidence,
+            "segments": segments,
         }
 
 
@@ -69,3 +94,9 @@ def group_words(letters: Sequence[Letter], frames: Sequence[int]) -> list[Word]:
 def mean_probability(log_probs: Sequence[float]) -> float | None:
     """The geometric mean of probabilities; None of none."""
     return math.exp(sum(log_probs) / len(log_probs)) if log_probs else None
+
+
+def join(text: str, more: str) -> str:
+    """Two texts as one, with a blank between them where their script has blanks."""
+    together = not text or not more or (UNSPACED.match(text[-1]) and UNSPACED.match(more[0]))
+    return text + more if together else f"{text} {more}"

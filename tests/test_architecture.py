@@ -25,14 +25,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transcription": {"units", "words"},
     "audio": {"units", "errors"},
     "config": {"units", "errors", "files", "words"},
+    "endpoints": {"words", "transcription", "config"},
     "models": {"units", "errors", "config"},
     "devices": {"errors", "models"},
     "data": {"units", "errors", "audio", "files", "words", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
     "lm": {"errors", "files", "config", "data", "models", "checkpoints", "devices"},
     "decoding": {
-        "units", "errors", "audio", "words", "hotwords", "transcription", "config", "data", "models", "checkpoints",
-        "devices", "lm",
+        "units", "errors", "audio", "words", "hotwords", "transcription", "config", "endpoints", "data", "models",
+        "checkpoints", "devices", "lm",
     },
     "evaluation": {
         "units", "errors", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
@@ -40,10 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
     "export": {"units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation"},
-    "serving": {"units", "errors", "audio", "words", "hotwords", "config"},
+    "serving": {"units", "errors", "audio", "words", "hotwords", "transcription", "config", "endpoints"},
     "recognizer": {
-        "units", "errors", "audio", "words", "transcription", "config", "data", "checkpoints", "devices", "decoding",
-        "serving",
+        "units", "errors", "audio", "words", "transcription", "config", "endpoints", "data", "checkpoints", "devices",
+        "decoding", "serving",
     },
     "reporting": {
         "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "training", "decoding",

@@ -68,9 +68,16 @@ class CtcState:
 
     def results(self) -> list[Result]:
         """The most probable prefix of each stream so far."""
+        return [result_of(prefix, log_prob) for prefix, log_prob in self._best()]
+
+    def last_frames(self) -> list[int]:
+        """The output frame of the last token of each stream's most probable prefix; -1 where it has none."""
+        return [prefix.timestamps[-1] if prefix.timestamps else -1 for prefix, _ in self._best()]
+
+    def _best(self) -> list[tuple[Segment, float]]:
         log_prob, best = torch.logaddexp(self.by_blank, self.by_token).max(dim=1)
         chosen = zip(self.histories, best.tolist(), log_prob.tolist(), strict=True)
-        return [result_of(prefixes[b], total) for prefixes, b, total in chosen]
+        return [(prefixes[b], total) for prefixes, b, total in chosen]
 
 
 def start_prefixes(model: Transducer, num_streams: int, num_prefixes: int, method: str) -> CtcState:

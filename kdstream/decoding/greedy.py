@@ -96,6 +96,9 @@ class GreedySearch(Search[PathState]):
     def start(self, model: Transducer, num_streams: int) -> PathState:
         return start_paths(model, num_streams, num_paths=1)
 
+    def restart(self, model: Transducer, state: PathState) -> PathState:
+        return state.restarted(super().restart(model, state))
+
     @torch.no_grad()
     def advance(self, model: Transducer, encoder_out: Tensor, encoder_out_lens: Tensor, state: PathState) -> PathState:
         """As `Search.advance`; log_prob sums the log probabilities of the symbols taken, blanks included."""

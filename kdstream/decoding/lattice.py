@@ -99,6 +99,10 @@ class LatticeState:
                 answers.append(most_probable(lattice[0], times, context_size))
         return answers
 
+    def last_frames(self) -> list[int]:
+        """The output frame of the last token of each stream's best path; -1 where it has none."""
+        return [result.timestamps[-1] if result.timestamps else -1 for result in self.results()]
+
 
 @dataclass(frozen=True)
 class FastBeamSearch(Search[LatticeState]):

@@ -101,14 +101,32 @@ class PathState:
 
         As in icefall, the symbols counted are the path's tokens and the C that stand before the first one.
         """
-        context_size = self.context.size(2)
         answers = []
+        for paths, ranked in zip(self.histories, self._ranked(), strict=True):
+            best, *others = [result_of(paths[b], log_prob) for b, log_prob in ranked[: max(1, self.nbest)]]
+            answers.append(replace(best, nbest=[best, *others]) if self.nbest else best)
+        return answers
+
+    def last_frames(self) -> list[int]:
+        """The output frame of the last token of each stream's best path; -1 where it has none."""
+        last = (paths[ranked[0][0]].timestamps for paths, ranked in zip(self.histories, self._ranked(), strict=True))
+        return [times[-1] if times else -1 for times in last]
+
+    def restarted(self, fresh: PathState) -> PathState:
+        """`fresh`, the state of one stream that has heard nothing, where the predictor sees the best path's tokens."""
+        ((best, _), *_) = self._ranked()[0]
+        context, predicted = (x[:, best : best + 1].expand_as(x).clone() for x in (self.context, self.predicted))
+        return replace(fresh, context=context, predicted=predicted)
+
+    def _ranked(self) -> list[list[tuple[int, float]]]:
+        """The paths of each stream and their log probabilities, the best ones first."""
+        context_size = self.context.size(2)
+        ranked = []
         for paths, log_probs in zip(self.histories, (self.log_prob - self.owed).tolist(), strict=True):
             used = [b for b in range(len(paths)) if log_probs[b] != -math.inf]
             used.sort(key=lambda b: log_probs[b] / (context_size + paths[b].length), reverse=True)
-            best, *others = [result_of(paths[b], log_probs[b]) for b in used[: max(1, self.nbest)]]
-            answers.append(replace(best, nbest=[best, *others]) if self.nbest else best)
-        return answers
+            ranked.append([(b, log_probs[b]) for b in used])
+        return ranked
 
 
 def _cat(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.endpoints import Tokens
 from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import mean_probability
@@ -50,6 +51,9 @@ class Result:
         """The geometric mean of the tokens' probabilities, in (0, 1]; None where nothing is said."""
         return mean_probability(self.token_log_probs)
 
+    def as_tokens(self) -> Tokens:
+        return Tokens(self.tokens, self.timestamps, self.token_log_probs)
+
 
 class State(Protocol):
     """What a search knows of N streams between two calls.
@@ -70,6 +74,10 @@ class State(Protocol):
 
     def results(self) -> list[Result]:
         """The best path of each stream so far.  Changes nothing: it may be called at any time, and more than once."""
+        ...
+
+    def last_frames(self) -> list[int]:
+        """The output frame of the last token of each stream's best path; -1 where it has none."""
         ...
 
 
@@ -155,6 +163,15 @@ class Search(ABC, Generic[AnyState]):
         Returns:
           The state after these frames.
         """
+
+    def restart(self, model: Transducer, state: AnyState) -> AnyState:
+        """The state of one stream after an endpoint: it says nothing yet, and its frames count on.
+
+        A search with a predictor lets it see the last tokens, as sherpa-onnx does.
+        """
+        fresh = self.start(model, 1)
+        fresh.frames = state.frames
+        return fresh
 
     def _require(self, name: str, condition: bool, problem: str) -> None:
         """Raises UserError, with the flag, unless the setting `name` fulfils a condition."""

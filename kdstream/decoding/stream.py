@@ -20,9 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.decoding.chunk_step import Step, chunk_step
 from kdstream.decoding.search import Result, Search, State
+from kdstream.endpoints import Segmenter
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import SHORTEST, ChunkConfig, EncoderState, pad_to_whole_chunks, stack_states
 from kdstream.models.transducer import Transducer
+
+Utterances = Iterable[tuple[Any, Tensor | Iterable[Tensor]]]
 
 
 @torch.no_grad()
@@ -67,9 +70,11 @@ class Stream:
     """One utterance as it arrives.  `StreamingDecoder.open` makes it, `accept_features` and `finish` feed it.
 
     closed: set it when the stream is no longer needed; the decoder then gives its place to another.
+    segmenter: cuts its text into segments; None: it is one.
     """
 
-    def __init__(self, chunk: ChunkConfig, search_state: State) -> None:
+    def __init__(self, chunk: ChunkConfig, search_state: State, segmenter: Segmenter | None = None) -> None:
+        self.segmenter = segmenter
         self.searched = search_state  # of all streams of a step; row `row` is this one's
         self.row = 0
         self.finished = False
@@ -113,7 +118,7 @@ class Stream:
 
     @property
     def result(self) -> Result:
-        """The best hypothesis so far."""
+        """The best hypothesis so far, since the last endpoint if there was one."""
         return self.search_state.results()[0]
 
     def next_chunk(self) -> Tensor:
@@ -135,12 +140,19 @@ class StreamingDecoder:
       chunk: with limited left context.
       max_streams: streams in one batch; more have to wait until one of these is closed.
       encode: the encoder's step; see `chunk_step`.  None: in Python.
+      new_segmenter: makes what cuts the text of a stream into segments.  None: nothing does.
     Raises:
       UserError: a chunk that does not fit the encoder, or unlimited left context.
     """
 
     def __init__(
-        self, model: Transducer, chunk: ChunkConfig, search: Search, max_streams: int = 64, encode: Step | None = None
+        self,
+        model: Transducer,
+        chunk: ChunkConfig,
+        search: Search,
+        max_streams: int = 64,
+        encode: Step | None = None,
+        new_segmenter: Callable[[], Segmenter] | None = None,
     ) -> None:
         if max_streams < 1:
             raise UserError("must be at least 1", flag=option("num_decode_streams", max_streams))
@@ -148,6 +160,7 @@ class StreamingDecoder:
         self.chunk = chunk
         self.search = search
         self.max_streams = max_streams
+        self._new_segmenter = new_segmenter
         self._device = next(model.parameters()).device
         self._encode = encode or chunk_step(model, chunk)
         self._fresh = model.init_state(1, chunk, self._device)
@@ -157,7 +170,8 @@ class StreamingDecoder:
 
     def open(self) -> Stream:
         """A new stream."""
-        stream = Stream(self.chunk, self.search.start(self.model, 1))
+        segmenter = self._new_segmenter() if self._new_segmenter is not None else None
+        stream = Stream(self.chunk, self.search.start(self.model, 1), segmenter)
         self._waiting.append(stream)
         return stream
 
@@ -183,7 +197,16 @@ class StreamingDecoder:
         searched = self.search.advance(self.model, encoder_out, lens, _search_state(streams))
         for row, stream in enumerate(streams):
             stream.searched, stream.row = searched, row
+        if self._new_segmenter is not None:
+            self._finish_segments(streams, searched)
         return streams
+
+    def _finish_segments(self, streams: list[Stream], searched: State) -> None:
+        """Ends the segments of `streams`, the rows of `searched`, that the endpoint rules say have ended."""
+        for stream, now, last in zip(streams, searched.frames, searched.last_frames(), strict=True):
+            if stream.segmenter is not None and stream.segmenter.ends(now, last):
+                stream.segmenter.finish(now, stream.result.as_tokens())
+                stream.searched, stream.row = self.search.restart(self.model, stream.search_state), 0
 
     def _assign_rows(self) -> None:
         """Takes closed streams out of the batch, and waiting ones into it, up to `max_streams`."""
@@ -208,18 +231,28 @@ class StreamingDecoder:
 
 
 def decode_streams(
+    decoder: StreamingDecoder, utterances: Utterances, step_ms: list[float] | None = None
+) -> Iterator[tuple[Any, Result]]:
+    """Decodes utterances chunk by chunk, as `run_streams` does; yields the result of each when it ends."""
+    for name, stream in run_streams(decoder, utterances, step_ms):
+        yield name, stream.result
+
+
+def run_streams(
     decoder: StreamingDecoder,
-    utterances: Iterable[tuple[Any, Tensor | Iterable[Tensor]]],
+    utterances: Utterances,
     step_ms: list[float] | None = None,
     on_partial: Callable[[Any, Stream], None] | None = None,
-) -> Iterator[tuple[Any, Result]]:
-    """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields each when it ends.
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Any, Stream]]:
+    """Decodes utterances chunk by chunk, `decoder.max_streams` at a time; yields the stream of each when it ends.
 
     Args:
       utterances: names and (T, F) features, whole or in pieces.  They are read only as places become free, and pieces
         only as they are decoded.
       step_ms: the milliseconds that each step takes are appended to it.
       on_partial: called after every step with the name and the stream of the utterance that began first.
+      interrupted: asked between two steps; once it says so, the streams end where they are, and no others begin.
     """
     source = iter(utterances)
     open_streams: list[tuple[Any, Stream]] = []
@@ -245,9 +278,11 @@ def decode_streams(
             name, stream = open_streams[0]
             on_partial(name, stream)
         for name, stream in open_streams:
-            if stream.done:
+            if stream.done or interrupted():
                 stream.closed = True
-                yield name, stream.result
+                yield name, stream
+        if interrupted():
+            return
         open_streams = [(name, stream) for name, stream in open_streams if not stream.closed]
 
 

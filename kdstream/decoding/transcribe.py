@@ -21,13 +21,13 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import MICROPHONE, FbankStream, find_long_audio, read_audio_file, read_features
 from kdstream.decoding.chunk_step import PatientStep, choose_engine, chunk_step
 from kdstream.decoding.search import Result, Search
-from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
+from kdstream.decoding.stream import Stream, StreamingDecoder, decode_whole, run_streams
+from kdstream.endpoints import EndpointConfig, Segmenter
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
-from kdstream.transcription import Transcription, group_words
+from kdstream.transcription import Segment, Transcription
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
-from kdstream.words import as_text
 
 LOOKING = 0.1  # the part of the time that partial texts may take
 
@@ -41,8 +41,9 @@ class Transcriber:
       num_streams: files that are decoded at once, chunk by chunk.
       max_seconds: of audio in a batch of whole files.
       engine: of the encoder, chunk by chunk; see `choose_engine`.
-      on_partial: is called with the partial text of the file that began first, when it may have grown and the last call
-        is so long ago that all of them take less than LOOKING of the time.
+      on_partial: is called with the growing segment of the file that began first, when it may have grown and the last
+        call is so long ago that all of them take less than LOOKING of the time.
+      endpoints: where the text is cut into segments, chunk by chunk.
     """
 
     def __init__(
@@ -55,16 +56,28 @@ class Transcriber:
         max_seconds: float,
         engine: str = "auto",
         on_partial: Callable[[str], None] | None = None,
+        endpoints: EndpointConfig = EndpointConfig(),  # noqa: B008  # it is frozen
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
+        self.endpoints = endpoints
         self.encode: PatientStep | None = None
         if chunk is not None:
             engine = choose_engine(engine, model, num_streams)
             self.encode = PatientStep(chunk_step(model, chunk), lambda: chunk_step(model, chunk, engine))
 
-    def files(self, paths: Sequence[Path], report: Callable[[Path, UserError], None]) -> Iterator[Transcription]:
-        """Transcribes each file, in the order in which they end; errors of files that cannot be read go to `report`."""
+    def files(
+        self,
+        paths: Sequence[Path],
+        report: Callable[[Path, UserError], None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Transcription]:
+        """Transcribes each file, in the order in which they end.
+
+        Args:
+          report: gets errors of files that cannot be read.
+          interrupted: asked between two steps; once it says so, those that have begun end where they are.
+        """
         seconds: dict[str, float] = {}
 
         def utterances() -> Iterator[tuple[str, Tensor | Iterator[Tensor]]]:
@@ -81,8 +94,8 @@ class Transcriber:
                 except UserError as error:
                     report(path, error)
 
-        for name, result in self._decode(utterances()):
-            yield self.transcription(name, seconds[name], result)
+        for name, segmenter, result in self._decode(utterances(), interrupted):
+            yield segmenter.end(name, seconds[name], result.as_tokens())
 
     def samples(self, samples: Tensor) -> Transcription:
         """Transcribes samples (S,) at 16 kHz, at least 160 of them, as `files` transcribes a file.
@@ -91,16 +104,16 @@ class Transcriber:
         """
         seconds = len(samples) / SAMPLE_RATE
         self._check_length("the samples", seconds)
-        ((_, result),) = self._decode(iter([("", compute_fbank(samples))]))
-        return self.transcription("", seconds, result)
+        ((_, segmenter, result),) = self._decode(iter([("", compute_fbank(samples))]))
+        return segmenter.end("", seconds, result.as_tokens())
 
     def open(self, flag: str = "") -> LiveStream:
         """Speech that comes in pieces.  Raises UserError, which names `flag`, for a model that cannot stream."""
         if self.chunk is None or self.encode is None:
             raise UserError("the model hears whole utterances only", flag=flag, fix="use a streaming one, or files")
         self.encode.hurry()  # now, as nobody waits yet
-        decoder = StreamingDecoder(self.model, self.chunk, self.search, max_streams=1, encode=self.encode)
-        return LiveStream(self, decoder)
+        decoder = StreamingDecoder(self.model, self.chunk, self.search, 1, self.encode, self._segmenter)
+        return LiveStream(decoder)
 
     def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
         """Transcribes blocks (S,) of 16 kHz samples as they come, until they end or the user presses Ctrl-C.
@@ -109,8 +122,8 @@ class Transcriber:
         UserError for a model that cannot stream.
         """
         stream = self.open(MICROPHONE)
-        show = self._when_cheap(lambda: stream.text)
-        with _interruption() as interrupted:
+        show = self._when_cheap(lambda: stream.growing)
+        with interruption() as interrupted:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
@@ -123,21 +136,34 @@ class Transcriber:
         if self.chunk is None:
             check_length(str(path), seconds, self.max_seconds)
 
-    def _decode(self, utterances: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Result]]:
-        """Decodes features (T, 80), or where there is a chunk also pieces of such."""
+    def _decode(
+        self, utterances: Iterator[tuple[str, Any]], interrupted: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[str, Segmenter, Result]]:
+        """Decodes features (T, 80), or where there is a chunk also pieces of such.
+
+        Returns:
+          Of each its name, its finished segments, and what was said after them.
+        """
         if self.chunk is None:
             for batch in _batches(utterances, self.max_seconds):
+                if interrupted():
+                    return
                 results = decode_whole(self.model, batch.features, batch.feature_lens, None, self.search)
-                yield from zip(batch.cut_ids, results, strict=True)
+                for name, result in zip(batch.cut_ids, results, strict=True):
+                    yield name, self._segmenter(), result
             return
-        decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams, self.encode)
-        show = self._when_cheap(lambda name, stream: f"{name}: {self.text(stream.result)}")
-        yield from decode_streams(decoder, utterances, on_partial=show)
+        decoder = StreamingDecoder(self.model, self.chunk, self.search, self.num_streams, self.encode, self._segmenter)
+        show = self._when_cheap(lambda name, stream: f"{name}: {growing(stream)}")
+        for name, stream in run_streams(decoder, utterances, on_partial=show, interrupted=interrupted):
+            yield name, segmenter_of(stream), stream.result
+
+    def _segmenter(self) -> Segmenter:
+        return Segmenter(self.endpoints, self.tokenizer.letters)
 
     def _when_cheap(self, partial: Callable[..., str]) -> Callable[..., None]:
         """Gives `partial`'s text to `on_partial`, but only while this takes less than a part of the time.
 
-        A text is made of all tokens so far: to make one after every chunk of an hour would take longer than to hear it.
+        A text is made of all tokens of a segment, and a segment may be long where no endpoint ends it.
         """
         on_partial, next_look = self.on_partial, 0.0
 
@@ -151,22 +177,12 @@ class Transcriber:
 
         return look
 
-    def text(self, result: Result) -> str:
-        """The text of all tokens."""
-        return self.tokenizer.decode(result.tokens)
-
-    def transcription(self, audio: str, seconds: float, result: Result) -> Transcription:
-        """`result` as words with their times."""
-        letters = self.tokenizer.letters(result.tokens)
-        words = group_words(letters, result.timestamps)
-        return Transcription(audio, seconds, as_text(letters), words, result.confidence)
-
 
 class LiveStream:
     """Speech that comes in pieces, at 16 kHz.  `Transcriber.open` makes it."""
 
-    def __init__(self, transcriber: Transcriber, decoder: StreamingDecoder) -> None:
-        self._transcriber, self._decoder = transcriber, decoder
+    def __init__(self, decoder: StreamingDecoder) -> None:
+        self._decoder = decoder
         self._stream = decoder.open()
         self._fbank = FbankStream()
         self._samples = 0
@@ -183,7 +199,17 @@ class LiveStream:
     @property
     def text(self) -> str:
         """What has been heard so far."""
-        return self._transcriber.text(self._stream.result)
+        return segmenter_of(self._stream).text(self._stream.result.as_tokens())
+
+    @property
+    def growing(self) -> str:
+        """What has been heard since the last endpoint."""
+        return growing(self._stream)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The finished segments so far."""
+        return segmenter_of(self._stream).segments
 
     def finish(self, audio: str = "") -> Transcription:
         """Decodes the rest, and returns everything that was said in `audio`."""
@@ -191,11 +217,21 @@ class LiveStream:
         self._stream.finish()
         while self.step():
             pass
-        return self._transcriber.transcription(audio, self._samples / SAMPLE_RATE, self._stream.result)
+        return segmenter_of(self._stream).end(audio, self._samples / SAMPLE_RATE, self._stream.result.as_tokens())
+
+
+def segmenter_of(stream: Stream) -> Segmenter:
+    assert stream.segmenter is not None  # a Transcriber's decoder gives each stream one
+    return stream.segmenter
+
+
+def growing(stream: Stream) -> str:
+    """The text of a stream since its last endpoint."""
+    return segmenter_of(stream).growing(stream.result.as_tokens())
 
 
 @contextmanager
-def _interruption() -> Iterator[Event]:
+def interruption() -> Iterator[Event]:
     """An event that the first Ctrl-C sets; the second one interrupts as ever.  Elsewhere than in the main thread, to
     which alone Ctrl-C comes, nobody sets it."""
     interrupted = Event()

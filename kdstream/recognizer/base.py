@@ -12,7 +12,7 @@ import numpy as np
 
 from kdstream.audio.samples import check_samples as refuse_samples
 from kdstream.errors import UserError
-from kdstream.transcription import Transcription
+from kdstream.transcription import Segment, Transcription
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLE_RATES
 
 
@@ -87,9 +87,19 @@ class Stream(ABC):
             self._accept(block, sample_rate)
 
     @property
-    @abstractmethod
     def text(self) -> str:
         """The words so far."""
+        return self._text if self._result is None else self._result.text
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What has been said up to the last endpoint, in segments that do not change any more."""
+        return self._segments if self._result is None else self._result.segments
+
+    @property
+    def growing(self) -> str:
+        """The words since the last endpoint; none after `finish`."""
+        return self._growing if self._result is None else ""
 
     def finish(self) -> Transcription:
         """Decodes the rest.  Called again, it returns the same."""
@@ -97,6 +107,21 @@ class Stream(ABC):
             seconds = self._samples / self._sample_rate
             self._result = nothing(seconds) if is_short(self._samples, self._sample_rate) else self._finish(seconds)
         return self._result
+
+    @property
+    @abstractmethod
+    def _text(self) -> str:
+        """`text` before `finish`."""
+
+    @property
+    @abstractmethod
+    def _growing(self) -> str:
+        """`growing` before `finish`."""
+
+    @property
+    @abstractmethod
+    def _segments(self) -> list[Segment]:
+        """`segments` before `finish`."""
 
     @abstractmethod
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:

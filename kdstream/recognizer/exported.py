@@ -12,7 +12,7 @@ from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.serving.engine import ExportedModel, load_recognizer, settings_of, text_heard
-from kdstream.transcription import OUTPUT_FRAME_SECONDS, Transcription, group_words, mean_probability
+from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription, group_words, mean_probability
 from kdstream.words import as_text, spell
 
 
@@ -56,8 +56,16 @@ class ExportedStream(Stream):
         self._stream = runtime.create_stream()
 
     @property
-    def text(self) -> str:
+    def _text(self) -> str:
         return text_heard(self._runtime, self._stream)
+
+    @property
+    def _growing(self) -> str:
+        return self._text
+
+    @property
+    def _segments(self) -> list[Segment]:
+        return []
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         self._sample_rate = sample_rate

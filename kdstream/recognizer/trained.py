@@ -19,7 +19,7 @@ from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.errors import UserError
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.transcription import Transcription
+from kdstream.transcription import Segment, Transcription
 
 
 class TrainedRecognizer(Recognizer):
@@ -71,8 +71,16 @@ class TrainedStream(Stream):
         self._resampling: ResamplingStream | None = None
 
     @property
-    def text(self) -> str:
+    def _text(self) -> str:
         return self._stream.text
+
+    @property
+    def _growing(self) -> str:
+        return self._stream.growing
+
+    @property
+    def _segments(self) -> list[Segment]:
+        return self._stream.segments
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         if self._resampling is None:

@@ -12,12 +12,21 @@ from torch import Tensor
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.paths import PathState
+from kdstream.decoding.paths import PathState, Segment
 from kdstream.decoding.search import Result, Search
-from kdstream.decoding.stream import Stream, StreamingDecoder, decode_streams, decode_whole, encode_whole
+from kdstream.decoding.stream import (
+    Stream,
+    StreamingDecoder,
+    decode_streams,
+    decode_whole,
+    encode_whole,
+    run_streams,
+)
+from kdstream.endpoints import EndpointConfig, Segmenter
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
+from kdstream.words import Letter, spell
 from support.decoding import talkative_model
 from support.models import CHEAP_FRONT_END, SETTINGS, random_batch
 
@@ -276,3 +285,62 @@ def test_the_states_of_a_search_are_stacked_only_where_other_streams_take_part(m
     streams[1].accept_features(utterances[0][100:])
     run_to_the_end(decoder)
     assert len({tuple(stream.result.tokens) for stream in streams}) == 1
+
+
+@pytest.fixture(scope="module")
+def pausing_model() -> Transducer:
+    """It says a word now and then, for as long as it hears noise."""
+    model = talkative_model(causal=True, blank=2.5, **CHEAP_FRONT_END)
+    with torch.no_grad():  # what is said depends on what is heard
+        model.decoder.embedding.weight.mul_(0.4)
+    return model
+
+
+def letters(tokens: Sequence[int]) -> list[Letter]:
+    return spell([f"▁{token}" for token in tokens])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_endpoints_cut_the_text_and_change_no_word(pausing_model, search):
+    model = pausing_model
+    features = [random_batch((length,), seed=seed)[0][0] for seed, length in enumerate((601, 302))]
+    rules = EndpointConfig(rule1_min_trailing_silence=0.5, rule2_min_trailing_silence=0.2, rule3_min_utterance_length=2)
+    cut = StreamingDecoder(model, CHUNKS[0], search, 2, new_segmenter=lambda: Segmenter(rules, letters))
+    plain = StreamingDecoder(model, CHUNKS[0], search, 2)
+    results = dict(decode_streams(plain, enumerate(features)))
+    for n, stream in run_streams(cut, enumerate(features)):
+        assert stream.segmenter is not None
+        kept = stream.result.tokens
+        heard = stream.segmenter.end("", 0.0, stream.result.as_tokens())
+        assert len(heard.segments) > 1 and len(kept) < 40
+        assert all(segment.end - segment.start <= 2.5 for segment in heard.segments)
+        if isinstance(search, GreedySearch):  # a beam goes on with its best path alone
+            assert [int(word.text) for word in heard.words] == results[n].tokens
+            assert [round(word.start / 0.04) for word in heard.words] == results[n].timestamps
+            assert heard.confidence == pytest.approx(results[n].confidence, abs=1e-6)
+
+
+def test_what_a_stream_keeps_does_not_grow_with_its_length(pausing_model):
+    rules = EndpointConfig(rule3_min_utterance_length=1.0)
+    decoder = StreamingDecoder(
+        pausing_model, CHUNKS[0], ModifiedBeamSearch(), 1, new_segmenter=lambda: Segmenter(rules, letters)
+    )
+    stream, kept = decoder.open(), []
+    for seed in range(12):
+        stream.accept_features(random_batch((100,), seed=seed)[0][0])
+        run_to_the_end(decoder)
+        kept.append(sum(unrolled_length(path) for path in stream.search_state.histories[0]))
+    assert stream.segmenter is not None
+    assert sum(len(segment.words) for segment in stream.segmenter.segments) > 20
+    assert max(kept) <= 4 * 30  # four paths of a second and a chunk
+
+
+def unrolled_length(path: Segment | None) -> int:
+    return len(path.tokens) + unrolled_length(path.previous) if path is not None else 0
+
+
+def test_an_interrupted_run_gives_what_was_heard(pausing_model, utterances):
+    steps: list[float] = []
+    decoder = StreamingDecoder(pausing_model, CHUNKS[0], GreedySearch(), max_streams=2)
+    heard = dict(run_streams(decoder, enumerate(utterances), steps, interrupted=lambda: len(steps) == 3))
+    assert list(heard) == [0, 1] and all(stream.result.tokens for stream in heard.values())

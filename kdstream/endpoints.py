@@ -1,0 +1,134 @@
+"""Where a stream's text is cut into segments: the endpoint rules of sherpa-onnx, for every runtime.
+
+A segment that is finished never changes, and nothing that it was made of is kept.  So a step of a stream of hours costs
+what one of a minute costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kdstream.config.flags import Section, flag
+from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription, group_words, join, mean_probability
+from kdstream.words import Letter, as_text, locate
+
+
+@dataclass(frozen=True)
+class EndpointConfig(Section):
+    """When a segment ends.  Names and defaults are those of sherpa-onnx."""
+
+    enable_endpoint: bool = flag(True, "Cut the text of a stream into segments where the rules below say so.")
+    rule1_min_trailing_silence: float = flag(2.4, "Seconds of silence that end a segment without words.", above=0)
+    rule2_min_trailing_silence: float = flag(1.2, "Seconds of silence after words that end a segment.", above=0)
+    rule3_min_utterance_length: float = flag(20.0, "Seconds after which a segment ends at a word.", above=0)
+
+    def is_endpoint(self, length: float, trailing_silence: float) -> bool:
+        """Whether a segment of `length` seconds ends whose last ones are silent: all of them where no word is said."""
+        return (
+            trailing_silence >= self.rule1_min_trailing_silence
+            or (length > trailing_silence >= self.rule2_min_trailing_silence)
+            or length >= self.rule3_min_utterance_length
+        )
+
+
+class Tokens(NamedTuple):
+    """Tokens of a path, the output frame (40 ms, from the stream's start) of each, and its log probability."""
+
+    tokens: Sequence[Any]
+    frames: Sequence[int]
+    log_probs: Sequence[float]
+
+    def __add__(self, more: Tokens) -> Tokens:  # pyright: ignore[reportIncompatibleMethodOverride]
+        frames, log_probs = [*self.frames, *more.frames], [*self.log_probs, *more.log_probs]
+        return Tokens([*self.tokens, *more.tokens], frames, log_probs)
+
+    def part(self, begin: int, end: int) -> Tokens:
+        return Tokens(self.tokens[begin:end], self.frames[begin:end], self.log_probs[begin:end])
+
+
+NOTHING = Tokens((), (), ())
+
+
+class Segmenter:
+    """The segments of one stream.
+
+    Rule 3 may end a segment within a word.  This word is held back, and begins the next segment.
+
+    Args:
+      spell: the letters of tokens, see `words.spell`.
+
+    segments: the finished ones.
+    """
+
+    def __init__(self, rules: EndpointConfig, spell: Callable[[Sequence[Any]], list[Letter]]) -> None:
+        self.segments: list[Segment] = []
+        self._rules, self._spell = rules, spell
+        self._begin = 0  # output frame where the growing segment begins
+        self._held = NOTHING
+        self._text = ""  # of the finished segments
+        self._log_prob, self._count = 0.0, 0  # of their tokens
+
+    def ends(self, now: int, last: int) -> bool:
+        """Whether the growing segment ends here.
+
+        Args:
+          now: output frames that the stream has decoded.
+          last: the output frame of the last token since the last endpoint; -1 where there is none.
+        """
+        if not self._rules.enable_endpoint:
+            return False
+        silence = self._silence(now, last)
+        if not self._rules.is_endpoint((now - self._begin) * OUTPUT_FRAME_SECONDS, silence * OUTPUT_FRAME_SECONDS):
+            return False
+        if silence == now - self._begin:  # there is nothing to finish
+            self._begin = now
+            return False
+        return True
+
+    def finish(self, now: int, tokens: Tokens) -> None:
+        """Finishes the growing segment at the output frame `now`.
+
+        Args:
+          tokens: all tokens since the last endpoint.
+        """
+        silence = self._silence(now, tokens.frames[-1] if tokens.frames else -1) * OUTPUT_FRAME_SECONDS
+        tokens = self._held + tokens
+        end = len(tokens.tokens)
+        if silence < self._rules.rule2_min_trailing_silence:
+            located = locate(self._spell(tokens.tokens))
+            end = (located[-1].first if located else 0) or end  # a single word is not held back
+        self._append(tokens.part(0, end))
+        self._held = tokens.part(end, len(tokens.tokens))
+        self._begin = self._held.frames[0] if self._held.frames else now
+
+    def growing(self, tokens: Tokens) -> str:
+        """The text since the last segment; `tokens` as in `finish`."""
+        return as_text(self._spell([*self._held.tokens, *tokens.tokens]))
+
+    def text(self, tokens: Tokens) -> str:
+        """All text so far; `tokens` as in `finish`."""
+        return join(self._text, self.growing(tokens))
+
+    def end(self, audio: str, seconds: float, tokens: Tokens) -> Transcription:
+        """Finishes the last segment at the end of the stream; `tokens` as in `finish`."""
+        self._append(self._held + tokens)
+        self._held = NOTHING
+        words = [word for segment in self.segments for word in segment.words]
+        confidence = mean_probability([self._log_prob / self._count] if self._count else [])
+        return Transcription(audio, seconds, self._text, words, confidence, self.segments)
+
+    def _silence(self, now: int, last: int) -> int:
+        """Output frames since the last token of the growing segment, or since its start."""
+        held = self._held.frames[-1] if self._held.frames else -1
+        return now - max(last + 1, held + 1, self._begin)
+
+    def _append(self, tokens: Tokens) -> None:
+        letters = self._spell(tokens.tokens)
+        words = group_words(letters, tokens.frames)
+        if words:
+            self.segments.append(Segment(as_text(letters), words, mean_probability(tokens.log_probs)))
+            self._text = join(self._text, self.segments[-1].text)
+        self._log_prob += sum(tokens.log_probs)
+        self._count += len(tokens.log_probs)

@@ -1,0 +1,93 @@
+"""The endpoint rules, and what they make of a stream of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
+from kdstream.transcription import Word
+from kdstream.words import spell
+
+FRAME = 0.04
+
+
+@pytest.mark.parametrize(
+    "length, silence, ends",
+    [
+        (2.36, 2.36, False),
+        (2.40, 2.40, True),  # rule 1: nothing was said
+        (3.0, 1.16, False),
+        (3.0, 1.2, True),  # rule 2
+        (1.2, 1.2, False),  # rule 2 wants words
+        (19.96, 0.0, False),
+        (20.0, 0.0, True),  # rule 3
+    ],
+)
+def test_the_rules_are_those_of_sherpa_onnx(length, silence, ends):
+    assert EndpointConfig().is_endpoint(length, silence) == ends
+
+
+def segment_all(tokens: list[tuple[str, int]], frames: int, **rules: Any) -> Segmenter:
+    """The segmenter of a stream that decodes a frame per step."""
+    segmenter, since = Segmenter(EndpointConfig(**rules), spell), []
+    for now in range(1, frames + 1):
+        since += [(piece, frame, -0.1) for piece, frame in tokens if frame == now - 1]
+        if segmenter.ends(now, since[-1][1] if since else -1):
+            segmenter.finish(now, as_tokens(since))
+            since = []
+    segmenter.end("a.wav", frames * FRAME, as_tokens(since))
+    return segmenter
+
+
+def as_tokens(tokens: list[tuple[str, int, float]]) -> Tokens:
+    return Tokens(*(list(column) for column in zip(*tokens, strict=True))) if tokens else Tokens([], [], [])
+
+
+def test_a_pause_after_words_ends_a_segment_and_silence_makes_none():
+    tokens = [("▁A", 10), ("▁BE", 20), ("D", 21), ("▁C", 300)]
+    segments = segment_all(tokens, 400).segments
+    assert [(segment.text, segment.start, segment.end) for segment in segments] == [
+        ("A BED", 0.4, 0.88),
+        ("C", 12.0, 12.04),
+    ]
+    assert segments[0].words == [Word("A", 0.4, 0.44), Word("BED", 0.8, 0.88)]
+    assert segments[0].confidence == pytest.approx(0.904837, abs=1e-6)
+
+
+def test_the_longest_segment_ends_before_the_word_that_is_being_said():
+    tokens = [piece for n in range(0, 1200, 20) for piece in (("▁BE", n), ("D", n + 10))]
+    segments = segment_all(tokens, 1200).segments
+    assert [word.text for segment in segments for word in segment.words] == ["BED"] * 60
+    assert len(segments) == 3 and all(segment.end - segment.start <= 20.0 for segment in segments)
+    assert all(a.end <= b.start for a, b in zip(segments, segments[1:], strict=False))
+
+
+def test_a_word_without_an_end_is_cut():
+    segments = segment_all([("A", n) for n in range(1000)], 1000).segments
+    assert [len(segment.text) for segment in segments] == [500, 500]
+
+
+def test_scripts_without_blanks_are_joined_without_them():
+    heard = segment_all([("日", 10), ("本", 20), ("語", 100), ("▁A", 200), ("▁B", 300)], 400)
+    assert [segment.text for segment in heard.segments] == ["日本", "語", "A", "B"]
+    assert heard.text(Tokens([], [], [])) == "日本語 A B"
+
+
+def test_without_endpoints_there_is_one_segment():
+    tokens = [("▁A", 10), ("▁B", 300), ("▁C", 900)]
+    heard = segment_all(tokens, 1000, enable_endpoint=False)
+    assert [segment.text for segment in heard.segments] == ["A B C"]
+    assert segment_all([], 1000, enable_endpoint=False).segments == []
+
+
+def test_partial_text_holds_the_word_that_was_held_back():
+    segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
+    first = Tokens(["▁A", "▁BE"], [10, 24], [-0.1, -0.1])
+    assert segmenter.growing(first) == "A BE" and segmenter.ends(25, 24)
+    segmenter.finish(25, first)
+    assert [segment.text for segment in segmenter.segments] == ["A"]
+    rest = Tokens(["D"], [26], [-0.1])
+    assert (segmenter.growing(rest), segmenter.text(rest)) == ("BED", "A BED")
+    assert not segmenter.ends(27, 26) and segmenter.ends(27 + 30, 26)
