@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
-    "export": {"units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation"},
+    "export": {
+        "units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation",
+    },
     "serving": {"units", "errors", "audio", "words", "hotwords", "transcription", "config", "endpoints"},
     "recognizer": {
         "units", "errors", "audio", "words", "transcription", "config", "endpoints", "data", "checkpoints", "devices",
