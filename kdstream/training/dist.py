@@ -101,7 +101,7 @@ def meet(rank: int, world_size: int, port: int) -> Any:
     except RuntimeError as error:
         if "address already in use" not in str(error).lower():
             raise
-        fix = "give each training on this machine a port of its own"
+        fix = "give another; each training on one machine needs its own"
         raise UserError(
             "another program has it", flag=option("master_port", os.environ["MASTER_PORT"]), fix=fix
         ) from error
