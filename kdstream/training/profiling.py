@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from kdstream.errors import option
 
 WARMUP_STEPS = 3  # in which caches are filled and libraries choose their kernels
 TRACE = "profile-trace.json"
@@ -19,6 +22,8 @@ Batches = TypeVar("Batches")
 
 class StepProfiler:
     """Watches `count` training steps after a few others; then it writes a trace and logs a table, once.
+
+    Where an epoch or the training ends before, it writes what it has watched.
 
     A module's time is that of its forward pass, and includes that of the modules in it.  Modules of one class and depth
     have one row together.
@@ -39,22 +44,31 @@ class StepProfiler:
             return
         profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + torch.cuda.is_available()])
         handles: list[Any] = []
-        for step, batch in enumerate(batches):
-            if self.count and step == WARMUP_STEPS:
-                handles = hooks(self.module)
-                profiler.start()
-            try:
+        watched, stream = 0, iter(batches)
+        try:
+            yield from islice(stream, WARMUP_STEPS)
+            for batch in islice(stream, self.count):
+                if not watched:
+                    handles = hooks(self.module)
+                    profiler.start()
+                watched += 1
                 yield batch
-            finally:  # the caller may take no more
-                if self.count and step == WARMUP_STEPS + self.count - 1:
-                    self.finish(profiler, handles)
+        finally:  # the epoch may end before, or the caller take no more
+            self.finish(profiler, handles, watched)
+        yield from stream
 
-    def finish(self, profiler: profile, handles: list[Any]) -> None:
+    def finish(self, profiler: profile, handles: list[Any], watched: int) -> None:
+        if not watched:
+            logging.warning(
+                f"{option('profile', self.count)}: watched no step; it leaves out the first {WARMUP_STEPS} of an "
+                "epoch or start, and there were no others"
+            )
+            return
         profiler.stop()
         for handle in handles:
             handle.remove()
         profiler.export_chrome_trace(str(self.path))
-        logging.info(f"{self.path}: a trace of {self.count} steps; {table(profiler, self.count)}")
+        logging.info(f"{self.path}: a trace of {watched} steps; {table(profiler, watched)}")
         self.count = 0
 
 

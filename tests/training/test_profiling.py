@@ -47,3 +47,23 @@ def test_a_training_that_ends_with_the_last_watched_step_writes_it_too(tmp_path)
         if step == WARMUP_STEPS:
             break
     assert (tmp_path / TRACE).is_file()
+
+
+def test_an_epoch_that_ends_before_the_last_step_to_watch_leaves_what_was_watched(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    net = Net()
+    profiler = StepProfiler(5, net, tmp_path)
+    for step in profiler.steps(range(WARMUP_STEPS + 2)):
+        net(torch.full((2, 4), float(step)))
+    assert "a trace of 2 steps" in caplog.text and (tmp_path / TRACE).is_file()
+    assert not net.layers[0]._forward_hooks
+    assert list(profiler.steps(range(9))) == list(range(9))
+
+
+def test_where_no_step_can_be_watched_the_log_says_so_and_the_next_epoch_is_tried(tmp_path, caplog):
+    net = Net()
+    profiler = StepProfiler(1, net, tmp_path)
+    assert len(list(profiler.steps(range(WARMUP_STEPS)))) == WARMUP_STEPS
+    assert "--profile 1: watched no step" in caplog.text and not (tmp_path / TRACE).exists()
+    assert len(list(profiler.steps(range(WARMUP_STEPS + 1)))) == WARMUP_STEPS + 1
+    assert (tmp_path / TRACE).is_file()
