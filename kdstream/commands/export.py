@@ -11,6 +11,9 @@ hotwords.  Any chunk that the model can run will do, whatever it was trained wit
 sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
 At the end it prints a line for each runtime, with the word error rate where cuts have transcripts: on a whole test set,
 that is what int8 costs.  The exit status is 1 where float32 differs.
+
+--lm-exp-dir writes the language model too, as lm.onnx, and its bigram as 2gram.fst.  --check then also compares torch
+with sherpa-onnx in modified_beam_search at --lm-scale-decode, --lodr-scale and --beam-size.
 """
 
 from __future__ import annotations
@@ -22,13 +25,16 @@ from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experim
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
 from kdstream.errors import UserError
 
+LM_FLAGS = ("beam_size", "lm_exp_dir", "lm_scale_decode", "lodr_scale")
+
 
 def print_sizes(paths: Sequence[Path]) -> None:
     print("\n".join(f"{path}  {path.stat().st_size / 1e6:.2f} MB" for path in paths))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    not_of_export = (*search_flags(), *RECORD_FLAGS, "num_decode_streams", "engine", "device")
+    unused = [name for name in search_flags() if name not in LM_FLAGS]
+    not_of_export = (*unused, *RECORD_FLAGS, "num_decode_streams", "engine", "device")
     parser = make_parser(__doc__, leave_out=not_of_export, data_flags=("bpe_model",))
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)
@@ -36,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.checkpoints.store import save_pretrained
     from kdstream.checkpoints.trained import load_trained
     from kdstream.data.tokenizer import Tokenizer
+    from kdstream.decoding.beam import ModifiedBeamSearch
     from kdstream.decoding.settings import choose_chunk, fit_tokenizer
     from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
-    from kdstream.export.check import check_exported, read_speech
+    from kdstream.export.check import check_exported, check_fused, read_speech
+    from kdstream.export.language_model import export_lm
     from kdstream.export.onnx import export_ctc, export_onnx, quantize, quantize_file
+    from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
+    from kdstream.lm.model import load_lm
 
     speech = read_speech(args.check)
     config, decode = read_experiment(args)
@@ -63,9 +73,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     spelling = [folder / TOKENS_FILE, folder / VOCABULARY_FILE]
     tokenizer.save_tokens(spelling[0])
     tokenizer.save_vocabulary(spelling[1])
-    print_sizes([*written, *files, *int8, *(ctc or ()), *spelling])
+    search, language_model = None, []
+    if decode.lm_exp_dir:
+        lm_dir, sizes = Path(decode.lm_exp_dir), tokenizer.vocab_size
+        bigram = load_bigram(lm_dir, sizes) if decode.lodr_scale or (lm_dir / BIGRAM_FILE).is_file() else None
+        language_model = export_lm(load_lm(lm_dir, tokenizer), bigram, folder)
+        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS}).for_tokens(tokenizer)
+    print_sizes([*written, *files, *int8, *(ctc or ()), *spelling, *language_model])
     parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
     print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
     print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
         check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)
+    if speech and search:
+        check_fused(trained.model, chunk, files, search, tokenizer, speech)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnxruntime
@@ -27,6 +27,7 @@ from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
+from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.ctc import CtcGreedySearch
 from kdstream.decoding.greedy import GreedySearch
@@ -34,12 +35,15 @@ from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
+from kdstream.export.language_model import LM_FILE
 from kdstream.export.onnx import OnnxFiles
+from kdstream.lm.bigram import FST_FILE
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 from kdstream.words import BYTE_PIECE, RATES, WORD_START, as_text, spell, split_words, unit_of
 
+MOST_DIFFERENT = 0.5  # per cent of words: in a beam, rounding decides between paths that are as good
 MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
 
 Runtime = Callable[[Tensor], list[str]]  # samples (S,) at 16 kHz to pieces
@@ -178,15 +182,20 @@ class OnnxRecognizer(OnnxEncoder):
 
 
 class SherpaRecognizer:
-    """Greedy search over exported files in sherpa-onnx."""
+    """Search over exported files in sherpa-onnx.
 
-    def __init__(self, files: OnnxFiles, tokens: Path, threads: int = 1) -> None:
+    Args:
+      search: settings of `OnlineRecognizer.from_transducer`; without any it searches greedily.
+    """
+
+    def __init__(self, files: OnnxFiles, tokens: Path, threads: int = 1, **search: Any) -> None:
         self.recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
             tokens=str(tokens),
             encoder=str(files.encoder),
             decoder=str(files.decoder),
             joiner=str(files.joiner),
             num_threads=threads,
+            **search,
         )
 
     def __call__(self, samples: Tensor) -> list[str]:
@@ -374,3 +383,47 @@ def compare_exact(
     wrong = [name for name in list(runtimes)[:-1] if differing[name]]
     if wrong:
         raise UserError(f"{' and '.join(wrong)}: not the tokens of torch", fix="do not deploy what was exported")
+
+
+def check_fused(
+    model: Transducer,
+    chunk: ChunkConfig,
+    files: OnnxFiles,
+    search: ModifiedBeamSearch,
+    tokenizer: Tokenizer,
+    speech: dict[str, Speech],
+) -> None:
+    """Compares torch with sherpa-onnx where both ask the language model that `export_lm` wrote beside `files`.
+
+    Args:
+      search: fitted to the tokens.
+    Raises:
+      UserError: more than MOST_DIFFERENT per cent of torch's words are others in sherpa-onnx.
+    """
+    folder = files.encoder.parent
+    settings: dict[str, Any] = {"lm": str(folder / LM_FILE), "lm_scale": search.lm_scale_decode}
+    if search.lodr_scale:
+        settings.update(lodr_fst=str(folder / FST_FILE), lodr_scale=search.lodr_scale)
+    settings.update(decoding_method=search.method, max_active_paths=search.beam_size)
+    heard: dict[str, list[list[str]]] = {}
+
+    def listening(name: str, runtime: Runtime) -> Runtime:
+        def transcribe(samples: Tensor) -> list[str]:
+            pieces = runtime(samples)
+            heard.setdefault(name, []).append(split_words(tokenizer.normalise(as_text(spell(pieces)))))
+            return pieces
+
+        return transcribe
+
+    runtimes = {
+        "torch, LM": torch_runtime(model, chunk, tokenizer.tokens, search),
+        "sherpa-onnx, LM": SherpaRecognizer(files, folder / TOKENS_FILE, **settings),
+    }
+    compare_runtimes(
+        {name: listening(name, runtime) for name, runtime in runtimes.items()}, speech, chunk, tokenizer.normalise
+    )
+    pairs = zip(*heard.values(), strict=True)
+    score = scoring.score(scoring.align([scoring.Transcript(str(n), *pair) for n, pair in enumerate(pairs)]))
+    print(f"words of sherpa-onnx that are not torch's: {score.errors} of {score.words}")
+    if score.wer > MOST_DIFFERENT:
+        raise UserError("sherpa-onnx: other words than torch with a language model", fix=f"do not deploy {LM_FILE}")

@@ -91,7 +91,7 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     _export_encoder(files.encoder, encoder, "encoder_out")
     context = torch.zeros(TRACED_STREAMS, config.context_size, dtype=torch.int64)
-    _export(
+    write_onnx(
         files.decoder,
         PredictorStep(model),
         {"y": context},
@@ -99,7 +99,7 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
         {"context_size": config.context_size, "vocab_size": config.vocab_size},
     )
     half = torch.zeros(TRACED_STREAMS, config.joiner_dim)
-    _export(
+    write_onnx(
         files.joiner,
         JoinerStep(model.joiner),
         {"encoder_out": half, "decoder_out": half},
@@ -148,7 +148,7 @@ def _export_encoder(path: Path, encoder: EncoderStep, output: str) -> None:
     chunk, caches = encoder.chunk, encoder.caches()
     fresh = encoder.fresh_caches(TRACED_STREAMS)
     features = torch.zeros(TRACED_STREAMS, chunk.input_frames, encoder.model.config.feature_dim)
-    _export(
+    write_onnx(
         path,
         encoder,
         {"x": features, **dict(zip(caches, fresh, strict=True))},
@@ -164,7 +164,7 @@ def _export_encoder(path: Path, encoder: EncoderStep, output: str) -> None:
     )
 
 
-def _export(
+def write_onnx(
     path: Path,
     module: nn.Module,
     inputs: dict[str, Tensor],

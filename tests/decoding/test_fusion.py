@@ -17,12 +17,12 @@ from kdstream.decoding.fusion import Lodr, ShallowFusion
 from kdstream.decoding.hotwords import ContextGraph
 from kdstream.decoding.search import Result, Scorer
 from kdstream.errors import UserError
-from kdstream.lm.bigram import BIGRAM_FILE, Bigram, estimate_bigram
+from kdstream.lm.bigram import BIGRAM_FILE, Bigram
 from kdstream.lm.model import RnnLm
-from kdstream.lm.text import SOS_EOS_ID, TokenText
+from kdstream.lm.text import SOS_EOS_ID
 from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
-from support.lm import tiny_lm
+from support.lm import random_bigram, tiny_lm
 from support.searches import LENS, assert_same, decode, encoder_frames
 from support.tokenizers import tiny_tokenizer
 
@@ -37,13 +37,6 @@ def model() -> Transducer:
 @pytest.fixture(scope="module")
 def lm(model) -> RnnLm:
     return tiny_lm(model.config.vocab_size)
-
-
-def random_bigram(vocab_size: int) -> Bigram:
-    lens = np.full(30, 6)
-    stream = np.random.default_rng(0).integers(3, vocab_size, 30 * 7 + 1)
-    stream[::7] = SOS_EOS_ID
-    return estimate_bigram(TokenText(stream, 1 + 7 * np.arange(30), lens), vocab_size)
 
 
 @pytest.fixture(scope="module")

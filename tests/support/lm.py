@@ -5,9 +5,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from kdstream.lm.bigram import Bigram, estimate_bigram
 from kdstream.lm.model import RnnLm
+from kdstream.lm.text import SOS_EOS_ID, TokenText
 
 
 def tiny_lm(vocab_size: int, num_layers: int = 2, seed: int = 0) -> RnnLm:
@@ -18,6 +21,14 @@ def tiny_lm(vocab_size: int, num_layers: int = 2, seed: int = 0) -> RnnLm:
         lm.input_embedding.weight.mul_(3.0)
         lm.output_linear.weight.normal_(std=2.0)
     return lm
+
+
+def random_bigram(vocab_size: int) -> Bigram:
+    """Of random sentences."""
+    lens = np.full(30, 6)
+    stream = np.random.default_rng(0).integers(3, vocab_size, 30 * 7 + 1)
+    stream[::7] = SOS_EOS_ID
+    return estimate_bigram(TokenText(stream, 1 + 7 * np.arange(30), lens), vocab_size)
 
 
 def read_fst(path: Path) -> list[dict[int, tuple[int, int, float]]]:
