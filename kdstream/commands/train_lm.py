@@ -6,7 +6,7 @@
 reads text files, a sentence a line, spelt as the transcripts are.  It writes into EXP_DIR epoch-N.pt, tokens.txt,
 bigram.npz where --transcripts are given, and as pretrained.pt the weights of the epoch with the lowest perplexity on
 --dev-text.  The parameters are named as in icefall's RNN-LM.  The decoding commands use the model with
-`--decoding-method modified_beam_search --lm-exp-dir EXP_DIR`; docs/language-models.md says more.
+`--decoding-method modified_beam_search --lm-exp-dir EXP_DIR`; docs/deployment.md says more.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.export.check import run
 from kdstream.export.language_model import LM_FILE, export_lm
 from kdstream.lm.bigram import BIGRAM_FILE, FST_FILE
 from support.decoding import make_experiment, run_script, write_noise
@@ -36,7 +37,7 @@ def test_onnxruntime_computes_what_torch_does_for_any_number_of_paths(tmp_path, 
             with torch.no_grad():
                 hidden, state = lm.step(x, state)
                 expected = (lm.log_probs(hidden[:, 0]), *state)
-            log_probs, *theirs = session.run(None, dict(zip(("x", "h0", "c0"), (x.numpy(), *theirs), strict=True)))
+            log_probs, *theirs = run(session, dict(zip(("x", "h0", "c0"), (x.numpy(), *theirs), strict=True)))
             for ours, other in zip(expected, (log_probs, *theirs), strict=True):
                 np.testing.assert_allclose(ours.numpy(), other, atol=1e-5)
 
