@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kdstream.config.flags import Section, flag
-from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription, group_words, join, mean_probability
-from kdstream.words import Letter, as_text, locate
+from kdstream.transcription import (
+    OUTPUT_FRAME_SECONDS,
+    Segment,
+    Transcription,
+    Word,
+    group_words,
+    join,
+    mean_probability,
+)
+from kdstream.words import UNSPACED, Letter, as_text, locate
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ NOTHING = Tokens((), (), ())
 class Segmenter:
     """The segments of one stream.
 
-    Rule 3 may end a segment within a word.  This word is held back, and begins the next segment.
+    Rule 3 may end a segment within a word.  This word is held back, and begins the next segment.  A model may also say
+    the last piece of a word only after a pause: it completes the word, which is all that may change in the last segment
+    once it is finished.
 
     Args:
       spell: the letters of tokens, see `words.spell`.
@@ -109,7 +119,9 @@ class Segmenter:
 
     def text(self, tokens: Tokens) -> str:
         """All text so far; `tokens` as in `finish`."""
-        return join(self._text, self.growing(tokens))
+        letters = self._spell([*self._held.tokens, *tokens.tokens])
+        begin = self._completing(letters)
+        return join(self._text + as_text(letters[:begin]), as_text(letters[begin:]))
 
     def end(self, audio: str, seconds: float, tokens: Tokens) -> Transcription:
         """Finishes the last segment at the end of the stream; `tokens` as in `finish`."""
@@ -124,8 +136,24 @@ class Segmenter:
         held = self._held.frames[-1] if self._held.frames else -1
         return now - max(last + 1, held + 1, self._begin)
 
+    def _completing(self, letters: Sequence[Letter]) -> int:
+        """How many of the first letters belong to the last word of the last segment."""
+        if not self._text or UNSPACED.match(self._text[-1]):
+            return 0
+        ends = (n for n, letter in enumerate(letters) if letter.character == " " or UNSPACED.match(letter.character))
+        return next(ends, len(letters))
+
     def _append(self, tokens: Tokens) -> None:
         letters = self._spell(tokens.tokens)
+        begin = self._completing(letters)
+        if begin:
+            end = round((tokens.frames[letters[begin - 1].last] + 1) * OUTPUT_FRAME_SECONDS, 2)
+            rest = "".join(letter.character for letter in letters[:begin])
+            last = self.segments[-1]
+            word = Word(last.words[-1].text + rest, last.words[-1].start, end)
+            self.segments[-1] = Segment(last.text + rest, [*last.words[:-1], word], last.confidence)
+            self._text += rest
+            letters = letters[begin:]
         words = group_words(letters, tokens.frames)
         if words:
             self.segments.append(Segment(as_text(letters), words, mean_probability(tokens.log_probs)))

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "words": set(),
     "hotwords": {"errors", "words"},
     "transcription": {"units", "words"},
+    "formats": {"errors", "transcription"},
     "audio": {"units", "errors"},
     "config": {"units", "errors", "files", "words"},
     "endpoints": {"words", "transcription", "config"},

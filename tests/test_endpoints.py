@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
+from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, Tokens
 from kdstream.transcription import Word
 from kdstream.words import spell
 
@@ -64,9 +64,20 @@ def test_the_longest_segment_ends_before_the_word_that_is_being_said():
     assert all(a.end <= b.start for a, b in zip(segments, segments[1:], strict=False))
 
 
+def test_a_piece_that_comes_after_the_pause_completes_its_word():
+    heard = segment_all([("▁SE", 10), ("TS", 60), ("▁A", 65)], 200)
+    assert [segment.text for segment in heard.segments] == ["SETS", "A"]
+    assert heard.segments[0].words == [Word("SETS", 0.4, 2.44)]
+    partial = Segmenter(EndpointConfig(), spell)
+    partial.finish(50, Tokens(["▁SE"], [10], [-0.1]))
+    assert partial.text(Tokens(["TS", "▁A"], [60, 65], [-0.1, -0.1])) == "SETS A"
+
+
 def test_a_word_without_an_end_is_cut():
-    segments = segment_all([("A", n) for n in range(1000)], 1000).segments
-    assert [len(segment.text) for segment in segments] == [500, 500]
+    segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
+    assert segmenter.ends(25, 24)
+    segmenter.finish(25, Tokens(["A"] * 25, list(range(25)), [-0.1] * 25))
+    assert [segment.text for segment in segmenter.segments] == ["A" * 25] and segmenter.growing(NOTHING) == ""
 
 
 def test_scripts_without_blanks_are_joined_without_them():

@@ -5,9 +5,10 @@
 Takes what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, au and others) of any sampling rate and number of
 channels; a directory's other sound files are named.  A streaming model decodes many files at once,
 chunk by chunk, and on a terminal the text grows meanwhile; a full-context model decodes whole files.  Prints the text
-of each file as it ends, and below it the time of each word in seconds; with --json 1, one JSON object a line instead.
-Where files cannot be read, it names them, transcribes the others, and exits with status 1.  --microphone 1 listens
-until Ctrl-C.
+of each file as it ends, and below it the time of each word in seconds; --format has other forms, and --output-dir takes
+a file for each.  Streaming text is cut into segments where the speaker pauses.  Where files cannot be read, it names
+them, transcribes the others, and exits with status 1.  --microphone 1 listens until Ctrl-C.  Ctrl-C loses nothing: what
+was heard of each file is printed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import json
 import logging
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
-from kdstream.config.flags import str2bool
-from kdstream.errors import UserError, printable
+from kdstream.config.flags import add_arguments, from_args, str2bool
+from kdstream.endpoints import EndpointConfig
+from kdstream.errors import UserError, option, printable
+from kdstream.formats import FORMATS, OF_ONE_FILE
 from kdstream.transcription import Transcription
 
 
@@ -39,23 +43,55 @@ class GrowingLine:
     def clear(self) -> None:
         self.show("")
 
+    def keep(self, text: str) -> None:
+        """A line that stays, above the one that grows."""
+        self.clear()
+        self._write(printable(text) + "\n")
+
     def _write(self, text: str) -> None:
         if self.visible:
             sys.stderr.write(text)
             sys.stderr.flush()
 
 
-def show(transcription: Transcription, as_json: bool) -> None:
-    if as_json:
-        fields = transcription.to_json()
-        line = json.dumps(fields, ensure_ascii=False)
+def show(transcription: Transcription, form: str) -> None:
+    text = FORMATS[form](transcription)
+    if form == "json" and not can_write(text):
         # a name that is not UTF-8 cannot be written as it is: json.loads gives it back, for os.fsencode
-        write(line if can_write(line) else json.dumps(fields))
+        text = json.dumps(transcription.to_json())
+    if text:
+        write(text)
+
+
+def deliver(transcription: Transcription, form: str, folder: Path | None) -> None:
+    """Prints it, or writes it into a folder."""
+    if folder is None:
+        show(transcription, form)
         return
-    lines = [f"{printable(transcription.audio)}: {transcription.text}"]
-    if transcription.words:
-        lines.append("    " + "  ".join(f"{word.start:.2f} {word.text}" for word in transcription.words))
-    write("\n".join(lines))
+    text = FORMATS[form](transcription)
+    path = output_path(transcription.audio, form, folder)
+    path.write_bytes((text + "\n" if text else "").encode("utf-8", "surrogateescape"))
+
+
+def output_path(audio: str, form: str, folder: Path) -> Path:
+    """talk.srt of /recordings/talk.mp3."""
+    return folder / f"{Path(audio).stem}.{form}"
+
+
+def check_output(paths: Sequence[Path], form: str, folder: Path | None) -> None:
+    """Raises UserError where two files would have one output, or what is printed could not be told apart."""
+    if folder is None:
+        if form in OF_ONE_FILE and len(paths) > 1:
+            fix = "give --output-dir DIR, which takes a file for each"
+            raise UserError(f"{len(paths)} files: {form} is of one", flag=option("format", form), fix=fix)
+        return
+    names: dict[Path, Path] = {}
+    for path in paths:
+        other = names.setdefault(output_path(str(path), form, folder), path)
+        if other != path:
+            problem = f"{other} and {path} would both be {output_path(str(path), form, folder).name}"
+            raise UserError(problem, flag=option("output_dir", folder), fix="transcribe them one after the other")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def can_write(text: str) -> bool:
@@ -76,26 +112,35 @@ def encoding() -> str:
     return sys.stdout.encoding or "utf-8"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def flags() -> ArgumentParser:
     parser = make_parser(__doc__, leave_out=RECORD_FLAGS, data_flags=("bpe_model", "max_duration"))
     parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
-    parser.add_argument("--json", type=str2bool, default=False, help="Print JSON, an object a line (default: 0).")
-    args = parser.parse_args(argv)
+    parser.add_argument("--format", choices=list(FORMATS), default="txt", help="What is written (default: txt).")
+    parser.add_argument("--json", type=str2bool, default=False, help="The same as --format json (default: 0).")
+    parser.add_argument("--output-dir", type=Path, help="Write NAME.FORMAT of each file there, instead of printing it.")
+    add_arguments(parser, EndpointConfig)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = flags().parse_args(argv)
 
     from kdstream.audio.find import find_audio
     from kdstream.checkpoints.trained import load_trained
     from kdstream.data.tokenizer import Tokenizer
     from kdstream.decoding.audio import microphone
     from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
-    from kdstream.decoding.transcribe import Transcriber
+    from kdstream.decoding.transcribe import Transcriber, interruption
     from kdstream.devices import to_device
 
     logging.basicConfig(format="%(levelname)s %(message)s")
     if bool(args.audio) == args.microphone:
         fix = "name audio files or directories, or give --microphone 1"
         raise UserError("no audio, or files and the microphone at once", fix=fix)
+    form = "json" if args.json else args.format
     paths = find_audio(args.audio)
+    check_output(paths, form, args.output_dir)
     config, decode = read_experiment(args)
     tokenizer = Tokenizer(config.data.bpe_model)
     model = load_trained(config, decode).model
@@ -110,12 +155,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.data.max_duration,
         decode.engine,
         line.show if line.visible else None,
+        from_args(EndpointConfig, args),
+        lambda segment: line.keep(segment.text),
     )
+
+    def tell(transcription: Transcription) -> None:
+        line.clear()
+        deliver(transcription, form, args.output_dir)
+
     if args.microphone:
         with closing(microphone()) as blocks:
-            transcription = transcriber.live(blocks)
-        line.clear()
-        show(transcription, args.json)
+            tell(transcriber.live(blocks))
         return
     failed: list[Path] = []
 
@@ -124,8 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         failed.append(path)
         print(f"error: {error}", file=sys.stderr)
 
-    for transcription in transcriber.files(paths, report):
-        line.clear()
-        show(transcription, args.json)
+    with interruption() as interrupted:
+        for transcription in transcriber.files(paths, report, interrupted.is_set):
+            tell(transcription)
+    if interrupted.is_set():
+        print("stopped by Ctrl-C: what was heard of each file until then is written", file=sys.stderr)
+        raise KeyboardInterrupt
     if failed:
         raise UserError(f"{len(failed)} of {len(paths)} files could not be transcribed: {', '.join(map(str, failed))}")

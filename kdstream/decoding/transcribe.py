@@ -44,6 +44,7 @@ class Transcriber:
       on_partial: is called with the growing segment of the file that began first, when it may have grown and the last
         call is so long ago that all of them take less than LOOKING of the time.
       endpoints: where the text is cut into segments, chunk by chunk.
+      on_segment: is called with each segment of live sound as it is finished.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Transcriber:
         engine: str = "auto",
         on_partial: Callable[[str], None] | None = None,
         endpoints: EndpointConfig = EndpointConfig(),  # noqa: B008  # it is frozen
+        on_segment: Callable[[Segment], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
-        self.endpoints = endpoints
+        self.endpoints, self.on_segment = endpoints, on_segment
         self.encode: PatientStep | None = None
         if chunk is not None:
             engine = choose_engine(engine, model, num_streams)
@@ -123,11 +125,16 @@ class Transcriber:
         """
         stream = self.open(MICROPHONE)
         show = self._when_cheap(lambda: stream.growing)
+        told = 0
         with interruption() as interrupted:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
                     show()
+                    if self.on_segment is not None:
+                        for segment in stream.segments[told:]:
+                            self.on_segment(segment)
+                    told = len(stream.segments)
                 if interrupted.is_set():
                     break
             return stream.finish("microphone")
