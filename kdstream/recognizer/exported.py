@@ -10,10 +10,11 @@ import sherpa_onnx
 
 from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
+from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.serving.engine import ExportedModel, load_recognizer, settings_of, text_heard
-from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription, group_words, mean_probability
-from kdstream.words import as_text, spell
+from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
+from kdstream.words import spell
 
 
 class ExportedRecognizer(Recognizer):
@@ -78,8 +79,6 @@ class ExportedStream(Stream):
         self._stream.input_finished()
         while self._runtime.is_ready(self._stream):
             self._runtime.decode_stream(self._stream)
-        letters = spell(self._runtime.tokens(self._stream))
         frames = [round(seconds / OUTPUT_FRAME_SECONDS) for seconds in self._runtime.timestamps(self._stream)]
-        words = group_words(letters, frames)
-        confidence = mean_probability(self._runtime.ys_probs(self._stream))
-        return Transcription(self._audio, seconds, as_text(letters), words, confidence)
+        tokens = Tokens(self._runtime.tokens(self._stream), frames, self._runtime.ys_probs(self._stream))
+        return Segmenter(EndpointConfig(enable_endpoint=False), spell).end(self._audio, seconds, tokens)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdstream.config.experiment import CONFIG_FILE
 from kdstream.config.sections import DecodeConfig
+from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, packages_of
 from kdstream.recognizer.base import Recognizer
 
@@ -32,6 +33,7 @@ def load(
     int8: bool | None = None,
     num_threads: int = 1,
     runtime: str = "",
+    endpoints: EndpointConfig | None = None,
     **search_settings: Any,
 ) -> Recognizer:
     """Loads a model that writes down speech.
@@ -55,6 +57,7 @@ def load(
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
       num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
       runtime: "torch" or "sherpa-onnx" ("": as `path` says).
+      endpoints: where text is cut into segments; None: by sherpa-onnx's rules (torch only; an export's text is one).
       search_settings: of the search, by the names of their flags, e.g. beam_size=8 of modified_beam_search.
     Returns:
       A recogniser; its transcribe and stream have the rest.
@@ -70,18 +73,18 @@ def load(
     )  # fmt: skip
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
-        return load_trained(decode, search_settings)
+        return load_trained(decode, search_settings, endpoints or EndpointConfig())
     of_torch = {"use_averaged_model": not use_averaged_model, "checkpoint": bool(checkpoint), "device": bool(device)}
-    of_torch["engine"] = engine != "auto"
+    of_torch |= {"engine": engine != "auto", "endpoints": endpoints is not None}
     refuse_settings("sherpa-onnx", **of_torch)
     return load_exported(place, decode, search_settings, int8, num_threads)
 
 
-def load_trained(decode: DecodeConfig, search_settings: dict[str, Any]) -> Recognizer:
+def load_trained(decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> Recognizer:
     with packages_of("decode", "a trained model"):
         from kdstream.recognizer.trained import TrainedRecognizer
 
-        return TrainedRecognizer(decode, search_settings)
+        return TrainedRecognizer(decode, search_settings, endpoints)
 
 
 def load_exported(

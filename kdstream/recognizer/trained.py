@@ -17,6 +17,7 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer, settings_of
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
+from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.transcription import Segment, Transcription
@@ -27,11 +28,12 @@ class TrainedRecognizer(Recognizer):
 
     Args:
       search_settings: of its search.
+      endpoints: where text is cut into segments.
     Raises:
       UserError: no such model, tokenizer, search or setting of the search.
     """
 
-    def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any]) -> None:
+    def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> None:
         check_settings(decode.decoding_method, search_settings, settings_of(decode.decoding_method))
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
@@ -46,6 +48,7 @@ class TrainedRecognizer(Recognizer):
             num_streams=1,
             max_seconds=config.data.max_duration,
             engine=decode.engine,
+            endpoints=endpoints,
         )
 
     def stream(self) -> Stream:

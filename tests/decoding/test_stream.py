@@ -329,10 +329,16 @@ def test_what_a_stream_keeps_does_not_grow_with_its_length(pausing_model):
     for seed in range(12):
         stream.accept_features(random_batch((100,), seed=seed)[0][0])
         run_to_the_end(decoder)
-        kept.append(sum(unrolled_length(path) for path in stream.search_state.histories[0]))
+        kept.append(sum(unrolled_length(path) for path in paths_of(stream)))
     assert stream.segmenter is not None
     assert sum(len(segment.words) for segment in stream.segmenter.segments) > 20
     assert max(kept) <= 4 * 30  # four paths of a second and a chunk
+
+
+def paths_of(stream: Stream) -> list[Segment]:
+    state = stream.search_state
+    assert isinstance(state, PathState)
+    return state.histories[0]
 
 
 def unrolled_length(path: Segment | None) -> int:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 import kdstream
+from kdstream.endpoints import EndpointConfig
 from kdstream.recognizer.exported import ExportedRecognizer
 from kdstream.recognizer.trained import TrainedRecognizer
 from support.decoding import make_experiment
@@ -290,3 +291,28 @@ def test_what_holds_no_model_is_refused_with_the_fix(tmp_path):
         kdstream.load(tmp_path / "none")
     with pytest.raises(kdstream.UserError, match="holds neither config.json and checkpoints, nor an exported"):
         kdstream.load(tmp_path)
+
+
+def test_a_stream_tells_finished_segments_apart_from_the_growing_one(exp_dir):
+    rules = EndpointConfig(rule3_min_utterance_length=0.8)
+    stream = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu", endpoints=rules).stream()
+    counts = []
+    for block in np.split(noise(SECONDS, seed=1), 25):
+        stream.accept(block)
+        counts.append(len(stream.segments))
+        parts = [*(segment.text for segment in stream.segments), stream.growing]
+        assert stream.text.replace(" ", "") == "".join(parts).replace(" ", "")  # a part may begin within a word
+    heard = stream.finish()
+    assert counts == sorted(counts) and 0 < counts[-1] < len(heard.segments)
+    assert [word for segment in heard.segments for word in segment.words] == heard.words
+    assert (
+        heard.text
+        == kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu").transcribe(noise(SECONDS, seed=1)).text
+    )
+
+
+def test_an_exported_model_says_one_segment_and_takes_no_endpoints(exported):
+    heard = kdstream.load(exported).transcribe(noise(SECONDS, seed=1))
+    assert [segment.text for segment in heard.segments] == [heard.text]
+    with pytest.raises(kdstream.UserError, match="endpoints: not in sherpa-onnx"):
+        kdstream.load(exported, endpoints=EndpointConfig())
