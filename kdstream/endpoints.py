@@ -78,6 +78,7 @@ class Segmenter:
         self._begin = 0  # output frame where the growing segment begins
         self._held = NOTHING
         self._text = ""  # of the finished segments
+        self._blank = False  # a blank ends these
         self._log_prob, self._count = 0.0, 0  # of their tokens
 
     def ends(self, now: int, last: int) -> bool:
@@ -138,7 +139,7 @@ class Segmenter:
 
     def _completing(self, letters: Sequence[Letter]) -> int:
         """How many of the first letters belong to the last word of the last segment."""
-        if not self._text or UNSPACED.match(self._text[-1]):
+        if not self._text or self._blank or UNSPACED.match(self._text[-1]):
             return 0
         ends = (n for n, letter in enumerate(letters) if letter.character == " " or UNSPACED.match(letter.character))
         return next(ends, len(letters))
@@ -146,6 +147,7 @@ class Segmenter:
     def _append(self, tokens: Tokens) -> None:
         letters = self._spell(tokens.tokens)
         begin = self._completing(letters)
+        self._blank = letters[-1].character == " " if letters else self._blank
         if begin:
             end = round((tokens.frames[letters[begin - 1].last] + 1) * OUTPUT_FRAME_SECONDS, 2)
             rest = "".join(letter.character for letter in letters[:begin])

@@ -73,6 +73,11 @@ def test_a_piece_that_comes_after_the_pause_completes_its_word():
     assert partial.text(Tokens(["TS", "▁A"], [60, 65], [-0.1, -0.1])) == "SETS A"
 
 
+def test_a_blank_before_the_pause_ends_its_word():
+    heard = segment_all([("▁NIGHT", 10), ("▁", 12), ("F", 60), ("AR", 62)], 200)
+    assert [segment.text for segment in heard.segments] == ["NIGHT", "FAR"]
+
+
 def test_a_word_without_an_end_is_cut():
     segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
     assert segmenter.ends(25, 24)
