@@ -129,10 +129,6 @@ class PathState:
         return ranked
 
 
-def _cat(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
-
-
 def start_paths(model: Transducer, num_streams: int, num_paths: int, scorers: Sequence[Scorer] = ()) -> PathState:
     """The state of streams that have heard nothing: one empty path each, and room for others."""
     device = next(model.parameters()).device
