@@ -260,7 +260,7 @@ def test_help_lists_a_search_with_its_flag(monkeypatch, capsys):
     toys.add_sparse_search()
     run_script(monkeypatch, SCRIPTS["whole"], "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "fast_beam_search,sparse_search}" in shown
+    assert "ctc_prefix_beam_search,sparse_search}" in shown
     assert "Frames from one at which sparse_search looks to the next. (default: 2)" in shown
 
 

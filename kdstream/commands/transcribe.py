@@ -26,6 +26,7 @@ from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experim
 from kdstream.config.flags import add_arguments, from_args, str2bool
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, option, printable
+from kdstream.files import replacing
 from kdstream.formats import FORMATS, OF_ONE_FILE
 from kdstream.transcription import Transcription
 
@@ -70,7 +71,8 @@ def deliver(transcription: Transcription, form: str, folder: Path | None) -> Non
         return
     text = FORMATS[form](transcription)
     path = output_path(transcription.audio, form, folder)
-    path.write_bytes((text + "\n" if text else "").encode("utf-8", "surrogateescape"))
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf8", errors="surrogateescape") as file:
+        file.write(text + "\n" if text else "")
 
 
 def output_path(audio: str, form: str, folder: Path) -> Path:

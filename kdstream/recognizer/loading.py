@@ -48,8 +48,7 @@ def load(
       checkpoint: a file with weights, e.g. pretrained.pt, instead of an epoch's (torch only).
       chunk: in encoder frames of 20 ms; -1 is full context.  None: the first that config.json names, or the only one
         that was exported.
-      left_context: likewise, in encoder frames of 20 ms; -1 is unlimited, which cannot stream.
-      right_context: likewise, in encoder frames of 20 ms, by which words come later.
+      left_context, right_context: likewise, in encoder frames of 20 ms.  Unlimited left context, -1, cannot stream.
       search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
       engine: what runs the encoder of a trained model chunk by chunk: "torch", "onnxruntime" or the faster one of those
@@ -62,8 +61,7 @@ def load(
     Returns:
       A recogniser; its transcribe and stream have the rest.
     Raises:
-      UserError: no such model, several exports that fit, a setting that the runtime does not have, or a package that is
-        not installed.
+      UserError: no such model, several exports that fit, a setting that the runtime lacks, or a missing package.
     """
     place = Path(path)
     decode = DecodeConfig(
