@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from kdstream.checkpoints.store import load_checkpoint
 from kdstream.config.experiment import ExperimentConfig
-from support.killing import KILLS, check_checkpoints, differences, free_port, leftovers, run_flags, start, wait_for
+from support.killing import KILLS, check_checkpoints, free_port, leftovers, run_flags, start, wait_for
 from support.training import experiment, make_corpus, typed
 
 pytestmark = pytest.mark.slow
@@ -128,6 +128,14 @@ def test_two_machines_of_two_processes_equal_one_process_with_the_same_global_ba
     assert leftovers(tmp_path / "two") == []
 
 
+def largest_difference(ours: Path, theirs: Path) -> float:
+    """Of the weights in the checkpoints of two exp-dirs, which have the same names."""
+    names = [sorted(path.name for path in folder.glob("*.pt")) for folder in (ours, theirs)]
+    assert names[0] == names[1] != []
+    pairs = ([load_checkpoint(folder / name)["model"] for folder in (ours, theirs)] for name in names[0])
+    return max(float((a[key] - b[key]).abs().max()) for a, b in pairs for key in a)
+
+
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(tmp_path: Path, data) -> None:
     assert Nodes(tmp_path, short(tmp_path / "whole", data)).end() == [0, 0]
     rng, kills, ended = random.Random(0), 0, []
@@ -154,5 +162,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(tmp_path: Pa
             by_torchrun = re.search(rf"rank +: {rank} .*\n +exitcode +: -9 ", printed[rank // PROCESSES])
             by_others = re.search(rf"error: process .*\b{rank}\b.* of {RANKS} was killed", "".join(printed))
             assert by_torchrun or by_others, "\n".join(printed)
-        assert differences(tmp_path / "killed", tmp_path / "whole") + leftovers(tmp_path / "killed") == []
+        assert leftovers(tmp_path / "killed") == []
+        # four processes add in the same order, but a processor may round one sum otherwise where memory lies elsewhere
+        assert largest_difference(tmp_path / "killed", tmp_path / "whole") <= 1e-6
     print(f"\nmachines: {kills} kills, the job ended within {max(ended):.1f} s")
