@@ -15,7 +15,7 @@ from kdstream.decoding.search import Result, Search
 from kdstream.errors import UserError
 from kdstream.models.transducer import Transducer
 from support.decoding import talkative_model
-from support.searches import LENS, assert_same, decode, decode_with_unknown, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_in_pieces, decode_with_unknown, encoder_frames
 
 SEARCHES = [CtcGreedySearch(), *(CtcPrefixBeamSearch(beam_size=size) for size in (1, 3, 8))]
 
@@ -87,14 +87,8 @@ def test_a_search_equals_a_slow_reference(model, search):
 def test_chunk_by_chunk_and_stacked_streams_equal_whole_ones(model, search):
     encoder_out = encoder_frames(model)
     whole = decode(model, search, encoder_out, LENS)
-    for n, length in enumerate(LENS):
-        state = search.start(model, 1)
-        for t in range(0, length, 5):
-            piece = encoder_out[n : n + 1, t : min(t + 5, length)]
-            both = type(state).stack([search.start(model, 1), state])
-            lens = torch.tensor([piece.size(1)] * 2)
-            state = search.advance(model, torch.cat([piece.flip(1), piece]), lens, both).row(1)
-        assert_same(state.results()[0], whole[n])
+    for ours, theirs in zip(decode_in_pieces(model, search, encoder_out, LENS), whole, strict=True):
+        assert_same(ours, theirs)
 
 
 def test_a_beam_that_holds_all_prefixes_has_the_probability_of_all_alignments(model):

@@ -23,7 +23,7 @@ from kdstream.lm.text import SOS_EOS_ID
 from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
 from support.lm import random_bigram, tiny_lm
-from support.searches import LENS, assert_same, decode, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_in_pieces, encoder_frames
 from support.tokenizers import tiny_tokenizer
 
 SCALE, LODR_SCALE = 0.4, -0.2
@@ -109,16 +109,9 @@ def test_chunk_by_chunk_and_stacked_streams_equal_whole_ones(model, lm, bigram):
     graph = ContextGraph([(3, 4, 5), (7,)], [2.0, 0.5], model.config.vocab_size)
     search = fused([graph, ShallowFusion(lm, SCALE), Lodr(bigram, LODR_SCALE)], nbest=3)
     whole = decode(model, search, encoder_out, LENS)
-    for n, length in enumerate(LENS):
-        state = search.start(model, 1)
-        for t in range(0, length, 5):
-            piece = encoder_out[n : n + 1, t : min(t + 5, length)]
-            both = type(state).stack([search.start(model, 1), state])
-            both = search.advance(model, torch.cat([piece.flip(1), piece]), torch.tensor([piece.size(1)] * 2), both)
-            state = both.row(1)
-        (ours,) = state.results()
-        assert_same(ours, whole[n])
-        assert [path.tokens for path in ours.nbest] == [path.tokens for path in whole[n].nbest]
+    for ours, theirs in zip(decode_in_pieces(model, search, encoder_out, LENS), whole, strict=True):
+        assert_same(ours, theirs)
+        assert [path.tokens for path in ours.nbest] == [path.tokens for path in theirs.nbest]
 
 
 def test_the_lstm_runs_once_in_frames_in_which_some_path_speaks_and_in_no_other(model, lm):

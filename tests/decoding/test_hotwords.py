@@ -16,7 +16,7 @@ from kdstream.decoding.hotwords import ContextGraph
 from kdstream.decoding.search import Result
 from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
-from support.searches import LENS, assert_same, decode, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_in_pieces, encoder_frames
 
 VOCABULARY = 6
 Hotwords = list[tuple[int, ...]]
@@ -134,15 +134,8 @@ def test_chunk_by_chunk_and_stacked_streams_equal_whole_ones(model):
     graph = graph_of([(3, 4, 5), (4, 4), (7,)], [2.0, 1.0, 0.5], model.config.vocab_size)
     search = biased(graph)
     whole = decode(model, search, encoder_out, LENS)
-    for n, length in enumerate(LENS):
-        state = search.start(model, 1)
-        for t in range(0, length, 5):
-            piece = encoder_out[n : n + 1, t : min(t + 5, length)]
-            other = search.start(model, 1)
-            both = type(state).stack([other, state])
-            both = search.advance(model, torch.cat([piece.flip(1), piece]), torch.tensor([piece.size(1)] * 2), both)
-            state = both.row(1)
-        assert_same(state.results()[0], whole[n])
+    for ours, theirs in zip(decode_in_pieces(model, search, encoder_out, LENS), whole, strict=True):
+        assert_same(ours, theirs)
 
 
 def test_its_settings_are_in_its_names():

@@ -25,6 +25,19 @@ def decode(model: Transducer, search: Search, encoder_out: Tensor, lens: Sequenc
     return search.advance(model, encoder_out, torch.tensor(lens), search.start(model, len(lens))).results()
 
 
+def decode_in_pieces(model: Transducer, search: Search, encoder_out: Tensor, lens: Sequence[int]) -> list[Result]:
+    """The same of one stream after the other, in pieces of 5 frames and each in a batch with a stream that is new."""
+    results = []
+    for frames, length in zip(encoder_out, lens, strict=True):
+        state = search.start(model, 1)
+        for piece in frames[:length].unsqueeze(0).split(5, dim=1) if length else ():
+            both = type(state).stack([search.start(model, 1), state])
+            lens_of_both = torch.tensor([piece.size(1)] * 2)
+            state = search.advance(model, torch.cat([piece.flip(1), piece]), lens_of_both, both).row(1)
+        results += state.results()
+    return results
+
+
 def decode_with_unknown(model: Transducer, search: Search, encoder_out: Tensor) -> tuple[int, list[Result]]:
     """A token that `model` says, and the results where this token is its <unk>."""
     unknown = decode(model, search, encoder_out, LENS)[0].tokens[0]
