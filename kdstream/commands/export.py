@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lm_dir, sizes = Path(decode.lm_exp_dir), tokenizer.vocab_size
         bigram = load_bigram(lm_dir, sizes) if decode.lodr_scale or (lm_dir / BIGRAM_FILE).is_file() else None
         language_model = export_lm(load_lm(lm_dir, tokenizer), bigram, folder)
-        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS}).for_tokens(tokenizer)
+        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
     print_sizes([*written, *files, *int8, *(ctc or ()), *spelling, *language_model])
     parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
     print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
@@ -86,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if speech:
         check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)
     if speech and search:
-        check_fused(trained.model, chunk, files, search, tokenizer, speech)
+        check_fused(trained.model, chunk, files, search.for_tokens(tokenizer), tokenizer, speech)
