@@ -35,7 +35,7 @@ from kdstream.models.linear import Linear, scaled_linear
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
-from kdstream.models.windows import in_steps, own_frames
+from kdstream.models.windows import in_steps, own_frames, record_layer
 from kdstream.models.zipformer_modules import (
     Bypass,
     CentredDepthwiseConv1d,
@@ -263,9 +263,8 @@ class Conformer(StreamingEncoder):
             new_caches += layer_caches
             name = f"0.{i}"
             if taps is not None and taps.wants(name):
-                seen = (own_frames(own, chunk, frames) for own in (inputs, x, *query_key_value))
-                tensors = dict(zip(("inputs", "features", "query", "key", "value"), seen, strict=True))
-                taps.record(name, **tensors, lens=lens, stride=OUTPUT_DOWNSAMPLING)
+                shown = (inputs, x, *query_key_value)
+                record_layer(taps, name, shown, chunk, frames, lens, OUTPUT_DOWNSAMPLING)
         return own_frames(x, chunk, frames), lens, new_caches
 
     def layer(self, name: str) -> nn.Module:

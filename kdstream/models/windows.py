@@ -8,11 +8,13 @@ Shapes: N batch, T frames, D model width, H heads, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import ChunkConfig, TapRecorder
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -39,6 +41,26 @@ def own_frames(x: Tensor, chunk: ChunkConfig | None, frames: int) -> Tensor:
     if chunk is None or not chunk.right:
         return x
     return x.unflatten(1, (-1, chunk.step))[:, :, : chunk.chunk].flatten(1, 2)[:, :frames]
+
+
+def record_layer(
+    taps: TapRecorder,
+    name: str,
+    inputs_and_outputs: Iterable[Tensor],
+    chunk: ChunkConfig | None,
+    frames: int,
+    lens: Tensor,
+    stride: int,
+) -> None:
+    """Shows a layer to `taps`, without right contexts.
+
+    Args:
+      inputs_and_outputs: its inputs, features, query, key and value, each (N, T, D); see `TapRecorder.record`.
+      chunk: in frames of the layer, of which an utterance has `frames`.
+    """
+    own = (own_frames(x, chunk, frames) for x in inputs_and_outputs)
+    tensors = dict(zip(("inputs", "features", "query", "key", "value"), own, strict=True))
+    taps.record(name, **tensors, lens=lens, stride=stride)
 
 
 def windows(x: Tensor, heads: int, block: int, left: int, right: int = 0, outside: float = 0.0) -> Tensor:

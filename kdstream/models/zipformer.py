@@ -32,7 +32,7 @@ from kdstream.models.attention import (
 from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
-from kdstream.models.windows import in_steps, own_frames
+from kdstream.models.windows import in_steps, own_frames, record_layer
 from kdstream.models.zipformer_modules import (
     Bypass,
     CentredDepthwiseConv1d,
@@ -175,9 +175,8 @@ class StackTaps:
             lens = torch.div(self.lens + self.stride - 1, self.stride, rounding_mode="floor")
             chunk = None if self.chunk is None else self.chunk.downsampled(self.stride)
             frames = -(-self.frames // self.stride)
-            seen = (own_frames(x, chunk, frames) for x in (inputs, features, *query_key_value))
-            tensors = dict(zip(("inputs", "features", "query", "key", "value"), seen, strict=True))
-            self.recorder.record(name, **tensors, lens=lens, stride=self.stride)
+            shown = (inputs, features, *query_key_value)
+            record_layer(self.recorder, name, shown, chunk, frames, lens, self.stride)
 
 
 class Stack(nn.Module):
