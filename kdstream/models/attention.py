@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.models.linear import Linear, scaled_linear
+from kdstream.models.positions import add_position_scores
 from kdstream.models.scaling import Balancer, ScheduledFloat, Whiten, penalize_large_values
 from kdstream.models.streaming import Cache, ChunkConfig
 from kdstream.models.windows import Windows, merge_heads, split_heads, windows
@@ -160,21 +161,6 @@ class FrameContext:
     chunk: ChunkConfig | None
 
 
-def relative_positions(queries: int, keys: int, dim: int, device: torch.device) -> Tensor:
-    """Encodings (T + K - 1, dim) of the offsets key - query from 1 - K to T - 1.
-
-    Offsets are compressed logarithmically, then mapped by atan to an interval whose Fourier basis is the
-    encoding: near offsets are told apart exactly, far ones roughly.  The last channel is a constant 1.
-    """
-    offset = torch.arange(1 - keys, queries, device=device, dtype=torch.float32).unsqueeze(1)
-    length = math.sqrt(dim)
-    compressed = length * offset.sign() * ((offset.abs() + length).log() - math.log(length))
-    angle = (compressed * (2 * math.pi / dim)).atan()
-    angles = angle * (1 + torch.arange(dim // 2, device=device))  # (T + K - 1, dim / 2)
-    encoding = torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
-    return F.pad(encoding[:, :-1], (0, 1), value=1.0)  # not in place, which a traced step would do over and over
-
-
 def softmax(scores: Tensor) -> Tensor:
     """Attention weights (N, H, T, K) in the dtype of the scores.
 
@@ -217,28 +203,14 @@ class AttentionWeights(nn.Module):
         all_keys, cached_key = prepend(cached_key, key, view.right)
         scores = view.queries(query, self.heads) @ view.keys(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
         if not self.training or random.random() >= float(self.pos_emb_skip_rate):
-            pos_query = view.queries(pos_query, self.heads)
-            scores = scores + self.position_scores(pos_query, view.positions(context.positions), int(scores.size(3)))
+            encoded = self.linear_pos(view.positions(context.positions)).unflatten(1, (self.heads, -1))
+            scores = add_position_scores(scores, view.queries(pos_query, self.heads), encoded.permute(1, 2, 0))
         if context.blocked is not None:
             # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
             scores = scores.masked_fill_(context.blocked, -1000.0)
         if self.training and random.random() < 0.1:
             scores = penalize_large_values(scores, limit=25.0, penalty=1e-4)
         return softmax(scores), cached_key, (query, key)
-
-    def position_scores(self, pos_query: Tensor, positions: Tensor, keys: int) -> Tensor:
-        """(N, H, T, K): product of each query's positional part with the encoding of each key's offset."""
-        encoded = self.linear_pos(positions).unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, d, T + K - 1)
-        by_offset = pos_query @ encoded  # (N, H, T, T + K - 1)
-        # row t begins at offset -t: step one column less per row
-        batch, heads, queries, offsets = by_offset.size(0), self.heads, *map(int, by_offset.shape[2:])
-        if torch.onnx.is_in_onnx_export():  # which knows no strides; the same by reshaping, whose gradient costs more
-            if queries == 1:
-                return by_offset
-            rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
-            return rows.unflatten(2, (queries, offsets - 1))[..., :keys]
-        n, h, t, o = by_offset.stride()
-        return by_offset.as_strided((batch, heads, queries, keys), (n, h, t - o, o), o * (queries - 1))
 
 
 class SelfAttention(nn.Module):

@@ -26,10 +26,10 @@ from kdstream.models.attention import (
     NonlinAttention,
     QueryKeyValue,
     SelfAttention,
-    relative_positions,
     view_of,
 )
 from kdstream.models.checkpointing import CheckpointedLayer
+from kdstream.models.positions import relative_positions
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
 from kdstream.models.windows import in_steps, own_frames, record_layer

@@ -15,9 +15,9 @@ from kdstream.models.attention import (
     Band,
     FrameContext,
     View,
-    relative_positions,
     view_of,
 )
+from kdstream.models.positions import relative_positions
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from support.models import SETTINGS, difference, tiny_test_model
