@@ -26,9 +26,8 @@ from kdstream.kd.teacher import TransducerTeacher
 from kdstream.kd.teacher_cache import bytes_per_hour, columns_to_store
 from kdstream.models.presets import resolve
 from kdstream.models.rnnt_loss import LossSettings
-from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
-from kdstream.training.step import tokens_of
+from kdstream.training.step import chunk_choices, tokens_of
 
 SECONDS = 12.0  # of the utterance of which is counted what autograd keeps
 # Of a step in which a teacher is heard, and one in which its cache is read: times a baseline's step.  From
@@ -76,7 +75,7 @@ def look_at(config: ModelConfig) -> Model:
             kept[storage.data_ptr()] = (storage.nbytes(), x)
         return x
 
-    chunk = ChunkConfig(config.chunk_size[0], config.left_context_frames[0]) if config.causal else None
+    chunk = chunk_choices(config, model)[0][0]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), torch.autocast("cpu", torch.bfloat16):
         losses = model(batch.features, batch.feature_lens, tokens_of(batch), chunk, LossSettings())
     del losses

@@ -36,11 +36,10 @@ from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.models.presets import resolve
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.scaling import set_batch_count
-from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
-from kdstream.training.step import StudentWithBranches, seed_step, tokens_of
+from kdstream.training.step import StudentWithBranches, chunk_choices, seed_step, tokens_of
 
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
@@ -77,9 +76,8 @@ class Bench:
         device = find_device(args.device)
         torch.manual_seed(0)
         self.batch = batch.to(device)
-        sizes = (model.chunk_size[0], model.left_context_frames[0], model.right_context_frames[0])
-        self.chunk = ChunkConfig(*sizes) if model.causal else None
         self.student = build_model(resolve(model)).to(device).train()
+        self.chunk = chunk_choices(model, self.student)[0][0]
         set_batch_count(self.student, BATCH_COUNT)
         self.precision = Precision(train, device)
         self.train_config, self.distill_config = train, from_args(DistillConfig, args)

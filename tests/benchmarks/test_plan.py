@@ -74,6 +74,10 @@ def test_a_model_is_looked_at_as_it_is():
     tiny = look_at(TINY)
     assert tiny.parameters == 2_842_100  # with 500 tokens
     assert 1e6 < tiny.kept < look_at(replace(TINY, frontend_channels=(16, 64, 128))).kept
+    ahead = replace(TINY, causal=True, chunk_size=(8,), left_context_frames=(32,), right_context_frames=(8,))
+    assert look_at(replace(ahead, right_context_frames=(0,))).kept < look_at(ahead).kept
+    with pytest.raises(UserError, match=r"right context"):
+        look_at(replace(ahead, right_context_frames=(3,)))
 
 
 def test_the_command_prints_a_table_and_reads_what_was_measured(reference, tmp_path, capsys):
