@@ -57,7 +57,11 @@ def read_source(train: TrainConfig) -> Source:
         )
         averaged = load_averaged(choice)
         return Source(path, averaged.last, f" with {option('init_avg', train.init_avg)}", averaged.weights)
-    weights = load_weights(path)
+    try:
+        weights = load_weights(path)
+    except UserError as error:
+        fix = "give an exp-dir, or a file of weights: epoch-N.pt, pretrained.pt, .safetensors"
+        raise UserError(error.problem, flag=option("init_checkpoint"), fix=fix) from error
     for name in OF_AN_EXP_DIR:
         if getattr(train, name) != getattr(TrainConfig, name):
             raise UserError(f"{path} is a file, and no exp-dir", flag=option(name, getattr(train, name)), fix="drop it")

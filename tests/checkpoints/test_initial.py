@@ -52,6 +52,13 @@ def test_every_kind_of_file_gives_all_its_weights(tmp_path, name):
     assert all(same(theirs, ours, parameter) for parameter in theirs)
 
 
+def test_a_file_that_holds_no_weights_is_refused_with_the_flag_and_what_to_give(tmp_path):
+    path = tmp_path / "notes.pt"
+    path.write_text("not weights")
+    with pytest.raises(UserError, match=r"^--init-checkpoint: .*notes\.pt.*; give an exp-dir, or a file of weights"):
+        begin(tiny_test_model(True), path)
+
+
 def test_a_full_context_checkpoint_starts_a_streaming_model(tmp_path):
     source, model = tiny_test_model(False, seed=3), tiny_test_model(True)
     features, lens, _ = random_batch()
