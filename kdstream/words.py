@@ -27,6 +27,7 @@ UNSPACED = re.compile(
     "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"  # Hiragana, Katakana
     "]"
 )
+BLANKS_BESIDE_UNSPACED = re.compile(rf"(?<={UNSPACED.pattern})\s+|\s+(?={UNSPACED.pattern})")
 
 
 class Letter(NamedTuple):
@@ -61,6 +62,17 @@ def unit_of(words: Iterable[str], score_by: str = "auto") -> str:
         return score_by
     kinds = {UNSPACED.match(word) is not None for word in words if any(map(str.isalnum, word))}
     return MIXED if len(kinds) == 2 else CHAR if kinds == {True} else WORD
+
+
+def mostly_unspaced(texts: Iterable[str]) -> bool:
+    """Whether most letters are of scripts that are written without blanks between words."""
+    counts = [(len(UNSPACED.findall(text)), len("".join(text.split()))) for text in texts]
+    return 2 * sum(unspaced for unspaced, _ in counts) > sum(letters for _, letters in counts)
+
+
+def without_blanks_beside_unspaced(text: str) -> str:
+    """The text without the blanks beside characters of such scripts: corpora put them where they like."""
+    return BLANKS_BESIDE_UNSPACED.sub("", text)
 
 
 def _spans(text: str, score_by: str) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-# The corpora that prepare.sh can speak or download, and what their parts are for.  Sourced by prepare.sh and run.sh.
+# The corpora that prepare.sh can speak or download, their parts and their tokens.  Sourced by prepare.sh and run.sh.
 
 # Gives train_parts, dev_parts and test_parts those of --corpus where they are empty; --corpus-dir needs all three.
 choose_parts() {
@@ -16,4 +16,16 @@ choose_parts() {
     *) fail "--corpus $corpus: not mini, mini-librispeech, librispeech-100 or librispeech; or use --corpus-dir" ;;
   esac
   train_parts=${train_parts:-$train} dev_parts=${dev_parts:-$dev} test_parts=${test_parts:-$test}
+}
+
+# Gives vocab_size its default where it is empty, and lang_name, the directory of the tokens, as icefall calls it.
+choose_tokens() {
+  local size=500
+  [[ -n $corpus_dir || $corpus != mini ]] || size=64
+  case $token_type in
+    bpe) vocab_size=${vocab_size:-$size} lang_name=lang_bpe_$vocab_size ;;
+    byte-bpe) vocab_size=${vocab_size:-$((size < 320 ? 320 : size))} lang_name=lang_bbpe_$vocab_size ;;  # 256 are bytes
+    char) lang_name=lang_char${vocab_size:+_$vocab_size} ;;
+    *) fail "--token-type $token_type: not bpe, char or byte-bpe" ;;
+  esac
 }

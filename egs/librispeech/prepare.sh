@@ -3,13 +3,14 @@
 #
 #   0  download the corpus (mini: speak it)    3  features and cuts
 #   1  manifests                               4  features of MUSAN
-#   2  manifests of MUSAN                      5  BPE model
+#   2  manifests of MUSAN                      5  tokens
 #
 # bash egs/librispeech/prepare.sh                                   the embedded corpus
 # bash egs/librispeech/prepare.sh --corpus mini-librispeech         download and prepare 5 hours
 # bash egs/librispeech/prepare.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test
 #
-# writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz and DATA_DIR/lang_bpe_<V>/.
+# writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz and DATA_DIR/lang_bpe_<V>/
+# (lang_char/, lang_bbpe_<V>/ with other tokens).
 # A second run skips what is finished, and goes on at the stage that was interrupted.
 
 set -eou pipefail
@@ -25,7 +26,9 @@ corpus_dir=               # instead: any directory that holds LibriSpeech/<part>
 train_parts=              # parts, separated by commas; by default those of the corpus
 dev_parts=
 test_parts=
-vocab_size=               # BPE pieces; by default 500, for the mini corpus 64
+token_type=bpe            # bpe, char (single letters) or byte-bpe (pieces, and bytes for letters that have none)
+vocab_size=               # tokens; by default 500, for the mini corpus 64, of char one for each letter
+text_case=keep            # or upper, lower: the case of the text that tokens are trained on, and spell
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
 musan=false               # noise for --enable-musan
 data_dir=$here/data
@@ -45,8 +48,8 @@ log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (prepare.sh:${BASH_LINENO[0]}) $*"; }
 while (($#)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
-    --stage | --stop-stage | --corpus | --corpus-dir | --train-parts | --dev-parts | --test-parts | --vocab-size | \
-      --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
+    --stage | --stop-stage | --corpus | --corpus-dir | --train-parts | --dev-parts | --test-parts | --token-type | \
+      --vocab-size | --text-case | --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
       (($# > 1)) || fail "$1: needs a value; see --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
@@ -60,6 +63,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
 
 choose_parts
+choose_tokens
 if [[ -z $corpus_dir ]]; then
   corpus_dir=$dl_dir
   [[ $corpus != mini ]] || corpus_dir=$dl_dir/mini
@@ -69,10 +73,12 @@ else
     "give the directory that holds LibriSpeech/<part>/<speaker>/<chapter>"
   corpus_dir=$(cd "$corpus_dir" && pwd)
 fi
-if [[ $corpus == mini ]]; then
-  vocab_size=${vocab_size:-64} perturb_speed=${perturb_speed:-false}
-fi
-vocab_size=${vocab_size:-500} perturb_speed=${perturb_speed:-true}
+[[ $corpus != mini ]] || perturb_speed=${perturb_speed:-false}
+perturb_speed=${perturb_speed:-true}
+case $text_case in
+  keep | upper | lower) ;;
+  *) fail "--text-case $text_case: not keep, upper or lower" ;;
+esac
 for name in musan perturb_speed; do
   case ${!name} in
     true | 1) printf -v $name true ;;
@@ -99,8 +105,9 @@ for part in $(each "$train_parts"); do
     fail "part $part: is to be trained on, in shuffled order, and decoded; link its directory under a second name"
 done
 
-lang_dir=$data_dir/lang_bpe_$vocab_size
+lang_dir=$data_dir/$lang_name
 tokens_of="$corpus_dir $train_parts"
+[[ $text_case == keep ]] || tokens_of+=" $text_case"
 if in_stage 5 && [[ -f $lang_dir/bpe.model && -f $lang_dir/.done && $(<"$lang_dir/.done") != "$tokens_of" ]]; then
   fail "$lang_dir: has the tokens of other text ($(<"$lang_dir/.done")), which models may have been trained with;" \
     "give another --data-dir or --vocab-size, or delete it"
@@ -170,11 +177,12 @@ if in_stage 4 && [[ $musan == true ]]; then
 fi
 
 if in_stage 5; then
-  log "Stage 5: BPE model in $lang_dir"
+  log "Stage 5: tokens in $lang_dir"
   once "$lang_dir/.done" "$tokens_of" "$lang_dir/bpe.model" \
     "$python" "$root/local/train_bpe_model.py" --manifest-dir "$data_dir/manifests" --parts "$train_parts" \
-    --vocab-size "$vocab_size" --lang-dir "$lang_dir"
+    --token-type "$token_type" ${vocab_size:+--vocab-size "$vocab_size"} --text-case "$text_case" \
+    --lang-dir "$lang_dir"
 fi
 
 log "Done: $data_dir (train.py takes it as --manifest-dir $data_dir/fbank --train-parts $train_parts" \
-  "--dev-parts $dev_parts --test-parts $test_parts --bpe-model $data_dir/lang_bpe_$vocab_size/bpe.model)"
+  "--dev-parts $dev_parts --test-parts $test_parts --bpe-model $lang_dir/bpe.model)"

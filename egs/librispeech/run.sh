@@ -27,7 +27,9 @@ corpus_dir=               # instead: any directory that holds LibriSpeech/<part>
 train_parts=              # by default those of the corpus
 dev_parts=
 test_parts=
-vocab_size=               # BPE pieces; by default 64 for the embedded corpus, else 500
+token_type=bpe            # as for prepare.sh: bpe, char or byte-bpe
+vocab_size=               # by default 64 for the embedded corpus, else 500; of char one for each letter
+text_case=keep            # as for prepare.sh: keep, upper or lower
 data_dir=$here/data
 exp_root=$here/exp
 encoder=zipformer         # or conformer
@@ -74,10 +76,7 @@ data_dir=$(realpath -ms --relative-to="$here" "$data_dir")
 exp_root=$(realpath -ms --relative-to="$here" "$exp_root")
 cd "$here"
 
-if [[ -z $vocab_size ]]; then
-  vocab_size=500
-  [[ -n $corpus_dir || $corpus != mini ]] || vocab_size=64
-fi
+choose_tokens
 
 stages() { ((stage <= $1 && $1 <= stop_stage)); }
 python=../../.venv/bin/python
@@ -93,7 +92,7 @@ if stages 1; then
   source=(--corpus "$corpus")
   [[ -z $corpus_dir ]] || source=(--corpus-dir "$corpus_dir")
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
-    --vocab-size "$vocab_size" --data-dir "$data_dir"
+    --token-type "$token_type" --vocab-size "$vocab_size" --text-case "$text_case" --data-dir "$data_dir"
 fi
 cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would print that variable
 if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
@@ -111,7 +110,7 @@ train() {
   # shellcheck disable=SC2206  # train_flags holds several words
   local flags=(--encoder "$encoder" --preset "$preset" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
-    --bpe-model "$data_dir/lang_bpe_$vocab_size/bpe.model" --max-duration "$max_duration" \
+    --bpe-model "$data_dir/$lang_name/bpe.model" --max-duration "$max_duration" \
     --world-size "$world_size" --num-workers 0 --use-bf16 "$use_bf16" \
     --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 --lr-epochs 6 \
     --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \

@@ -1,11 +1,15 @@
-"""Trains a sentencepiece unigram model on transcripts, and writes tokens.txt.
+"""Trains a sentencepiece model on transcripts, and writes tokens.txt.
 
     kdstream train-bpe-model --manifest-dir data/manifests --parts train-clean-5 --vocab-size 500 \
         --lang-dir data/lang_bpe_500
     kdstream train-bpe-model --cuts a.jsonl.gz,b.jsonl.gz --vocab-size 500 --lang-dir data-mine/lang_bpe_500
+    kdstream train-bpe-model --cuts aishell.jsonl.gz --token-type char --lang-dir data-aishell/lang_char
 
 writes bpe.model, unigram_<V>.model, transcript_words.txt and tokens.txt into LANG_DIR, as icefall does.  Each line of
 tokens.txt holds a piece and its id; <blk> is 0, <sos/eos> 1 and <unk> 2.  Of cuts it reads every supervision.
+
+Token types: bpe are the pieces of a unigram model, as icefall's; char are single letters, and the blank between words;
+byte-bpe are pieces and the 256 bytes, which spell every letter that has no piece.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import parser_of
+from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.files import write_text
 
 
@@ -25,18 +30,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
     texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
-    parser.add_argument("--vocab-size", type=int, default=500, help="Pieces (default: %(default)s)")
+    parser.add_argument("--token-type", choices=TOKEN_TYPES, default="bpe", help="Kind of tokens (default: bpe)")
+    parser.add_argument("--vocab-size", type=int, help="Tokens (default: 500; of char one for each letter)")
+    parser.add_argument("--text-case", choices=TEXT_CASES, default="keep", help="Case of the text (default: keep)")
     parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
     args = parser.parse_args(argv)
 
-    from kdstream.corpus.bpe import log_text, train_bpe_model, transcripts_of_cuts, transcripts_of_parts
+    from kdstream.corpus.bpe import (
+        log_text,
+        texts_for_tokens,
+        train_bpe_model,
+        transcripts_of_cuts,
+        transcripts_of_parts,
+    )
     from kdstream.data.tokenizer import Tokenizer
 
     log_to_stderr()
     texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
+    texts = texts_for_tokens(texts, args.text_case)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"
     write_text(transcripts, "".join(text + "\n" for text in texts))
-    train_bpe_model(transcripts, args.lang_dir, args.vocab_size)
+    train_bpe_model(transcripts, args.lang_dir, args.vocab_size, args.token_type)
     log_text(texts, args.lang_dir / BPE_MODEL_FILE)
     Tokenizer(args.lang_dir / BPE_MODEL_FILE).save_tokens(args.lang_dir / TOKENS_FILE)

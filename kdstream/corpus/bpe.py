@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from lhotse import SupervisionSegment, SupervisionSet
 
 from kdstream.config.experiment import BPE_MODEL_FILE
+from kdstream.corpus.token_types import TOKEN_TYPES
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import replacing
+from kdstream.words import WORD_START, mostly_unspaced, without_blanks_beside_unspaced
 
 MAX_SENTENCE_LENGTH = 4192  # bytes: sentencepiece's default; it drops longer lines, and says so to nobody
 LETTERS_SHOWN = 80
+VOCAB_SIZE = 500
+SYMBOLS = ["<blk>", "<sos/eos>"]  # the first ids; <unk> is the next one
+NUM_BYTES = 256
 
 
 def transcripts_of_parts(manifest_dir: Path, parts: str) -> list[str]:
@@ -51,33 +59,72 @@ def _texts_of(supervisions: Iterable[SupervisionSegment]) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int) -> None:
-    """Trains the model on a file of transcripts, and writes it as bpe.model and as unigram_<V>.model."""
-    prefix = lang_dir / f"unigram_{vocab_size}"
-    longest = max(map(len, transcripts.read_bytes().split(b"\n")))
+def texts_for_tokens(texts: Sequence[str], case: str = "keep") -> list[str]:
+    """The texts in one of TEXT_CASES; of a script that needs no blanks, without those that its corpus has."""
+    if case != "keep":  # of signs too that become letters in NFKC, and so in sentencepiece
+        texts = [unicodedata.normalize("NFKC", text) for text in texts]
+        texts = [text.upper() if case == "upper" else text.lower() for text in texts]
+    return list(map(without_blanks_beside_unspaced, texts)) if mostly_unspaced(texts) else list(texts)
+
+
+def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int | None = None, token_type: str = "bpe") -> None:
+    """Trains the model on a file of transcripts, and writes it as bpe.model and as <sentencepiece's type>_<V>.model.
+
+    Of a script without blanks between words, such as Chinese, the model puts no blank before a text; see `Tokenizer`.
+
+    Args:
+      transcripts: what `texts_for_tokens` gives, one a line.
+      vocab_size: how many tokens.  By default VOCAB_SIZE; of the type char one for each letter.
+      token_type: one of TOKEN_TYPES.  Byte-bpe has a token for each byte, and they spell the letters that lack one.
+    Raises:
+      UserError: a size that does not fit the text.
+    """
+    lines = transcripts.read_text(encoding="utf-8").split("\n")
+    letters = [letter for letter, _ in Counter(unicodedata.normalize("NFKC", "".join(lines))).most_common()]
+    others = len(SYMBOLS) + 2  # <unk> and the blank
+    size = vocab_size or (len(letters) + others if token_type == "char" else VOCAB_SIZE)
+    settings: dict[str, Any] = {"input": str(transcripts), **TOKEN_TYPES[token_type]}
+    if mostly_unspaced(lines):
+        settings.update(add_dummy_prefix=False, required_chars=WORD_START)  # Latin words among them are parted
+    if token_type == "byte-bpe" and (in_bytes := _letters_without_token(letters, size - others - NUM_BYTES)):
+        logging.info(
+            f"{len(letters) - len(in_bytes)} letters have tokens; {len(in_bytes)} rare ones are spelt in bytes"
+        )
+        parted = re.compile(f"[{re.escape(in_bytes)}]")  # sentencepiece would want a token for each of them
+        settings["sentence_iterator"] = (part for line in lines for part in parted.split(line) if part)
+        del settings["input"]
+    prefix = lang_dir / "_".join([settings["model_type"], *([str(size)] if vocab_size or token_type != "char" else [])])
     try:
         sentencepiece.SentencePieceTrainer.train(
-            input=str(transcripts),
-            vocab_size=vocab_size,
-            model_type="unigram",
+            **settings,
+            vocab_size=size,
             model_prefix=str(prefix),
             character_coverage=1.0,
-            user_defined_symbols=["<blk>", "<sos/eos>"],
-            unk_id=2,
+            user_defined_symbols=SYMBOLS,
+            unk_id=len(SYMBOLS),
             bos_id=-1,
             eos_id=-1,
             input_sentence_size=100_000_000,
-            max_sentence_length=max(MAX_SENTENCE_LENGTH, longest),
+            max_sentence_length=max(MAX_SENTENCE_LENGTH, *(len(line.encode()) for line in lines)),
             minloglevel=2,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rsplit("] ", 1)[-1].rstrip(".")
         raise UserError(
-            reason or "refused", flag=option("vocab_size", vocab_size), fix=f"the text is {transcripts}"
+            reason or "refused", flag=option("vocab_size", size), fix=f"the text is {transcripts}"
         ) from error
     Path(f"{prefix}.vocab").unlink()
     with replacing(lang_dir / BPE_MODEL_FILE) as temporary:
         shutil.copyfile(f"{prefix}.model", temporary)
+
+
+def _letters_without_token(letters: Sequence[str], room: int) -> str:
+    """The rarest of the letters, which stand in the order of their number, so that `room` are left.
+
+    One of either case is left, or `Tokenizer` would think that the text has one case alone.
+    """
+    cases = [next((letter for letter in letters if of_case(letter)), "") for of_case in (str.isupper, str.islower)]
+    return "".join(sorted(letters, key=lambda letter: letter not in cases)[max(room, 1) :])
 
 
 def log_text(texts: Sequence[str], bpe_model: Path) -> None:

@@ -12,11 +12,19 @@ import sentencepiece
 
 from kdstream.errors import UserError
 from kdstream.files import write_text
-from kdstream.words import WORD_START, Letter, Located, locate, spell
+from kdstream.words import (
+    BLANKS_BESIDE_UNSPACED,
+    WORD_START,
+    Letter,
+    Located,
+    locate,
+    spell,
+    without_blanks_beside_unspaced,
+)
 
 UNKNOWN_PIECE = "<unk>"  # what runtimes take for blank by its name in tokens.txt
 UNKNOWN_SPELLED = " \u2047 "  # as sentencepiece decodes it
-UNKNOWN_FIX = "is the case (upper, lower) that of its training text?"
+UNKNOWN_FIX = "train tokens on such text, or take these characters out of it"
 LETTERS_SHOWN = 10
 
 BLANK, BLANK_ID = "<blk>", 0
@@ -25,7 +33,12 @@ BLANK, BLANK_ID = "<blk>", 0
 class Tokenizer:
     """A sentencepiece model with icefall's ids: <blk> 0, <sos/eos> 1, <unk> 2.
 
-    normalisation: the name of its rule, e.g. nmt_nfkc; "" for none that has a name.
+    It takes texts as its tokens can spell them.  Tokens that have letters of one case alone give every text that case.
+    A model that puts no blank before a text leaves out the blanks beside Chinese and other characters that need none.
+
+    case: "upper" or "lower", the one case of its tokens; "" where they have both, or none.
+    joins: whether it leaves out these blanks.
+    normalisation: what `normalise` does: the name of the model's rule, e.g. nmt_nfkc, and the case, e.g. "upper case".
     fingerprint: a hash of the model.
     """
 
@@ -47,9 +60,12 @@ class Tokenizer:
             )
         self.unk_id: int = self._model.unk_id()
         model = self._model.serialized_model_proto()
-        self.normalisation = _name_of_normalisation(model)
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self._spellings = [self._spelling(i) for i in range(self.vocab_size)]
+        self.case = _case_of(self.tokens)
+        self.joins = WORD_START not in self._model.normalize("A")
+        rules = (_name_of_normalisation(model), f"{self.case} case" if self.case else "")
+        self.normalisation = ", ".join(filter(None, rules))
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +87,7 @@ class Tokenizer:
         write_text(path, "".join(f"{piece}\t{score:g}\n" for piece, score in pieces))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._model.encode(list(texts), out_type=int)
+        return self._model.encode([self._as_tokens_have_it(text) for text in texts], out_type=int)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
@@ -79,9 +95,9 @@ class Tokenizer:
     def normalise(self, text: str) -> str:
         """`text` as the model was trained on it, with one blank between words; texts that are compared pass through it.
 
-        That is sentencepiece's normalisation, by default NFKC, and blanks for what has no width.
+        That is sentencepiece's normalisation, by default NFKC, and blanks for what has no width; then `case`, `joins`.
         """
-        return " ".join(self._model.normalize(text).replace(WORD_START, " ").split())
+        return self._plain(self._as_tokens_have_it(text))
 
     def letters(self, ids: Sequence[int]) -> list[Letter]:
         """The characters that tokens spell, as `decode` has them."""
@@ -93,15 +109,35 @@ class Tokenizer:
 
     def words_of(self, text: str) -> tuple[list[int], list[Located]]:
         """The tokens of a text, and the words of its normalised form with the places of their first and last tokens."""
-        pieces = self._model.encode(text, out_type=str)  # with the letters of a token that is unknown
+        pieces = self._pieces(text)
         return self.encode([text])[0], locate(spell(pieces))
 
     def unknown_letters(self, text: str) -> str:
         """The letters, each as often as it is there, that no token spells."""
-        ids, pieces = self.encode([text])[0], self._model.encode(text, out_type=str)
+        ids, pieces = self.encode([text])[0], self._pieces(text)
         return "".join(piece for token, piece in zip(ids, pieces, strict=True) if token == self.unk_id)
 
+    def _as_tokens_have_it(self, text: str) -> str:
+        if self.joins:
+            text = without_blanks_beside_unspaced(text)
+        if not self.case:
+            return text
+        # a sign may be letters of another case once it is normalised
+        return _in_case(text if text.isascii() else self._plain(text), self.case)
+
+    def _plain(self, text: str) -> str:
+        return " ".join(self._model.normalize(text).replace(WORD_START, " ").split())
+
+    def _pieces(self, text: str) -> list[str]:
+        """The pieces of a text; a token that is unknown has its letters here."""
+        return self._model.encode(self._as_tokens_have_it(text), out_type=str)
+
     def _normalised(self, letters: Sequence[Letter]) -> list[Letter]:
+        """What `normalise` makes of them, each with the tokens that it comes from."""
+        if self.joins:
+            blanks = BLANKS_BESIDE_UNSPACED.finditer("".join(letter.character for letter in letters))
+            left_out = {place for match in blanks for place in range(*match.span())}
+            letters = [letter for place, letter in enumerate(letters) if place not in left_out]
         if not letters:
             return []
         text, origins = self._model.normalize("".join(letter.character for letter in letters), with_offsets=True)
@@ -110,13 +146,25 @@ class Tokenizer:
         for place, character in enumerate(text):  # it comes from the letters between its origin and the next one's
             begin = min(origins[place], last)
             end = min(max(begin, origins[place + 1] - 1), last)
-            normalised.append(Letter(character.replace(WORD_START, " "), letters[begin].first, letters[end].last))
+            spelt = _in_case(character.replace(WORD_START, " "), self.case)
+            normalised += (Letter(one, letters[begin].first, letters[end].last) for one in spelt)
         return normalised
 
     def _spelling(self, index: int) -> str:
         if index == self.unk_id:
             return UNKNOWN_SPELLED
         return "" if self._model.is_control(index) else self._model.id_to_piece(index)
+
+
+def _case_of(tokens: Sequence[str]) -> str:
+    """The one case of the letters in tokens, "upper" or "lower"; "" where they have both, or none."""
+    letters = "".join(token for token in tokens if not (token.startswith("<") and token.endswith(">")))
+    upper, lower = (any(map(of_case, letters)) for of_case in (str.isupper, str.islower))
+    return "" if upper == lower else "upper" if upper else "lower"
+
+
+def _in_case(text: str, case: str) -> str:
+    return text.upper() if case == "upper" else text.lower() if case == "lower" else text
 
 
 def read_tokens(path: Path) -> list[str]:

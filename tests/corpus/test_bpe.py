@@ -5,14 +5,25 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from kdstream.corpus.bpe import MAX_SENTENCE_LENGTH, log_text, train_bpe_model, transcripts_of_cuts
+from kdstream.corpus.bpe import MAX_SENTENCE_LENGTH, log_text, texts_for_tokens, train_bpe_model, transcripts_of_cuts
+from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.words import spell, split_words
 from support.data import WORDS
 from support.decoding import run_script
 
+CHINESE = [
+    "今天 天气 很好",
+    "我 有 手机",
+    "他说 英语",
+    "你好 世界",
+    "我 用 iPhone Plus 说话",
+]  # blanks as AISHELL has them
+STRANGE = ["naïve Ω", "魚🎉 ok", "\u0301", "a\u200bb", "㎏ ＡＢ", "مرحبا 你好 WORLD"]
 TEXTS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
 
 
@@ -27,10 +38,10 @@ def manifest(path: Path, cuts: list[list[str | None]]) -> Path:
     return path
 
 
-def trained(texts: list[str], folder: Path, vocab_size: int = 30) -> Path:
+def trained(texts: list[str], folder: Path, vocab_size: int | None = 30, token_type: str = "bpe") -> Path:
     folder.mkdir()
     (folder / "text").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    train_bpe_model(folder / "text", folder, vocab_size)
+    train_bpe_model(folder / "text", folder, vocab_size, token_type)
     return folder / "bpe.model"
 
 
@@ -77,3 +88,79 @@ def test_decomposed_letters_are_known_by_their_composed_form(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         log_text(texts, trained(texts, tmp_path / "lang"))
     assert not caplog.records
+
+
+def test_chars_are_the_letters_of_the_text_and_the_blank_between_words(tmp_path):
+    tokenizer = Tokenizer(trained(TEXTS, tmp_path / "lang", None, "char"))
+    assert tokenizer.tokens[:3] == ["<blk>", "<sos/eos>", "<unk>"]
+    assert sorted(tokenizer.tokens[3:]) == sorted({*"".join(TEXTS).replace(" ", "\u2581")})
+    assert [tokenizer.tokens[i] for i in tokenizer.encode(["ONE SIX"])[0]] == list("\u2581ONE\u2581SIX")
+    few = Tokenizer(trained(TEXTS, tmp_path / "few", 10, "char"))
+    assert few.vocab_size == 10 and set(few.tokens) < set(tokenizer.tokens)
+
+
+@pytest.mark.parametrize("token_type, size", [("char", None), ("byte-bpe", 280), ("bpe", 31)])
+def test_chinese_has_no_blanks_but_between_latin_words(tmp_path, token_type, size):
+    texts = texts_for_tokens(CHINESE)
+    assert texts[0] == "今天天气很好" and texts[-1] == "我用iPhone Plus说话"
+    tokenizer = Tokenizer(trained(texts, tmp_path / "lang", size, token_type))
+    for text, joined in zip(CHINESE, texts, strict=True):
+        ids = tokenizer.encode([text])[0]
+        assert ids == tokenizer.encode([joined])[0] and tokenizer.decode(ids) == tokenizer.normalise(text) == joined
+        assert not tokenizer.tokens[ids[0]].startswith("\u2581")
+        for score_by in ("auto", "char", "word"):
+            words = [word.word for word in tokenizer.words(ids, score_by)]
+            assert words == split_words(tokenizer.normalise(text), score_by)
+    assert texts_for_tokens([*TEXTS, "今天 天气"])[-1] == "今天 天气"  # most of this text is written with blanks
+
+
+@pytest.mark.parametrize("texts, size", [(TEXTS, 280), (CHINESE, 265), (["Ⅷ naïve façade ÀÉ", "b"], 263)])
+def test_byte_bpe_spells_every_text_and_reads_any_bytes(tmp_path, texts, size):
+    """Few letters have a token of their own where there is no room for all."""
+    tokenizer = Tokenizer(trained(texts_for_tokens(texts), tmp_path / "lang", size, "byte-bpe"))
+    assert tokenizer.vocab_size == size and tokenizer.tokens[3:259] == [f"<0x{byte:02X}>" for byte in range(256)]
+    for text in [*texts, *STRANGE]:
+        ids = tokenizer.encode([text])[0]
+        assert tokenizer.unk_id not in ids and tokenizer.unknown_letters(text) == ""
+        assert tokenizer.decode(ids).strip() == tokenizer.normalise(text)
+        assert [word.word for word in tokenizer.words(ids)] == split_words(tokenizer.normalise(text))
+    rng = np.random.default_rng(0)
+    for _ in range(300):  # most of these bytes are no characters
+        ids = rng.integers(2, size, rng.integers(1, 12)).tolist()
+        words = [word.word for word in tokenizer.words(ids)]
+        assert words == split_words(tokenizer.normalise(tokenizer.decode(ids)))
+
+
+@pytest.mark.parametrize("token_type, size", [("bpe", 30), ("char", None), ("byte-bpe", 280)])
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_texts_have_the_case_of_the_tokens(tmp_path, token_type, size, case):
+    mixed = [text.capitalize() for text in TEXTS]
+    tokenizer = Tokenizer(trained(texts_for_tokens(mixed, case), tmp_path / "lang", size, token_type))
+    spelt = {"upper": "ONE SIX", "lower": "one six"}.get(case, "One SIX")
+    assert tokenizer.normalise("One SIX") == spelt
+    assert tokenizer.normalisation == {"keep": "nmt_nfkc"}.get(case, f"nmt_nfkc, {case} case")
+    if case != "keep":
+        assert {tokenizer.decode(ids) for ids in tokenizer.encode(["One SIX", "ONE SIX", "one six"])} == {spelt}
+        assert [word.word for word in tokenizer.words_of("One SIX")[1]] == spelt.split()
+
+
+def test_bytes_of_the_other_case_count_as_the_letter(tmp_path):
+    """A model may say them, though no text has them."""
+    tokenizer = Tokenizer(trained(TEXTS, tmp_path / "lang", 280, "byte-bpe"))
+    ids = [tokenizer.tokens.index(piece) for piece in ("<0x73>", "<0x69>", "<0xC3>", "<0x9F>")]  # siß
+    assert [tuple(word) for word in tokenizer.words(ids)] == [("SISS", 0, 3)]
+
+
+def test_each_type_is_a_flag_of_the_command(tmp_path, monkeypatch):
+    cuts = manifest(tmp_path / "a.jsonl.gz", [[text.lower()] for text in TEXTS])
+    flags = ("--cuts", cuts, "--text-case", "upper")
+    for token_type, size in zip(TOKEN_TYPES, ("30", None, "280"), strict=True):
+        folder = tmp_path / token_type
+        more = ("--vocab-size", size) if size else ()
+        more += ("--token-type", token_type, "--lang-dir", folder)
+        assert run_script(monkeypatch, "local/train_bpe_model.py", *flags, *more) == ""
+        pieces = [line.rsplit(" ", 1)[0] for line in (folder / "tokens.txt").read_text().splitlines()]
+        assert pieces == Tokenizer(folder / "bpe.model").tokens
+        assert (folder / "transcript_words.txt").read_text().splitlines() == TEXTS
+        letters = {letter.character for letter in spell([piece for piece in pieces[3:] if "<" not in piece])}
+        assert letters == {*"".join(TEXTS), " "}

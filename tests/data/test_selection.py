@@ -22,7 +22,7 @@ from support.data import batches_of, config_of, error_of, feature_cut
 def data(corpus, tmp_path) -> DataConfig:
     """Six cuts, of which training takes three; one of these has letters that no token spells."""
     frames = {"fits": 200, "tall": 300, "unknown": 250, "short": 50, "long": 2100, "silent": 200}
-    texts = {"silent": " ", "unknown": "ONE two"}
+    texts = {"silent": " ", "unknown": "ONE 2"}
     cuts = [
         feature_cut(tmp_path, name, np.zeros((count, 80), dtype=np.float32), texts.get(name, "ONE TWO"))
         for name, count in frames.items()

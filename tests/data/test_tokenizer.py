@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+import torch
 from lhotse import CutSet
 
 from kdstream.data.module import AsrDataModule
@@ -77,11 +81,11 @@ def test_a_model_without_a_mistake_has_no_errors_in_any_spelling(tmp_path, langu
 
 def test_normalised_texts_are_what_sentencepiece_trains_on(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path / "m.model", ["A B"])
-    assert tokenizer.normalisation == "nmt_nfkc"
-    assert tokenizer.normalise("  việt   ＡＢ ") == "vi\u1ec7t AB"
+    assert tokenizer.normalisation == "nmt_nfkc, upper case"
+    assert tokenizer.normalise("  việt   ＡＢ ㎏") == "VI\u1ec6T AB KG"
     assert tokenizer.normalise("می\u200cروم") == "می روم"
     assert tokenizer.normalise("THE FIRST DAY") == "THE FIRST DAY" and tokenizer.normalise(" \u200b ") == ""
-    plain = tiny_tokenizer(tmp_path / "plain.model", ["A B"], normalization_rule_name="identity")
+    plain = tiny_tokenizer(tmp_path / "plain.model", ["A b"], normalization_rule_name="identity")
     assert plain.normalisation == "identity" and plain.normalise(" ＡＢ  a") == "ＡＢ a"
 
 
@@ -106,16 +110,16 @@ def test_words_of_tokens_are_those_of_their_text_whatever_a_model_says(tmp_path,
 
 def test_letters_that_no_token_spells_are_counted(tmp_path, caplog):
     tokenizer = tiny_tokenizer(tmp_path / "m.model", ["THE CAT IS HERE"])
-    assert tokenizer.unknown_letters("The cat: HERE") == "hecat:"
+    assert tokenizer.unknown_letters("The dog: HERE") == "DOG:"
     unknown = UnknownLetters(tokenizer)
-    for text in ("THE CAT", "HERE, THE, CAT", "the CAT"):
+    for text in ("THE CAT", "HERE, THE, CAT", "the cow"):
         unknown.add(text)
     with caplog.at_level(logging.WARNING):
         unknown.warn("test set cased")
-    letters = "',' (2), 't' (1), 'h' (1), 'e' (1)"
+    letters = "',' (2), 'O' (1), 'W' (1)"
     assert [record.message for record in caplog.records] == [
-        f"test set cased: 2 of 3 transcripts have characters unknown to --bpe-model: {letters}; is the case (upper, "
-        "lower) that of its training text?"
+        f"test set cased: 2 of 3 transcripts have characters unknown to --bpe-model: {letters}; train tokens on such "
+        "text, or take these characters out of it"
     ]
     spelling = tiny_tokenizer(tmp_path / "bytes.model", ["THE CAT"], **KINDS["byte fallback"])
     assert spelling.unknown_letters("the cat") == ""
@@ -128,19 +132,24 @@ def test_the_unknown_token_has_the_name_by_which_runtimes_know_it(tmp_path):
     assert (tmp_path / "tokens.txt").read_text().splitlines()[:2] == ["<blk> 0", "<unk> 1"]
 
 
-def test_a_test_set_in_another_case_is_a_warning_with_the_letters(corpus, tmp_path, caplog):
+def respelt(corpus: Path, path: Path, change: Callable[[str], str], count: int = 40) -> Path:
+    """The training cuts with other texts."""
     cuts = [
-        cut.map_supervisions(lambda s: s.transform_text(lambda text: text.capitalize() + "."))
+        cut.map_supervisions(lambda s: s.transform_text(change))
         for cut in CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")
-    ][:5]
-    CutSet.from_cuts(cuts).to_file(tmp_path / "cased.jsonl.gz")
-    module = AsrDataModule(config_of(corpus, test_cuts=(str(tmp_path / "cased.jsonl.gz"),)), 0)
+    ]
+    CutSet.from_cuts(cuts[:count]).to_file(path)
+    return path
+
+
+def test_a_test_set_with_letters_that_the_tokens_lack_is_a_warning_with_their_counts(corpus, tmp_path, caplog):
+    dotted = respelt(corpus, tmp_path / "dotted.jsonl.gz", lambda text: text.capitalize() + ".", count=5)
+    module = AsrDataModule(config_of(corpus, test_cuts=(str(dotted),)), 0)
     with caplog.at_level(logging.WARNING):
         module.test_sets()
         module.test_sets()
     (line,) = [record.message for record in caplog.records]
-    assert line.startswith("test set cased: 5 of 5 transcripts have characters unknown to --bpe-model: 'e' (")
-    assert "is the case" in line
+    assert line.startswith("test set dotted: 5 of 5 transcripts have characters unknown to --bpe-model: '.' (5); ")
 
 
 def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkeypatch):
@@ -172,14 +181,15 @@ def test_missing_and_broken_bpe_models_name_themselves(corpus, tmp_path):
     assert "not a sentencepiece" in error_of(lambda: AsrDataModule(config_of(corpus, bpe_model=str(tmp_path / "x")), 0))
 
 
-def test_text_in_the_wrong_case_is_noticed(corpus, tmp_path):
-    cuts = [
-        cut.map_supervisions(lambda s: s.transform_text(str.lower))
-        for cut in CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")
-    ]
-    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
-    message = error_of(lambda: batches_of(config_of(corpus, train_cuts=(str(tmp_path / "cuts.jsonl.gz"),))))
-    assert "40 of 40 transcripts" in message and "case" in message
+def test_text_in_another_case_gives_the_same_tokens_and_text_of_other_letters_is_refused(corpus, tmp_path):
+    lower = respelt(corpus, tmp_path / "lower.jsonl.gz", str.lower)
+    same = [batches_of(config_of(corpus, **cuts)) for cuts in ({}, {"train_cuts": (str(lower),)})]
+    assert all(torch.equal(one.tokens, two.tokens) for one, two in zip(*same, strict=True)) and same[0]
+    other = respelt(corpus, tmp_path / "other.jsonl.gz", lambda text: text.replace("E", "\u0416"))
+    message = error_of(lambda: batches_of(config_of(corpus, train_cuts=(str(other),))))
+    assert re.search(
+        r"training cuts: \d+ of 40 transcripts have characters unknown to --bpe-model: '\u0416' \(\d+\)", message
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3)])
