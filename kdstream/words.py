@@ -64,6 +64,23 @@ def unit_of(words: Iterable[str], score_by: str = "auto") -> str:
     return MIXED if len(kinds) == 2 else CHAR if kinds == {True} else WORD
 
 
+def is_symbol(piece: str) -> bool:
+    """Whether a piece stands for no letters of its own, as <blk> and bytes."""
+    return piece.startswith("<") and piece.endswith(">")
+
+
+def case_of(tokens: Sequence[str]) -> str:
+    """The one case of the letters in tokens, "upper" or "lower"; "" where they have both, or none."""
+    letters = "".join(token for token in tokens if not is_symbol(token))
+    upper, lower = (any(map(is_of_case, letters)) for is_of_case in (str.isupper, str.islower))
+    return "" if upper == lower else "upper" if upper else "lower"
+
+
+def in_case(text: str, case: str) -> str:
+    """The text in upper or lower case; as it is where the case is neither."""
+    return text.upper() if case == "upper" else text.lower() if case == "lower" else text
+
+
 def mostly_unspaced(texts: Iterable[str]) -> bool:
     """Whether most letters are of scripts that are written without blanks between words."""
     counts = [(len(UNSPACED.findall(text)), len("".join(text.split()))) for text in texts]

@@ -20,7 +20,7 @@ from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import replacing
-from kdstream.words import WORD_START, mostly_unspaced, without_blanks_beside_unspaced
+from kdstream.words import WORD_START, in_case, mostly_unspaced, without_blanks_beside_unspaced
 
 MAX_SENTENCE_LENGTH = 4192  # bytes: sentencepiece's default; it drops longer lines, and says so to nobody
 LETTERS_SHOWN = 80
@@ -62,8 +62,7 @@ def _texts_of(supervisions: Iterable[SupervisionSegment]) -> list[str]:
 def texts_for_tokens(texts: Sequence[str], case: str = "keep") -> list[str]:
     """The texts in one of TEXT_CASES; of a script that needs no blanks, without those that its corpus has."""
     if case != "keep":  # of signs too that become letters in NFKC, and so in sentencepiece
-        texts = [unicodedata.normalize("NFKC", text) for text in texts]
-        texts = [text.upper() if case == "upper" else text.lower() for text in texts]
+        texts = [in_case(unicodedata.normalize("NFKC", text), case) for text in texts]
     return list(map(without_blanks_beside_unspaced, texts)) if mostly_unspaced(texts) else list(texts)
 
 

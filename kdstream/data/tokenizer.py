@@ -17,6 +17,8 @@ from kdstream.words import (
     WORD_START,
     Letter,
     Located,
+    case_of,
+    in_case,
     locate,
     spell,
     without_blanks_beside_unspaced,
@@ -62,7 +64,7 @@ class Tokenizer:
         model = self._model.serialized_model_proto()
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self._spellings = [self._spelling(i) for i in range(self.vocab_size)]
-        self.case = _case_of(self.tokens)
+        self.case = case_of(self.tokens)
         self.joins = WORD_START not in self._model.normalize("A")
         rules = (_name_of_normalisation(model), f"{self.case} case" if self.case else "")
         self.normalisation = ", ".join(filter(None, rules))
@@ -123,7 +125,7 @@ class Tokenizer:
         if not self.case:
             return text
         # a sign may be letters of another case once it is normalised
-        return _in_case(text if text.isascii() else self._plain(text), self.case)
+        return in_case(text if text.isascii() else self._plain(text), self.case)
 
     def _plain(self, text: str) -> str:
         return " ".join(self._model.normalize(text).replace(WORD_START, " ").split())
@@ -146,7 +148,7 @@ class Tokenizer:
         for place, character in enumerate(text):  # it comes from the letters between its origin and the next one's
             begin = min(origins[place], last)
             end = min(max(begin, origins[place + 1] - 1), last)
-            spelt = _in_case(character.replace(WORD_START, " "), self.case)
+            spelt = in_case(character.replace(WORD_START, " "), self.case)
             normalised += (Letter(one, letters[begin].first, letters[end].last) for one in spelt)
         return normalised
 
@@ -154,17 +156,6 @@ class Tokenizer:
         if index == self.unk_id:
             return UNKNOWN_SPELLED
         return "" if self._model.is_control(index) else self._model.id_to_piece(index)
-
-
-def _case_of(tokens: Sequence[str]) -> str:
-    """The one case of the letters in tokens, "upper" or "lower"; "" where they have both, or none."""
-    letters = "".join(token for token in tokens if not (token.startswith("<") and token.endswith(">")))
-    upper, lower = (any(map(of_case, letters)) for of_case in (str.isupper, str.islower))
-    return "" if upper == lower else "upper" if upper else "lower"
-
-
-def _in_case(text: str, case: str) -> str:
-    return text.upper() if case == "upper" else text.lower() if case == "lower" else text
 
 
 def read_tokens(path: Path) -> list[str]:

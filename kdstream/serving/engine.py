@@ -137,14 +137,27 @@ def _hotwords(model: ExportedModel, file: str, score: float) -> Iterator[dict[st
         raise UserError(f"{model.vocabulary}: no such file; hotwords are spelt with it", fix="run export.py anew")
     pieces = [line.split("\t")[0] for line in model.vocabulary.read_text(encoding="utf8").splitlines()]
     letters = {piece for piece in (piece.removeprefix(words.WORD_START) for piece in pieces) if len(piece) == 1}
-    hotwords = read_hotwords(Path(file), score, lambda text: "".join(c for c in text if c not in letters | {" "}))
+    in_bytes = any(map(words.BYTE_PIECE.fullmatch, pieces))
+
+    def unknown_letters(text: str) -> str:
+        return "" if in_bytes else "".join(letter for letter in text if letter not in letters | {" "})
+
+    hotwords, case = read_hotwords(Path(file), score, unknown_letters), words.case_of(pieces)
+    unspaced = words.mostly_unspaced(piece for piece in pieces if not words.is_symbol(piece))
+    by_letter = unspaced and all(len(piece) == 1 or words.is_symbol(piece) for piece in pieces) and not in_bytes
+    if unspaced and not by_letter:
+        logging.warning(f"{file}: sherpa-onnx prefers these hotwords after a blank alone; train with --token-type char")
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf8") as spelt:
-        spelt.writelines(f"{hotword.phrase} :{hotword.score}\n" for hotword in hotwords)
+        for phrase, score_of_token in hotwords:
+            phrase = words.in_case(phrase, case)
+            if by_letter:  # sherpa-onnx would take a Latin word for one letter
+                phrase = " ".join(words.without_blanks_beside_unspaced(phrase).replace(" ", words.WORD_START))
+            print(phrase, f":{score_of_token}", file=spelt)
         spelt.flush()
         yield {
             "hotwords_file": spelt.name,
             "hotwords_score": score,
-            "modeling_unit": "bpe",
+            "modeling_unit": "cjkchar" if by_letter else "bpe",
             "bpe_vocab": str(model.vocabulary),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ STRANGE = ["naïve Ω", "魚🎉 ok", "\u0301", "a\u200bb", "㎏ ＡＢ", "مر�
 TEXTS = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
 
 
-def manifest(path: Path, cuts: list[list[str | None]]) -> Path:
+def manifest(path: Path, cuts: Sequence[Sequence[str | None]]) -> Path:
     """Cuts with the given texts, each of a second."""
     made = []
     for index, texts in enumerate(cuts):
@@ -52,7 +53,7 @@ def test_every_supervision_of_a_cut_is_read(tmp_path, monkeypatch, caplog):
     flags = ("--vocab-size", 30, "--lang-dir")
     with caplog.at_level(logging.INFO):
         for name, cuts in (("one", [[text] for text in TEXTS]), ("whole", [TEXTS])):
-            path = manifest(tmp_path / f"{name}.jsonl.gz", list(cuts))
+            path = manifest(tmp_path / f"{name}.jsonl.gz", cuts)
             assert run_script(monkeypatch, "local/train_bpe_model.py", "--cuts", path, *flags, tmp_path / name) == ""
     assert (tmp_path / "one" / "tokens.txt").read_bytes() == (tmp_path / "whole" / "tokens.txt").read_bytes()
     lines = [record.getMessage() for record in caplog.records if "transcripts" in record.getMessage()]

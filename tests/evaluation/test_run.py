@@ -174,7 +174,7 @@ def foreign(tmp_path) -> DataConfig:
 def test_characters_are_scored_where_a_script_has_no_blanks(tmp_path, foreign, monkeypatch, capsys):
     exp_dir = make_exp_dir(tmp_path / "exp", foreign, causal=True)
     mixed = decode(monkeypatch, "whole", exp_dir)
-    assert (mixed.unit, mixed.rate, mixed.words, mixed.normalisation) == ("mixed", "MER", 17, "nmt_nfkc")
+    assert (mixed.unit, mixed.rate, mixed.words, mixed.normalisation) == ("mixed", "MER", 17, "nmt_nfkc, upper case")
     chars, words = (decode(monkeypatch, "whole", exp_dir, "--score-by", by) for by in ("char", "word"))
     assert (chars.unit, chars.words, words.unit, words.words) == ("char", 18, "word", 5)
     assert [r.unit for r in load_records(exp_dir / "results.json")] == ["mixed", "char", "word"]

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdstream.checkpoints.trained import load_trained
-from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig
-from kdstream.data.tokenizer import Tokenizer
-from kdstream.export.onnx import export_onnx, quantize
-from kdstream.models.streaming import ChunkConfig
 from support.decoding import make_experiment
+from support.serving import export_with_tokens
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +20,7 @@ def exp_dir(tmp_path_factory) -> Path:
 def exported(exp_dir, tmp_path_factory) -> Path:
     """A directory with what export.py writes, and nothing else."""
     folder = tmp_path_factory.mktemp("exported")
-    config = ExperimentConfig.load(exp_dir)
-    trained = load_trained(config, DecodeConfig(exp_dir=str(exp_dir)))
-    quantize(export_onnx(trained.model, ChunkConfig(8, 32), folder, "epoch-3-avg-2"))
-    tokenizer = Tokenizer(config.data.bpe_model)
-    tokenizer.save_tokens(folder / "tokens.txt")
-    tokenizer.save_vocabulary(folder / "bpe.vocab")
+    export_with_tokens(exp_dir, folder)
     return folder
 
 

@@ -91,9 +91,12 @@ def run_script(monkeypatch, path: str, *args: Any) -> str:
 FEW_LAYERS = {"zipformer": (1, 1, 1), "conformer": (3,)}
 
 
-def make_experiment(folder: Path, causal: bool, encoder: str = "zipformer") -> Path:
-    """An experiment directory with config.json and pretrained.pt of a small talkative model, and its tokenizer."""
-    bpe_model = train_tokenizer(folder)
+def make_experiment(folder: Path, causal: bool, encoder: str = "zipformer", bpe_model: Path | None = None) -> Path:
+    """An experiment directory with config.json and pretrained.pt of a small talkative model, and its tokenizer.
+
+    bpe_model: another than that of a few English words.
+    """
+    bpe_model = bpe_model or train_tokenizer(folder)
     vocab_size = Tokenizer(bpe_model).vocab_size
     layers = FEW_LAYERS[encoder]
     model = talkative_model(causal, seed=1, encoder=encoder, num_encoder_layers=layers, vocab_size=vocab_size)

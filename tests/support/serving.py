@@ -20,12 +20,14 @@ import aiohttp
 import numpy as np
 import torch
 
-from kdstream.config.sections import ModelConfig
+from kdstream.checkpoints.trained import load_trained
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DecodeConfig, ModelConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.export.onnx import export_onnx
+from kdstream.export.onnx import export_onnx, quantize
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer, build_model
@@ -38,6 +40,16 @@ SCRIPT = ROOT / "egs/librispeech/serve.py"
 CHUNK = ChunkConfig(8, 32)
 START = {"type": "start", "sample_rate": SAMPLE_RATE, "format": "f32le"}
 END = {"type": "end"}
+
+
+def export_with_tokens(exp_dir: Path, folder: Path) -> None:
+    """What export.py writes of an experiment, with CHUNK, in float32 and in int8."""
+    config = ExperimentConfig.load(exp_dir)
+    trained = load_trained(config, DecodeConfig(exp_dir=str(exp_dir)))
+    quantize(export_onnx(trained.model, CHUNK, folder, "epoch-3-avg-2"))
+    tokenizer = Tokenizer(config.data.bpe_model)
+    tokenizer.save_tokens(folder / "tokens.txt")
+    tokenizer.save_vocabulary(folder / "bpe.vocab")
 
 
 class Served(NamedTuple):
