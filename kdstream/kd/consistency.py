@@ -14,17 +14,15 @@ Shapes: N batch, T output frames, R symbols kept at a frame, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError, option
-from kdstream.kd.losses import float32
+from kdstream.kd.divergence import mutual_divergence
 from kdstream.kd.taps import Taps
-from kdstream.kd.token_losses import BLOCK_ELEMENTS, cell_weights, divergence
+from kdstream.kd.token_losses import cell_weights
 from kdstream.kd.token_shift import mean_shift, shifted_logits
 from kdstream.models.in_blocks import at_least_float32
 from kdstream.models.rnnt_loss import next_symbols
@@ -102,46 +100,7 @@ def consistency_loss(
         much in all of an utterance.
     """
     of_full, of_streaming = (weights if even else by_symbols(fixed, weights, blank) for fixed in (full, streaming))
-    if full.device.type == "cpu" and symbols is None:
-        with float32(full):
-            both = (at_least_float32(logits) for logits in (full, streaming))
-            return _SymmetricDivergence.apply(*both, of_full, of_streaming)
-    taught = (
-        divergence(full, streaming, of_full, symbols, blank),
-        divergence(streaming, full, of_streaming, symbols, blank),
-    )
-    return torch.stack(taught).sum() / 2
-
-
-class _SymmetricDivergence(torch.autograd.Function):
-    """sum_c (v_c KL(F_c || S_c) + w_c KL(S_c || F_c)) / 2; the first teaches S alone, the second F alone.
-
-    For a CPU, and block by block, as `token_losses._WeightedDivergence`: with v (S - F) / 2 for the logits of S and
-    w (F - S) / 2 for those of F, one look at each side is enough for both directions.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, full: Tensor, streaming: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        V = full.size(-1)
-        sides = [logits.reshape(-1, V) for logits in (full, streaming)]
-        gradients = [torch.zeros_like(logits) for logits in sides]
-        total = full.new_zeros(())
-        for block in (v + w).flatten().nonzero().squeeze(1).split(max(1, BLOCK_ELEMENTS // V)):
-            of_full, of_streaming = (x.flatten().index_select(0, block).unsqueeze(1).to(full.dtype) / 2 for x in (v, w))
-            log_f, log_s = (logits.index_select(0, block).log_softmax(dim=1) for logits in sides)
-            f, s = log_f.exp(), log_s.exp()
-            total += (log_f.sub_(log_s).mul_(of_full * f - of_streaming * s)).sum()
-            gap = s.sub_(f)
-            gradients[1].index_copy_(0, block, gap * of_full)
-            gradients[0].index_copy_(0, block, gap.mul_(-of_streaming))
-        ctx.save_for_backward(*(gradient.view_as(full) for gradient in gradients))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_full, of_streaming = ctx.saved_tensors
-        return of_full * scale, of_streaming * scale, None, None
+    return mutual_divergence(full, streaming, of_full, of_streaming, symbols, blank)
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kdstream.kd.divergence import log_posteriors
 from kdstream.kd.losses import float32
 from kdstream.kd.taps import Lattice
-from kdstream.kd.token_losses import Shift, cell_weights, log_posteriors
+from kdstream.kd.token_losses import Shift, cell_weights
 from kdstream.models.in_blocks import at_least_float32
 from kdstream.models.rnnt_loss import next_symbols
 
@@ -47,7 +48,7 @@ def shifted_logits(
       encoder_out: (N, at least T, D), the teacher's.
       lattice: the student's.
       shift: --kd-token-shift.
-      collapsed, temperature: of the posteriors that are to agree; see `token_losses.log_posteriors`.
+      collapsed, temperature: of the posteriors that are to agree; see `divergence.log_posteriors`.
     """
     encoder_out, largest = encoder_out[:, : lattice.ranges.size(1)], largest_shift(shift)
     if largest is None:

@@ -10,8 +10,9 @@ import torch
 from kdstream.config.sections import DistillConfig, TrainConfig
 from kdstream.errors import UserError
 from kdstream.kd.consistency import both_modes, by_symbols, consistency_loss
+from kdstream.kd.divergence import divergence
 from kdstream.kd.taps import Taps
-from kdstream.kd.token_losses import cell_weights, divergence
+from kdstream.kd.token_losses import cell_weights
 from kdstream.kd.token_shift import delayed
 from kdstream.models.rnnt_loss import LossSettings, next_symbols
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdstream.config.sections import TOKEN_FORMS
-from kdstream.kd import token_losses
+from kdstream.kd import divergence as divergences
 from kdstream.kd.token_losses import cell_weights, path_weights, token_loss
 from kdstream.models.rnnt_lattice import best_path
 from support.lattices import BLANK, FRAMES, V, logits, make_lattice, random
@@ -90,7 +90,7 @@ def test_gradients_pass_gradcheck(form):
 
 @pytest.mark.parametrize("form", ["full", "one-best"])
 def test_blocks_of_cells_equal_autograd_over_all_cells(form, monkeypatch):
-    monkeypatch.setattr(token_losses, "BLOCK_ELEMENTS", 4 * V)
+    monkeypatch.setattr(divergences, "BLOCK_ELEMENTS", 4 * V)
     lattice, teacher, student = make_lattice(), logits(1).float(), logits(2).float().requires_grad_()
     weights = path_weights(teacher, lattice, BLANK, 1) if form == "one-best" else cell_weights(lattice, 1)
     p, q = ((x / 2.0).log_softmax(dim=-1) for x in (teacher, student))
