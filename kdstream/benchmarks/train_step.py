@@ -146,7 +146,7 @@ class Bench:
             return [loss.compute(pair._replace(branch=leaves_of(pair.branch))) for pair in pairs]
 
         def of_lattice(loss: LatticeLoss) -> list[Tensor]:
-            lattices = distiller.compare_lattices(heard, student_taps)
+            lattices = distiller.compare_lattices(loss.compares, heard, student_taps)
             student = replace(lattices.student, logits=leaf(lattices.student.logits))
             return [loss.compute(replace(lattices, student=student))]
 

@@ -15,6 +15,7 @@ TEACHER_HEARS = ("clean", "augmented")
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 CACHE_STORAGES = ("float16", "int8")  # of a teacher's cache
 ENGINES = ("auto", "torch", "onnxruntime")
+POSTERIORS = ("token", "ctc")  # losses that are not between layers
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 
 # The modules that fill these tables have torch in them; what a parser must know stands here.
@@ -286,6 +287,11 @@ class DistillConfig(Section):
         minimum=0,
         text=re.compile(r"auto:[1-9]\d?"),
     )
+    kd_ctc_scale: float = flag(
+        0.0,
+        "Weight of distillation of CTC posteriors; both need --use-ctc 1.  It reads --kd-token-shift too.",
+        minimum=0,
+    )
     full_context_scale: float = flag(
         0.0,
         "Weight of the transducer loss of a streaming student that is run in full context too, on every batch.  It "
@@ -349,14 +355,15 @@ class DistillConfig(Section):
         modes = "mode-consistency" if self.mode_consistency_scale else "full-context" if self.full_context_scale else ""
         if not self.has_teacher:
             return modes or "none"
-        hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name != "token")
+        hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name not in POSTERIORS)
         if hidden and self.kd_branch == "none":
             hidden = f"direct-{hidden}"
         elif hidden and self.kd_branch != "transformer":
             hidden = f"{self.kd_branch}-{hidden}"
         init = "init" if self.init_from_teacher else ""
         tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
-        return "+".join(filter(None, (init, hidden, tokens, modes))) or "none"
+        ctc = "ctc" if self.kd_ctc_scale else ""
+        return "+".join(filter(None, (init, hidden, tokens, ctc, modes))) or "none"
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ from kdstream.kd.branches import (
 )
 from kdstream.kd.layer_map import LayerPair, pair_layers
 from kdstream.kd.loss_table import (
+    ComparedCtc,
     ComparedLattices,
     ComparedLayers,
     LatticeLoss,
     LayerLoss,
     computed_losses,
+    logged_as,
     scale_of,
 )
 from kdstream.kd.taps import TENSORS, Taps, tap_shapes
@@ -71,13 +73,9 @@ class Distiller(nn.Module):
         self.losses = computed_losses(config)
         if config.kd_branch in TEACHERS_LAYERS:
             teacher.check_layers()
-        self.scales = {f"{name}_loss": config.loss_scales[name] for name in self.losses.all()}
-        if self.losses.of_lattice and not teacher.writes_tokens:
-            raise UserError(
-                "this teacher writes no tokens",
-                flag=", ".join(option(scale_of(name)) for name in self.losses.of_lattice),
-                fix="distil from its layers alone",
-            )
+        self.scales = {logged_as(name): config.loss_scales[name] for name in self.losses.all()}
+        for name, loss in self.losses.of_lattice.items():
+            loss.compares.check(option(scale_of(name)), student, teacher)
         self.pairs: list[LayerPair] = []
         if self.losses.of_layers:
             self.pairs = pair_layers(config, tap_shapes(student), teacher.shapes)
@@ -140,7 +138,8 @@ class Distiller(nn.Module):
 
     def student_taps(self) -> Taps:
         """What to pass to the student's forward; new for every batch."""
-        return Taps((pair.student for pair in self.pairs), lattice=bool(self.losses.of_lattice))
+        compared = self.losses.compared
+        return Taps((pair.student for pair in self.pairs), ComparedLattices in compared, ComparedCtc in compared)
 
     def weights(self, batch_idx: float) -> dict[str, float]:
         """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
@@ -149,7 +148,7 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
 
-        With --kd-token-shift auto, token_shift is among them, which has no weight: the shifts that were chosen.
+        With --kd-token-shift auto the chosen shifts are among them, as token_shift and ctc_shift; they have no weight.
 
         Args:
           batch: what the student was given; the teacher hears its clean features, where it has them.
@@ -159,19 +158,20 @@ class Distiller(nn.Module):
         """
         with record_function("loss: teacher"):
             heard = self.teacher.listen(batch.for_teacher(), {pair.teacher for pair in self.pairs})
+            output_frames = output_frames_of(batch.feature_lens)
         losses: dict[str, Tensor] = {}
         if self.pairs:
-            pairs = self.compare_layers(heard, student_taps, output_frames_of(batch.feature_lens))
+            pairs = self.compare_layers(heard, student_taps, output_frames)
             of_pairs = [[named(name, loss, pair) for name, loss in self.losses.of_layers.items()] for pair in pairs]
             weights = self.pair_weights()
             for name, of_loss in zip(self.losses.of_layers, zip(*of_pairs, strict=True), strict=True):
-                losses[f"{name}_loss"] = (weights * torch.stack(of_loss)).sum()
-        if self.losses.of_lattice:
-            lattices = self.compare_lattices(heard, student_taps)
-            for name, loss in self.losses.of_lattice.items():
-                losses[f"{name}_loss"] = named(name, loss, lattices)
-            if "token" in self.losses.of_lattice:
-                losses.update(mean_shift("token_shift", lattices.shifted[1], output_frames_of(batch.feature_lens)))
+                losses[logged_as(name)] = (weights * torch.stack(of_loss)).sum()
+        compared = {kind: self.compare_lattices(kind, heard, student_taps) for kind in self.losses.compared}
+        for name, loss in self.losses.of_lattice.items():
+            lattices = compared[loss.compares]
+            losses[logged_as(name)] = named(name, loss, lattices)
+            if "kd_token_shift" in loss.reads:
+                losses.update(mean_shift(f"{name}_shift", lattices.shifted[1], output_frames))
         return losses
 
     def compare_layers(self, heard: Heard, student_taps: Taps, output_frames: Tensor) -> Iterator[ComparedLayers]:
@@ -180,12 +180,12 @@ class Distiller(nn.Module):
         for branch, (student, teacher) in zip(self.branches, aligned, strict=True):
             yield ComparedLayers(self.config, student, teacher, branch(student), output_frames)
 
-    def compare_lattices(self, heard: Heard, student_taps: Taps) -> ComparedLattices:
-        """What the losses on the lattice read."""
-        lattice, encoder_out = student_taps.lattice, heard.encoder_out
+    def compare_lattices(self, kind: type[ComparedLattices], heard: Heard, student_taps: Taps) -> ComparedLattices:
+        """What the losses of this kind read."""
+        lattice, encoder_out = kind.recorded(student_taps), heard.encoder_out
         if lattice is None or encoder_out is None:
-            raise ValueError("a loss on the lattice needs the student's lattice and a teacher that writes tokens")
-        return ComparedLattices(self.config, lattice, self.teacher, encoder_out, self.student.config.blank_id)
+            raise ValueError("a loss on posteriors needs those of the student and a teacher that writes tokens")
+        return kind(self.config, lattice, self.teacher, encoder_out, self.student.config.blank_id)
 
     def pair_weights(self) -> Tensor:
         """(pairs,): 1 each; with learned weights, for each layer of the student 1 in sum."""

@@ -76,7 +76,8 @@ class _Divergence(torch.autograd.Function):
         learns = ctx.needs_input_grad[0] and w is not None, ctx.needs_input_grad[1]
         of_p, of_q = (torch.zeros_like(x) if learning else None for x, learning in zip(sides, learns, strict=True))
         total = sides[1].new_zeros(())
-        v, w = (None if x is None else x.reshape(-1, 1).to(total.dtype) / temperature for x in (v, w))
+        v = v.reshape(-1, 1).to(total.dtype) / temperature
+        w = w if w is None else w.reshape(-1, 1).to(total.dtype) / temperature
         cells = (v if w is None else v + w).flatten().nonzero().squeeze(1)
         for block in cells.split(max(1, BLOCK_ELEMENTS // V)):
             log_p, log_q = (x.index_select(0, block).div_(temperature).log_softmax(dim=1) for x in sides)

@@ -1,7 +1,7 @@
 """The table of distillation losses: what each computes, what it needs, and which flags it reads.
 
-A loss called NAME has the flag --kd-NAME-scale, is logged and plotted as NAME_loss, and stands as NAME in the method
-of a result record.  One entry adds one:
+A loss called NAME has the flag --kd-NAME-scale, is logged and plotted as NAME_loss (see `logged_as`), and stands as
+NAME in the method of a result record.  One entry adds one:
 
     LOSSES.add("my", LayerLoss(my_loss, auxiliary_layer=True), kd_my_scale=flag(0.0, "Weight of my loss.", minimum=0))
 
@@ -24,10 +24,11 @@ from kdstream.errors import UserError, option
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import apc_loss, feature_loss, frame_weights, relation_loss
-from kdstream.kd.taps import Lattice, Tap
+from kdstream.kd.taps import Lattice, Tap, Taps
 from kdstream.kd.teacher import Teacher
 from kdstream.kd.token_losses import Shift, token_loss
 from kdstream.kd.token_shift import shifted_logits
+from kdstream.models.transducer import Transducer
 
 
 class ComparedLayers(NamedTuple):
@@ -51,7 +52,7 @@ class ComparedLayers(NamedTuple):
 
 @dataclass(frozen=True)
 class ComparedLattices:
-    """What a loss on the lattice compares, on one batch.
+    """What a loss on the lattice compares, on one batch.  The subclasses compare other posteriors of the same shape.
 
     student: the student's lattice; its logits (N, T, R, V) carry the gradient.
     teacher: writes the same tokens as the student.
@@ -65,18 +66,55 @@ class ComparedLattices:
     encoder_out: Tensor
     blank: int
 
+    @property
+    def agreement(self) -> tuple[bool, float]:
+        """Of what --kd-token-shift auto compares: whether three classes alone, and the temperature."""
+        return self.config.kd_token_form == "collapsed", self.config.kd_token_temperature
+
+    def teacher_logits(self, encoder_out: Tensor, symbols: Tensor) -> Tensor:
+        """The teacher's logits (N, T, R, V) of its frames encoder_out (N, T, D), after `symbols` (N, T, R)."""
+        return self.teacher.lattice_logits(encoder_out, self.student.tokens, symbols)
+
     @cached_property
     def shifted(self) -> tuple[Tensor, Shift]:
         """The teacher's logits (N, T, R, V) at the student's cells, as --kd-token-shift says, and that shift."""
-        config = self.config
+        at = self.encoder_out, self.student, self.config.kd_token_shift, self.blank
+        return shifted_logits(self.teacher_logits, *at, *self.agreement)
 
-        def logits_at(encoder_out: Tensor, symbols: Tensor) -> Tensor:
-            return self.teacher.lattice_logits(encoder_out, self.student.tokens, symbols)
+    @staticmethod
+    def recorded(taps: Taps) -> Lattice | None:
+        """What the student's taps have of it."""
+        return taps.lattice
 
-        collapsed, temperature = config.kd_token_form == "collapsed", config.kd_token_temperature
-        return shifted_logits(
-            logits_at, self.encoder_out, self.student, config.kd_token_shift, self.blank, collapsed, temperature
-        )
+    @staticmethod
+    def check(flag: str, student: Transducer, teacher: Teacher) -> None:
+        """Raises UserError where one of the two has nothing to compare; `flag` asks for it."""
+        if not teacher.writes_tokens:
+            raise UserError("this teacher writes no tokens", flag=flag, fix="distil from its layers alone")
+
+
+class ComparedCtc(ComparedLattices):
+    """What a loss on CTC posteriors compares: one cell a frame (R = 1), as there are no symbols to wait for."""
+
+    @property
+    def agreement(self) -> tuple[bool, float]:
+        return False, 1.0
+
+    def teacher_logits(self, encoder_out: Tensor, symbols: Tensor) -> Tensor:
+        return self.teacher.ctc_log_probs(encoder_out).unsqueeze(2)
+
+    @staticmethod
+    def recorded(taps: Taps) -> Lattice | None:
+        return taps.ctc
+
+    @staticmethod
+    def check(flag: str, student: Transducer, teacher: Teacher) -> None:
+        ComparedLattices.check(flag, student, teacher)
+        if not student.config.use_ctc:
+            raise UserError("the student has no CTC head", flag=flag, fix=f"give {option('use_ctc', 1)}")
+        if not teacher.has_ctc:
+            fix = f"train it with {option('use_ctc', 1)}, or leave the flag out"
+            raise UserError("the teacher has no CTC head", flag=flag, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -100,14 +138,16 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class LatticeLoss:
-    """A loss on the student's pruned lattice; it needs a teacher that writes the student's tokens.
+    """A loss on the student's posteriors; it needs a teacher that writes the student's tokens.
 
     compute: a scalar, summed over the batch's output frames.
+    compares: on which posteriors: those of the pruned lattice, or of the CTC head.
     reads: the settings that it reads, besides its scale.
     check: raises UserError where the flags do not fit --rnnt-type.
     """
 
     compute: Callable[[ComparedLattices], Tensor]
+    compares: type[ComparedLattices] = ComparedLattices
     reads: tuple[str, ...] = ()
     check: Callable[[DistillConfig, str], None] | None = None
 
@@ -115,6 +155,11 @@ class LatticeLoss:
 def scale_of(name: str) -> str:
     """The setting that weighs the loss."""
     return f"kd_{name}_scale"
+
+
+def logged_as(name: str) -> str:
+    """The loss in logs: NAME_loss; but ctc_loss is that of the student on the transcript."""
+    return f"kd_{name}_loss" if name == "ctc" else f"{name}_loss"
 
 
 class LossTable(Registry[LayerLoss | LatticeLoss]):
@@ -134,6 +179,11 @@ class Losses(NamedTuple):
 
     of_layers: dict[str, LayerLoss]
     of_lattice: dict[str, LatticeLoss]
+
+    @property
+    def compared(self) -> set[type[ComparedLattices]]:
+        """What the losses `of_lattice` compare."""
+        return {loss.compares for loss in self.of_lattice.values()}
 
     @property
     def auxiliary_layer(self) -> bool:
@@ -218,6 +268,11 @@ def _token(lattices: ComparedLattices) -> Tensor:
     return token_loss(teacher, student.logits, student, lattices.blank, form, temperature, shift)
 
 
+def _ctc(posteriors: ComparedLattices) -> Tensor:
+    student, (teacher, shift) = posteriors.student, posteriors.shifted
+    return token_loss(teacher, student.logits, student, posteriors.blank, "full", 1.0, shift)
+
+
 def check_relation_heads(config: DistillConfig, pair: LayerPair) -> None:
     """Raises UserError unless --kd-relation-heads divides every width that it re-splits."""
     heads, ours, theirs = config.kd_relation_heads, pair.student_shape, pair.teacher_shape
@@ -254,3 +309,4 @@ LOSSES.add(
     "token",
     LatticeLoss(_token, reads=("kd_token_form", "kd_token_temperature", "kd_token_shift"), check=check_token_form),
 )
+LOSSES.add("ctc", LatticeLoss(_ctc, ComparedCtc, reads=("kd_token_shift",)))

@@ -104,22 +104,25 @@ class Lattice:
 
 
 class Taps:
-    """Collects layers of one forward pass, and its lattice where `lattice` asks for it.
+    """Collects layers of one forward pass, and its lattice and CTC posteriors where these are asked for.
 
     Args:
       layers: names "stack.layer", counted from 0; None collects every layer.
       lattice: a CPU takes longer over a loss whose logits are kept.
+      ctc: of a model with a CTC head.
 
+    ctc: the posteriors of the CTC head, as a lattice without symbols: one cell a frame.
     wants_full_context: whether the batch is to be encoded in full context too.
     full_context: (N, T, D), then, in output frames.
     """
 
     lattice: Lattice | None = None
+    ctc: Lattice | None = None
     wants_full_context = False
     full_context: Tensor | None = None
 
-    def __init__(self, layers: Iterable[str] | None = None, lattice: bool = False) -> None:
-        self.wants_lattice = lattice
+    def __init__(self, layers: Iterable[str] | None = None, lattice: bool = False, ctc: bool = False) -> None:
+        self.wants_lattice, self.wants_ctc = lattice, ctc
         self._wanted = None if layers is None else frozenset(layers)
         self._taps: dict[str, Tap] = {}
 
@@ -133,6 +136,18 @@ class Taps:
     def record_lattice(self, **tensors: Tensor) -> None:
         """Keeps the transducer's lattice.  See `Lattice` for the names and shapes."""
         self.lattice = Lattice(**tensors)
+
+    def record_ctc(self, encoder_lens: Tensor, log_probs: Tensor) -> None:
+        """Keeps the posteriors of the CTC head, (N, T, V), of utterances of encoder_lens (N,) output frames."""
+        N, T, _ = log_probs.shape
+        self.ctc = Lattice(
+            encoder_lens=encoder_lens,
+            tokens=encoder_lens.new_zeros(N, 0),
+            token_lens=torch.zeros_like(encoder_lens),
+            decoder_out=log_probs.new_zeros(N, 1, 0),
+            ranges=encoder_lens.new_zeros(N, T, 1),
+            logits=log_probs.unsqueeze(2),
+        )
 
     def record_full_context(self, encoder_out: Tensor) -> None:
         """Keeps what the encoder makes of the batch in full context."""

@@ -53,6 +53,7 @@ class Teacher(ABC):
     writes_tokens: it writes the tokens that the student learns.  Then token losses can use it and a cache can store
       it, and it has `output_dim`, `lattice_logits`, `encoder_frames` and `state_dict`.
     gives_weights: a student may start from its weights, and it has `weights_for`.
+    has_ctc: it writes them with a CTC head too, and has `ctc_log_probs`.
     shapes: of the layers that can be tapped, by name in running order.
     encoder: of a transducer; its layers can be branches.
     output_dim: width of its encoder's output.
@@ -61,6 +62,7 @@ class Teacher(ABC):
     needs_audio: ClassVar[bool] = False
     writes_tokens: ClassVar[bool] = False
     gives_weights: ClassVar[bool] = False
+    has_ctc: bool = False
     shapes: dict[str, TapShape]
     encoder: StreamingEncoder
     output_dim: int
@@ -82,6 +84,10 @@ class Teacher(ABC):
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
+        raise NotImplementedError
+
+    def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
+        """Log posteriors (N, T, V) of the CTC head."""
         raise NotImplementedError
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
@@ -118,7 +124,7 @@ class TransducerTeacher(Teacher):
     def __init__(self, model: Transducer) -> None:
         self.model = freeze(model)
         self.shapes, self.encoder = tap_shapes(model), model.encoder
-        self.output_dim = model.encoder.output_dim
+        self.output_dim, self.has_ctc = model.encoder.output_dim, model.config.use_ctc
 
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         features, lens, layers = batch.features, batch.feature_lens, list(layers)
@@ -139,6 +145,10 @@ class TransducerTeacher(Teacher):
     @torch.no_grad()
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.model.lattice_logits(encoder_out, self.model.predict(tokens), ranges)
+
+    @torch.no_grad()
+    def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
+        return self.model.ctc_output(encoder_out)
 
     def check_layers(self) -> None:
         if type(self.encoder).run_layer is StreamingEncoder.run_layer:

@@ -214,7 +214,7 @@ class CacheReader:
 
 
 class CachedTeacher(Teacher):
-    """A teacher that reads its output from a cache, by the cut's name; only its joiner still runs.
+    """A teacher that reads its output from a cache, by the cut's name; only its joiner and its CTC head still run.
 
     The output is of clean cuts: noise or masks on the student's features do not change it.
 
@@ -230,6 +230,7 @@ class CachedTeacher(Teacher):
 
     def __init__(self, teacher: Teacher, directory: Path, identity: str, clean: bool = False) -> None:
         self.teacher, self.shapes, self.output_dim = teacher, teacher.shapes, teacher.output_dim
+        self.has_ctc = teacher.has_ctc
         self.directory, self.clean = directory, clean
         self.flag = option("teacher_cache", directory)
         try:
@@ -254,6 +255,9 @@ class CachedTeacher(Teacher):
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.teacher.lattice_logits(encoder_out, tokens, ranges)
+
+    def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
+        return self.teacher.ctc_log_probs(encoder_out)
 
     def check_layers(self) -> None:
         self.teacher.check_layers()

@@ -180,15 +180,17 @@ def output_lens(feature_lens: Lens) -> Lens:
 
 
 class TapRecorder(Protocol):
-    """What looks inside a forward pass: an encoder shows it the layers that it wants, the transducer its lattice.
+    """What looks inside a forward pass: an encoder shows it the layers that it wants, the transducer its posteriors.
 
     Layers are named stack.layer, counted from 0.
 
     wants_lattice: whether to record the lattice.
+    wants_ctc: whether to record the posteriors of the CTC head.
     wants_full_context: whether to encode the batch in full context too, and to record that.
     """
 
     wants_lattice: bool
+    wants_ctc: bool
     wants_full_context: bool
 
     def wants(self, name: str) -> bool:
@@ -238,6 +240,10 @@ class TapRecorder(Protocol):
           ranges: (N, T, R), the symbols kept at each of T output frames.
           logits: (N, T, R, V), the joiner's.
         """
+        ...
+
+    def record_ctc(self, encoder_lens: Tensor, log_probs: Tensor) -> None:
+        """Keeps the log posteriors of the CTC head, (N, T, V), of utterances of encoder_lens (N,) output frames."""
         ...
 
     def record_full_context(self, encoder_out: Tensor) -> None:

@@ -241,9 +241,11 @@ class Transducer(nn.Module):
             )
         losses = {"simple_loss": rnnt.simple, "pruned_loss": rnnt.pruned}
         if self.config.use_ctc:
-            log_probs = self.ctc_output(encoder_out).float().transpose(0, 1)  # (T, N, V)
+            log_probs = self.ctc_output(encoder_out).float()  # (N, T, V)
+            if taps is not None and taps.wants_ctc:
+                taps.record_ctc(encoder_lens, log_probs)
             losses["ctc_loss"] = F.ctc_loss(
-                log_probs,
+                log_probs.transpose(0, 1),
                 tokens.ids,
                 *lens,
                 self.config.blank_id,

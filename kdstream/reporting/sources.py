@@ -16,6 +16,7 @@ from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_newest
+from kdstream.kd.loss_table import logged_as
 
 SIMILARITY_JSON = "layer_similarity.json"
 SWEEPS = "sweep*.png"
@@ -101,7 +102,7 @@ def read_curves(exp_dir: Path) -> Curves:
 def losses_in(curves: dict[str, Curves]) -> list[str]:
     """The losses that some system's curves have, in the order in which to show them."""
     present = {loss for of_system in curves.values() for loss in of_system}
-    first = (*TRANSDUCER_LOSSES, *(f"{name}_loss" for name in DistillConfig().loss_scales))
+    first = (*TRANSDUCER_LOSSES, *map(logged_as, DistillConfig().loss_scales))
     others = sorted(present - {*first, TOTAL})
     return [loss for loss in (*first, *others, TOTAL) if loss in present]
 

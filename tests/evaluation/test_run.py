@@ -277,6 +277,7 @@ def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_d
         ({"kd_relation_scale": 0.1}, "feature+relation+apc"),
         ({"init_from_teacher": True, "kd_token_scale": 0.5}, "init+feature+apc+token-full"),
         ({"kd_branch": "none"}, "direct-feature+apc"),
+        ({"kd_branch": "none", "kd_token_scale": 0.5, "kd_ctc_scale": 0.5}, "direct-feature+apc+token-full+ctc"),
         ({"kd_branch": "none", "kd_feature_scale": 0, "kd_relation_scale": 0.1, "kd_apc_scale": 0}, "direct-relation"),
         (
             {"kd_feature_scale": 0, "kd_apc_scale": 0, "kd_token_scale": 0.5, "kd_branch": "none"},

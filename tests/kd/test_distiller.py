@@ -11,7 +11,7 @@ import torch
 from kdstream.config.sections import TOKEN_FORMS, DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
-from kdstream.kd.loss_table import LOSSES
+from kdstream.kd.loss_table import LOSSES, logged_as
 from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Taps, tap_shapes
 from kdstream.kd.teacher import TransducerTeacher
@@ -29,8 +29,10 @@ AHEAD = replace(CHUNK, right=8)
 
 def build(config: DistillConfig = SMALL, student_encoder: str = "zipformer", **teacher_overrides):
     """A student, a teacher of other widths, and a distiller between them; all in eval mode."""
-    student = tiny_test_model(causal=True, encoder=student_encoder)
-    teacher = tiny_test_model(causal=False, seed=1, **{"encoder_dim": (32, 64, 48), **teacher_overrides})
+    use_ctc = config.kd_ctc_scale > 0
+    student = tiny_test_model(causal=True, encoder=student_encoder, use_ctc=use_ctc)
+    sizes = {"encoder_dim": (32, 64, 48), "use_ctc": use_ctc, **teacher_overrides}
+    teacher = tiny_test_model(causal=False, seed=1, **sizes)
     torch.manual_seed(2)
     return student, teacher, Distiller(config, student, TransducerTeacher(teacher)).eval()
 
@@ -179,6 +181,7 @@ METHODS = {
     "teacher's relation_loss": replace(SMALL, kd_branch="teacher"),
     "shared feature_loss": replace(SMALL, kd_share_branches=True),
     "learned feature_loss": replace(SMALL, kd_layer_map="learned"),
+    "kd_ctc_loss": replace(NOTHING, kd_ctc_scale=1.0),
     "full token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_temperature=2.0),
     "collapsed token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="collapsed"),
     "one-best token_loss": replace(NOTHING, kd_token_scale=1.0, kd_token_form="one-best", kd_token_shift=1),
@@ -266,11 +269,11 @@ def test_every_pair_of_encoders_lowers_every_loss_on_a_fixed_batch(ours, theirs)
 
 @pytest.mark.parametrize("chunk", [CHUNK, AHEAD], ids=str)
 def test_all_methods_together_give_every_loss_and_every_branch_a_gradient(chunk):
-    config = replace(SMALL, kd_token_scale=1.0, kd_layer_map="learned")
+    config = replace(SMALL, kd_token_scale=1.0, kd_ctc_scale=1.0, kd_layer_map="learned")
     student, _, distiller = build(config)
     features, lens, tokens = random_batch()
     losses = distil(student, distiller, features, lens, tokens, chunk)
-    assert losses.keys() == distiller.scales.keys() == {f"{name}_loss" for name in LOSSES}
+    assert losses.keys() == distiller.scales.keys() == {logged_as(name) for name in LOSSES}
     sum(losses.values()).backward()
     assert all(p.grad.abs().max() > 0 for p in distiller.parameters())
 

@@ -122,6 +122,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "no branch": dict(distill=dict(ALL, kd_branch="none")),
     "streaming teacher": dict(distill=ALL, teacher="streaming"),
     "cached teacher": dict(distill=ALL, teacher="cached"),
+    "ctc posteriors": dict(use_ctc=True, distill=dict(ALL, kd_ctc_scale=0.5, kd_token_shift="auto:3"), teacher="ctc"),
 }
 
 
@@ -129,12 +130,15 @@ KINDS: dict[str, dict[str, Any]] = {
 def teachers(tmp_path_factory, data: DataConfig, teacher: Path) -> dict[str, dict[str, Any]]:
     """The flags of each teacher."""
     streaming, cache = tmp_path_factory.mktemp("streaming") / "exp", tmp_path_factory.mktemp("cache") / "cache"
+    with_ctc = experiment(tmp_path_factory.mktemp("ctc") / "exp", data, causal=False, num_epochs=1, average_period=1)
+    train_experiment(replace(with_ctc, model=replace(with_ctc.model, use_ctc=True)))
     train_experiment(experiment(streaming, data, num_epochs=1, average_period=1))
     cache_teacher.main(["--teacher-exp-dir", str(teacher), "--output", str(cache)])
     return {
         "": dict(teacher_exp_dir=str(teacher)),
         "streaming": dict(teacher_exp_dir=str(streaming)),
         "cached": dict(teacher_exp_dir=str(teacher), teacher_cache=str(cache)),
+        "ctc": dict(teacher_exp_dir=with_ctc.train.exp_dir),
     }
 
 
