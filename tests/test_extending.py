@@ -209,7 +209,7 @@ def test_a_type_of_teacher_is_learnt_from_and_refused_what_it_cannot_do(tmp_path
     refused([*again, "--teacher-cache", "cache"], "--teacher-type toy: does not go with --teacher-cache")
     refused([*again, "--init-from-teacher", "1"], "--teacher-type toy: does not go with --init-from-teacher")
     refused([*again, "--kd-token-scale", "1"], "--kd-token-scale: this teacher writes no tokens")
-    with pytest.raises(UserError, match="--teacher-type toy: writes no tokens, so that it cannot be stored"):
+    with pytest.raises(UserError, match="--teacher-type toy: such a teacher cannot be stored"):
         cache_teacher.main([*toy_teacher(tmp_path).split(), "--output", str(tmp_path / "cache")])
 
 

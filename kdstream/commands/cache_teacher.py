@@ -31,6 +31,7 @@ from kdstream.errors import UserError, option
 
 if TYPE_CHECKING:
     from kdstream.data.module import AsrDataModule
+    from kdstream.kd.teacher import Teacher
     from kdstream.kd.teacher_cache import CacheWriter
 
 NO_LAYERS = "none"
@@ -78,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.training.dist import launch
 
     distill = override(DistillConfig(), args)
-    if not type_of(distill).teacher.writes_tokens:
+    if not type_of(distill).teacher.can_be_stored:
         raise UserError(
-            "writes no tokens, so that it cannot be stored",
+            "such a teacher cannot be stored",
             flag=option("teacher_type", distill.teacher_type),
             fix="let train.py run it beside the student",
         )
@@ -94,12 +95,10 @@ def store(args: argparse.Namespace, config: ExperimentConfig, rank: int, world_s
     """Stores the share of process `rank` of `world_size`."""
     from tqdm import tqdm
 
-    from kdstream.data.features import FBANK_CONFIG
     from kdstream.data.module import AsrDataModule
     from kdstream.devices import find_device
-    from kdstream.kd.layer_map import default_layers
     from kdstream.kd.teacher_cache import CacheWriter, fingerprint
-    from kdstream.kd.teachers import load_teacher
+    from kdstream.kd.teachers import load_teacher, needs_audio
     from kdstream.training.dist import device_of
 
     log_to_stderr()
@@ -107,11 +106,9 @@ def store(args: argparse.Namespace, config: ExperimentConfig, rank: int, world_s
     teacher = load_teacher(config, device)
     if teacher is None:
         raise UserError("no teacher is named", flag="--teacher-exp-dir, --teacher-checkpoint", fix="name one to store")
-    layers = default_layers(teacher.shapes) if not args.layers else args.layers.split(",")
-    layers = [] if args.layers == NO_LAYERS else layers
-    identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
-    writer = CacheWriter(args.output, teacher, layers, args.storage, identity, args.attention)
-    data = AsrDataModule(config.data, config.train.seed)
+    layers = layers_to_store(args.layers, teacher)
+    writer = CacheWriter(args.output, teacher, layers, args.storage, fingerprint(teacher), args.attention)
+    data = AsrDataModule(config.data, config.train.seed, with_audio=needs_audio(config.distill))
     hours = data.look_at_training_cuts().seconds / 3600
     check_disk(args.output, writer, data, tells=rank == 0)
     batches = data.train_dataloader(1)
@@ -131,6 +128,21 @@ def store(args: argparse.Namespace, config: ExperimentConfig, rank: int, world_s
         size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
         what = f"layers {', '.join(layers) or NO_LAYERS} of {config.distill.teacher_name}"
         print(f"{args.output}: {what}, {size / 1e6:.0f} MB")
+
+
+def layers_to_store(typed: str, teacher: Teacher) -> list[str]:
+    """The layers of --layers.  Raises UserError where it names none and the teacher has no stack that downsamples."""
+    from kdstream.kd.layer_map import MIN_STRIDE, default_layers
+
+    if typed:
+        return [] if typed == NO_LAYERS else typed.split(",")
+    if all(shape.stride < MIN_STRIDE for shape in teacher.shapes.values()):
+        raise UserError(
+            f"must say which of the layers {', '.join(teacher.shapes)} guide the student",
+            flag="--layers",
+            fix="name those of --kd-layers, e.g. 0.5 for --kd-layers 2.1:0.5",
+        )
+    return default_layers(teacher.shapes)
 
 
 def check_disk(output: Path, writer: CacheWriter, data: AsrDataModule, tells: bool) -> None:

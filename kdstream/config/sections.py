@@ -46,7 +46,7 @@ TEACHERS: Registry[Any] = Registry(
     "teacher-type",
     lambda: DistillConfig,
     filled_by="kdstream.kd.teachers",
-    own={"kdstream": (), "icefall": (), "torchaudio": ()},
+    own={"kdstream": (), "icefall": (), "torchaudio": (), "transformers": ()},
 )
 
 
@@ -213,11 +213,14 @@ class DistillConfig(Section):
     )
     teacher_type: str = flag(
         "kdstream",
-        "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer or one of torchaudio's "
-        "speech encoders (--teacher-checkpoint).",
+        "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer, or a speech encoder of "
+        "torchaudio's or of Hugging Face transformers' (--teacher-checkpoint).",
         choices=TEACHERS,
     )
-    teacher_checkpoint: str = flag("", "The teacher's weights: pretrained.pt, epoch-N.pt, state dict or .safetensors.")
+    teacher_checkpoint: str = flag(
+        "",
+        "The teacher's weights: pretrained.pt, epoch-N.pt, state dict or .safetensors; of transformers, the directory.",
+    )
     teacher_model: str = flag(
         "",
         "What those weights are of.  icefall: the model flags that it was trained with, e.g. '--preset medium'; empty: "

@@ -1,4 +1,4 @@
-"""Resampling to 16 kHz by Lhotse's windowed-sinc filter, of whole audio and of audio that comes in pieces.
+"""Resampling, mostly to 16 kHz, by Lhotse's windowed-sinc filter, of whole audio and of audio that comes in pieces.
 
 It is what `Recording.resample` and `Cut.resample` compute where torchaudio is installed; it needs no torchaudio.
 """
@@ -25,12 +25,12 @@ def check_rate(sample_rate: int, what: str, fix: str) -> None:
         raise UserError(f"{what}: {sample_rate} Hz, too uncommon a rate to convert", fix=fix)
 
 
-def resample(samples: Tensor, sample_rate: int) -> Tensor:
-    """(..., S) at `sample_rate` to (..., S * 16000 / sample_rate, rounded to the nearest) at 16 kHz."""
-    if sample_rate == SAMPLE_RATE:
+def resample(samples: Tensor, sample_rate: int, wanted: int = SAMPLE_RATE) -> Tensor:
+    """(..., S) at `sample_rate` to (..., S * wanted / sample_rate, rounded to the nearest) at the rate `wanted`."""
+    if sample_rate == wanted:
         return samples
-    made = get_or_create_resampler(sample_rate, SAMPLE_RATE)(samples)  # rounded up
-    return made[..., : (2 * samples.size(-1) * SAMPLE_RATE + sample_rate) // (2 * sample_rate)]
+    made = get_or_create_resampler(sample_rate, wanted)(samples)  # rounded up
+    return made[..., : (2 * samples.size(-1) * wanted + sample_rate) // (2 * sample_rate)]
 
 
 class ResamplingStream:

@@ -9,9 +9,9 @@ Shapes: N batch, T frames, S symbols, R symbols kept at a frame, V vocabulary, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,10 @@ class Teacher(ABC):
     It is no nn.Module, so that it appears in no state dict, parameter list, `train()` or `to()` of its owner.
 
     needs_audio: it listens to the samples (Batch.audio), which training then reads beside the features.
-    writes_tokens: it writes the tokens that the student learns.  Then token losses can use it and a cache can store
-      it, and it has `output_dim`, `lattice_logits`, `encoder_frames` and `state_dict`.
+    can_be_stored: a cache can hold what it hears, and it has `encoder_frames` and `state_dict`.
+    settings: what the stored output depends on besides parameters and features, as JSON takes it.
+    writes_tokens: it writes the tokens that the student learns.  Then token losses can use it, and it has `output_dim`
+      and `lattice_logits`.
     gives_weights: a student may start from its weights, and it has `weights_for`.
     has_ctc: it writes them with a CTC head too, and has `ctc_log_probs`.
     shapes: of the layers that can be tapped, by name in running order.
@@ -60,9 +62,11 @@ class Teacher(ABC):
     """
 
     needs_audio: ClassVar[bool] = False
-    writes_tokens: ClassVar[bool] = False
-    gives_weights: ClassVar[bool] = False
+    can_be_stored: ClassVar[bool] = False
+    writes_tokens: bool = False
+    gives_weights: bool = False
     has_ctc: bool = False
+    settings: Mapping[str, Any] = {}
     shapes: dict[str, TapShape]
     encoder: StreamingEncoder
     output_dim: int
@@ -118,6 +122,7 @@ class TransducerTeacher(Teacher):
       model: on its device; frozen here.
     """
 
+    can_be_stored = True
     writes_tokens = True
     gives_weights = True
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kdstream.data.batch import Batch
 from kdstream.data.cuts import id_number, iterate
+from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
 from kdstream.kd.cache_shards import (
     ENTRY,
@@ -45,9 +46,10 @@ from kdstream.units import ENCODER_FRAME_MS
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
-def fingerprint(teacher: Teacher, features: Mapping[str, Any]) -> str:
-    """A hash of a teacher's parameters and of the settings of its features."""
-    digest = hashlib.sha256(json.dumps(dict(features), sort_keys=True).encode())
+def fingerprint(teacher: Teacher, features: Mapping[str, Any] | None = None) -> str:
+    """A hash of a teacher's parameters and settings, and of those of the features (ours)."""
+    settings = {**(FBANK_CONFIG.to_dict() if features is None else features), **teacher.settings}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -59,8 +61,8 @@ class CacheWriter:
 
     Args:
       directory: made if it is not there; several writers may fill it.
-      teacher: the live one; it writes tokens.
-      layers: names of the layers to store, besides the encoder's output.
+      teacher: the live one, which can be stored.
+      layers: names of the layers to store, besides the encoder's output of a teacher that writes tokens.
       storage: one of CACHE_STORAGES.
       attention: whether queries, keys and values of the layers are stored too.
     Raises:
@@ -131,8 +133,10 @@ class CacheWriter:
 
 
 def columns_to_store(teacher: Teacher, layers: Iterable[str], tensors: Collection[str]) -> list[Column]:
-    """The encoder's output, and of the layers these of TENSORS."""
-    columns = [Column(ENCODER_OUT, "features", teacher.output_dim, OUTPUT_DOWNSAMPLING)]
+    """The encoder's output of a teacher that writes tokens, and of the layers these of TENSORS."""
+    columns = []
+    if teacher.writes_tokens:
+        columns.append(Column(ENCODER_OUT, "features", teacher.output_dim, OUTPUT_DOWNSAMPLING))
     for name in layers:
         shape = teacher.shapes[name]
         columns += [
@@ -214,22 +218,20 @@ class CacheReader:
 
 
 class CachedTeacher(Teacher):
-    """A teacher that reads its output from a cache, by the cut's name; only its joiner and its CTC head still run.
+    """A teacher that reads its output from a cache, by the cut's name; only joiner and CTC head, if any, still run.
 
     The output is of clean cuts: noise or masks on the student's features do not change it.
 
     Args:
-      teacher: whose cache it is; it writes tokens.
+      teacher: whose cache it is.
       clean: see CacheReader.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.
     """
 
-    writes_tokens = True
-    gives_weights = True
-
     def __init__(self, teacher: Teacher, directory: Path, identity: str, clean: bool = False) -> None:
-        self.teacher, self.shapes, self.output_dim = teacher, teacher.shapes, teacher.output_dim
+        self.teacher, self.shapes = teacher, teacher.shapes
+        self.writes_tokens, self.gives_weights = teacher.writes_tokens, teacher.gives_weights
         self.has_ctc = teacher.has_ctc
         self.directory, self.clean = directory, clean
         self.flag = option("teacher_cache", directory)

@@ -23,14 +23,14 @@ from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
 from kdstream.config.sections import DataConfig, DistillConfig
 from kdstream.data.augment import active_transforms
-from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
 from kdstream.kd.layer_map import chooses_guides
 from kdstream.kd.loss_table import LOSSES, scale_of, wanted_losses
-from kdstream.kd.speech_encoder import SpeechEncoderTeacher, load_speech_encoder
 from kdstream.kd.teacher import Teacher, TransducerTeacher, build_teacher
 from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
+from kdstream.kd.torchaudio_teacher import TorchaudioTeacher, load_speech_encoder
+from kdstream.kd.transformers_teacher import TransformersTeacher, load_transformers_teacher
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
     teacher = type_of(distill).load(config, device)
     if distill.teacher_cache:
         clean = not active_transforms(config.data)
-        identity = fingerprint(teacher, FBANK_CONFIG.to_dict())
+        identity = fingerprint(teacher)
         return CachedTeacher(teacher, Path(distill.teacher_cache), identity, clean)
     return teacher
 
@@ -81,7 +81,7 @@ def type_of(distill: DistillConfig) -> TeacherSpec:
 
 def needs_audio(distill: DistillConfig) -> bool:
     """Whether the teacher listens to samples, which must then be read beside the features."""
-    return type_of(distill).teacher.needs_audio
+    return not distill.teacher_cache and type_of(distill).teacher.needs_audio
 
 
 def needs_clean(config: ExperimentConfig) -> bool:
@@ -132,9 +132,8 @@ def load_icefall_teacher(config: ExperimentConfig, device: torch.device) -> Teac
 
 def load_torchaudio_teacher(config: ExperimentConfig, device: torch.device) -> Teacher:
     """The speech encoder whose weights are in --teacher-checkpoint."""
-    path = config.distill.teacher_checkpoint
-    encoder = load_speech_encoder(config.distill.teacher_model, load_weights(path), path)
-    return SpeechEncoderTeacher(encoder, device)
+    path, model = config.distill.teacher_checkpoint, config.distill.teacher_model
+    return TorchaudioTeacher(load_speech_encoder(model, load_weights(path), path), device, model)
 
 
 TEACHERS.add(
@@ -149,7 +148,13 @@ TEACHERS.add(
 TEACHERS.add(
     "icefall", TeacherSpec(load_icefall_teacher, TransducerTeacher, reads=("teacher_model", "teacher_bpe_model"))
 )
-TEACHERS.add("torchaudio", TeacherSpec(load_torchaudio_teacher, SpeechEncoderTeacher, reads=("teacher_model",)))
+TEACHERS.add("torchaudio", TeacherSpec(load_torchaudio_teacher, TorchaudioTeacher, reads=("teacher_model",)))
+TEACHERS.add(
+    "transformers",
+    TeacherSpec(
+        lambda config, device: load_transformers_teacher(config.distill.teacher_checkpoint, device), TransformersTeacher
+    ),
+)
 
 
 def needs_tokens(distill: DistillConfig) -> bool:
@@ -161,7 +166,7 @@ def check_flags(distill: DistillConfig, rnnt_type: str) -> None:
     """Raises UserError unless the flags name one teacher that can do what they ask, or none and ask nothing of it."""
     check_source(distill)
     kind, lattice_losses = type_of(distill).teacher, wanted_losses(distill).of_lattice
-    for setting, possible in (("teacher_cache", kind.writes_tokens), ("init_from_teacher", kind.gives_weights)):
+    for setting, possible in (("teacher_cache", kind.can_be_stored), ("init_from_teacher", kind.gives_weights)):
         if getattr(distill, setting) and not possible:
             flag = option("teacher_type", distill.teacher_type)
             raise UserError(f"does not go with {option(setting)}", flag=flag, fix="drop one of the two")

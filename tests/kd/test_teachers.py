@@ -1,8 +1,7 @@
-"""Teachers of other kinds: icefall's checkpoints, torchaudio's speech encoders, and what the flags allow."""
+"""Teachers of other kinds: icefall's checkpoints, and what the flags allow."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +11,14 @@ from safetensors.torch import save_file
 
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DistillConfig, ModelConfig
-from kdstream.data.batch import Batch
 from kdstream.errors import UserError
-from kdstream.kd.distiller import Distiller
 from kdstream.kd.icefall_checkpoint import model_of
-from kdstream.kd.speech_encoder import FRAMES_AHEAD, SpeechEncoderTeacher, load_speech_encoder
 from kdstream.kd.teachers import flags_without_effect, load_teacher, needs_clean
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import build_model
-from support.distillation import CHUNK, SMALL, write_tokens
-from support.models import batch_of, random_batch, tiny_test_config, tiny_test_model
-from support.teachers import ENCODER, KINDS, speech_encoder
+from support.distillation import write_tokens
+from support.models import random_batch, tiny_test_config, tiny_test_model
+from support.teachers import student_config
 
 CPU = torch.device("cpu")
 # the flags with which icefall would have trained tiny_test_config
@@ -33,12 +29,6 @@ ICEFALL = {
     "joiner_dim": 64,
 }  # fmt: skip
 FLAGS = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ICEFALL.items())
-LARGE = {**ENCODER, "extractor_mode": "layer_norm", "encoder_layer_norm_first": True}  # of normalised samples
-
-
-def student_config(tmp_path: Path, **distill) -> ExperimentConfig:
-    data = write_tokens(tmp_path / "lang", ["<blk>", "<unk>", *map(str, range(28))])
-    return ExperimentConfig(model=tiny_test_config(True), data=data, distill=DistillConfig(**distill))
 
 
 SAVE = {
@@ -150,8 +140,8 @@ def test_what_does_not_describe_the_checkpoint_is_a_clear_error(tmp_path, flags,
         ),
         ({"teacher_type": "icefall", "teacher_exp_dir": "exp"}, "give --teacher-checkpoint, and no --teacher-exp-dir"),
         (
-            {"teacher_type": "torchaudio", "teacher_checkpoint": "x", "teacher_cache": "c"},
-            "--teacher-type torchaudio: does not go with --teacher-cache",
+            {"teacher_type": "torchaudio", "teacher_checkpoint": "x", "init_from_teacher": True},
+            "--teacher-type torchaudio: does not go with --init-from-teacher",
         ),
         (
             {"teacher_exp_dir": "exp", "teacher_cache": "c", "kd_teacher_hears": "augmented"},
@@ -239,125 +229,3 @@ def test_a_loss_of_the_regular_lattice_is_refused_on_another(tmp_path):
         match="--rnnt-type modified --kd-token-form one-best: the one best path",
     ):
         load_teacher(replace(config, train=replace(config.train, rnnt_type="modified")), CPU)
-
-
-def spoken(lens=(120, 90)) -> Batch:
-    """Features and noise of the same length."""
-    features, feature_lens, _ = random_batch(lens)
-    batch = batch_of(features, feature_lens)
-    batch.audio_lens = feature_lens * 160
-    batch.audio = 0.1 * torch.randn(len(lens), int(batch.audio_lens.max()), generator=torch.Generator().manual_seed(1))
-    return batch
-
-
-def test_a_large_speech_encoder_hears_normalised_samples():
-    encoder = speech_encoder("wav2vec2_model", LARGE)
-    batch = spoken()
-    heard = SpeechEncoderTeacher(encoder, CPU).listen(batch, ["0.2"]).layers["0.2"]
-    for n, samples in enumerate(batch.audio_lens.tolist()):
-        audio = batch.audio[n : n + 1, :samples]
-        audio = (audio - audio.mean()) / (audio.var(unbiased=False) + 1e-5).sqrt()
-        with torch.no_grad():
-            layers, _ = encoder.extract_features(audio)
-        frames = int(heard.lens[n])
-        torch.testing.assert_close(
-            heard.features[n, :frames], layers[2][0, FRAMES_AHEAD : frames + FRAMES_AHEAD], rtol=0, atol=1e-5
-        )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_speech_encoder_gives_its_own_layers_and_their_projections(tmp_path, kind):
-    encoder = speech_encoder(kind)
-    torch.save(encoder.state_dict(), tmp_path / "weights.pt")
-    config = student_config(
-        tmp_path,
-        teacher_type="torchaudio",
-        teacher_checkpoint=str(tmp_path / "weights.pt"),
-        teacher_model=f"{kind} {json.dumps(KINDS[kind])}",
-    )
-    config = replace(config, data=replace(config.data, spec_aug_time_warp_factor=0))
-    teacher = load_teacher(config, CPU)
-    batch = spoken()
-    heard = teacher.listen(batch, ["0.0", "0.2"])
-    assert list(teacher.shapes) == ["0.0", "0.1", "0.2"] and heard.encoder_out is None
-    for n, samples in enumerate(batch.audio_lens.tolist()):
-        with torch.no_grad():
-            layers, _ = encoder.extract_features(batch.audio[n : n + 1, :samples])
-        for i in (0, 2):
-            tap = heard.layers[f"0.{i}"]
-            frames = int(tap.lens[n])
-            assert frames == (int(batch.feature_lens[n]) - 7) // 2 and tap.stride == 1
-            torch.testing.assert_close(tap.features[n, :frames], layers[i][0, 2 : frames + 2], rtol=0, atol=1e-5)
-        with torch.no_grad():
-            attention = encoder.encoder.transformer.layers[2].attention
-            if kind == "wavlm_model":
-                inner = attention.attention
-                expected = torch.nn.functional.linear(layers[1], inner.in_proj_weight, inner.in_proj_bias)
-                query, key, value = expected[0, 2 : frames + 2].chunk(3, dim=-1)
-            else:
-                projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-                query, key, value = (projection(layers[1])[0, 2 : frames + 2] for projection in projections)
-        for tensor, expected in ((tap.query, query), (tap.key, key), (tap.value, value)):
-            torch.testing.assert_close(tensor[n, :frames], expected, rtol=0, atol=1e-5)
-
-
-def test_frames_of_a_speech_encoder_are_those_whose_middle_is_nearest_to_ours():
-    features = torch.randn(1, 120, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    audio = torch.randn(1, 19200, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    front_end = tiny_test_model(True).encoder_embed.conv  # the ConvNeXt after it hears as much before as behind
-    ours = front_end(features.unsqueeze(1))[0, :, 20]
-    theirs = audio.unsqueeze(1)
-    for layer in speech_encoder("wav2vec2_model").feature_extractor.conv_layers:
-        theirs = layer.conv(theirs)  # without the normalisation, which hears the whole utterance
-    theirs = theirs[0].t()
-
-    def middle(output, inputs):
-        (gradient,) = torch.autograd.grad(output.abs().sum(), inputs, retain_graph=True)
-        heard = gradient[0].reshape(gradient.size(1), -1).abs().sum(1).nonzero()
-        return (heard.min() + heard.max()).item() / 2
-
-    our_ms = 10 * middle(ours, features) + 5  # a feature frame lasts 10 ms, and its window reaches as far to both sides
-    distances = [abs((middle(theirs[20 + ahead], audio) + 0.5) / 16 - our_ms) for ahead in range(5)]
-    assert our_ms == 45 + 20 * 20
-    assert distances.index(min(distances)) == FRAMES_AHEAD
-
-
-@pytest.mark.slow
-def test_a_student_learns_from_a_speech_encoder():
-    student = tiny_test_model(causal=True)
-    teacher = SpeechEncoderTeacher(speech_encoder("wav2vec2_model"), CPU)
-    config = replace(SMALL, kd_layers=("1.1:0.1", "2.0:0.2"))
-    torch.manual_seed(2)
-    distiller = Distiller(config, student, teacher).eval()
-    batch = spoken((60, 45))
-    optimizer = torch.optim.Adam([*student.encoder.parameters(), *distiller.parameters()], lr=0.01)
-    history = []
-    for _ in range(15):
-        taps = distiller.student_taps()
-        student.encode(batch.features, batch.feature_lens, CHUNK, taps=taps)
-        losses = distiller(batch, taps)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        history.append({name: loss.item() for name, loss in losses.items()})
-    assert all(history[-1][name] < 0.8 * history[0][name] for name in distiller.scales)
-
-
-def test_token_losses_under_a_teacher_without_tokens_are_a_clear_error():
-    teacher = SpeechEncoderTeacher(speech_encoder("wav2vec2_model"), CPU)
-    with pytest.raises(UserError, match="--kd-token-scale: this teacher writes no tokens"):
-        Distiller(replace(SMALL, kd_token_scale=1.0, kd_layers=("1.1:0.1",)), tiny_test_model(causal=True), teacher)
-
-
-@pytest.mark.parametrize(
-    "model, message",
-    [
-        ("resnet18", "no speech encoder of torchaudio.models; give e.g. hubert_base"),
-        ("wav2vec2_model {bad", "Expecting property name"),
-        (f"wav2vec2_model {json.dumps({**ENCODER, 'encoder_num_layers': 2})}", "Unexpected key"),
-    ],
-)
-def test_a_speech_encoder_that_does_not_fit_its_weights_is_a_clear_error(model, message):
-    weights = speech_encoder("wav2vec2_model").state_dict()
-    with pytest.raises(UserError, match=f"--teacher-model .*{message}"):
-        load_speech_encoder(model, weights, "weights.pt")
