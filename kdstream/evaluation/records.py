@@ -29,6 +29,7 @@ DECODE_AGAIN = "decode again into a new --results-json"
 MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
+    "other_rates": {},
 }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class Record:
       then it is word.
     normalisation: the tokenizer's rule that references and hypotheses went through; "" where a file lacks it.
     right_ms: right context of a chunk; 0 in full context, and where a file lacks it.
+    other_rates: beside a `wer` of characters, by name (WER, CER) the error rates of the same utterances, in per cent.
     """
 
     system: str
@@ -82,6 +84,7 @@ class Record:
     unit: str = ""
     normalisation: str = ""
     right_ms: int = 0
+    other_rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> str:

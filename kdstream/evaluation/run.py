@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from kdstream.evaluation.records import RESULTS_JSON, Record, add_record
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
 from kdstream.files import write_text
-from kdstream.words import split_words, unit_of
+from kdstream.words import RATES, split_words, unit_of
 
 
 class DecodingRun:
@@ -78,15 +79,17 @@ class DecodingRun:
 
     def transcript(self, cut_id: str, text: str, result: Result) -> Transcript:
         """Reference and hypothesis in words; with the times of the hypothesis where delays are measured."""
-        words = self.data.tokenizer.words(result.tokens, self.decode.score_by)
+        tokenizer = self.data.tokenizer
+        words = tokenizer.words(result.tokens, self.decode.score_by)
         frames = tuple(result.timestamps[word.last] for word in words) if self.word_ends else ()
         if self.decode.nbest:
             paths = [
-                {"text": self.data.tokenizer.decode(path.tokens), "log_prob": path.log_prob, "tokens": len(path.tokens)}
+                {"text": tokenizer.decode(path.tokens), "log_prob": path.log_prob, "tokens": len(path.tokens)}
                 for path in result.nbest
             ]
             self._nbest.append(json.dumps({"id": cut_id, "ref": text, "nbest": paths}, ensure_ascii=False) + "\n")
-        return Transcript(cut_id, self.words_of(text), [word.word for word in words], frames)
+        texts = (tokenizer.normalise(text), tokenizer.normalise(tokenizer.decode(result.tokens)))
+        return Transcript(cut_id, self.words_of(text), [word.word for word in words], frames, texts)
 
     def save(self, test_set: str, transcripts: Sequence[Transcript], step_ms: Sequence[float] = ()) -> Record:
         """Scores a test set, writes its files as icefall names them, and adds its record to the results JSON.
@@ -100,7 +103,10 @@ class DecodingRun:
         scoring.write_recogs(recogs, transcripts)
         scoring.write_errs(errs, transcripts, alignments, score)
         scoring.write_wer_summary(summary, {self._key(): score.wer})
-        logging.info(score.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}"))
+        unit = unit_of((word for transcript in transcripts for word in transcript.ref), self.decode.score_by)
+        others = scoring.other_scores(transcripts, unit)
+        for rate, shown in {RATES[unit]: score, **others}.items():
+            logging.info(shown.log_line(f"{test_set}{'_' if self.chunkwise else '-'}{self._key()}", rate))
         logging.info(f"Wrote {recogs}, {errs.name} and {summary.name}")
         if self._nbest:
             write_text(self._file("nbest", test_set, "jsonl"), "".join(sorted(self._nbest)))
@@ -111,8 +117,8 @@ class DecodingRun:
             latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))
         if step_ms:
             latency[COMPUTE] = Spread.of(step_ms)
-        unit = unit_of((word for transcript in transcripts for word in transcript.ref), self.decode.score_by)
         record = self._record(test_set, score, unit, os.path.relpath(recogs, results_json.parent), latency)
+        record = replace(record, other_rates={rate: other.wer for rate, other in others.items()})
         add_record(results_json, record)
         return record
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from kdstream.errors import UserError
 from kdstream.files import replacing, write_text
+from kdstream.words import CHAR, RATES, WORD, split_words
 
 NOTHING = " "  # the missing word of an insertion or a deletion: no word holds a blank
 SHOWN_NOTHING = "*"  # the same in icefall's files
@@ -35,12 +36,14 @@ class Transcript(NamedTuple):
     """An utterance's reference and hypothesis, in words.
 
     frames: output frame (40 ms) on which each word of the hypothesis was complete; empty where delays are not measured.
+    texts: both, normalised, before they were parted into words; empty where they come from a file.
     """
 
     cut_id: str
     ref: list[str]
     hyp: list[str]
     frames: tuple[int, ...] = ()
+    texts: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,10 @@ class Score:
         """Per cent."""
         return 100.0 * self.errors / self.words
 
-    def log_line(self, name: str) -> str:
-        """`[test-clean-greedy_search] %WER 3.06% [1609 / 52576, 165 ins, 127 del, 1317 sub ]`"""
+    def log_line(self, name: str, rate: str = "WER") -> str:
+        """`[test-clean-greedy_search] %WER 3.06% [1609 / 52576, 165 ins, 127 del, 1317 sub ]`, or of another rate."""
         return (
-            f"[{name}] %WER {self.wer:.2f}% [{self.errors} / {self.words}, {self.insertions} ins, "
+            f"[{name}] %{rate} {self.wer:.2f}% [{self.errors} / {self.words}, {self.insertions} ins, "
             f"{self.deletions} del, {self.substitutions} sub ]"
         )
 
@@ -94,6 +97,21 @@ def score(alignments: Sequence[Alignment]) -> Score:
     if sum(words) == 0:
         raise UserError("the test set has no reference words", fix="a WER needs transcripts")
     return Score(kinds["ins"], kinds["del"], kinds["sub"], np.array(errors), np.array(words))
+
+
+def other_scores(transcripts: Sequence[Transcript], unit: str) -> dict[str, Score]:
+    """Beside a score in characters, or in words and characters: by rate, the CER, and the WER of what blanks part.
+
+    There is no WER where no reference has a blank, and nothing beside words.
+    """
+    scores = {}
+    for other in (CHAR, WORD) if unit != WORD else ():
+        split = [
+            Transcript(t.cut_id, split_words(t.texts[0], other), split_words(t.texts[1], other)) for t in transcripts
+        ]
+        if other != unit and any(len(t.ref) > 1 for t in split):
+            scores[RATES[other]] = score(align(split))
+    return scores
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -191,7 +209,7 @@ def _percentiles(values: np.ndarray) -> Interval:
 
 def write_recogs(path: Path, transcripts: Sequence[Transcript]) -> None:
     """icefall's recogs-*.txt: two lines per cut, its reference and its hypothesis as lists of words."""
-    write_text(path, "".join(f"{cut_id}:\tref={ref}\n{cut_id}:\thyp={hyp}\n" for cut_id, ref, hyp, _ in transcripts))
+    write_text(path, "".join(f"{t.cut_id}:\tref={t.ref}\n{t.cut_id}:\thyp={t.hyp}\n" for t in transcripts))
 
 
 def read_recogs(path: Path) -> list[Transcript]:

@@ -35,6 +35,8 @@ def _shown(cell: Any) -> str:
 def wer_table(records: Sequence[Record]) -> str:
     """One row per system, seed and way of decoding, one column per test set: `WER [95 % interval]`.
 
+    What is scored in characters has its other rates after a semicolon: `CER [95 % interval]; WER 12.34`.
+
     The interval of one training is over utterances alone.
     """
     test_sets = list(dict.fromkeys(r.test_set for r in records))
@@ -54,7 +56,7 @@ def wer_table(records: Sequence[Record]) -> str:
             first.mode,
         ]
         cells += [chunk_shown(first), first.search]
-        cells += [wer_shown(by_set[name]) if name in by_set else None for name in test_sets]
+        cells += [_all_rates_shown(by_set[name]) if name in by_set else None for name in test_sets]
         table.append([*cells, first.speech_hours or None, first.compute_hours or None])
     return markdown_table(header, table)
 
@@ -97,6 +99,10 @@ def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def wer_shown(record: Record) -> str:
     low, high = record.interval
     return f"{record.wer:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _all_rates_shown(record: Record) -> str:
+    return "; ".join([wer_shown(record), *(f"{rate} {value:.2f}" for rate, value in record.other_rates.items())])
 
 
 def rate_shown(records: Sequence[Record], test_set: str = "") -> str:

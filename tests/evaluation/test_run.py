@@ -184,7 +184,16 @@ def test_characters_are_scored_where_a_script_has_no_blanks(tmp_path, foreign, m
     assert refs["mixed"]["utt1"] == ["我", "有", "OK", "手", "机"] and refs["char"]["utt1"] == list("我有OK手机")
     assert refs["word"]["utt2"] == ["今天", "有天气"]
     assert {unit: sum(map(len, some.values())) for unit, some in refs.items()} == {"mixed": 17, "char": 18, "word": 5}
-    assert "[noise-greedy_search] %WER" in capsys.readouterr().err and "| noise MER % |" in tables.wer_table([mixed])
+    lines = re.findall(r"\[noise-greedy_search\] %(\w+) ([\d.]+)% \[\d+ / (\d+)", capsys.readouterr().err)
+    assert [(rate, words) for rate, _, words in lines] == [
+        *[("MER", "17"), ("CER", "18"), ("WER", "5")],  # of the first decoding
+        *[("CER", "18"), ("WER", "5")],
+        ("WER", "5"),
+    ]
+    assert mixed.other_rates == {"CER": chars.wer, "WER": words.wer} and chars.other_rates == {"WER": words.wer}
+    assert words.other_rates == {} and load_records(exp_dir / "results.json")[0].other_rates == mixed.other_rates
+    table = tables.wer_table([mixed])
+    assert "| noise MER % |" in table and f"; CER {chars.wer:.2f}; WER {words.wer:.2f} |" in table
 
 
 def test_delays_are_measured_on_characters(tmp_path, foreign, monkeypatch):

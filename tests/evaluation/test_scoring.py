@@ -82,6 +82,19 @@ def test_no_reference_words_at_all_is_an_error():
 def test_log_line_is_icefalls():
     line = Score(165, 127, 1317, np.array([1609]), np.array([52576])).log_line("test-clean-greedy_search")
     assert line == "[test-clean-greedy_search] %WER 3.06% [1609 / 52576, 165 ins, 127 del, 1317 sub ]"
+    line = Score(1, 0, 0, np.array([1]), np.array([4])).log_line("test-greedy_search", "CER")
+    assert line == "[test-greedy_search] %CER 25.00% [1 / 4, 1 ins, 0 del, 0 sub ]"
+
+
+def test_characters_have_the_rate_of_words_beside_them_where_blanks_part_some():
+    def rates(unit: str, *texts: tuple[str, str]) -> dict[str, float]:
+        transcripts = [Transcript("x", [], [], texts=some) for some in texts]
+        return {name: other.wer for name, other in scoring.other_scores(transcripts, unit).items()}
+
+    assert rates("char", ("今天 天气", "今天 天")) == {"WER": 50.0}
+    assert rates("char", ("今天天气", "今天天"), ("好", "好")) == {}
+    assert rates("mixed", ("我有OK 手机", "我有O 手机")) == {"CER": pytest.approx(100 / 6), "WER": 50.0}
+    assert rates("word", ("A B", "A")) == {}
 
 
 def test_interval_equals_a_slow_reference():
