@@ -49,6 +49,7 @@ COMMANDS = {
     "make-mini-corpus": Command("commands.make_mini_corpus", "corpus", "speak the embedded corpus"),
     "prepare-manifests": Command("commands.prepare_manifests", "train", "make manifests of LibriSpeech's layout"),
     "compute-fbank": Command("commands.compute_fbank", "train", "compute and store features"),
+    "augment-cuts": Command("commands.augment_cuts", "train", "copy cuts as through telephone lines, codecs and rooms"),
     "train-bpe-model": Command("commands.train_bpe_model", "train", "train a sentencepiece model"),
     "train-lm": Command("commands.train_lm", "train", "train a language model for modified_beam_search"),
     "validate-manifest": Command("commands.validate_manifest", "train", "look through a manifest of cuts"),
