@@ -22,6 +22,7 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
 
 from kdstream.audio.files import why_unreadable
+from kdstream.data.sphere import sphere_without_sph2pipe
 from kdstream.errors import UserError
 
 TOLERANCE = 2  # samples that rounding, of times and of changes of speed, may cost
@@ -44,9 +45,11 @@ class CheckedSource(AudioSource):
     def load_audio(self, offset: float = 0.0, duration: float | None = None, **kwargs: Any) -> np.ndarray:
         """As Lhotse's: (channels, S) or (S,)."""
         try:
-            samples = super().load_audio(offset, duration, **kwargs)
+            with sphere_without_sph2pipe():
+                samples = super().load_audio(offset, duration, **kwargs)
         except DurationMismatchError:  # more is lacking than Lhotse itself puts up with
-            self.lacking = self.needed - super().load_audio(offset, **kwargs).shape[-1]
+            with sphere_without_sph2pipe():
+                self.lacking = self.needed - super().load_audio(offset, **kwargs).shape[-1]
             raise
         self.lacking = self.needed - samples.shape[-1]
         if duration is None:  # all of the file, from which Lhotse takes what the cut needs
