@@ -4,7 +4,8 @@
         --train-parts train-clean-5 --perturb-speed true --parts dev-clean-2 --jobs 2
 
 reads librispeech_{recordings,supervisions}_<part>.jsonl.gz and writes librispeech_cuts_<part>.jsonl.gz and
-librispeech_feats_<part>/.  The cuts of training parts are in a random order, which is the same each time.  With --musan
+librispeech_feats_<part>/, with another name in place of librispeech by --prefix.  There is a cut for each supervision,
+resampled to 16 kHz.  The cuts of training parts are in a random order, which is the same each time.  With --musan
 true it reads the MUSAN manifests instead and writes musan_cuts.jsonl.gz: noise in pieces of 10 s.
 
 A file that cannot be read in full stops its part with one line that names it; no cuts are written then.
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default="", help="Other parts, separated by commas.")
     parser.add_argument("--musan", type=str2bool, default=False, help="MUSAN instead of parts.")
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
+    parser.add_argument("--prefix", default="librispeech", help="What names of manifests begin with.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
 
@@ -43,6 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.musan:
             compute_musan(args.manifest_dir, output_dir, pool)
         for part in filter(None, args.train_parts.split(",")):
-            compute_part(args.manifest_dir, output_dir, part, pool, train=True, perturb_speed=args.perturb_speed)
+            compute_part(args.manifest_dir, output_dir, part, pool, True, args.perturb_speed, args.prefix)
         for part in filter(None, args.parts.split(",")):
-            compute_part(args.manifest_dir, output_dir, part, pool)
+            compute_part(args.manifest_dir, output_dir, part, pool, corpus=args.prefix)

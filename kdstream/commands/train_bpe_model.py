@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
     texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
+    parser.add_argument("--prefix", default="librispeech", help="What names of these manifests begin with.")
     parser.add_argument("--token-type", choices=TOKEN_TYPES, default="bpe", help="Kind of tokens (default: bpe)")
     parser.add_argument("--vocab-size", type=int, help="Tokens (default: 500; of char one for each letter)")
     parser.add_argument("--text-case", choices=TEXT_CASES, default="keep", help="Case of the text (default: keep)")
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.data.tokenizer import Tokenizer
 
     log_to_stderr()
-    texts = transcripts_of_cuts(args.cuts) if args.cuts else transcripts_of_parts(args.manifest_dir, args.parts)
+    if args.cuts:
+        texts = transcripts_of_cuts(args.cuts)
+    else:
+        texts = transcripts_of_parts(args.manifest_dir, args.parts, args.prefix)
     texts = texts_for_tokens(texts, args.text_case)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"

@@ -15,6 +15,7 @@ import sentencepiece
 from lhotse import SupervisionSegment, SupervisionSet
 
 from kdstream.config.experiment import BPE_MODEL_FILE
+from kdstream.corpus.manifests import LIBRISPEECH, manifests_of
 from kdstream.corpus.token_types import TOKEN_TYPES
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.tokenizer import Tokenizer
@@ -29,15 +30,10 @@ SYMBOLS = ["<blk>", "<sos/eos>"]  # the first ids; <unk> is the next one
 NUM_BYTES = 256
 
 
-def transcripts_of_parts(manifest_dir: Path, parts: str) -> list[str]:
+def transcripts_of_parts(manifest_dir: Path, parts: str, corpus: str = LIBRISPEECH) -> list[str]:
     """The transcripts of parts, separated by commas, whose manifests prepare.sh stage 1 wrote."""
-    texts = []
-    for part in parts.split(","):
-        manifest = manifest_dir / f"librispeech_supervisions_{part}.jsonl.gz"
-        if not manifest.is_file():
-            raise UserError(f"{manifest}: no such manifest", fix=f"run prepare.sh stage 1 for part {part}")
-        texts += _texts_of(SupervisionSet.from_file(manifest))
-    return texts
+    manifests = [manifests_of(manifest_dir, part, corpus)[1] for part in parts.split(",")]
+    return [text for manifest in manifests for text in _texts_of(SupervisionSet.from_file(manifest))]
 
 
 def transcripts_of_cuts(paths: str) -> list[str]:

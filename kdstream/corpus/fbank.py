@@ -18,6 +18,7 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from kdstream.corpus.manifests import LIBRISPEECH, cuts_of, manifests_of
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import iterate, write_cuts
@@ -77,19 +78,20 @@ def _store_features_of(cut: Cut, writer: LilcomChunkyWriter) -> Cut:
     return fastcopy(cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE), features=features)
 
 
-def read_part(manifest_dir: Path, part: str) -> CutSet:
-    """The cuts of a part, named by their recordings."""
-    paths = [manifest_dir / f"librispeech_{kind}_{part}.jsonl.gz" for kind in ("recordings", "supervisions")]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such manifest", fix=f"run prepare.sh stage 1 for part {part}")
+def read_part(manifest_dir: Path, part: str, corpus: str = LIBRISPEECH) -> CutSet:
+    """The cuts of a part, one for each of its supervisions, by whose ids they go.
+
+    A cut ends where its supervision does: of a long recording with many supervisions only what is said in them is kept.
+    """
+    paths = manifests_of(manifest_dir, part, corpus)
     recordings, supervisions = RecordingSet.from_file(paths[0]), SupervisionSet.from_file(paths[1])
     cuts = []
     for cut in iterate(CutSet.from_manifests(recordings=recordings, supervisions=supervisions)):
-        check_readable(cut, from_audio=True, path=paths[0])
-        check_text(cut, paths[1])
-        assert isinstance(cut, DataCut)  # of one recording
-        cuts.append(cut.with_id(cut.recording_id))
+        if len(cut.supervisions) <= 1:
+            check_text(cut, paths[1])
+        for trimmed in iterate(cut.trim_to_supervisions(keep_overlapping=False)):
+            check_readable(trimmed, from_audio=True, path=paths[0])
+            cuts.append(trimmed)
     return CutSet.from_cuts(cuts)
 
 
@@ -110,13 +112,19 @@ def compute_musan(manifest_dir: Path, output_dir: Path, pool: Pool) -> None:
 
 
 def compute_part(
-    manifest_dir: Path, output_dir: Path, part: str, pool: Pool, train: bool = False, perturb_speed: bool = False
+    manifest_dir: Path,
+    output_dir: Path,
+    part: str,
+    pool: Pool,
+    train: bool = False,
+    perturb_speed: bool = False,
+    corpus: str = LIBRISPEECH,
 ) -> None:
     """Features and cuts of one part.  Only training parts are shuffled, and perturbed in speed where that is wanted."""
-    cuts = list(iterate(read_part(manifest_dir, part)))
+    cuts = list(iterate(read_part(manifest_dir, part, corpus)))
     if train and perturb_speed:
         cuts += [cut.perturb_speed(speed) for speed in SPEEDS for cut in cuts]
     if train:  # the sampler reads manifests through a window: neighbours should not be of one chapter
         random.Random(0).shuffle(cuts)
-    cuts = store_features(cuts, output_dir / f"librispeech_feats_{part}", pool)
-    write_cuts(cuts, output_dir / f"librispeech_cuts_{part}.jsonl.gz")
+    cuts = store_features(cuts, output_dir / f"{corpus}_feats_{part}", pool)
+    write_cuts(cuts, cuts_of(output_dir, part, corpus))

@@ -20,7 +20,21 @@ from kdstream.units import FRAMES_PER_SECOND
 
 SUFFIXES = (".flac", ".wav")
 OTHER_SUFFIXES = {*kinds.SUFFIXES, *kinds.OTHER_SUFFIXES}.difference(SUFFIXES)
+LIBRISPEECH = "librispeech"  # how the names of manifests begin; those of other corpora with the name of their recipe
 ANY_BLANK = re.compile(r"\s")  # tabs and U+2028 among them: a transcript is one line of words
+
+
+def manifests_of(manifest_dir: Path, part: str, corpus: str = LIBRISPEECH) -> tuple[Path, Path]:
+    """The manifests of recordings and of supervisions.  Raises UserError if they are not there."""
+    paths = [manifest_dir / f"{corpus}_{kind}_{part}.jsonl.gz" for kind in ("recordings", "supervisions")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such manifest", fix=f"run prepare.sh stage 1 for part {part}")
+    return paths[0], paths[1]
+
+
+def cuts_of(output_dir: Path, part: str, corpus: str = LIBRISPEECH) -> Path:
+    return output_dir / f"{corpus}_cuts_{part}.jsonl.gz"
 
 
 def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:
@@ -117,8 +131,10 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
         fix = "LibriSpeech's layout has SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, with an id and a text in each line"
         raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix=fix)
     _warn_of_audio_without_text(part_dir, recordings)
-    write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"librispeech_recordings_{part}.jsonl.gz")
-    write_manifest(SupervisionSet.from_segments(supervisions), output_dir / f"librispeech_supervisions_{part}.jsonl.gz")
+    write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"{LIBRISPEECH}_recordings_{part}.jsonl.gz")
+    write_manifest(
+        SupervisionSet.from_segments(supervisions), output_dir / f"{LIBRISPEECH}_supervisions_{part}.jsonl.gz"
+    )
     hours = sum(recording.duration for recording in recordings) / 3600
     speakers = len({supervision.speaker for supervision in supervisions})
     logging.info(f"{part}: {len(recordings)} utterances, {speakers} speakers, {hours:.2f} h")

@@ -39,6 +39,7 @@ from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 
+LIBRISPEECH = "librispeech"  # whose parts have names that no other corpus has
 LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
 
@@ -209,7 +210,7 @@ class AsrDataModule:
         parts = {"train": self.config.train_parts, "dev": self.config.dev_parts, "test": self.config.test_parts}[kind]
         if given:
             return [Path(path) for path in given]
-        return [Path(self.config.manifest_dir) / f"librispeech_cuts_{part}.jsonl.gz" for part in parts]
+        return [find_part(Path(self.config.manifest_dir), part) for part in parts]
 
     def _shard_training_cuts(self) -> ShardedCuts | None:
         """The training cuts where they are in shards; None where they are not."""
@@ -316,7 +317,26 @@ class TrainingCuts:
                 deque(window, maxlen=0)
 
 
+def find_part(manifest_dir: Path, part: str) -> Path:
+    """The manifest CORPUS_cuts_PART.jsonl.gz, whatever the corpus.
+
+    Where none is there, it is LibriSpeech's, so that whoever reads it says so.
+    Raises:
+      UserError: there are several.
+    """
+    ending = f"_cuts_{part}.jsonl.gz"
+    found = sorted(path for path in manifest_dir.glob("*_cuts_*.jsonl.gz") if path.name.endswith(ending))
+    if len(found) > 1:
+        raise UserError(
+            f"{manifest_dir}: has part {part} of {len(found)} corpora: {', '.join(path.name for path in found)}",
+            flag="--*-parts",
+            fix="name manifests with --train-cuts, --valid-cuts and --test-cuts",
+        )
+    return found[0] if found else manifest_dir / f"{LIBRISPEECH}{ending}"
+
+
 def _name_of(path: Path) -> str:
-    """librispeech_cuts_test-clean.jsonl.gz -> test-clean"""
+    """librispeech_cuts_test-clean.jsonl.gz -> test-clean; aishell_cuts_test.jsonl.gz -> aishell-test"""
     name = path.name.split(".json")[0].split(".yaml")[0]
-    return name[len("librispeech_cuts_") :] if name.startswith("librispeech_cuts_") else name
+    corpus, cuts, part = name.partition("_cuts_")
+    return name if not cuts else part if corpus == LIBRISPEECH else f"{corpus}-{part}"
