@@ -48,6 +48,7 @@ COMMANDS = {
     "bench-streaming": Command("commands.bench_streaming", "all", "measure streaming speed in three runtimes"),
     "make-mini-corpus": Command("commands.make_mini_corpus", "corpus", "speak the embedded corpus"),
     "prepare-manifests": Command("commands.prepare_manifests", "train", "make manifests of LibriSpeech's layout"),
+    "prepare-recipe": Command("commands.prepare_recipe", "train", "make manifests of any corpus that Lhotse knows"),
     "compute-fbank": Command("commands.compute_fbank", "train", "compute and store features"),
     "augment-cuts": Command("commands.augment_cuts", "train", "copy cuts as through telephone lines, codecs and rooms"),
     "train-bpe-model": Command("commands.train_bpe_model", "train", "train a sentencepiece model"),
