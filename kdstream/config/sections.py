@@ -113,8 +113,8 @@ class DataConfig(Section):
         "manifest has been gone through once; the next one continues in the others.  Empty: all cuts of all manifests.",
         above=0,
     )
-    valid_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to validate on, instead of --dev-parts.")
-    test_cuts: tuple[str, ...] = flag((), "Lhotse cut manifests to decode, instead of --test-parts.")
+    valid_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to validate on, instead of --dev-parts.")
+    test_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to decode, instead of --test-parts.")
     pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")

@@ -64,8 +64,8 @@ def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
     if is_heard(cut, from_audio):
         recordings = [part.recording for part in _parts(cut) if part.recording]
         sources = [source for recording in recordings for source in recording.sources]
-        if any(source.type == "shar" and not source.source for source in sources):  # not read by shards.py
-            return Fault("its audio is in a Shar directory", unpack_shar(path.parent))
+        if any(source.type == "shar" and not source.source for source in sources):  # not read by shar.py
+            return Fault("its audio is in a Shar directory", f"name the directory, {path.parent}")
         if isinstance(cut, MultiCut) and cut.num_channels != 1:
             return Fault(f"{cut.num_channels} channels", "make it mono, e.g. with cut.to_mono(mono_downmix=True)")
         return None
@@ -140,15 +140,6 @@ def check_whole(cut_id: str, seconds: float, max_duration: float) -> None:
         )
 
 
-def unpack_shar(directory: Path) -> str:
-    """The fix for cuts in a Shar directory: the sampler would hold the audio of thousands of them in memory.
-
-    The origin that Lhotse notes in each is a Path, which it cannot write.
-    """
-    cuts = f"CutSet.from_shar(in_dir={str(directory)!r}).map(lambda cut: cut.drop_custom('shard_origin'))"
-    return f"unpack it in Python: {cuts}.save_audios('audio').to_file('cuts.jsonl.gz')"
-
-
 def _parts(cut: Cut) -> list[DataCut]:
     """The cut, or the cuts that it mixes, without padding."""
     parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
@@ -159,7 +150,7 @@ def _missing_file(part: DataCut, heard: bool) -> str:
     """The first file that features are computed of, or read from, and that is not there; ""."""
     if heard:
         sources = part.recording.sources if part.recording else []
-        files = [source.source for source in sources if source.type == "file"]
+        files = [source.source for source in sources if source.type in ("file", "shar")]
     else:
         files = [_feature_file(part.features)] if part.features else []
     return next((str(file) for file in files if "://" not in str(file) and not os.path.exists(file)), "")

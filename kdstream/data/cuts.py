@@ -6,14 +6,15 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
-from kdstream.data.checks import unpack_shar
 from kdstream.data.fields import field_fault
+from kdstream.data.shar import find_shards, read_shard
 from kdstream.errors import UserError
 from kdstream.files import replacing
 
@@ -30,17 +31,14 @@ def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -
     """A lazily read CutSet that turns what is wrong with the file into a UserError, also a text that it should have.
 
     Args:
-      path: .jsonl, .json or .yaml, or one of these with .gz.
+      path: .jsonl, .json or .yaml, or one of these with .gz; or a Shar directory.
       needs_text: refuse a cut without a text.
       trusted: the fields of its cuts were looked at before; see selection.py.
     """
     if path.is_dir():
-        shar = any(path.glob("cuts.*.jsonl*"))
-        raise UserError(
-            f"{path}: {'a Shar directory' if shar else 'a directory'} instead of a manifest",
-            fix=unpack_shar(path) if shar else "name the manifests in it",
-        )
-    if not path.is_file():
+        if not find_shards(path):
+            raise UserError(f"{path}: a directory instead of a manifest", fix="name the manifests in it")
+    elif not path.is_file():
         fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
         raise UserError(f"{path}: no such manifest", fix=fix)
     return CutSet(CheckedManifest(path, needs_text, trusted))
@@ -75,6 +73,8 @@ class CheckedManifest:
             raise UserError(f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it")
 
     def _read(self) -> Iterable[Any]:
+        if self.path.is_dir():
+            return chain.from_iterable(map(read_shard, find_shards(self.path)))
         if not self.path.name.endswith(EAGER):
             return iterate(CutSet.from_jsonl_lazy(self.path))
         try:

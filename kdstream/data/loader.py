@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.reading import read_audio, read_utterance
-from kdstream.data.shards import with_data
+from kdstream.data.shar import with_data
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 

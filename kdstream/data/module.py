@@ -34,7 +34,8 @@ from kdstream.data.mixture import Mixture, PseudoCuts, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.sampler import Batches, Share, windows_of
 from kdstream.data.selection import Rules, Selection, select
-from kdstream.data.shards import ShardedCuts, find_shards
+from kdstream.data.shar import find_shards
+from kdstream.data.shards import ShardedCuts
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
@@ -213,20 +214,11 @@ class AsrDataModule:
         return [find_part(Path(self.config.manifest_dir), part) for part in parts]
 
     def _shard_training_cuts(self) -> ShardedCuts | None:
-        """The training cuts where they are in shards; None where they are not."""
+        """The training cuts where all are in shards; None where they are not, or where they are mixed by numbers."""
         config, paths = self.config, self.paths("train")
         shards = {path: find_shards(path) for path in paths}
-        if not any(shards.values()):
+        if not all(shards.values()) or config.mux_weights or config.pseudo_cuts:
             return None
-        whole = [str(path) for path, its in shards.items() if not its] + list(config.pseudo_cuts)
-        if whole:
-            raise UserError(
-                f"{', '.join(whole)}: cannot be mixed with cuts in shards, which nobody has counted",
-                fix="train on the one or the other, or write these as a Shar directory too",
-            )
-        if config.mux_weights:
-            fix = "give manifests, or leave it out"
-            raise UserError("cuts in shards have not been counted", flag=option("mux_weights"), fix=fix)
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
         cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
         if not config.on_the_fly_feats:

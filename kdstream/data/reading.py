@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lhotse.cut import Cut
@@ -16,6 +17,7 @@ from kdstream.data.checks import COMPUTE_FEATURES, check_frames, frames_of, is_h
 from kdstream.data.cuts import text_of
 from kdstream.data.features import FBANK_CONFIG, compute_fbank
 from kdstream.data.resampling import check_rate, resample
+from kdstream.data.shar import with_data
 from kdstream.data.sources import last_line, with_checked_sources
 from kdstream.errors import UserError
 from kdstream.models.streaming import SHORTEST
@@ -33,7 +35,7 @@ def read_audio(cut: Cut) -> Tensor:
     """
     if not cut.has_recording:
         raise UserError(f"cut {cut.id}: no recording", fix="give a manifest of cuts with recordings")
-    cut, sources = with_checked_sources(cut)
+    cut, sources = with_checked_sources(with_data(cut))
     name = f"{sources[0].name}: cut {cut.id}" if len(sources) == 1 else f"cut {cut.id}"
     fix = f"restore the audio of cut {cut.id}, or take the cut out"
     try:
@@ -70,11 +72,11 @@ def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utt
 
 
 def _read_features(cut: Cut) -> Tensor:
-    path = "a mix"
+    path, cut = "a mix", with_data(cut)
     if isinstance(cut, DataCut):
         path = cut.features.storage_path if cut.features else "no features"
     try:
-        features = cut.load_features()
+        features = with_data(cut).load_features()
         assert features is not None and features.shape[1] == FBANK_CONFIG.num_filters
         return torch.from_numpy(features)
     except Exception as error:
@@ -92,7 +94,8 @@ def check_filter_bank(cuts: Iterable[Cut], path: Path) -> None:
         if not isinstance(cut, DataCut) or not cut.has_recording or cut.features is None or frames_of(cut) < SHORTEST:
             continue
         try:
-            stored = torch.from_numpy(cut.features.load(start=cut.start, duration=cut.duration))
+            features: Any = getattr(with_data(cut), "features", None)
+            stored = torch.from_numpy(features.load(start=cut.start, duration=cut.duration))
             computed = compute_fbank(read_audio(cut))
             frames = min(len(stored), len(computed))
             difference = float((stored[:frames] - computed[:frames]).abs().median())

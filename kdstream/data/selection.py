@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from kdstream.data.checks import TRIM, check_data, frames_of, text_fault
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
+from kdstream.data.shar import find_shards
 from kdstream.data.tokenizer import BLANK, BLANK_ID, UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
 from kdstream.files import replacing, sha256_of
@@ -213,7 +214,8 @@ def no_garbage_collection() -> Iterator[None]:
 def _key(path: Path, tokenizer: Tokenizer, rules: Rules) -> str:
     """A hash of everything that a selection depends on."""
     settings = json.dumps([RULES, asdict(rules), tokenizer.fingerprint])
-    return f"{sha256_of(path)} {settings}"
+    files = [shard.path for shard in find_shards(path)] if path.is_dir() else [path]
+    return f"{' '.join(map(sha256_of, files))} {settings}"
 
 
 def _read(path: Path, key: str) -> tuple[dict[str, Any], set[int]] | None:

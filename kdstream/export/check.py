@@ -25,6 +25,7 @@ from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.cuts import DistinctIds, read_manifest, text_of
 from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
+from kdstream.data.shar import find_shards
 from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.beam import ModifiedBeamSearch
@@ -224,8 +225,9 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     """
     speech: dict[str, Speech] = {}
     for path in paths:
-        if path.endswith(MANIFESTS):
-            if not Path(path).is_file():
+        is_shar = Path(path).is_dir() and bool(find_shards(Path(path)))
+        if is_shar or path.endswith(MANIFESTS):
+            if not is_shar and not Path(path).is_file():
                 fix = "give audio, a directory of it, or a manifest of cuts"
                 raise UserError("no such file", flag=option("check", path), fix=fix)
             manifest = cast(Iterable[Cut], read_manifest(Path(path)))  # lhotse does not say that a CutSet is iterable

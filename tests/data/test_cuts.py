@@ -16,10 +16,11 @@ from lhotse import CutSet, MonoCut, NumpyFilesWriter, Recording, RecordingSet, S
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
-from kdstream.data.checks import check_data
-from kdstream.data.cuts import read_manifest, write_cuts
+from kdstream.data.checks import check_data, check_readable
+from kdstream.data.cuts import read_manifest, text_of, write_cuts
 from kdstream.data.mixture import PseudoCuts
 from kdstream.data.module import AsrDataModule
+from kdstream.data.reading import read_audio
 from kdstream.errors import UserError
 from support.training import make_corpus, make_cut
 
@@ -234,26 +235,27 @@ def test_manifests_of_every_format_of_lhotse_are_read_and_those_of_no_cuts_refus
         assert f"{broken}: {fault}" in error_of(lambda b=broken: list(read_manifest(b)))
 
 
-def test_a_shar_directory_is_named_and_the_fix_makes_a_manifest_of_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    soundfile.write("a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 32000), 16000, subtype="FLOAT")
-    cut = Recording.from_file("a.wav").to_cut()
-    cut.supervisions = [SupervisionSegment("a", cut.recording_id, 0.0, 2.0, text="A")]
+def test_a_shar_directory_is_read_like_a_manifest_and_a_file_of_its_cuts_names_it(tmp_path):
+    cuts = []
+    for name in "abc":
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, 32000), 16000, subtype="FLOAT")
+        cuts.append(Recording.from_file(path).to_cut().with_id(name))
+        cuts[-1].supervisions = [SupervisionSegment(name, name, 0.0, 2.0, text="A")]
     folder = tmp_path / "shar"
     folder.mkdir()
-    CutSet.from_cuts([cut]).to_shar(folder, fields={"recording": "wav"})
-    message = error_of(lambda: list(read_manifest(folder)))
-    assert f"{folder}: a Shar directory instead of a manifest" in message
+    CutSet.from_cuts(cuts).to_shar(folder, fields={"recording": "wav"}, shard_size=2)
+    found = list(read_manifest(folder))
+    assert [(cut.id, text_of(cut)) for cut in found] == [("a", "A"), ("b", "A"), ("c", "A")]
+    for cut, original in zip(found, cuts, strict=True):
+        check_readable(cut, from_audio=True, path=folder)
+        np.testing.assert_allclose(read_audio(cut).numpy(), original.load_audio()[0], atol=1e-4)
     fields = folder / "cuts.000000.jsonl.gz"
-    (of_fields,) = read_manifest(fields)
-    as_part = error_of(lambda: check_data(of_fields, from_audio=True, path=fields))
-    assert "its audio is in a Shar directory" in as_part
-    for text in (message, as_part):
-        exec(text.split("unpack it in Python: ")[1], {"CutSet": CutSet})
-        (unpacked,) = read_manifest(Path("cuts.jsonl.gz"))
-        check_data(unpacked, from_audio=True, path=fields)
-        assert np.abs(unpacked.load_audio() - cut.load_audio()).max() < 1e-4
-        assert unpacked.supervisions[0].text == "A"
+    of_fields = list(read_manifest(fields))[0]
+    message = error_of(lambda: check_data(of_fields, from_audio=True, path=fields))
+    assert f"its audio is in a Shar directory; name the directory, {folder}" in message
+    (folder / "recording.000001.tar").unlink()
+    assert "neither recording.000001.tar nor" in error_of(lambda: read_manifest(folder))
     other = tmp_path / "folder"
     other.mkdir()
-    assert f"{other}: a directory instead of a manifest" in error_of(lambda: list(read_manifest(other)))
+    assert f"{other}: a directory instead of a manifest" in error_of(lambda: read_manifest(other))

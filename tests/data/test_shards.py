@@ -14,9 +14,14 @@ import torch
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
-from kdstream.data import shards
-from kdstream.data.cuts import iterate
+from kdstream.corpus.bpe import transcripts_of_cuts
+from kdstream.corpus.pseudo_labels import Hypothesis, labelled, read_cuts
+from kdstream.corpus.validate import check_cut
+from kdstream.data import shar, shards
+from kdstream.data.cuts import iterate, read_manifest, write_cuts
 from kdstream.data.module import AsrDataModule
+from kdstream.data.reading import read_utterance
+from kdstream.evaluation.scoring import Transcript
 from support.data import assert_same, batches_of, config_of, error_of
 
 OF_SHARD = 4  # cuts
@@ -32,7 +37,7 @@ def folders(corpus, tmp_path_factory) -> dict[str, Path]:
         cuts.to_shar(root / name, fields=fields, shard_size=OF_SHARD)
     manifest = root / "cuts.jsonl"
     cuts.to_file(manifest)
-    shards.write_index(manifest)
+    shar.write_index(manifest)
     return {"audio": root / "audio", "features": root / "features", "manifest": manifest}
 
 
@@ -40,7 +45,7 @@ def folders(corpus, tmp_path_factory) -> dict[str, Path]:
 def small_windows(monkeypatch) -> None:
     """Of three shards: 12 cuts."""
     monkeypatch.setattr(shards, "WINDOW", 3 * OF_SHARD)
-    monkeypatch.setattr(shards, "LINES", OF_SHARD)
+    monkeypatch.setattr(shar, "LINES", OF_SHARD)
 
 
 def of_shards(corpus, path: Path, **changes) -> DataConfig:
@@ -75,7 +80,7 @@ def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, fold
         shutil.copytree(folders[kind], path)
     else:
         shutil.copyfile(folders[kind], path)
-        shards.write_index(path)
+        shar.write_index(path)
     config = of_shards(corpus, path, on_the_fly_feats=kind == "audio")
     module = AsrDataModule(config, 7)
     whole, windows = [], []
@@ -84,7 +89,7 @@ def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, fold
         windows.append(module.window_of(len(whole)))
     number = next(index for index, window in enumerate(windows) if window[0] == 2) + 1  # batches that were used
     assert windows[-1] == (4, len(whole))
-    opened: list[shards.Shard] = []
+    opened: list[shar.Shard] = []
     original = shards._ShardReader.__init__
     monkeypatch.setattr(shards._ShardReader, "__init__", lambda self, shard, *a: (
         opened.append(shard), original(self, shard, *a))[1])  # fmt: skip
@@ -145,6 +150,40 @@ def test_what_is_wrong_with_shards_is_named(corpus, folders, tmp_path) -> None:
         (tmp_path / "lacking" / "features.000002.tar").read_bytes()
     )
     assert "(it is not there)" in error_of(lambda: batches_of(of_shards(corpus, tmp_path / "lacking")))
-    plain = corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"
-    mixed = replace(config_of(corpus), train_cuts=(str(folders["features"]), str(plain)))
-    assert f"{plain}: cannot be mixed with cuts in shards" in error_of(lambda: batches_of(mixed))
+
+
+@pytest.mark.parametrize("kind", ["audio", "features"])
+def test_a_shar_directory_serves_wherever_a_manifest_does(corpus, folders, tmp_path, kind):
+    plain, shar_dir = str(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"), str(folders[kind])
+    (expected,), (found,) = (
+        AsrDataModule(config_of(corpus, valid_cuts=(path,), test_cuts=(path,)), 0).test_sets().values()
+        for path in (plain, shar_dir)
+    )
+    texts = {utterance.cut_id: utterance for utterance in expected}
+    assert len(found) == len(texts) == 40
+    for utterance in found:
+        assert utterance.text == texts[utterance.cut_id].text
+        if kind == "audio":
+            torch.testing.assert_close(utterance.features, texts[utterance.cut_id].features, atol=0.2, rtol=0)
+    valid = AsrDataModule(config_of(corpus, valid_cuts=(shar_dir,), on_the_fly_feats=kind == "audio"), 0)
+    assert sorted(name for batch in valid.valid_dataloader() for name in batch.cut_ids) == sorted(texts)
+    assert sorted(transcripts_of_cuts(shar_dir)) == sorted(utterance.text for utterance in texts.values())
+    cuts = read_cuts(Path(shar_dir))
+    manifest = tmp_path / "pseudo.jsonl.gz"
+    write_cuts([labelled(Hypothesis(cut, Transcript(cut.id, [], []), "ONE", 0.9)) for cut in cuts], manifest)
+    for cut in iterate(read_manifest(manifest)):
+        check_cut(cut, manifest)
+        utterance = read_utterance(cut, from_audio=kind == "audio")
+        assert utterance.text == "ONE" and len(utterance.features) == texts[cut.id].features.shape[0]
+
+
+def test_cuts_in_shards_are_counted_where_they_are_mixed(corpus, folders):
+    """As manifests: each once without weights, by weight with them."""
+    plain = str(corpus / "fbank" / "librispeech_cuts_dev.jsonl.gz")
+    both = (str(folders["features"]), plain)
+    batches = batches_of(config_of(corpus, train_cuts=both))
+    others = [cut.id for cut in iterate(read_manifest(Path(plain)))]
+    names = [name for batch in batches for name in batch.cut_ids]
+    assert len(names) == len(set(names)) == 40 + len(others) and set(others) <= set(names)
+    mixed = [i for b in batches_of(config_of(corpus, train_cuts=both, mux_weights=(0.5, 0.5))) for i in b.cut_ids]
+    assert len(mixed) == 2 * len(others) and set(others) <= set(mixed)
