@@ -1,0 +1,36 @@
+"""What a manifest holds, in a line and in a table that can be put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet, Recording, SupervisionSegment
+
+from kdstream.corpus.validate import Found, table
+from kdstream.data.cuts import iterate, read_manifest
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Path:
+    cuts = []
+    for number, (text, speaker, seconds) in enumerate([("AB A", "s", 1), ("BC", "t", 3), ("一", "s", 2)]):
+        cut = Recording(f"r{number}", [], 16000, 16000 * seconds, float(seconds)).to_cut().with_id(f"c{number}")
+        cut.supervisions = [
+            SupervisionSegment(f"s{number}", cut.recording_id, 0.0, seconds, text=text, speaker=speaker)
+        ]
+        cuts.append(cut)
+    CutSet.from_cuts(cuts).to_file(tmp_path / "a.jsonl.gz")
+    return tmp_path / "a.jsonl.gz"
+
+
+def test_a_manifest_is_counted_in_cuts_hours_speakers_and_characters(manifest):
+    found = Found(manifest)
+    for cut in iterate(read_manifest(manifest)):
+        found.add(cut)
+    line = "3 cuts, 0.00 h, 1.0 to 3.0 s, mean 2.0 s, 2 speakers, 6 characters (4 different)"
+    assert str(found) == f"{manifest}: {line}"
+    header, row, same = table([found, found]).splitlines()
+    assert header.split() == [*"cuts hours seconds each speakers characters different manifest".split()]
+    assert row.split() == ["3", "0.00", "1.0", "2.0", "3.0", "2", "6", "4", "a.jsonl.gz"] and row == same
+    assert row.index("a.jsonl") == header.index("manifest")
