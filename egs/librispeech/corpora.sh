@@ -1,11 +1,16 @@
 # The corpora that prepare.sh can speak or download, their parts and their tokens.  Sourced by prepare.sh and run.sh.
 
-# Gives train_parts, dev_parts and test_parts those of --corpus where they are empty; --corpus-dir needs all three.
+# Gives train_parts, dev_parts and test_parts those of --corpus where they are empty.  --corpus-dir needs those that are
+# named (train, dev, test); a recipe finds its own.
 choose_parts() {
-  local train dev=dev-clean,dev-other test=test-clean,test-other
+  local train dev=dev-clean,dev-other test=test-clean,test-other name
+  [[ -z $lhotse_recipe || -n $corpus_dir ]] || fail "--lhotse-recipe $lhotse_recipe: say where the corpus is: --corpus-dir"
+  [[ -z $lhotse_recipe ]] || return 0
   if [[ -n $corpus_dir ]]; then
-    [[ -n $train_parts && -n $dev_parts && -n $test_parts ]] ||
-      fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
+    for name in "$@"; do
+      name=${name}_parts
+      [[ -n ${!name} ]] || fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
+    done
     return
   fi
   case $corpus in
@@ -28,4 +33,9 @@ choose_tokens() {
     char) lang_name=lang_char${vocab_size:+_$vocab_size} ;;
     *) fail "--token-type $token_type: not bpe, char or byte-bpe" ;;
   esac
+}
+
+# Gives a directory another name where it has its default one and the corpus is a recipe's: one corpus a directory.
+choose_place() { # NAME DEFAULT
+  [[ -z $lhotse_recipe || ${!1} != "$2" ]] || printf -v "$1" '%s' "$2-$lhotse_recipe"
 }

@@ -8,9 +8,10 @@
 # bash egs/librispeech/prepare.sh                                   the embedded corpus
 # bash egs/librispeech/prepare.sh --corpus mini-librispeech         download and prepare 5 hours
 # bash egs/librispeech/prepare.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test
+# bash egs/librispeech/prepare.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3
 #
-# writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz and DATA_DIR/lang_bpe_<V>/
-# (lang_char/, lang_bbpe_<V>/ with other tokens).
+# writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz (or <recipe>_cuts_<part>.jsonl.gz) and
+# DATA_DIR/lang_bpe_<V>/ (lang_char/, lang_bbpe_<V>/ with other tokens).  It ends with a table of what it found.
 # A second run skips what is finished, and goes on at the stage that was interrupted.
 
 set -eou pipefail
@@ -22,7 +23,11 @@ source "$here/corpora.sh"
 stage=0
 stop_stage=5
 corpus=mini               # mini, mini-librispeech, librispeech-100 or librispeech
-corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/<speaker>/<chapter>/
+corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/<speaker>/<chapter>/, or with
+lhotse_recipe=            # NAME: any corpus that lhotse.recipes.prepare_NAME reads
+recipe_args=              # more arguments of it, e.g. 'languages=en num_jobs=4'
+channel=                  # with a recipe: the only channel to take; by default each segment's own
+held_out_share=0.05       # with a recipe: of the training speech, for each of dev and test that the corpus lacks
 train_parts=              # parts, separated by commas; by default those of the corpus
 dev_parts=
 test_parts=
@@ -31,7 +36,7 @@ vocab_size=               # tokens; by default 500, for the mini corpus 64, of c
 text_case=keep            # or upper, lower: the case of the text that tokens are trained on, and spell
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
 musan=false               # noise for --enable-musan
-data_dir=$here/data
+data_dir=$here/data       # with a recipe data-NAME
 dl_dir=$here/download     # where stage 0 puts what it downloads or speaks
 nj=2                      # processes
 
@@ -48,7 +53,8 @@ log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (prepare.sh:${BASH_LINENO[0]}) $*"; }
 while (($#)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
-    --stage | --stop-stage | --corpus | --corpus-dir | --train-parts | --dev-parts | --test-parts | --token-type | \
+    --stage | --stop-stage | --corpus | --corpus-dir | --lhotse-recipe | --recipe-args | --channel | --held-out-share | \
+      --train-parts | --dev-parts | --test-parts | --token-type | \
       --vocab-size | --text-case | --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
       (($# > 1)) || fail "$1: needs a value; see --help"
       name=${1#--}
@@ -62,9 +68,15 @@ python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
 
-choose_parts
+if ((stage < 5)); then choose_parts train dev test; else choose_parts train; fi
 choose_tokens
-if [[ -z $corpus_dir ]]; then
+choose_place data_dir "$here/data"
+prefix=${lhotse_recipe:-librispeech}
+if [[ -n $lhotse_recipe ]]; then
+  corpus=custom
+  [[ -d $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such directory; give what prepare_$lhotse_recipe reads"
+  corpus_dir=$(cd "$corpus_dir" && pwd)
+elif [[ -z $corpus_dir ]]; then
   corpus_dir=$dl_dir
   [[ $corpus != mini ]] || corpus_dir=$dl_dir/mini
 else
@@ -99,6 +111,21 @@ once() { # MARKER SETTINGS RESULT COMMAND...
 }
 in_stage() { ((stage <= $1 && stop_stage >= $1)); }
 each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by commas, each on one line, once
+
+speech=$corpus_dir  # which it is: with other speech, work is done again
+if [[ -n $lhotse_recipe ]]; then
+  speech+=" $lhotse_recipe $recipe_args $channel $held_out_share"
+  found=$data_dir/manifests/${lhotse_recipe}_parts.sh
+  if in_stage 1; then
+    log "Stage 1: manifests by Lhotse's recipe"
+    once "$data_dir/manifests/.recipe.done" "$speech $train_parts $dev_parts $test_parts" "$found" \
+      "$python" "$root/local/prepare_recipe.py" --lhotse-recipe "$lhotse_recipe" --corpus-dir "$corpus_dir" \
+      --recipe-args "$recipe_args" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
+      ${channel:+--channel "$channel"} --held-out-share "$held_out_share" --output-dir "$data_dir/manifests" --jobs "$nj"
+  fi
+  [[ -f $found ]] || fail "$found: no such file; run stage 1"
+  source "$found"  # train_parts, dev_parts and test_parts
+fi
 all_parts=$(each "$train_parts,$dev_parts,$test_parts")
 for part in $(each "$train_parts"); do
   [[ ,$dev_parts,$test_parts, != *,$part,* ]] ||
@@ -106,7 +133,7 @@ for part in $(each "$train_parts"); do
 done
 
 lang_dir=$data_dir/$lang_name
-tokens_of="$corpus_dir $train_parts"
+tokens_of="$speech $train_parts"
 [[ $text_case == keep ]] || tokens_of+=" $text_case"
 if in_stage 5 && [[ -f $lang_dir/bpe.model && -f $lang_dir/.done && $(<"$lang_dir/.done") != "$tokens_of" ]]; then
   fail "$lang_dir: has the tokens of other text ($(<"$lang_dir/.done")), which models may have been trained with;" \
@@ -136,7 +163,7 @@ if in_stage 0; then
   fi
 fi
 
-if in_stage 1; then
+if in_stage 1 && [[ -z $lhotse_recipe ]]; then
   log "Stage 1: manifests"
   for part in $all_parts; do
     once "$data_dir/manifests/.$part.done" "$corpus_dir" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
@@ -152,18 +179,18 @@ if in_stage 2 && [[ $musan == true ]]; then
     "$dl_dir/musan" "$data_dir/manifests"
 fi
 
-store_cuts() { # KIND PART MANIFEST: computes features, and checks the manifest that was written
+store_cuts() { # KIND PART MANIFEST: computes features, checks the manifest that was written, and counts what it holds
   "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-    "$1" "$2" --perturb-speed "$perturb_speed" --jobs "$nj"
-  "$python" "$root/local/validate_manifest.py" "$3"
+    --prefix "$prefix" "$1" "$2" --perturb-speed "$perturb_speed" --jobs "$nj"
+  "$python" "$root/local/validate_manifest.py" "$3" --table "$data_dir/fbank/.$2.table"
 }
 
 if in_stage 3; then
   log "Stage 3: features"
   for part in $all_parts; do
-    cuts=$data_dir/fbank/librispeech_cuts_$part.jsonl.gz kind=--parts settings=$corpus_dir
+    cuts=$data_dir/fbank/${prefix}_cuts_$part.jsonl.gz kind=--parts settings=$speech
     if [[ ,$train_parts, == *,$part,* ]]; then
-      kind=--train-parts settings="$corpus_dir perturb-speed $perturb_speed shuffled"
+      kind=--train-parts settings="$speech perturb-speed $perturb_speed shuffled"
     fi
     once "$data_dir/fbank/.$part.done" "$settings" "$cuts" store_cuts "$kind" "$part" "$cuts"
   done
@@ -180,9 +207,15 @@ if in_stage 5; then
   log "Stage 5: tokens in $lang_dir"
   once "$lang_dir/.done" "$tokens_of" "$lang_dir/bpe.model" \
     "$python" "$root/local/train_bpe_model.py" --manifest-dir "$data_dir/manifests" --parts "$train_parts" \
-    --token-type "$token_type" ${vocab_size:+--vocab-size "$vocab_size"} --text-case "$text_case" \
+    --prefix "$prefix" --token-type "$token_type" ${vocab_size:+--vocab-size "$vocab_size"} --text-case "$text_case" \
     --lang-dir "$lang_dir"
 fi
 
-log "Done: $data_dir (train.py takes it as --manifest-dir $data_dir/fbank --train-parts $train_parts" \
-  "--dev-parts $dev_parts --test-parts $test_parts --bpe-model $lang_dir/bpe.model)"
+log "Done: $data_dir"
+for part in $all_parts; do
+  table=$data_dir/fbank/.$part.table
+  [[ ! -f $table ]] || cat "$table"
+done | awk 'NR == 1 || !/^ *cuts /'  # one header
+echo "train.py:  --manifest-dir $data_dir/fbank --train-parts $train_parts ${dev_parts:+--dev-parts $dev_parts }\
+${test_parts:+--test-parts $test_parts }--bpe-model $lang_dir/bpe.model"
+[[ -z $test_parts ]] || echo "decode.py: --manifest-dir $data_dir/fbank --test-parts $test_parts (of a model from elsewhere)"

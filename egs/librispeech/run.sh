@@ -10,6 +10,7 @@
 # bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
+# bash egs/librispeech/run.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3
 #
 # A second run skips what is finished; a training that was killed goes on from its last checkpoint.
 # The result is EXP_ROOT/report/report.html, one page that needs no network.
@@ -23,15 +24,17 @@ source "$here/corpora.sh"
 stage=0
 stop_stage=6
 corpus=mini               # as for prepare.sh: mini, mini-librispeech, librispeech-100 or librispeech
-corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/, with its parts
+corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/, with its parts, or with
+lhotse_recipe=            # NAME: any corpus that lhotse.recipes.prepare_NAME reads
+recipe_args=              # more arguments of it, as for prepare.sh
 train_parts=              # by default those of the corpus
 dev_parts=
 test_parts=
 token_type=bpe            # as for prepare.sh: bpe, char or byte-bpe
 vocab_size=               # by default 64 for the embedded corpus, else 500; of char one for each letter
 text_case=keep            # as for prepare.sh: keep, upper or lower
-data_dir=$here/data
-exp_root=$here/exp
+data_dir=$here/data       # with a recipe data-NAME
+exp_root=$here/exp        # with a recipe exp-NAME
 encoder=zipformer         # or conformer
 preset=tiny
 chunk_size=8              # 20 ms frames: 160 ms
@@ -67,7 +70,9 @@ while (($#)); do
   esac
 done
 
-choose_parts
+choose_parts train dev test
+choose_place data_dir "$here/data"
+choose_place exp_root "$here/exp"
 ((avg <= num_epochs)) || fail "--avg $avg: is more than --num-epochs $num_epochs"
 
 # from here on, paths are relative to the recipe, so that records and config.json hold none of this machine
@@ -91,8 +96,14 @@ if stages 1; then
   log "Stage 1: data"
   source=(--corpus "$corpus")
   [[ -z $corpus_dir ]] || source=(--corpus-dir "$corpus_dir")
+  [[ -z $lhotse_recipe ]] || source+=(--lhotse-recipe "$lhotse_recipe" --recipe-args "$recipe_args")
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --token-type "$token_type" --vocab-size "$vocab_size" --text-case "$text_case" --data-dir "$data_dir"
+fi
+if [[ -n $lhotse_recipe ]]; then
+  found=$data_dir/manifests/${lhotse_recipe}_parts.sh
+  [[ -f $found ]] || fail "$found: no such file; run stage 1"
+  source "$found"  # train_parts, dev_parts and test_parts
 fi
 cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would print that variable
 if ((stage <= 4 && stop_stage >= 2)); then  # something is trained

@@ -89,3 +89,20 @@ def test_test_cuts_without_a_transcript_or_with_several_are_named(corpus, tmp_pa
         CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl.gz")
         module = AsrDataModule(config_of(corpus, test_cuts=(str(tmp_path / "cuts.jsonl.gz"),)), 0)
         assert f"cut {name}" in error_of(lambda module=module: list(module.test_dataloaders()["cuts"]))
+
+
+def test_a_part_is_found_whatever_its_corpus_unless_two_have_it(corpus, tmp_path):
+    for name in ("librispeech_cuts_test-clean", "aishell_cuts_test", "musan_cuts", "tedlium_cuts_dev"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes((corpus / "fbank" / "librispeech_cuts_dev.jsonl.gz").read_bytes())
+    module = AsrDataModule(config_of(corpus, manifest_dir=str(tmp_path), test_parts=("test", "test-clean")), 0)
+    assert [path.name.split("_")[0] for path in module.paths("test")] == ["aishell", "librispeech"]
+    assert list(module.test_sets()) == ["aishell-test", "test-clean"]
+    (tmp_path / "tedlium_cuts_test.jsonl.gz").touch()
+    message = error_of(lambda: module.paths("test"))
+    assert (
+        "has part test of 2 corpora: aishell_cuts_test.jsonl.gz, tedlium_cuts_test.jsonl.gz; name manifests" in message
+    )
+    lacking = AsrDataModule(config_of(corpus, manifest_dir=str(tmp_path), train_parts=("other",)), 0)
+    assert f"{tmp_path}/librispeech_cuts_other.jsonl.gz: no such manifest" in error_of(
+        lambda: lacking.train_dataloader(1)
+    )

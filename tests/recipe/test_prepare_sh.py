@@ -11,6 +11,7 @@ import pytest
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
+from kdstream.corpus.manifests import prepare_part
 from support.data import batches_of, make_part
 from support.paths import ROOT
 
@@ -87,6 +88,18 @@ def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
     assert (tmp_path / "data" / "manifests" / "librispeech_supervisions_dev-clean-2.jsonl.gz").is_file()
 
 
+@pytest.mark.slow
+def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
+    make_part(tmp_path / "mine", "train", 1, 8, seed=1)
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    prepare_part(tmp_path / "mine" / "LibriSpeech", "train", tmp_path / "data" / "manifests")
+    flags = ("--corpus-dir", "mine", "--train-parts", "train", "--data-dir", "data", "--vocab-size", "30")
+    assert "name its parts too" in run_prepare(*flags, "--stage", "3", cwd=tmp_path).stderr
+    done = run_prepare(*flags, "--stage", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "lang_bpe_30" / "bpe.model").is_file()
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -96,6 +109,8 @@ def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
         (["--corpus-dir", "nowhere", "--train-parts", "a", "--dev-parts", "b", "--test-parts", "c"], "nowhere"),
         (["--corpus-dir", "."], "--train-parts"),
         (["--perturb-speed", "maybe"], "--perturb-speed"),
+        (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
+        (["--lhotse-recipe", "tedlium", "--corpus-dir", "nowhere"], "--corpus-dir nowhere"),
     ],
 )
 def test_prepare_refuses_wrong_flags_with_one_line(tmp_path, arguments, expected):

@@ -103,6 +103,36 @@ def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
     assert calls(recipe) == []
 
 
+def test_a_corpus_of_a_recipe_has_places_of_its_own_and_the_parts_that_stage_1_found(recipe):
+    refused = run(recipe, "--lhotse-recipe", "tedlium", "--corpus-dir", ".")
+    assert (
+        refused.returncode == 1
+        and "data-tedlium/manifests/tedlium_parts.sh: no such file; run stage 1" in refused.stderr
+    )
+    assert "--corpus-dir" in run(recipe, "--lhotse-recipe", "tedlium").stderr
+    found = recipe / "data-tedlium" / "manifests" / "tedlium_parts.sh"
+    found.parent.mkdir(parents=True)
+    found.write_text("train_parts=a,b\ndev_parts=c\ntest_parts=d\n")
+    assert run(recipe, "--lhotse-recipe", "tedlium", "--corpus-dir", ".", "--token-type", "char").returncode == 0
+    first = calls(recipe)[0]
+    assert "--exp-dir exp-tedlium/teacher" in first and "--bpe-model data-tedlium/lang_char/bpe.model" in first
+    assert "--manifest-dir data-tedlium/fbank --train-parts a,b --dev-parts c --test-parts d" in first
+
+
+def test_aishell_is_librispeechs_run_with_flags(recipe):
+    aishell = recipe.parent / "aishell"
+    aishell.mkdir()
+    shutil.copy(ROOT / "egs" / "aishell" / "run.sh", aishell)
+    found = aishell / "data" / "manifests" / "aishell_parts.sh"
+    found.parent.mkdir(parents=True)
+    found.write_text("train_parts=train\ndev_parts=dev\ntest_parts=test\n")
+    command = ["bash", str(aishell / "run.sh"), "--corpus-dir", str(aishell), "--stage", "2", "--stop-stage", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    (call,) = calls(recipe)
+    assert "--exp-dir ../aishell/exp/teacher" in call and "--bpe-model ../aishell/data/lang_char/bpe.model" in call
+
+
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_takes_its_decodings_along(recipe):
     run(recipe)
