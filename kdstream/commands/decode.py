@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.evaluation.run import DecodingRun
 
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
+    run.check_test_sets()
     for test_set, batches in run.data.test_dataloaders(run.chunk).items():
         transcripts = []
         for batch in tqdm(batches, total=batches.num_batches, desc=f"{run.mode} {test_set}", disable=None):

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.evaluation.run import DecodingRun
 
     run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=True)
+    run.check_test_sets()
     assert run.chunk is not None  # DecodingRun has seen to it
     streams = decode.num_decode_streams
     encode = chunk_step(run.model, run.chunk, choose_engine(decode.engine, run.model, streams))

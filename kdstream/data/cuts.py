@@ -136,6 +136,11 @@ class DistinctIds:
         self.seen |= numbers
 
 
+def fingerprint_of(cut_ids: Iterable[str]) -> str:
+    """16 hexadecimal digits that stand for a set of cuts by their ids, in any order."""
+    return hashlib.blake2b("\n".join(sorted(cut_ids)).encode(), digest_size=8).hexdigest()
+
+
 def id_number(cut_id: str) -> int:
     """64 bits that stand for an id: the same in every process, and for a million of ids distinct."""
     return int.from_bytes(hashlib.blake2b(cut_id.encode(), digest_size=8).digest(), "little")

@@ -168,10 +168,11 @@ class AsrDataModule:
 
     def _read_test_sets(self) -> dict[str, Utterances]:
         paths = self.paths("test")
-        sets = {_name_of(path): Utterances(read_manifest(path), self.config.feature_extractor) for path in paths}
-        if len(sets) < len(paths):
-            names = ", ".join(map(str, paths))
-            raise UserError(f"two manifests are named alike ({names})", flag="--test-cuts", fix="rename one")
+        names = names_of(paths)
+        sets = {
+            name: Utterances(read_manifest(path), self.config.feature_extractor)
+            for name, path in zip(names, paths, strict=True)
+        }
         for path, (name, utterances) in zip(paths, sets.items(), strict=True):
             for cut in utterances.cuts:
                 if not text_of(cut):
@@ -327,8 +328,32 @@ def find_part(manifest_dir: Path, part: str) -> Path:
     return found[0] if found else manifest_dir / f"{LIBRISPEECH}{ending}"
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Names of the test sets: aishell_cuts_test.jsonl.gz is aishell-test, and librispeech_cuts_test-clean.jsonl.gz is
+    test-clean.
+
+    Before a name that several have stand the folders that tell them apart: a/data/test.jsonl.gz and
+    b/data/test.jsonl.gz are a-test and b-test.
+    Raises:
+      UserError: one manifest is given twice.
+    """
+    names = list(map(_name_of, paths))
+    folders = [path.absolute().parent.parts for path in paths]
+    for name in set(names):
+        alike = [index for index, other in enumerate(names) if other == name]
+        if len(alike) > 1:
+            common = set.intersection(*(set(folders[index]) for index in alike))
+            for index in alike:
+                names[index] = "-".join([*(part for part in folders[index] if part not in common), name])
+    if len(set(names)) < len(names):
+        shown = ", ".join(map(str, paths))
+        raise UserError(
+            f"two manifests are named alike ({shown})", flag="--test-cuts", fix="rename one, or leave it out"
+        )
+    return names
+
+
 def _name_of(path: Path) -> str:
-    """librispeech_cuts_test-clean.jsonl.gz -> test-clean; aishell_cuts_test.jsonl.gz -> aishell-test"""
     name = path.name.split(".json")[0].split(".yaml")[0]
     corpus, cuts, part = name.partition("_cuts_")
     return name if not cuts else part if corpus == LIBRISPEECH else f"{corpus}-{part}"

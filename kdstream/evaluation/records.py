@@ -30,6 +30,7 @@ MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
     "other_rates": {},
+    "cuts": "",
 }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ class Record:
     normalisation: the tokenizer's rule that references and hypotheses went through; "" where a file lacks it.
     right_ms: right context of a chunk; 0 in full context, and where a file lacks it.
     other_rates: beside a `wer` of characters, by name (WER, CER) the error rates of the same utterances, in per cent.
+    cuts: which cuts the test set has (see data.cuts.fingerprint_of); "" where a file lacks it.
     """
 
     system: str
@@ -85,6 +87,7 @@ class Record:
     normalisation: str = ""
     right_ms: int = 0
     other_rates: dict[str, float] = field(default_factory=dict)
+    cuts: str = ""
 
     @property
     def rate(self) -> str:
@@ -182,6 +185,17 @@ def add_record(path: Path, record: Record) -> None:
     with _locked(path.parent):
         records = [old for old in load_records(path) if old.key != record.key] if path.exists() else []
         write_json(path, [_to_item(r) for r in [*records, record]])
+
+
+def check_test_set(path: Path, test_set: str, cuts: str) -> None:
+    """Raises UserError if the results JSON has results of other cuts under this name, which new ones would replace."""
+    for record in load_records(path) if path.exists() else []:
+        if record.test_set == test_set and record.cuts not in ("", cuts):
+            raise UserError(
+                f"{path}: its results of test set {test_set} are of other cuts",
+                flag="--test-cuts",
+                fix=f"name this manifest otherwise, e.g. CORPUS_cuts_{test_set}.jsonl.gz, or delete {path.name}",
+            )
 
 
 def write_json(path: Path, items: Sequence[dict[str, Any]]) -> None:

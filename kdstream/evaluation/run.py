@@ -14,6 +14,7 @@ from kdstream.checkpoints.trained import Trained
 from kdstream.config.command_line import LOG_FORMAT, typed_command
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
+from kdstream.data.cuts import fingerprint_of
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.search import Result
 from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
@@ -31,7 +32,7 @@ from kdstream.evaluation.latency import (
     summarise,
     write_delays,
 )
-from kdstream.evaluation.records import RESULTS_JSON, Record, add_record
+from kdstream.evaluation.records import RESULTS_JSON, Record, add_record, check_test_set
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
 from kdstream.files import write_text
@@ -73,6 +74,15 @@ class DecodingRun:
             name: read_word_ends(paths, utterances.cuts, self.words_of) for name, utterances in sets.items()
         }
 
+    @property
+    def results_json(self) -> Path:
+        return Path(self.decode.results_json or Path(self.decode.exp_dir, RESULTS_JSON))
+
+    def check_test_sets(self) -> None:
+        """Raises UserError where the results of a test set would replace those of another one of its name."""
+        for name, utterances in self.data.test_sets().items():
+            check_test_set(self.results_json, name, fingerprint_of(cut.id for cut in utterances.cuts))
+
     def words_of(self, text: str) -> list[str]:
         """The words of a reference, as hypotheses have them: of the normalised text, by --score-by."""
         return split_words(self.data.tokenizer.normalise(text), self.decode.score_by)
@@ -111,15 +121,16 @@ class DecodingRun:
         if self._nbest:
             write_text(self._file("nbest", test_set, "jsonl"), "".join(sorted(self._nbest)))
             self._nbest.clear()
-        results_json = Path(self.decode.results_json or Path(self.decode.exp_dir, RESULTS_JSON))
         latency: Latency = {}
         if self.word_ends:
             latency.update(self._measure(test_set, transcripts, alignments, delays_file(recogs)))
         if step_ms:
             latency[COMPUTE] = Spread.of(step_ms)
-        record = self._record(test_set, score, unit, os.path.relpath(recogs, results_json.parent), latency)
+        cuts = fingerprint_of(transcript.cut_id for transcript in transcripts)
+        heard = os.path.relpath(recogs, self.results_json.parent)
+        record = self._record(test_set, score, unit, heard, latency, cuts)
         record = replace(record, other_rates={rate: other.wer for rate, other in others.items()})
-        add_record(results_json, record)
+        add_record(self.results_json, record)
         return record
 
     def _measure(
@@ -138,7 +149,9 @@ class DecodingRun:
             logging.info(f"{test_set}, {MEASURES[name].label}: {spread.shown()} ms, mean (50 / 90 / 99 %)")
         return latency
 
-    def _record(self, test_set: str, score: scoring.Score, unit: str, recogs: str, latency: Latency) -> Record:
+    def _record(
+        self, test_set: str, score: scoring.Score, unit: str, recogs: str, latency: Latency, cuts: str
+    ) -> Record:
         chunk, model = self.chunk, self.config.model
         return Record(
             system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
@@ -170,6 +183,7 @@ class DecodingRun:
             utterance_words=tuple(score.utterance_words.tolist()),
             unit=unit,
             normalisation=self.data.tokenizer.normalisation,
+            cuts=cuts,
         )
 
     def _file(self, kind: str, test_set: str, ending: str = "txt") -> Path:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from lhotse import CutSet, SupervisionSegment
 
-from kdstream.data.module import AsrDataModule
+from kdstream.data.module import AsrDataModule, names_of
 from kdstream.data.tokenizer import Tokenizer
 from support.data import (
     WORDS,
@@ -106,3 +106,13 @@ def test_a_part_is_found_whatever_its_corpus_unless_two_have_it(corpus, tmp_path
     assert f"{tmp_path}/librispeech_cuts_other.jsonl.gz: no such manifest" in error_of(
         lambda: lacking.train_dataloader(1)
     )
+
+
+def test_test_sets_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / folder / "fbank" / "librispeech_cuts_test.jsonl.gz" for folder in ("ted", "swb", "deep/ted")]
+    assert names_of(paths[:2]) == ["ted-test", "swb-test"]
+    assert names_of(paths) == ["ted-test", "swb-test", "deep-ted-test"]
+    assert names_of([paths[0], tmp_path / "aishell_cuts_test.jsonl.gz", tmp_path / "other.jsonl"]) == [
+        "test", "aishell-test", "other",
+    ]  # fmt: skip
+    assert "named alike" in error_of(lambda: names_of([paths[0], paths[0]]))

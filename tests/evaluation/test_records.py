@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdstream.data.cuts import fingerprint_of
 from kdstream.errors import UserError
 from kdstream.evaluation import records, scoring
 from kdstream.evaluation.latency import SHOWN
-from kdstream.evaluation.records import add_record, load_newest, load_records
+from kdstream.evaluation.records import add_record, check_test_set, load_newest, load_records
+from support.data import error_of
 from support.paths import ROOT
 from support.records import LATENCY, make_record, random_transcripts, scored
 
@@ -140,3 +143,16 @@ def test_without_file_locks_records_are_added_too(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     add_record(tmp_path / "results.json", make_record())
     assert load_records(tmp_path / "results.json") == [make_record()]
+
+
+def test_results_of_other_cuts_are_not_replaced(tmp_path):
+    path = tmp_path / "results.json"
+    check_test_set(path, "test", fingerprint_of("ab"))
+    add_record(path, replace(make_record(), test_set="test", cuts=fingerprint_of("ab")))
+    check_test_set(path, "test", fingerprint_of("ba"))
+    check_test_set(path, "other", fingerprint_of("c"))
+    message = error_of(lambda: check_test_set(path, "test", fingerprint_of("abc")))
+    assert f"{path}: its results of test set test are of other cuts; name this manifest otherwise" in message
+    add_record(path, replace(make_record(), test_set="old"))  # of a version that did not note the cuts
+    check_test_set(path, "old", fingerprint_of("c"))
+    assert [record.cuts for record in load_records(path)] == [fingerprint_of("ba"), ""]

@@ -300,3 +300,18 @@ def test_the_method_names_the_losses_that_distilled(flags, named):
     assert DistillConfig(full_context_scale=1, **flags).method == "full-context"
     both = DistillConfig(teacher_exp_dir="t", full_context_scale=1, mode_consistency_scale=1, **flags)
     assert both.method == f"{named}+mode-consistency"
+
+
+def test_corpora_with_parts_of_one_name_keep_their_own_results(monkeypatch, exp_dir, data, tmp_path):
+    cuts = list(lhotse.CutSet.from_file(Path(data.manifest_dir, NOISE_CUTS)))
+    paths = [tmp_path / corpus / "fbank" / "test.jsonl.gz" for corpus in ("ted", "swb")]
+    for path, some in zip(paths, (cuts[:1], cuts[1:2]), strict=True):
+        path.parent.mkdir(parents=True)
+        lhotse.CutSet.from_cuts(some).to_file(path)
+    decode(monkeypatch, "whole", exp_dir, "--epoch", 2, "--avg", 1, "--test-cuts", ",".join(map(str, paths)))
+    assert [record.test_set for record in load_records(exp_dir / "results.json")] == ["ted-test", "swb-test"]
+    flags = ("--epoch", 2, "--avg", 1, "--test-cuts")
+    decode(monkeypatch, "whole", exp_dir, *flags, paths[0])
+    message = run_script(monkeypatch, SCRIPTS["whole"], "--exp-dir", exp_dir, *flags, paths[1])
+    assert "results.json: its results of test set test are of other cuts" in message
+    assert len(load_records(exp_dir / "results.json")) == 3
