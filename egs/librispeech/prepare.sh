@@ -24,8 +24,9 @@ stage=0
 stop_stage=5
 corpus=mini               # mini, mini-librispeech, librispeech-100 or librispeech
 corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/<speaker>/<chapter>/, or with
-lhotse_recipe=            # NAME: any corpus that lhotse.recipes.prepare_NAME reads
-recipe_args=              # more arguments of it, e.g. 'languages=en num_jobs=4'
+lhotse_recipe=            # any corpus that Lhotse has a recipe of this name for
+recipe_args=              # more arguments of it, e.g. 'languages=en'
+text_remove=              # with a recipe: a regular expression of what to take out of texts, e.g. '[.,?!]'
 channel=                  # with a recipe: the only channel to take; by default each segment's own
 held_out_share=0.05       # with a recipe: of the training speech, for each of dev and test that the corpus lacks
 train_parts=              # parts, separated by commas; by default those of the corpus
@@ -53,8 +54,8 @@ log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (prepare.sh:${BASH_LINENO[0]}) $*"; }
 while (($#)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
-    --stage | --stop-stage | --corpus | --corpus-dir | --lhotse-recipe | --recipe-args | --channel | --held-out-share | \
-      --train-parts | --dev-parts | --test-parts | --token-type | \
+    --stage | --stop-stage | --corpus | --corpus-dir | --lhotse-recipe | --recipe-args | --text-remove | \
+      --channel | --held-out-share | --train-parts | --dev-parts | --test-parts | --token-type | \
       --vocab-size | --text-case | --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
       (($# > 1)) || fail "$1: needs a value; see --help"
       name=${1#--}
@@ -114,14 +115,14 @@ each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by com
 
 speech=$corpus_dir  # which it is: with other speech, work is done again
 if [[ -n $lhotse_recipe ]]; then
-  speech+=" $lhotse_recipe $recipe_args $channel $held_out_share"
+  speech+=" $lhotse_recipe $recipe_args $text_remove $channel $held_out_share"
   found=$data_dir/manifests/${lhotse_recipe}_parts.sh
   if in_stage 1; then
     log "Stage 1: manifests by Lhotse's recipe"
     once "$data_dir/manifests/.recipe.done" "$speech $train_parts $dev_parts $test_parts" "$found" \
       "$python" "$root/local/prepare_recipe.py" --lhotse-recipe "$lhotse_recipe" --corpus-dir "$corpus_dir" \
       --recipe-args "$recipe_args" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
-      ${channel:+--channel "$channel"} --held-out-share "$held_out_share" --output-dir "$data_dir/manifests" --jobs "$nj"
+      --text-remove "$text_remove" ${channel:+--channel "$channel"} --held-out-share "$held_out_share" --output-dir "$data_dir/manifests" --jobs "$nj"
   fi
   [[ -f $found ]] || fail "$found: no such file; run stage 1"
   source "$found"  # train_parts, dev_parts and test_parts

@@ -2,7 +2,8 @@
 
     kdstream prepare-recipe --lhotse-recipe tedlium --corpus-dir download/TEDLIUM_release-3 --output-dir data/manifests
     kdstream prepare-recipe --lhotse-recipe switchboard --corpus-dir LDC97S62 \
-        --recipe-args 'transcripts_dir=/data/swb_ms98_transcriptions' --output-dir data/manifests
+        --recipe-args 'transcripts_dir=/data/swb_ms98_transcriptions' --text-remove '\\[[^]]*\\]' \
+        --output-dir data/manifests
 
 runs lhotse.recipes.prepare_<name> and writes <name>_{recordings,supervisions}_<part>.jsonl.gz of the segments that can
 be used, and <name>_parts.sh, which tells what each part is for.  Segments are left out by these rules, counted in the
@@ -17,6 +18,7 @@ speakers and whole recordings, the same ones each time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{role}-parts", default="", help="Parts for it, separated by commas.")
     parser.add_argument("--held-out-share", type=float, default=0.05, help="See above (default: %(default)s)")
     parser.add_argument("--channel", type=int, help="Take the segments of this channel alone (default: all)")
+    parser.add_argument("--text-remove", default="", help="A regular expression of what to take out of texts.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes, where the recipe takes several.")
     args = parser.parse_args(argv)
     if not 0 < args.held_out_share < 0.5:
         raise UserError(
             "must lie between 0 and 0.5", flag=option("held_out_share", args.held_out_share), fix="try 0.05"
         )
+    try:
+        re.compile(args.text_remove)
+    except re.error as error:
+        fix = r"for marks in brackets write '\[[^]]*\]', for punctuation '[.,?!]'"
+        raise UserError(
+            f"no regular expression ({error})", flag=option("text_remove", args.text_remove), fix=fix
+        ) from error
 
     from kdstream.corpus.parts import Roles
     from kdstream.corpus.prepare import prepare_recipe
@@ -58,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parse_arguments(args.recipe_args),
         Roles(*given),
         args.held_out_share,
-        args.channel,
         args.jobs,
+        args.channel,
+        args.text_remove,
     )

@@ -31,8 +31,9 @@ def prepare_recipe(
     arguments: Mapping[str, Any],
     given: Roles,
     held_out_share: float,
-    channel: int | None,
     jobs: int,
+    channel: int | None = None,
+    text_remove: str = "",
 ) -> Roles:
     """Writes RECIPE_{recordings,supervisions}_<part>.jsonl.gz and `parts_file`.
 
@@ -46,7 +47,7 @@ def prepare_recipe(
     parts = {}
     for name in roles.all:
         left_out = LeftOut(name)
-        parts[name] = apart_by_channel(usable_part(found[name], left_out, channel))
+        parts[name] = apart_by_channel(usable_part(found[name], left_out, channel, text_remove))
         left_out.log(len(parts[name].segments), output_dir / f"{recipe}_left_out_{name}.txt")
         if not parts[name].segments:
             raise UserError(f"part {name}: has no segments", flag="--*-parts", fix=f"name others of {', '.join(found)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ class LeftOut:
             )
 
 
-def usable_part(part: Part, left_out: LeftOut, channel: int | None) -> Part:
+def usable_part(part: Part, left_out: LeftOut, channel: int | None = None, text_remove: str = "") -> Part:
     """The segments of `part` that can be trained on or decoded, and their recordings.
 
     A segment has one channel, lies in its recording, has a text, and shares its time with no other segment of its
@@ -65,6 +66,7 @@ def usable_part(part: Part, left_out: LeftOut, channel: int | None) -> Part:
 
     Args:
       channel: the only one whose segments are taken; None for each segment's own, the first where it has several.
+      text_remove: a regular expression of what is taken out of texts, for marks such as [noise] and punctuation.
     """
     kept: list[SupervisionSegment] = []
     is_there: dict[str, bool] = {}
@@ -78,7 +80,8 @@ def usable_part(part: Part, left_out: LeftOut, channel: int | None) -> Part:
                 source.type != "file" or os.path.exists(source.source) for source in recording.sources
             )
         segment = _on_one_channel(segment, channel)
-        text = " ".join((segment.text or "").split())
+        text = segment.text or ""
+        text = " ".join((re.sub(text_remove, " ", text) if text_remove else text).split())
         reason = _fault(segment, recording, is_there[recording.id], channel, text)
         if reason:
             left_out.add(reason, segment, recording)

@@ -20,9 +20,11 @@ from support.data import error_of
 from support.tone_corpus import LETTER_SECONDS, LETTERS
 
 
-def prepare(name: str, corpus_dir: Path, output_dir: Path, given: Roles | None = None, channel=None, **arguments):
+def prepare(
+    name: str, corpus_dir: Path, output_dir: Path, given: Roles | None = None, channel=None, text_remove="", **arguments
+):
     output_dir.mkdir(exist_ok=True)
-    return prepare_recipe(name, corpus_dir, output_dir, arguments, given or Roles(), 0.1, channel, 1)
+    return prepare_recipe(name, corpus_dir, output_dir, arguments, given or Roles(), 0.1, 1, channel, text_remove)
 
 
 def cuts_of(output_dir: Path, part: str, corpus: str) -> list[DataCut]:
@@ -115,3 +117,17 @@ def test_a_cut_of_a_whole_recording_is_that_of_its_manifests(tmp_path):
     assert {cut.id for cut in cuts} == {cut.recording_id for cut in cuts}
     assert all((cut.start, cut.duration) == (0.0, cut.recording.duration) for cut in cuts if cut.recording)
     assert CutSet.from_cuts(cuts).speakers == frozenset({"S0002", "S0003"})
+
+
+def test_marks_are_taken_out_of_texts_and_segments_of_nothing_else_are_left_out(tmp_path, caplog):
+    talks = corpora.make_tedlium(tmp_path / "tree")
+    stm = talks / "legacy" / "train" / "stm" / "AdamDavidson_2008.stm"
+    lines = stm.read_text().splitlines()
+    before = lines[1].split(" ", 6)[6]
+    lines[1] = lines[1].replace(before, f"[laughter] {before.replace(' ', ' [noise] ')}.")
+    lines[2] = " ".join(lines[2].split(" ")[:6]) + " [applause]"
+    stm.write_text("\n".join(lines) + "\n")
+    prepare("tedlium", talks, tmp_path / "out", text_remove=r"\[[^]]*\]|[.]")
+    texts = {cut.id: text_of(cut) for cut in cuts_of(tmp_path / "out", "train", "tedlium")}
+    assert texts["AdamDavidson_2008-1"] == before and len(texts) == 7
+    assert "1 with an empty text: AdamDavidson_2008-2 (" in caplog.text

@@ -62,7 +62,7 @@ def test_missing_audio_is_left_out(recording):
     gone = Recording("gone", [type(recording.sources[0])("file", [0], "/nowhere/gone.wav")], 8000, 80000, 10.0)
     left_out = LeftOut("train")
     segments = [*GOOD, segment("lost", 0.0, 1.0, of="gone")]
-    part = usable_part(Part({"call": recording, "gone": gone}, segments), left_out, None)
+    part = usable_part(Part({"call": recording, "gone": gone}, segments), left_out)
     assert list(part.recordings) == ["call"]
     assert left_out.places == {"whose audio file is not there": ["lost (/nowhere/gone.wav, channel 0, 0.00 to 1.00 s)"]}
 
@@ -73,7 +73,7 @@ def test_segments_may_touch_and_overlap_on_other_channels_and_reach_a_little_bey
         segment("end", 18.0, 20.08),
     ]  # fmt: skip
     left_out = LeftOut("train")
-    part = usable_part(Part({recording.id: recording}, fine), left_out, None)
+    part = usable_part(Part({recording.id: recording}, fine), left_out)
     assert not len(left_out) and len(part.segments) == 4
     assert part.segments[-1].end == SECONDS
 
