@@ -126,6 +126,7 @@ class DataConfig(Section):
     feature_extractor: str = flag("lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat"))
     enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
     spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
+    time_mask_ratio: float = flag(2.5, "Factor of SpecAugment's masks in time, with --cr-ctc-scale.", minimum=0)
     enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")
     min_utterance_seconds: float = flag(1.0, "Leave out shorter training cuts.")
     max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.", above=0)
@@ -174,6 +175,12 @@ class TrainConfig(Section):
     am_scale: float = flag(0.0, "Weight of the encoder-only term in the smoothed loss.", minimum=0)
     simple_loss_scale: float = flag(0.5, "Weight of the simple (smoothed) loss after warm-up.", minimum=0)
     ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.", minimum=0)
+    cr_ctc_scale: float = flag(
+        0.0,
+        "Weight of the divergence between CTC posteriors of two SpecAugment views of a batch (CR-CTC; try 0.2).  "
+        "Needs --use-ctc 1, and the memory of twice --max-duration.",
+        minimum=0,
+    )
     delay_penalty: float = flag(
         0.0,
         "Reward of a symbol for every 40 ms frame that it comes earlier, as k2 has it; positive: less delay.  "

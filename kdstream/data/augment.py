@@ -19,6 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, SpecAugment
 from lhotse.dataset.signal_transforms import time_warp
+from torch import Tensor
 
 from kdstream.config.flags import with_settings
 from kdstream.config.registry import Registry
@@ -134,28 +135,47 @@ def read_noise(path: Path, from_audio: bool) -> Sequence[Cut]:
 def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utterance]:
     """SpecAugment with icefall's masks, and time warping by --spec-aug-time-warp-factor.
 
-    Clean features are warped alike, so that a teacher hears them on the student's time axis, and are not masked.
+    Clean features are warped alike, so that a teacher hears them on the student's time axis, and are not masked.  Two
+    views are of one warp too, and each has masks of its own; they hide --time-mask-ratio times as many frames.
     """
-    augment = SpecAugment(
-        time_warp_factor=config.spec_aug_time_warp_factor,
-        num_feature_masks=2,
-        features_mask_size=27,
-        num_frame_masks=10,
-        frames_mask_size=100,
-        max_frames_mask_fraction=0.15,
-    )
     factor = config.spec_aug_time_warp_factor
+    augment, masks = _spec_augment(factor), _spec_augment(0, config.time_mask_ratio)
+
+    def warped(features: Tensor, seed: int) -> Tensor:
+        if factor < 1:
+            return features
+        with _seeded(seed):  # draws in the order of SpecAugment: whether it does anything, the warp, the masks
+            return time_warp(features, factor) if random.random() <= augment.p else features
 
     def mask(utterance: Utterance) -> Utterance:
-        seed, clean = epoch.seed_of("spec", utterance.cut_id), utterance.clean
-        with _seeded(seed):
-            features = augment(utterance.features.unsqueeze(0)).squeeze(0)
-        if clean is not None and factor >= 1:
-            with _seeded(seed):  # draws in the order of SpecAugment: whether it does anything, the warp, the masks
-                clean = time_warp(clean, factor) if random.random() <= augment.p else clean
-        return utterance._replace(features=features, clean=clean)
+        cut_id, features, clean, second = utterance.cut_id, utterance.features, utterance.clean, utterance.second
+        seed = epoch.seed_of("spec", cut_id)
+        if second is None:
+            features = _augmented(features, augment, seed)
+        else:
+            features = warped(features, seed)
+            features, second = (_augmented(features, masks, epoch.seed_of(f"view{n}", cut_id)) for n in (1, 2))
+        clean = clean if clean is None else warped(clean, seed)
+        return utterance._replace(features=features, clean=clean, second=second)
 
     return mask
+
+
+def _spec_augment(time_warp_factor: int, time_mask_ratio: float = 1.0) -> SpecAugment:
+    return SpecAugment(
+        time_warp_factor=time_warp_factor,
+        num_feature_masks=2,
+        features_mask_size=27,
+        num_frame_masks=int(10 * time_mask_ratio),
+        frames_mask_size=100,
+        max_frames_mask_fraction=0.15 * time_mask_ratio,
+    )
+
+
+def _augmented(features: Tensor, augment: SpecAugment, seed: int) -> Tensor:
+    """Features (T, 80) as `augment` changes them."""
+    with _seeded(seed):
+        return augment(features.unsqueeze(0)).squeeze(0)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from kdstream.units import FRAMES_PER_SECOND
 class Batch:
     """
     features: (N, T, 80), padded with LOG_EPS.
+    second_view: (N, T, 80), the same with other masks; None without --cr-ctc-scale.
     feature_lens: (N,) int64.
     texts, cut_ids: N each.
     tokens: (N, U) int64 of the texts, padded with blank; token_lens (N,) int64.  None where nobody learns them.
@@ -40,6 +41,7 @@ class Batch:
     audio: Tensor | None = None
     audio_lens: Tensor | None = None
     clean_features: Tensor | None = None
+    second_view: Tensor | None = None
     stored: Tensor | None = None
     origin: Batch | None = None
 
@@ -60,9 +62,20 @@ class Batch:
         changed = {name: function(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **changed, **changes)
 
-    def for_teacher(self) -> Batch:
-        """The batch with the clean features, where it has them, in place of the student's."""
-        return self if self.clean_features is None else replace(self, features=self.clean_features)
+    def views(self) -> list[Batch]:
+        """The batch once for each view of its utterances."""
+        if self.second_view is None:
+            return [self]
+        return [replace(self, features=features, second_view=None) for features in (self.features, self.second_view)]
+
+    def for_teacher(self) -> list[Batch]:
+        """What the teacher hears: the clean features, where the batch has them, or else what the student hears.
+
+        Both views, then, unless the teacher reads a cache or listens to samples, in which there are no masks.
+        """
+        if self.clean_features is not None:
+            return [replace(self, features=self.clean_features)]
+        return self.views() if self.stored is None and self.audio is None else [self]
 
     @property
     def duration(self) -> float:
@@ -71,13 +84,16 @@ class Batch:
 
 
 class Utterance(NamedTuple):
-    """One cut, read: `features` (T, 80), and `audio` (S,) and `clean` features (T, 80) where they are asked for."""
+    """One cut, read: `features` (T, 80), and where they are asked for `audio` (S,), `clean` features (T, 80) and the
+    `second` view of the features (T, 80).
+    """
 
     cut_id: str
     text: str
     features: Tensor
     audio: Tensor | None = None
     clean: Tensor | None = None
+    second: Tensor | None = None
 
 
 def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -104,6 +120,9 @@ def make_batch(utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]] 
     clean = [u.clean for u in utterances if u.clean is not None]
     if clean:
         batch.clean_features = padded_features(clean)
+    second = [u.second for u in utterances if u.second is not None]
+    if second:
+        batch.second_view = padded_features(second)
     return batch
 
 

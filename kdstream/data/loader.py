@@ -35,12 +35,13 @@ class AsrDataset(Dataset):
         tokenizer: Tokenizer | None = None,
         with_clean: bool = False,
         read_stored: Callable[[Batch], Tensor] | None = None,
+        two_views: bool = False,
     ) -> None:
         self.from_audio = from_audio
         self.extractor = extractor
         self.augmentation = augmentation
         self.with_audio, self.with_clean, self.read_stored = with_audio, with_clean, read_stored
-        self.tokenizer = tokenizer
+        self.tokenizer, self.two_views = tokenizer, two_views
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
         try:
@@ -61,6 +62,8 @@ class AsrDataset(Dataset):
             if self.with_clean:
                 unmixed = utterance if cut is clean else read_utterance(clean, self.from_audio, self.extractor)
                 utterance = utterance._replace(clean=unmixed.features)
+            if self.two_views:
+                utterance = utterance._replace(second=utterance.features)
             utterance = self.augmentation.change_utterance(utterance)
         return utterance._replace(audio=read_audio(clean if self.with_clean else cut)) if self.with_audio else utterance
 

@@ -81,6 +81,7 @@ class AsrDataModule:
         self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = Tokenizer(config.bpe_model)
         self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
+        self.two_views = False  # whether training batches have a second view
         self._train: TrainingCuts | ShardedCuts | None = None
         self.resumed_window = (0, 0)  # a number, and that of its first batch: reading may begin there
         self._batches: Batches | None = None  # of the epoch begun last
@@ -98,7 +99,7 @@ class AsrDataModule:
         first = self.resumed_window if self.resumed_window[1] <= done else (0, 0)
         self._batches = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), first)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
-        for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored
+        for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored, self.two_views
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(self._batches, world_size, rank, done - first[1])

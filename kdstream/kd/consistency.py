@@ -8,6 +8,8 @@ learns from full context, and full context from streaming.  Streaming emits late
 compared with the other's frame t - shift.  No teacher is needed.  The idea is that of arXiv 2604.19079 (over full
 lattices there).
 
+`view_consistency` compares two views of a batch in the same way (CR-CTC, arXiv 2410.05101).
+
 Shapes: N batch, T output frames, R symbols kept at a frame, V vocabulary.
 """
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.kd.divergence import mutual_divergence
-from kdstream.kd.taps import Taps
+from kdstream.kd.taps import Lattice, Taps, padding_mask
 from kdstream.kd.token_losses import cell_weights
 from kdstream.kd.token_shift import mean_shift, shifted_logits
 from kdstream.models.in_blocks import at_least_float32
@@ -101,6 +103,19 @@ def consistency_loss(
     """
     of_full, of_streaming = (weights if even else by_symbols(fixed, weights, blank) for fixed in (full, streaming))
     return mutual_divergence(full, streaming, of_full, of_streaming, symbols, blank)
+
+
+def view_consistency(ctc: Lattice) -> Tensor:
+    """(KL(A || B) + KL(B || A)) / 2 of the CTC posteriors A and B of two views, a scalar, summed over output frames.
+
+    In each divergence its first side is held fixed.
+
+    Args:
+      ctc: of the N utterances in their first view, and then in their second one; see `Taps`.
+    """
+    first, second = ctc.logits.squeeze(2).chunk(2)
+    frames, _ = (~padding_mask(ctc.encoder_lens, first.size(1))).float().chunk(2)  # (N, T)
+    return mutual_divergence(first, second, frames, frames)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ from kdstream.kd.loss_table import (
     scale_of,
 )
 from kdstream.kd.taps import TENSORS, Taps, tap_shapes
-from kdstream.kd.teacher import ENCODER_OUT, Heard, Teacher
+from kdstream.kd.teacher import ENCODER_OUT, Heard, Teacher, as_batch
 from kdstream.kd.token_shift import mean_shift
 from kdstream.models.transducer import Transducer
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
@@ -146,19 +146,22 @@ class Distiller(nn.Module):
         return {name: self.config.risen(batch_idx) * scale for name, scale in self.scales.items()}
 
     def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
-        """The losses of a batch, unweighted, summed over layers and over the batch's output frames.
+        """The losses of a batch, unweighted, summed over layers and over the output frames of all views.
 
         With --kd-token-shift auto the chosen shifts are among them, as token_shift and ctc_shift; they have no weight.
 
         Args:
-          batch: what the student was given; the teacher hears its clean features, where it has them.
+          batch: what the student was given; the teacher hears its clean features, where it has them.  Of two views each
+            learns from the teacher.
           student_taps: filled by the student's forward pass on this batch.
         Returns:
           scalars by name.
         """
         with record_function("loss: teacher"):
-            heard = self.teacher.listen(batch.for_teacher(), {pair.teacher for pair in self.pairs})
-            output_frames = output_frames_of(batch.feature_lens)
+            layers, views = {pair.teacher for pair in self.pairs}, len(batch.views())
+            parts = [self.teacher.listen(each, layers) for each in batch.for_teacher()]
+            heard = as_batch(parts * (views // len(parts)))
+            output_frames = output_frames_of(batch.feature_lens).repeat(views)
         losses: dict[str, Tensor] = {}
         if self.pairs:
             pairs = self.compare_layers(heard, student_taps, output_frames)

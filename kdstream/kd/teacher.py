@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from kdstream.checkpoints.initial import weights_in_mode_of
 from kdstream.checkpoints.store import check_finite
@@ -176,19 +176,23 @@ class TransducerTeacher(Teacher):
         return weights_in_mode_of(student, self.model.state_dict(), self.model.config.causal, "--init-from-teacher 1")
 
 
-def as_batch(utterances: Sequence[Heard]) -> Heard:
-    """One batch of what a transducer made of utterances one by one."""
+def as_batch(parts: Sequence[Heard]) -> Heard:
+    """One batch of what a teacher made of its parts, e.g. of utterances one by one."""
+    if len(parts) == 1:
+        return parts[0]
     layers = {}
-    for name, first in utterances[0].layers.items():
-        taps = [heard.layers[name] for heard in utterances]
+    for name, first in parts[0].layers.items():
+        taps = [heard.layers[name] for heard in parts]
         tensors = {field: batched([getattr(tap, field) for tap in taps]) for field in TENSORS}
         layers[name] = Tap(**tensors, lens=torch.cat([tap.lens for tap in taps]), stride=first.stride)
-    return Heard(layers, batched([heard.encoder_out for heard in utterances if heard.encoder_out is not None]))
+    encoder_outs = [heard.encoder_out for heard in parts if heard.encoder_out is not None]
+    return Heard(layers, batched(encoder_outs) if encoder_outs else None)
 
 
 def batched(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors (1, T, D) as one (N, T, D)."""
-    return pad_sequence([tensor[0] for tensor in tensors], batch_first=True)
+    """Tensors (N, T, D), of which T differs, as one, with zeros behind the shorter ones."""
+    longest = max(tensor.size(1) for tensor in tensors)
+    return torch.cat([F.pad(tensor, (0, 0, 0, longest - tensor.size(1))) for tensor in tensors])
 
 
 def build_teacher(

@@ -49,6 +49,7 @@ from kdstream.training.start import (
     batch_count_at_start,
     check_same_model,
     check_same_tokenizer,
+    check_views,
     checkpoint_to_resume,
     keep_settings,
     only_training_in,
@@ -141,6 +142,8 @@ class Trainer:
             teacher.check_cuts(data.training_cut_ids())
         start_from_weights(self.model, config, data.tokenizer, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
+        check_views(config)
+        data.two_views = train.cr_ctc_scale > 0
         data.read_stored = self.distiller and self.distiller.read_stored
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None

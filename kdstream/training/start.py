@@ -173,6 +173,18 @@ def check_same_tokenizer(config: ExperimentConfig) -> None:
         )
 
 
+def check_views(config: ExperimentConfig) -> None:
+    """Raises UserError where --cr-ctc-scale has nothing to compare."""
+    if config.train.cr_ctc_scale == 0:
+        return
+    for why, setting, given in (
+        ("compares posteriors of a CTC head", "use_ctc", config.model.use_ctc),
+        ("compares views that differ in SpecAugment's masks", "enable_spec_aug", config.data.enable_spec_aug),
+    ):
+        if not given:
+            raise UserError(why, flag=option("cr_ctc_scale"), fix=f"give {option(setting, 1)}")
+
+
 def start_from_weights(
     model: Transducer, config: ExperimentConfig, tokenizer: Tokenizer, teacher: Teacher | None
 ) -> None:

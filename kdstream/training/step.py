@@ -20,7 +20,7 @@ from kdstream.config.flags import flag_value
 from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
-from kdstream.kd.consistency import BothModes
+from kdstream.kd.consistency import BothModes, view_consistency
 from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Teacher
@@ -77,27 +77,48 @@ class StudentWithBranches(nn.Module):
           The total loss, summed over the batch, and each loss alone, unweighted and detached; what has no weight is to
           be logged like a loss.
         """
-        taps = self.taps() if batch_idx is not None else None
+        views = batch.views()
+        taps = self.taps(len(views)) if batch_idx is not None else None
         step = math.inf if self.finetune and batch_idx is not None else batch_idx
         settings = self.loss_settings._replace(delay_penalty=delay_penalty(self.config, step))
-        host_lens = batch.host.feature_lens, tokens_of(batch.host).lens
-        arguments = batch.features, batch.feature_lens, tokens_of(batch), chunk, settings
-        losses = self.model(*arguments, taps=taps, host_lens=host_lens)
+        losses = self.model(*in_all_views(views), chunk, settings, taps=taps, host_lens=host_lens_of(views))
         weights = transducer_weights(self.config, step)
         if taps is not None and batch_idx is not None:
             if self.modes is not None:
-                losses = self.modes(losses, weights, taps, output_frames_of(batch.feature_lens))
+                output_frames = output_frames_of(batch.feature_lens).repeat(len(views))
+                losses = self.modes(losses, weights, taps, output_frames)
                 weights.update(self.modes.weights(batch_idx))
             if self.distiller is not None:
                 losses.update(self.distiller(batch, taps))
                 weights.update(self.distiller.weights(batch_idx))
+            if len(views) > 1 and taps.ctc is not None:
+                losses = {name: loss / len(views) for name, loss in losses.items()}
+                losses["cr_ctc_loss"] = view_consistency(taps.ctc)
         total = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
-    def taps(self) -> Taps | None:
+    def taps(self, views: int) -> Taps | None:
         """What looks inside the student's forward in training; None where nothing does."""
         taps = self.distiller.student_taps() if self.distiller is not None else None
+        if views > 1:
+            taps = taps or Taps(())
+            taps.wants_ctc = True
         return taps if self.modes is None else self.modes.ask(taps or Taps(()))
+
+
+def in_all_views(views: list[Batch]) -> tuple[Tensor, Tensor, Tokens]:
+    """Features, lengths and tokens of the utterances of each view, one view after the other."""
+    if len(views) == 1:
+        return views[0].features, views[0].feature_lens, tokens_of(views[0])
+    ids, lens = tokens_of(views[0])
+    tokens = Tokens(ids.repeat(len(views), 1), lens.repeat(len(views)))
+    return torch.cat([view.features for view in views]), views[0].feature_lens.repeat(len(views)), tokens
+
+
+def host_lens_of(views: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Feature frames and numbers of tokens of the same utterances, on the CPU."""
+    host = views[0].host
+    return host.feature_lens.repeat(len(views)), tokens_of(host).lens.repeat(len(views))
 
 
 def tokens_of(batch: Batch) -> Tokens:
@@ -116,16 +137,18 @@ def delay_penalty(config: TrainConfig, batch_idx: float | None) -> float:
 
 
 def transducer_weights(config: TrainConfig, batch_idx: float | None) -> dict[str, float]:
-    """Weights of simple_loss, pruned_loss and ctc_loss.
+    """Weights of simple_loss, pruned_loss, ctc_loss and cr_ctc_loss.
 
     Pruning bounds come from the simple loss, so early on it leads: its weight falls from 1 to
-    --simple-loss-scale and that of the pruned loss rises from 0.1 to 1 over --warm-step (icefall's schedule).
+    --simple-loss-scale and that of the pruned loss rises from 0.1 to 1 over --warm-step (icefall's schedule).  So does
+    that of the consistency of two views, from 0 to --cr-ctc-scale.
     """
     done = 1.0 if batch_idx is None or batch_idx >= config.warm_step else batch_idx / config.warm_step
     return {
         "simple_loss": 1.0 - done * (1.0 - config.simple_loss_scale),
         "pruned_loss": 0.1 + 0.9 * done,
         "ctc_loss": config.ctc_loss_scale,
+        "cr_ctc_loss": done * config.cr_ctc_scale,
     }
 
 

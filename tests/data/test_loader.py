@@ -13,6 +13,7 @@ import torch
 from lhotse import CutSet, MonoCut
 
 from kdstream.corpus.fbank import compute_musan
+from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from support.data import (
     assert_same,
@@ -143,8 +144,8 @@ def test_clean_features_have_neither_noise_nor_masks_and_change_nothing_else(cor
     config = replace(plain, enable_musan=True, enable_spec_aug=True, spec_aug_time_warp_factor=0)
     with_clean = list(AsrDataModule(config, 7, with_clean=True).train_dataloader(1))
     assert_same(with_clean, batches_of(config))
-    assert_same([batch.for_teacher() for batch in with_clean], batches_of(plain))
-    assert all(batch.clean_features is None and batch.for_teacher() is batch for batch in batches_of(config))
+    assert_same([batch.for_teacher()[0] for batch in with_clean], batches_of(plain))
+    assert all(batch.clean_features is None and batch.for_teacher() == [batch] for batch in batches_of(config))
 
 
 def test_clean_features_are_warped_as_those_that_are_masked(corpus):
@@ -159,6 +160,30 @@ def test_clean_features_are_warped_as_those_that_are_masked(corpus):
             torch.testing.assert_close(x[:length][masked], clean[:length].mean().expand(int(masked.sum())))
         warped += int((batch.clean_features != still.features).flatten(1).any(1).sum())
     assert warped > 20  # of 40
+
+
+def test_two_views_are_of_one_warp_and_each_has_masks_of_its_own(corpus):
+    config = config_of(corpus)
+
+    def batches(**changes) -> list[Batch]:
+        module = AsrDataModule(replace(config, **changes), 7, with_clean=True)
+        module.two_views = True
+        return list(module.train_dataloader(1))
+
+    shares, views = [], batches()
+    for batch, again, mild in zip(views, batches(), batches(time_mask_ratio=1.0), strict=True):
+        assert torch.equal(batch.features, again.features) and torch.equal(batch.second_view, again.second_view)
+        assert not torch.equal(batch.features, batch.second_view)
+        for x, y, clean, m, length in zip(
+            batch.features, batch.second_view, batch.clean_features, mild.features, batch.feature_lens, strict=True
+        ):
+            for view in (x[:length], y[:length]):
+                masked = view != clean[:length]  # the clean features are of the same warp
+                torch.testing.assert_close(view[masked], clean[:length].mean().expand(int(masked.sum())))
+            shares.append([(view != clean)[:length].all(dim=1).float().mean() for view in (x, m)])
+    strong, mild = torch.tensor(shares).mean(dim=0)
+    assert strong > 1.5 * mild > 0.05  # of all frames are masked
+    assert all(batch.second_view is None for batch in batches_of(config))
 
 
 def cuts_of_lengths(folder, lengths: list[float]) -> str:

@@ -122,6 +122,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "no branch": dict(distill=dict(ALL, kd_branch="none")),
     "streaming teacher": dict(distill=ALL, teacher="streaming"),
     "cached teacher": dict(distill=ALL, teacher="cached"),
+    "two views": dict(use_ctc=True, train=dict(cr_ctc_scale=0.2), views=True),
+    "two views, guided": dict(
+        use_ctc=True, train=dict(cr_ctc_scale=0.2), distill=dict(ALL, kd_ctc_scale=0.5), teacher="ctc", views=True
+    ),
     "ctc posteriors": dict(use_ctc=True, distill=dict(ALL, kd_ctc_scale=0.5, kd_token_shift="auto:3"), teacher="ctc"),
 }
 
@@ -152,6 +156,8 @@ def trainer_of(
     """A trainer of an entry of KINDS."""
     config = experiment(exp_dir, data, causal=kind.pop("causal", True), **kind.pop("train", {}))
     distill, whose = kind.pop("distill", None), kind.pop("teacher", "")
+    if kind.pop("views", False):
+        config = replace(config, data=replace(config.data, enable_spec_aug=True))
     if distill is not None and teachers is not None:
         config = replace(config, distill=DistillConfig(**teachers[whose], **distill))
     if kind:

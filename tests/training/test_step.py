@@ -54,11 +54,13 @@ def test_a_right_context_without_effect_is_said(tmp_path: Path, data, caplog):
 
 def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     train = replace(experiment(tmp_path, data).train, warm_step=100, simple_loss_scale=0.5)
-    assert transducer_weights(train, 0) == {"simple_loss": 1.0, "pruned_loss": 0.1, "ctc_loss": 0.2}
+    others = {"ctc_loss": 0.2, "cr_ctc_loss": 0.0}
+    assert transducer_weights(train, 0) == {"simple_loss": 1.0, "pruned_loss": 0.1, **others}
     assert transducer_weights(train, 50)["simple_loss"] == pytest.approx(0.75)
     assert transducer_weights(train, 50)["pruned_loss"] == pytest.approx(0.55)
     assert transducer_weights(train, 100) == transducer_weights(train, None)
-    assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, "ctc_loss": 0.2}
+    assert transducer_weights(train, 100) == {"simple_loss": 0.5, "pruned_loss": 1.0, **others}
+    assert transducer_weights(replace(train, cr_ctc_scale=0.2), 50)["cr_ctc_loss"] == 0.1
 
 
 @pytest.mark.slow
