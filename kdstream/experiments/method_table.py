@@ -28,7 +28,9 @@ METHODS = {
     "best-mode-consistency": f"{BEST} {MODES}",
     "teacher-branch": f"{BEST} --kd-branch teacher",
     "shift-auto": f"{BEST} --kd-token-shift auto:4",
+    "ctc-distillation": f"{BEST} --kd-ctc-scale 0.5",
+    "cr-ctc": "--cr-ctc-scale 0.2 --enable-spec-aug 1",
 }
-WITHOUT_TEACHER = ("baseline", "mode-consistency")
+WITHOUT_TEACHER = ("baseline", "mode-consistency", "cr-ctc")
 IN_FULL_CONTEXT = {name: f"{name}, full context" for name, flags in METHODS.items() if MODES in flags}
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]

@@ -141,9 +141,10 @@ class Comparison:
         return ("--num-epochs", str(self.num_epochs), *shlex.split(EMBEDDED_CORPUS), *self.train_flags)
 
     def _unguided_flags(self, method: str) -> Flags:
-        """Those of a method without a teacher, which reads few of the distillation flags; the baseline reads none."""
+        """Those of a method without a teacher, which reads few of the distillation flags, or none."""
         own = METHODS.get(method, "").split()
-        read = read_without_teacher(read_section(DistillConfig, (*self._budget, *own))) if own else ()
+        in_both_modes = read_section(DistillConfig, own).runs_both_modes
+        read = read_without_teacher(read_section(DistillConfig, (*self._budget, *own))) if in_both_modes else ()
         unread = [flag.name for flag in flags_of(DistillConfig) if flag.name not in read]
         return (*without_flags(self._budget, unread), *own)
 

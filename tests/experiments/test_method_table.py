@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
 from kdstream.experiments import methods
 from kdstream.experiments.method_table import IN_FULL_CONTEXT, METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import read_section
+from kdstream.training.start import check_views
 
 
 def test_a_student_that_is_trained_in_both_modes_is_decoded_in_both(tmp_path):
@@ -18,6 +20,13 @@ def test_a_student_that_is_trained_in_both_modes_is_decoded_in_both(tmp_path):
         ways = [dict(zip(way[1::2], way[2::2], strict=True)) for way in by_name[f"{method}-1"].decodings]
         shown = [(way["--chunk-size"], way["--system"]) for way in ways]
         assert shown == [("16", method), *([("-1", IN_FULL_CONTEXT[method])] if method in IN_FULL_CONTEXT else [])]
-    both, alone = (read_section(DistillConfig, by_name[f"{name}-1"].train_flags) for name in WITHOUT_TEACHER[::-1])
+    alone, both, views = (read_section(DistillConfig, by_name[f"{name}-1"].train_flags) for name in WITHOUT_TEACHER)
     assert (both.method, both.kd_token_shift, both.full_context_scale) == ("mode-consistency", 3, 0.5)
-    assert alone == DistillConfig() and not both.has_teacher and both.kd_layers == ()
+    assert alone == views == DistillConfig() and not both.has_teacher and both.kd_layers == ()
+
+
+def test_two_views_are_of_features_with_masks(tmp_path):
+    (cell,) = methods.Comparison(tmp_path, tmp_path / "exp", ["cr-ctc"], [1], 2, 3, 1).cells()
+    train, data, model = (read_section(of, cell.train_flags) for of in (TrainConfig, DataConfig, ModelConfig))
+    assert train.cr_ctc_scale == 0.2
+    check_views(ExperimentConfig(model, data, train))
