@@ -79,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.training.dist import launch
 
     distill = override(DistillConfig(), args)
+    if "," in distill.teacher_type:
+        raise UserError(
+            "a cache is of one teacher",
+            flag=option("teacher_type", distill.teacher_type),
+            fix="write one for each, and name all of them in --teacher-cache a,b",
+        )
     if not type_of(distill).teacher.can_be_stored:
         raise UserError(
             "such a teacher cannot be stored",

@@ -33,14 +33,17 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
     from kdstream.checkpoints.trained import load_trained
     from kdstream.data.module import AsrDataModule
     from kdstream.decoding.settings import choose_chunk
+    from kdstream.kd.several import SeveralTeachers
     from kdstream.kd.similarity import LayerSimilarity
     from kdstream.kd.taps import Taps, tap_shapes
     from kdstream.kd.teachers import load_teacher, needs_audio, without_cache
 
+    config = without_cache(config)
     student = load_trained(config, decode).model
-    teacher = load_teacher(without_cache(config), torch.device("cpu"))
-    if teacher is None:
-        raise UserError("no teacher is named", flag="--teacher-exp-dir", fix="name the one to compare with")
+    teacher = load_teacher(config, torch.device("cpu"))
+    if teacher is None or isinstance(teacher, SeveralTeachers):
+        which = "no teacher is named" if teacher is None else "compares with one teacher"
+        raise UserError(which, flag="--teacher-exp-dir", fix="name the one to compare with")
     chunk = choose_chunk(config.model, decode)
     similarity = LayerSimilarity()
     batches = AsrDataModule(config.data, config.train.seed, needs_audio(config.distill)).valid_dataloader()

@@ -76,3 +76,16 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+class ListsOf:
+    """Lists of names of a table, a,b: `choices` of a flag."""
+
+    def __init__(self, table: Registry[Any]) -> None:
+        self.table = table
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and all(name.strip() in self.table for name in text.split(","))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)

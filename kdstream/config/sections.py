@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.config.flags import Section, flag, flags_of
-from kdstream.config.registry import Registry
+from kdstream.config.registry import ListsOf, Registry
 from kdstream.words import SCORE_BY
 
 TEACHER_HEARS = ("clean", "augmented")
@@ -221,8 +221,16 @@ class DistillConfig(Section):
     teacher_type: str = flag(
         "kdstream",
         "What the teacher is: an experiment of ours (--teacher-exp-dir), icefall's Zipformer, or a speech encoder of "
-        "torchaudio's or of Hugging Face transformers' (--teacher-checkpoint).",
-        choices=TEACHERS,
+        "torchaudio's or of Hugging Face transformers' (--teacher-checkpoint).  Several at once: icefall,transformers.",
+        choices=ListsOf(TEACHERS),
+    )
+    teacher_scales: tuple[float, ...] = flag(
+        (), "Of several teachers, what the losses of each are multiplied by; empty: 1.", minimum=0
+    )
+    teacher_losses: tuple[str, ...] = flag(
+        (),
+        "Of several teachers, the losses that each gives, e.g. token,feature+apc; empty: all that the --kd-*-scale "
+        "weigh and it can give.",
     )
     teacher_checkpoint: str = flag(
         "",
@@ -235,7 +243,11 @@ class DistillConfig(Section):
         "hubert_base.",
     )
     teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
-    teacher_cache: str = flag("", "Read the teacher's output from here, where local/cache_teacher.py wrote it.")
+    teacher_cache: str = flag(
+        "",
+        "Read the teacher's output from here, where local/cache_teacher.py wrote it.  Of several teachers: a,b; one "
+        "without a name, as in a, is run.",
+    )
     kd_teacher_hears: str = flag(
         "clean",
         "What the teacher hears: the cut without noise and masks, as a cache holds it, or the student's features.",
@@ -249,7 +261,7 @@ class DistillConfig(Section):
     kd_layers: tuple[str, ...] = flag(
         (),
         "Tapped layers as stack.layer, e.g. 2.0,3.1, or with the teacher's, 2.0:3.1; "
-        "empty: the last one of every stack that downsamples by 2 or more.",
+        "empty: the last one of every stack that downsamples by 2 or more.  Of several teachers: 2.0:3.1/2.0:0.5.",
     )
     kd_layer_map: str = flag(
         "same",
@@ -328,11 +340,17 @@ class DistillConfig(Section):
 
     def __post_init__(self) -> None:
         if self.teacher_exp_dir:  # exp/teacher/ is exp/teacher
-            object.__setattr__(self, "teacher_exp_dir", str(Path(self.teacher_exp_dir)))
+            folders = ",".join(str(Path(folder)) for folder in self.teacher_exp_dir.split(","))
+            object.__setattr__(self, "teacher_exp_dir", folders)
 
     @property
     def has_teacher(self) -> bool:
         return bool(self.teacher_exp_dir or self.teacher_checkpoint)
+
+    @property
+    def gives_weights_alone(self) -> bool:
+        """Whether the teacher gives its weights to begin with, and nothing else."""
+        return self.init_from_teacher and not any(self.loss_scales.values())
 
     @property
     def runs_both_modes(self) -> bool:

@@ -86,6 +86,10 @@ class Teacher(ABC):
         """
         return None
 
+    def stored_size(self, batch: Batch) -> int:
+        """Numbers of an utterance in Batch.stored, where a `reader` has filled it."""
+        raise NotImplementedError
+
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         """Logits (N, T, R, V) at the symbols `ranges` (N, T, R) of a lattice of tokens (N, S)."""
         raise NotImplementedError

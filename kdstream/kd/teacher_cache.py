@@ -185,12 +185,15 @@ class CacheReader:
         if self.clean:
             for cut_id, (_, entry), mean in zip(batch.cut_ids, found, means_of(batch), strict=True):
                 check_mean(self.flag, cut_id, float(entry["mean"]), mean)
-        longest = max(int(entry["frames"]) for _, entry in found)
-        sizes = [longest // c.stride * c.width for c in self.columns]
+        sizes = self.sizes(max(int(entry["frames"]) for _, entry in found))
         stored = torch.zeros(len(found), sum(sizes), dtype=torch.float16)
         for row, (shard, entry) in zip(stored, found, strict=True):
             self.read(shard.data, entry, dict(zip(self.columns, row.split(sizes), strict=True)))
         return stored
+
+    def sizes(self, longest: int) -> list[int]:
+        """Numbers of each column in a batch whose longest utterance has so many encoder frames."""
+        return [longest // c.stride * c.width for c in self.columns]
 
     def read(self, data: Tensor, entry: np.void, places: Mapping[Column, Tensor]) -> None:
         """Copies the columns of a cut from a shard's bytes to the beginning of their places."""
@@ -301,12 +304,19 @@ class CachedTeacher(Teacher):
             reader = self._reader_of(there | {(name, "features") for name in names})
             stored = reader(batch.host).to(batch.features.device)
         lens = self.encoder_frames(batch.feature_lens)
-        longest = int(self.encoder_frames(torch.tensor([batch.features.size(1)])))  # on the host
-        parts = stored.to(batch.features.dtype).split([longest // c.stride * c.width for c in reader.columns], dim=1)
+        longest = self._longest(batch)
+        parts = stored.to(batch.features.dtype).split(reader.sizes(longest), dim=1)
         pairs = zip(reader.columns, parts, strict=True)
         tensors = {(c.layer, c.tensor): part.unflatten(1, (longest // c.stride, c.width)) for c, part in pairs}
         encoder_out = tensors.get((ENCODER_OUT, "features"))
         return Heard({name: self.tap_of(name, tensors, lens) for name in names}, encoder_out)
+
+    def _longest(self, batch: Batch) -> int:
+        """Encoder frames of the longest utterance, known on the host."""
+        return int(self.encoder_frames(torch.tensor([batch.features.size(1)])))
+
+    def stored_size(self, batch: Batch) -> int:
+        return sum(self._reader.sizes(self._longest(batch)))
 
     def tap_of(self, layer: str, tensors: Mapping[tuple[str, str], Tensor], encoder_lens: Tensor) -> Tap:
         """A layer's tap, whose queries, keys and values have no width where they were not read."""

@@ -27,6 +27,7 @@ from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
 from kdstream.kd.layer_map import chooses_guides
 from kdstream.kd.loss_table import LOSSES, scale_of, wanted_losses
+from kdstream.kd.several import Member, SeveralTeachers, of_each
 from kdstream.kd.teacher import Teacher, TransducerTeacher, build_teacher
 from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 from kdstream.kd.torchaudio_teacher import TorchaudioTeacher, load_speech_encoder
@@ -53,13 +54,16 @@ TEACHERS: Registry[TeacherSpec] = sections.TEACHERS
 
 
 def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:
-    """The frozen teacher, live or from --teacher-cache; None where no flag names one.
+    """The frozen teacher, live or from --teacher-cache; None where no flag names one.  Several are SeveralTeachers.
 
     Raises:
       UserError: a teacher that is missing, damaged, or of another vocabulary; a cache of another teacher; an
         augmentation that moves the student's frames away from what the teacher hears.
     """
-    distill = config.distill
+    distill, each = config.distill, of_each(config.distill)
+    if len(each) > 1:
+        loaded = ((one, load_teacher(replace(config, distill=one), device)) for one in each)
+        return SeveralTeachers([Member(one, teacher) for one, teacher in loaded if teacher is not None])
     check_flags(distill, config.train.rnnt_type)
     if not distill.has_teacher:
         return None
@@ -80,15 +84,16 @@ def type_of(distill: DistillConfig) -> TeacherSpec:
 
 
 def needs_audio(distill: DistillConfig) -> bool:
-    """Whether the teacher listens to samples, which must then be read beside the features."""
-    return not distill.teacher_cache and type_of(distill).teacher.needs_audio
+    """Whether a teacher listens to samples, which must then be read beside the features."""
+    return any(not one.teacher_cache and type_of(one).teacher.needs_audio for one in of_each(distill))
 
 
 def needs_clean(config: ExperimentConfig) -> bool:
     """Whether training must read cuts without noise and masks too: for a live teacher that hears them clean."""
-    distill = config.distill
-    live = distill.has_teacher and not distill.teacher_cache and bool(wanted_losses(distill).all())
-    return live and distill.kd_teacher_hears == "clean" and bool(active_transforms(config.data))
+    live = any(
+        one.has_teacher and not one.teacher_cache and bool(wanted_losses(one).all()) for one in of_each(config.distill)
+    )
+    return live and config.distill.kd_teacher_hears == "clean" and bool(active_transforms(config.data))
 
 
 def without_cache(config: ExperimentConfig) -> ExperimentConfig:
@@ -219,9 +224,18 @@ def read_without_teacher(distill: DistillConfig) -> set[str]:
 
 def flags_without_effect(distill: DistillConfig) -> list[str]:
     """Names of the fields that are not at their defaults and that no other setting here makes anything read."""
+    each = of_each(distill)
+    unread = set.intersection(*map(unread_by, each)) | (
+        {"teacher_scales", "teacher_losses"} if len(each) == 1 else set()
+    )
     given = [item.name for item in flags_of(DistillConfig) if getattr(distill, item.name) != item.default]
+    return [name for name in given if name in unread]
+
+
+def unread_by(distill: DistillConfig) -> set[str]:
+    """Names of the fields that nothing reads, under one teacher or none."""
     if not distill.has_teacher:
-        return [name for name in given if name not in read_without_teacher(distill)]
+        return {item.name for item in flags_of(DistillConfig)} - read_without_teacher(distill)
     losses = wanted_losses(distill)
     layers = bool(losses.of_layers)
     auxiliary = distill.kd_branch == "transformer" and losses.auxiliary_layer
@@ -240,8 +254,7 @@ def flags_without_effect(distill: DistillConfig) -> list[str]:
         (("kd_apc_dim",), losses.predictor),
     ]
     read = {name for names, is_read in read_by if is_read for name in names}
-    unread = {name for names, _ in read_by for name in names} - read
-    return [name for name in given if name in unread]
+    return {name for names, _ in read_by for name in names} - read
 
 
 def check_time_warp(data: DataConfig, flag: str) -> None:

@@ -24,6 +24,7 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import relation_loss
+from kdstream.kd.several import SeveralDistillers
 from kdstream.kd.teachers import load_teacher, needs_audio, without_cache
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
@@ -123,7 +124,9 @@ def choose_utterance(config: ExperimentConfig) -> Utterance:
     for index, cut in enumerate(utterances.cuts):
         if low <= cut.duration <= high:
             utterance = utterances[index]
-            return utterance._replace(audio=read_audio(cut)) if needs_audio(config.distill) else utterance
+            return (
+                utterance._replace(audio=read_audio(cut)) if needs_audio(without_cache(config).distill) else utterance
+            )
     raise UserError(f"test set {test_set}: no cut lasts between {low:g} and {high:g} s", fix="name another test set")
 
 
@@ -139,7 +142,8 @@ def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer,
     distiller = build_distiller(config.distill, student, load_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)
     assert distiller is not None  # as the config names a teacher
-    return student.eval(), distiller.eval(), weights
+    one = distiller.first if isinstance(distiller, SeveralDistillers) else distiller
+    return student.eval(), one.eval(), weights
 
 
 def finest_pair(distiller: Distiller) -> tuple[int, LayerPair]:

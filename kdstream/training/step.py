@@ -22,6 +22,7 @@ from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.kd.consistency import BothModes, view_consistency
 from kdstream.kd.distiller import Distiller, output_frames_of
+from kdstream.kd.several import SeveralDistillers, SeveralTeachers
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Teacher
 from kdstream.models.checkpointing import checkpoint_layers
@@ -42,7 +43,7 @@ class StudentWithBranches(nn.Module):
     def __init__(
         self,
         model: Transducer,
-        distiller: Distiller | None,
+        distiller: Distiller | SeveralDistillers | None,
         config: TrainConfig,
         finetune: bool = False,
         modes: BothModes | None = None,
@@ -270,8 +271,12 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
     torch.manual_seed(number)
 
 
-def build_distiller(config: DistillConfig, model: Transducer, teacher: Teacher | None) -> Distiller | None:
+def build_distiller(
+    config: DistillConfig, model: Transducer, teacher: Teacher | None
+) -> Distiller | SeveralDistillers | None:
     """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
-    if teacher is None or (config.init_from_teacher and not any(config.loss_scales.values())):
+    if teacher is None or config.gives_weights_alone:
         return None
-    return Distiller(config, model, teacher).to(next(model.parameters()).device)
+    several = isinstance(teacher, SeveralTeachers)
+    distiller = SeveralDistillers(teacher, model) if several else Distiller(config, model, teacher)
+    return distiller.to(next(model.parameters()).device)
