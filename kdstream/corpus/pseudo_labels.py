@@ -1,7 +1,8 @@
-"""Pseudo labels: cuts with the hypotheses of a teacher as their transcripts."""
+"""Pseudo labels: cuts with the hypotheses of a labeller as their transcripts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,23 +23,29 @@ from kdstream.evaluation.scoring import Transcript
 
 
 class Hypothesis(NamedTuple):
-    """What the teacher recognises in a cut.
+    """What a labeller recognises in a cut.
 
+    transcript: its words, and those that are said in the cut, or in the longer one of this id that it is a piece of.
     text: normalised, as the words of the transcript are.
     confidence: geometric mean of the probabilities that the search gave its tokens; None where it is no text.
+    unknown: the letters of the text that no token spells.
+    compression_ratio, no_speech: as Whisper measures them.
     """
 
     cut: DataCut
     transcript: Transcript
     text: str
     confidence: float | None
+    unknown: str = ""
+    compression_ratio: float = 0.0
+    no_speech: float = 0.0
 
     def reaches(self, min_confidence: float) -> bool:
         return self.confidence is not None and self.confidence >= min_confidence
 
 
-def read_cuts(path: Path) -> list[DataCut]:
-    """The cuts to transcribe.
+def read_cuts(path: Path, from_audio: bool = False) -> list[DataCut]:
+    """The cuts to transcribe, from audio or from stored features where there are any.
 
     Raises UserError if there are none, if one cannot be read, or if one cannot get a text of its own: it is a mix, has
     several texts, or shares its id.
@@ -48,10 +55,13 @@ def read_cuts(path: Path) -> list[DataCut]:
         ids.add(cut.id)
         if not isinstance(cut, DataCut):
             raise UserError(f"{path}: cut {cut.id} is a mix", fix="store its audio first, with cut.save_audio()")
-        check_readable(cut, from_audio=False, path=path)
+        if from_audio and not cut.has_recording:
+            raise UserError(f"{path}: cut {cut.id} has no recording", fix="give cuts with audio, which Whisper hears")
+        check_readable(cut, from_audio, path)
         check_text(cut, path, instead="take the text away with cuts.drop_supervisions()")
         cuts.append(cut)
-    check_filter_bank(cuts, path)
+    if not from_audio:
+        check_filter_bank(cuts, path)
     return cuts
 
 
@@ -74,6 +84,19 @@ def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesi
             unknown.add(text)
     unknown.warn("transcripts that the cuts have")
     return hypotheses
+
+
+def whole_transcripts(some: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]) -> list[Transcript]:
+    """Of each given cut of which `some` of the hypotheses have all pieces: what is said in them."""
+    pieces = Counter(hypothesis.transcript.cut_id for hypothesis in hypotheses)
+    found: dict[str, list[Transcript]] = {}
+    for hypothesis in some:
+        found.setdefault(hypothesis.transcript.cut_id, []).append(hypothesis.transcript)
+    return [
+        its[0]._replace(hyp=[word for transcript in its for word in transcript.hyp])
+        for cut_id, its in found.items()
+        if len(its) == pieces[cut_id]
+    ]
 
 
 def labelled(hypothesis: Hypothesis) -> DataCut:

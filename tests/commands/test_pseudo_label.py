@@ -177,7 +177,7 @@ def test_it_prints_what_it_kept_and_error_rates_where_there_are_transcripts(
     assert f" / {kept_words}," in printed.split("[kept] %WER")[1].splitlines()[0]
     assert f" / {all_words}," in printed.split("[all] %WER")[1].splitlines()[0]
     assert imread(tmp_path / "pseudo.png").std() > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pseudo.jsonl.gz", "pseudo.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pseudo.dropped.json", "pseudo.jsonl.gz", "pseudo.png"]
 
     for cut in given:
         cut.supervisions = []
