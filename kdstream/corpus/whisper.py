@@ -140,6 +140,12 @@ class Whisper:
             what = " ".join(str(error).split())
             fix = "see --compute-type and --device, or convert the model again with ct2-transformers-converter"
             raise UserError(what, flag=option("model", config.model), fix=fix) from error
+        bins, needed = model.feature_extractor.mel_filters.shape[0], model.model.n_mels
+        if bins != needed:  # without the file, faster-whisper computes 80
+            problem = f"hears {needed} mel bins, and its preprocessor_config.json does not say so"
+            raise UserError(
+                problem, flag=option("model", config.model), fix="copy that file from the model it is made of"
+            )
         if config.language not in model.supported_languages:
             flag = option("language", config.language)
             raise UserError(f"not among those of {config.model}", flag=flag, fix="give a code such as en or de")

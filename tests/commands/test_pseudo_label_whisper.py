@@ -221,6 +221,10 @@ def test_a_journal_has_one_writer(tmp_path):
         (["--model", "base"], "--model base: no such directory; give a local directory"),
         (["--model", "empty"], "--model empty: holds no model.bin; give a local directory"),
         (["--model", "damaged"], "--model damaged: File model.bin is incomplete; see --compute-type"),
+        (
+            ["--model", "large-v3"],
+            "--model large-v3: hears 128 mel bins, and its preprocessor_config.json does not say",
+        ),
         (["--language", "xx"], "--language xx: not among those of "),
         (["--max-segment-seconds", 31], "--max-segment-seconds 31: Whisper hears 30 s at once"),
         (["--bpe-model", "none.model"], "none.model: no such file"),
@@ -233,7 +237,8 @@ def test_bad_flags_are_named_in_one_line(tmp_path, monkeypatch, flags, spoil, ex
     given = write_cuts(tmp_path, {"a": sound((1, 1.5))})
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    (write_model(tmp_path / "damaged") / "model.bin").write_bytes(b"damaged")
+    for name in ("damaged", "large-v3"):
+        (write_model(tmp_path / name) / "model.bin").write_text(name)
     CutSet.from_cuts(replace(cut, recording=None) for cut in CutSet.from_file(given)).to_file("features.jsonl")
     error = run_script(monkeypatch, "local/pseudo_label.py", *flags, "--cuts", given, *spoil)
     assert error.startswith(f"error: {expected}") and "\n" not in error

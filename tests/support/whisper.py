@@ -74,7 +74,9 @@ class Model:
         if Path(folder, "model.bin").read_bytes() == b"damaged":
             raise RuntimeError("File model.bin is incomplete")
         assert options["local_files_only"]
-        self.hf_tokenizer = self
+        self.hf_tokenizer = self.model = self.feature_extractor = self
+        self.mel_filters = np.zeros((80, 201))
+        self.n_mels = 128 if Path(folder, "model.bin").read_bytes() == b"large-v3" else 80
 
     def token_to_id(self, token: str) -> int:
         assert token == "<|endoftext|>"
