@@ -35,7 +35,7 @@ SEPARATORS = ";|&()<>\n"
 KEYWORDS = {"do", "then", "else", "if", "while", "{"}
 # Words at the start of a line that are not ours to check.
 OTHER_COMMANDS = {
-    "apt-get", "cd", "cp", "done", "export", "for", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "srun",
+    "apt-get", "cd", "cp", "done", "export", "for", "hf", "mkdir", "pip", "pyright", "pytest", "ruff", "source", "srun",
     "}",
 }  # fmt: skip
 OTHER_FLAGS = {
