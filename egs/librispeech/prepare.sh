@@ -36,6 +36,8 @@ token_type=bpe            # bpe, char (single letters) or byte-bpe (pieces, and 
 vocab_size=               # tokens; by default 500, for the mini corpus 64, of char one for each letter
 text_case=keep            # or upper, lower: the case of the text that tokens are trained on, and spell
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
+augment=                  # copies of the training speech: narrowband,mp3,opus,reverb,volume or some of them
+augment_share=0.5         # of that speech, for each of them
 musan=false               # noise for --enable-musan
 data_dir=$here/data       # with a recipe data-NAME
 dl_dir=$here/download     # where stage 0 puts what it downloads or speaks
@@ -56,7 +58,7 @@ while (($#)); do
     -h | --help) usage; exit 0 ;;
     --stage | --stop-stage | --corpus | --corpus-dir | --lhotse-recipe | --recipe-args | --text-remove | \
       --channel | --held-out-share | --train-parts | --dev-parts | --test-parts | --token-type | \
-      --vocab-size | --text-case | --perturb-speed | --musan | --data-dir | --dl-dir | --nj)
+      --vocab-size | --text-case | --perturb-speed | --augment | --augment-share | --musan | --data-dir | --dl-dir | --nj)
       (($# > 1)) || fail "$1: needs a value; see --help"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
@@ -194,6 +196,11 @@ if in_stage 3; then
       kind=--train-parts settings="$speech perturb-speed $perturb_speed shuffled"
     fi
     once "$data_dir/fbank/.$part.done" "$settings" "$cuts" store_cuts "$kind" "$part" "$cuts"
+    [[ $kind == --train-parts && -n $augment ]] || continue
+    copies=${cuts%.jsonl.gz}_augmented.jsonl.gz
+    once "$data_dir/fbank/.${part}_augmented.done" "$settings $augment $augment_share" "$copies" \
+      "$python" "$root/local/augment_cuts.py" --cuts "$cuts" --augment "$augment" --share "$augment_share" \
+      --output "$copies" --jobs "$nj"
   done
 fi
 
@@ -217,6 +224,8 @@ for part in $all_parts; do
   table=$data_dir/fbank/.$part.table
   [[ ! -f $table ]] || cat "$table"
 done | awk 'NR == 1 || !/^ *cuts /'  # one header
-echo "train.py:  --manifest-dir $data_dir/fbank --train-parts $train_parts ${dev_parts:+--dev-parts $dev_parts }\
+heard=$train_parts
+[[ -z $augment ]] || heard=$(for part in $(each "$train_parts"); do echo "$part,${part}_augmented"; done | paste -sd ,)
+echo "train.py:  --manifest-dir $data_dir/fbank --train-parts $heard ${dev_parts:+--dev-parts $dev_parts }\
 ${test_parts:+--test-parts $test_parts }--bpe-model $lang_dir/bpe.model"
 [[ -z $test_parts ]] || echo "decode.py: --manifest-dir $data_dir/fbank --test-parts $test_parts (of a model from elsewhere)"

@@ -78,6 +78,34 @@ def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tm
 
 
 @pytest.mark.slow
+def test_prepare_makes_tokens_of_each_type_and_copies_as_through_lines(tmp_path):
+    make_part(tmp_path / "mine", "train-a", 1, 8, seed=1)
+    make_part(tmp_path / "mine", "dev-a", 3, 2, seed=3)
+    parts = ["--train-parts", "train-a", "--dev-parts", "dev-a", "--test-parts", "dev-a"]
+    arguments = ["--corpus-dir", "mine", *parts, "--data-dir", "data", "--perturb-speed", "false"]
+    augment = ["--augment", "narrowband,volume", "--augment-share", "1"]
+    chars = run_prepare(*arguments, *augment, "--token-type", "char", "--text-case", "lower", cwd=tmp_path)
+    assert chars.returncode == 0, chars.stderr
+    assert "--train-parts train-a,train-a_augmented --dev-parts dev-a" in chars.stdout
+    assert "data/lang_char/bpe.model" in chars.stdout
+    pieces = [line.split()[0] for line in (tmp_path / "data" / "lang_char" / "tokens.txt").read_text().splitlines()]
+    assert all(len(piece) == 1 and not piece.isupper() for piece in pieces[3:]) and "\u2581" in pieces
+    copies = CutSet.from_file(tmp_path / "data" / "fbank" / "librispeech_cuts_train-a_augmented.jsonl.gz")
+    names = sorted(f"1-1-{i:04d}_{name}" for i in range(8) for name in ("narrowband", "volume"))
+    assert sorted(cut.id for cut in copies) == names
+    config = DataConfig(
+        manifest_dir=str(tmp_path / "data" / "fbank"),
+        train_parts=("train-a", "train-a_augmented"),
+        bpe_model=str(tmp_path / "data" / "lang_char" / "bpe.model"),
+        max_duration=10.0,
+        num_workers=0,
+    )
+    assert sum(len(batch.cut_ids) for batch in batches_of(config)) == 24
+    bytes_too = run_prepare(*arguments, "--stage", "5", "--token-type", "byte-bpe", "--vocab-size", "280", cwd=tmp_path)
+    assert bytes_too.returncode == 0 and "<0xFF> 258" in (tmp_path / "data/lang_bbpe_280/tokens.txt").read_text()
+
+
+@pytest.mark.slow
 def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
     for index, part in enumerate(("train-clean-5", "dev-clean-2"), start=1):
         make_part(tmp_path / "there", part, index, 4, seed=index)
@@ -109,6 +137,8 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--corpus-dir", "nowhere", "--train-parts", "a", "--dev-parts", "b", "--test-parts", "c"], "nowhere"),
         (["--corpus-dir", "."], "--train-parts"),
         (["--perturb-speed", "maybe"], "--perturb-speed"),
+        (["--token-type", "word"], "--token-type word"),
+        (["--text-case", "title"], "--text-case title"),
         (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
         (["--lhotse-recipe", "tedlium", "--corpus-dir", "nowhere"], "--corpus-dir nowhere"),
     ],
