@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import multiprocessing
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +45,7 @@ def find_recipe(name: str) -> Callable[..., Any]:
 def parse_arguments(text: str) -> dict[str, Any]:
     """ "languages=en,de num_jobs=4" to what a recipe takes.
 
-    A value is true, false, none, a number, or a word; words that commas part are a list.
+    A value is true, false, none, a number, or a word.  With commas it is a list: "en,de", or "en," of one.
     """
     arguments: dict[str, Any] = {}
     for pair in shlex.split(text):
@@ -52,8 +53,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             fix = "write NAME=VALUE, with blanks between them, e.g. 'languages=en normalize_text=none'"
             raise UserError(f"{pair} names no argument", flag="--recipe-args", fix=fix)
-        values = [_value(each) for each in value.split(",")]
-        arguments[name] = values if len(values) > 1 else values[0]
+        arguments[name] = [_value(each) for each in value.split(",") if each] if "," in value else _value(value)
     return arguments
 
 
@@ -86,6 +86,8 @@ def run_recipe(
             f"prepare_{name} has no {', '.join(unknown)}", flag="--recipe-args", fix=f"it has {', '.join(parameters)}"
         )
     corpus_argument = "corpus_dir" if "corpus_dir" in parameters else next(iter(parameters))
+    if multiprocessing.get_start_method() != "fork":
+        jobs = 1  # other processes would not know of SphereBackend
     given = {corpus_argument: corpus_dir, "output_dir": output_dir, "absolute_paths": True, "num_jobs": jobs}
     given = {key: value for key, value in given.items() if key in parameters} | dict(arguments)
     lacking = [key for key, it in parameters.items() if it.default is it.empty and key not in given]

@@ -61,8 +61,8 @@ def test_two_languages_are_parts_of_their_own(tmp_path):
 
 
 def test_arguments_are_words_numbers_truths_and_lists():
-    assert parse_arguments("a=x b=3 c=true d=x,4 e='two words' f=none g=") == {
-        "a": "x", "b": 3, "c": True, "d": ["x", 4], "e": "two words", "f": None, "g": "",
+    assert parse_arguments("a=x b=3 c=true d=x,4 e='two words' f=none g= h=x,") == {
+        "a": "x", "b": 3, "c": True, "d": ["x", 4], "e": "two words", "f": None, "g": "", "h": ["x"],
     }  # fmt: skip
     assert "--recipe-args: 3=a names no argument" in error_of(lambda: parse_arguments("3=a"))
 
@@ -81,6 +81,11 @@ def test_what_a_recipe_refuses_is_one_line_with_the_tree_and_the_reason(tmp_path
     transcripts = tmp_path / "s" / "swb_ms98_transcriptions"
     next(transcripts.rglob("sw2002A*")).unlink()
     assert "KeyError: 'sw2002A'" in error_of(lambda: found_in("switchboard", calls, f"transcripts_dir={transcripts}"))
+    shutil.rmtree(tmp_path / "s")
+    calls = corpora.make_switchboard(tmp_path / "s")
+    corpora.write_sphere(calls / "swb1" / "sw02003.sph", tone(20.0)[:, None], 16000)  # one channel
+    message = error_of(lambda: found_in("switchboard", calls, f"transcripts_dir={transcripts}"))
+    assert "sw2003B-ms98-a-0002: channel 1 does not exist" in message
     shutil.rmtree(corpora.make_aishell(tmp_path / "a") / "data_aishell" / "wav" / "dev")
     assert "No recordings left" in error_of(lambda: found_in("aishell", tmp_path / "a"))
 
