@@ -22,8 +22,8 @@ from support.paths import ROOT
 RECIPE = ROOT / "egs" / "librispeech"
 RESULTS_PAGES = sorted((RECIPE / "results").glob("*.md"))
 GUIDES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(ROOT.glob("docs/*.md"))]
-PAGES = [*GUIDES, RECIPE / "RESULTS.md", *RESULTS_PAGES]
-SCRIPTS = [*RECIPE.glob("*.sh"), ROOT / "local" / "setup_env.sh", ROOT / "tests" / "gpu" / "run.sh"]
+PAGES = [*GUIDES, RECIPE / "RESULTS.md", *RESULTS_PAGES, ROOT / "egs" / "aishell" / "README.md"]
+SCRIPTS = [*ROOT.glob("egs/*/*.sh"), ROOT / "local" / "setup_env.sh", ROOT / "tests" / "gpu" / "run.sh"]
 PROGRAMS = [*commands.COMMANDS.keys() - {"doctor"}, *SCRIPTS]
 
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
