@@ -15,12 +15,25 @@ from kdstream.corpus.manifests import prepare_part
 from support.data import batches_of, make_part
 from support.paths import ROOT
 
+# Notes its arguments, and leaves what each script would leave.
+PYTHON = """#!/usr/bin/env bash
+echo "$*" >>calls
+flag() { while [[ $1 != "$name" ]]; do shift; done; echo "$2"; }
+out=$(name=--output-dir; [[ "$*" != *--output-dir* ]] || flag "$@")
+case $1 in
+  *prepare_recipe.py) printf 'train_parts=all\\ndev_parts=dev\\ntest_parts=test\\n' >"$out/yesno_parts.sh" ;;
+  *compute_fbank.py) for part in all dev test; do touch "$out/yesno_cuts_$part.jsonl.gz"; done ;;
+  *validate_manifest.py) printf '  cuts hours\\n     1  0.00 %s\\n' "${2##*/}" >"$(name=--table; flag "$@")" ;;
+  *train_bpe_model.py) lang=$(name=--lang-dir; flag "$@"); mkdir -p "$lang"; touch "$lang/bpe.model" ;;
+esac
+"""
 
-def run_prepare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+
+def run_prepare(*arguments: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / "egs" / "librispeech" / "prepare.sh"), *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": python},
         capture_output=True,
         text=True,
         timeout=300,
@@ -114,6 +127,37 @@ def test_prepare_leaves_a_corpus_that_is_there_alone(tmp_path):
     assert run_prepare(*flags, cwd=tmp_path).returncode == 0
     assert {path: path.read_bytes() for path in (tmp_path / "there").rglob("*.flac")} == kept
     assert (tmp_path / "data" / "manifests" / "librispeech_supervisions_dev-clean-2.jsonl.gz").is_file()
+
+
+def test_a_recipe_is_run_once_for_its_settings_and_tells_the_parts(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def prepare(*more: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        (tmp_path / "calls").write_text("")
+        flags = ("--lhotse-recipe", "yesno", "--corpus-dir", ".", "--data-dir", "my data", "--vocab-size", "30")
+        result = run_prepare(*flags, *more, cwd=tmp_path, python=str(python))
+        return result, [line.split()[0].rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines()]
+
+    early, none = prepare("--stage", "3")
+    assert early.returncode == 1 and "yesno_parts.sh: no such file; run stage 1" in early.stderr and none == []
+    first, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]")
+    assert first.returncode == 0, first.stderr
+    parts = 3 * ["compute_fbank.py", "validate_manifest.py"]
+    assert calls == ["prepare_recipe.py", *parts, "train_bpe_model.py"]
+    assert first.stdout.splitlines()[-6:-2] == [
+        "  cuts hours", *(f"     1  0.00 yesno_cuts_{part}.jsonl.gz" for part in ("all", "dev", "test")),
+    ]  # fmt: skip
+    data = tmp_path / "my data"
+    assert first.stdout.splitlines()[-2] == (
+        f"train.py:  --manifest-dir {data}/fbank --train-parts all --dev-parts dev --test-parts test "
+        f"--bpe-model {data}/lang_bpe_30/bpe.model"
+    )
+    again, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]")
+    assert again.returncode == 0 and calls == [] and again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
+    other, calls = prepare("--recipe-args", "a=b")
+    assert other.returncode == 1 and "has the tokens of other text" in other.stderr and calls == ["prepare_recipe.py"]
 
 
 @pytest.mark.slow
