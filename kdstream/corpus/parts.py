@@ -122,7 +122,7 @@ def _connected(segments: Iterable[SupervisionSegment], keys: Sequence[str]) -> l
     groups = defaultdict(list)
     for segment in segments:
         groups[root(("recording_id", segment.recording_id))].append(segment)
-    return [groups[key] for key in sorted(groups)]
+    return sorted(groups.values(), key=lambda group: min(segment.recording_id for segment in group))
 
 
 def _taken(groups: list[list[SupervisionSegment]], seconds: float) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def prepare_recipe(
     """
     if not corpus_dir.is_dir():
         raise UserError(f"{corpus_dir}: no such directory", flag="--corpus-dir", fix="name where the corpus is")
+    shutil.rmtree(output_dir / RAW, ignore_errors=True)  # some recipes would read there what other arguments gave
     found = run_recipe(recipe, corpus_dir, output_dir / RAW, arguments, jobs)
     logging.info(f"prepare_{recipe} found {', '.join(f'{name} ({len(p.segments)})' for name, p in found.items())}")
     roles = choose_roles(list(found), given)

@@ -43,9 +43,9 @@ def find_recipe(name: str) -> Callable[..., Any]:
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """ "languages=en,de num_jobs=4" to what a recipe takes.
+    """The arguments of a recipe from words such as languages=en,de and num_jobs=4, with blanks between them.
 
-    A value is true, false, none, a number, or a word.  With commas it is a list: "en,de", or "en," of one.
+    A value is true, false, null, a number, or a word.  With commas it is a list: en,de or, of one, en,
     """
     arguments: dict[str, Any] = {}
     for pair in shlex.split(text):
@@ -58,11 +58,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    known = {"true": True, "false": False, "none": None}
-    if text.lower() in known:
-        return known[text.lower()]
     try:
-        return json.loads(text)
+        return json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text
 

@@ -61,8 +61,8 @@ def test_two_languages_are_parts_of_their_own(tmp_path):
 
 
 def test_arguments_are_words_numbers_truths_and_lists():
-    assert parse_arguments("a=x b=3 c=true d=x,4 e='two words' f=none g= h=x,") == {
-        "a": "x", "b": 3, "c": True, "d": ["x", 4], "e": "two words", "f": None, "g": "", "h": ["x"],
+    assert parse_arguments("a=x b=3 c=True d=x,4 e='two words' f=null n=none g= h=x,") == {
+        "a": "x", "b": 3, "c": True, "d": ["x", 4], "e": "two words", "f": None, "n": "none", "g": "", "h": ["x"],
     }  # fmt: skip
     assert "--recipe-args: 3=a names no argument" in error_of(lambda: parse_arguments("3=a"))
 
