@@ -20,7 +20,7 @@ from support.sound import tone, wav
 @pytest.fixture(autouse=True)
 def threads(monkeypatch) -> None:
     """In place of processes, which take seconds to import Lhotse anew."""
-    monkeypatch.setattr(commonvoice, "ProcessPoolExecutor", lambda max_workers, mp_context: ThreadPoolExecutor())
+    monkeypatch.setattr(commonvoice, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor())
 
 
 def found_in(name: str, corpus_dir: Path, arguments: str = "") -> dict[str, Part]:

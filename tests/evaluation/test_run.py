@@ -315,3 +315,15 @@ def test_corpora_with_parts_of_one_name_keep_their_own_results(monkeypatch, exp_
     message = run_script(monkeypatch, SCRIPTS["whole"], "--exp-dir", exp_dir, *flags, paths[1])
     assert "results.json: its results of test set test are of other cuts" in message
     assert len(load_records(exp_dir / "results.json")) == 3
+
+
+@pytest.mark.parametrize("how", SCRIPTS)
+def test_a_shar_directory_is_decoded_as_its_manifest(monkeypatch, exp_dir, data, tmp_path, how):
+    manifest, shar = Path(data.manifest_dir, NOISE_CUTS), tmp_path / "noise-shar"
+    shar.mkdir()
+    lhotse.CutSet.from_file(manifest).to_shar(shar, fields={"recording": "flac"}, shard_size=1)
+    flags = ("--epoch", 2, "--avg", 1, "--chunk-size", 8, "--left-context-frames", 32, "--test-cuts")
+    expected, found = (decode(monkeypatch, how, exp_dir, *flags, path) for path in (manifest, shar))
+    assert found.test_set == "noise-shar" and found.cuts == expected.cuts
+    texts = [[t.hyp for t in read_recogs(exp_dir / record.recogs)] for record in (expected, found)]
+    assert texts[0] == texts[1] and any(texts[0])
