@@ -4,12 +4,15 @@
 # named (train, dev, test); a recipe finds its own.
 choose_parts() {
   local train dev=dev-clean,dev-other test=test-clean,test-other name
-  [[ -z $lhotse_recipe || -n $corpus_dir ]] || fail "--lhotse-recipe $lhotse_recipe: say where the corpus is: --corpus-dir"
-  [[ -z $lhotse_recipe ]] || return 0
+  if [[ -n $lhotse_recipe ]]; then
+    [[ -n $corpus_dir ]] || fail "--lhotse-recipe $lhotse_recipe: say where the corpus is, with --corpus-dir"
+    return
+  fi
   if [[ -n $corpus_dir ]]; then
     for name in "$@"; do
       name=${name}_parts
-      [[ -n ${!name} ]] || fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
+      [[ -n ${!name} ]] ||
+        fail "--corpus-dir $corpus_dir: name its parts too, with --train-parts, --dev-parts and --test-parts"
     done
     return
   fi

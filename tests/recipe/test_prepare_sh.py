@@ -156,6 +156,8 @@ def test_a_recipe_is_run_once_for_its_settings_and_tells_the_parts(tmp_path):
     )
     again, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]")
     assert again.returncode == 0 and calls == [] and again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
+    longer, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]", "--dev-parts", "x", "--stop-stage", "3")
+    assert longer.returncode == 0 and calls == ["prepare_recipe.py", *parts]  # training may have less left
     other, calls = prepare("--recipe-args", "a=b")
     assert other.returncode == 1 and "has the tokens of other text" in other.stderr and calls == ["prepare_recipe.py"]
 
