@@ -16,9 +16,7 @@ def manifest(tmp_path) -> Path:
     cuts = []
     for number, (text, speaker, seconds) in enumerate([("AB A", "s", 1), ("BC", "t", 3), ("一", "s", 2)]):
         cut = Recording(f"r{number}", [], 16000, 16000 * seconds, float(seconds)).to_cut().with_id(f"c{number}")
-        cut.supervisions = [
-            SupervisionSegment(f"s{number}", cut.recording_id, 0.0, seconds, text=text, speaker=speaker)
-        ]
+        cut.supervisions = [SupervisionSegment(f"s{number}", f"r{number}", 0.0, seconds, text=text, speaker=speaker)]
         cuts.append(cut)
     CutSet.from_cuts(cuts).to_file(tmp_path / "a.jsonl.gz")
     return tmp_path / "a.jsonl.gz"
