@@ -203,8 +203,10 @@ class AttentionWeights(nn.Module):
         all_keys, cached_key = prepend(cached_key, key, view.right)
         scores = view.queries(query, self.heads) @ view.keys(all_keys, self.heads).transpose(2, 3)  # (N, H, T, K)
         if not self.training or random.random() >= float(self.pos_emb_skip_rate):
-            encoded = self.linear_pos(view.positions(context.positions)).unflatten(1, (self.heads, -1))
-            scores = add_position_scores(scores, view.queries(pos_query, self.heads), encoded.permute(1, 2, 0))
+            positions = view.positions(context.positions)
+            encoded = self.linear_pos(positions).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+            offsets = positions.size(0) if cached_key is None else None
+            scores = add_position_scores(scores, view.queries(pos_query, self.heads), encoded, offsets)
         if context.blocked is not None:
             # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well
             scores = scores.masked_fill_(context.blocked, -1000.0)

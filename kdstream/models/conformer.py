@@ -34,7 +34,7 @@ from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.linear import Linear, scaled_linear
 from kdstream.models.on_cpu import DepthwiseConv1d, by_products, shifted_kernels, sum_of_products
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten
-from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder, frames_of
 from kdstream.models.windows import in_steps, own_frames, record_layer
 from kdstream.models.zipformer_modules import (
     Bypass,
@@ -76,19 +76,26 @@ class LayerContext:
 
 def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (frames, head_dim / 2) of the angles of successive frames, of the type and device of `like`."""
-    if torch.jit.is_tracing():  # the graph holds what it needs, as constants  # pyright: ignore[reportPrivateImportUsage]
-        return _rotations(frames, head_dim, like.dtype, like.device)
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        if isinstance(frames, int):  # the graph holds what it needs, as constants
+            return _rotations(frames, head_dim, like.dtype, like.device)
+        angles = torch.arange(frames, dtype=torch.float64).unsqueeze(1) * torch.from_numpy(speeds(head_dim))
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
     longest = max(SHORTEST_TABLE, 2 ** (frames - 1).bit_length())
     cos, sin = rotation_table(longest, head_dim, like.dtype, like.device)
     return cos[:frames], sin[:frames]
 
 
+def speeds(head_dim: int) -> np.ndarray:
+    """(head_dim / 2,) float64: by how much the angles grow from frame to frame."""
+    pairs = head_dim // 2
+    return SLOWEST_TURN ** -(np.arange(pairs) / pairs)
+
+
 def _rotations(frames: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """`rotations`, computed by numpy, and in float64: only differences of angles matter, and float32 would round away
     those of late frames."""
-    pairs = head_dim // 2
-    speed = SLOWEST_TURN ** -(np.arange(pairs) / pairs)
-    angles = np.outer(np.arange(frames), speed)
+    angles = np.outer(np.arange(frames), speeds(head_dim))
     with torch.inference_mode(False):  # a table that decoding has made may serve training
         cos, sin = (torch.from_numpy(values).to(device, dtype) for values in (np.cos(angles), np.sin(angles)))
     return cos, sin
@@ -139,10 +146,11 @@ class RotarySelfAttention(nn.Module):
         """
         query, key, value = self.in_proj(x).chunk(3, dim=2)
         key = self.whiten_keys(self.balance_keys(key))
-        cos, sin, frames, view = context.cos, context.sin, int(x.size(1)), context.view
+        cos, sin, view = context.cos, context.sin, context.view
+        own = slice(None) if cache is None else slice(-int(x.size(1)), None)
         key_value, cache = prepend(cache, torch.cat([key, value], dim=2), view.right)
         keys, values = key_value.chunk(2, dim=2)
-        turned_query = rotate(query, self.heads, cos[-frames:], sin[-frames:])
+        turned_query = rotate(query, self.heads, cos[own], sin[own])
         turned_keys = rotate(keys, self.heads, cos, sin)
         attended = attend(
             view.queries(turned_query, self.heads),
@@ -162,7 +170,7 @@ class CausalDepthwiseConv1d(DepthwiseConv1d):
         context makes a difference."""
         before = self.kernel_size[0] - 1
         past, new_cache = with_past(cache, x, before, chunk)
-        seen, frames = int(past.size(1)), int(x.size(1))
+        seen, frames = frames_of(past, cache), frames_of(x, cache)
         if cache is not None and by_products(seen, frames, self.groups):
             return sum_of_products(past, shifted_kernels(self.weight, frames, seen), self.bias), new_cache
         return convolve_past(past, self, before if cache is None else 0), new_cache
@@ -247,12 +255,12 @@ class Conformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
-        frames = -(-(int(x.size(1)) - (0 if chunk is None else chunk.right)) // OUTPUT_DOWNSAMPLING)
+        frames = (frames_of(x, caches) - (0 if chunk is None else chunk.right) + 1) // OUTPUT_DOWNSAMPLING
         if caches is None:
             x = in_steps(x, chunk)
         hidden = self.hidden(x, x_lens, chunk, processed)
         x, chunk = side_by_side(x), None if chunk is None else chunk.downsampled(OUTPUT_DOWNSAMPLING)
-        context = self.layer_context(hidden[:, ::OUTPUT_DOWNSAMPLING], chunk, x)
+        context = self.layer_context(hidden[:, ::OUTPUT_DOWNSAMPLING], chunk, x, caches)
         lens = torch.div(x_lens + 1, OUTPUT_DOWNSAMPLING, rounding_mode="floor")
         new_caches: list[Cache] = []
         for i, layer in enumerate(self.layers):
@@ -273,12 +281,14 @@ class Conformer(StreamingEncoder):
 
     def run_layer(self, layer: nn.Module, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
         """See StreamingEncoder."""
-        x, _, query_key_value = layer(x, self.layer_context(self.hidden(x, lens, None, None), None, x), None)
+        x, _, query_key_value = layer(x, self.layer_context(self.hidden(x, lens, None, None), None, x, None), None)
         return x, query_key_value
 
-    def layer_context(self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor) -> LayerContext:
+    def layer_context(
+        self, hidden: Tensor, chunk: ChunkConfig | None, x: Tensor, caches: list[Tensor] | None
+    ) -> LayerContext:
         """hidden: (N, K) bool, of the frames of x (N, T, D) and of those that are cached; chunk: in frames of x."""
-        queries, keys = int(x.size(1)), int(hidden.size(1))
+        queries, keys = frames_of(x, caches), frames_of(hidden, caches)
         view = view_of(queries, keys, chunk)
         blocked = view.blocked(hidden)
         # -1000 and not -inf: padding frames may see nothing at all, and exp(-1000) is exactly 0 as well

@@ -108,10 +108,10 @@ def depthwise_conv(x: Tensor, conv: DepthwiseConv1d, left: int, right: int) -> T
 
 def _along_rows(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
     """x (N, rows, T, D) with weight (D, 1, k) and bias (D) to (N, rows, T - k + 1 + left + right, D)."""
-    both, frames = max(left, right), int(x.size(2)) - weight.size(2) + 1 + left + right
+    both = max(left, right)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight.unsqueeze(2), bias, padding=(0, both), groups=x.size(3))
     x = x.permute(0, 2, 3, 1)
-    return x if left == right else x.narrow(2, both - left, frames)  # which costs less than a padded copy of x
+    return x if left == right else x[:, :, both - left : right - both or None]  # cheaper than a padded copy of x
 
 
 def _along_time(x: Tensor, weight: Tensor, bias: Tensor, left: int, right: int) -> Tensor:

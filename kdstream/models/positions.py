@@ -30,31 +30,42 @@ def relative_positions(queries: int, keys: int, dim: int, device: torch.device) 
     return F.pad(encoding[:, :-1], (0, 1), value=1.0)  # not in place, which a traced step would do over and over
 
 
-def add_position_scores(scores: Tensor, queries: Tensor, encoded: Tensor) -> Tensor:
+def add_position_scores(scores: Tensor, queries: Tensor, encoded: Tensor, offsets: int | None = None) -> Tensor:
     """Adds the product of each query's positional part with the encoding of each key's offset.
 
     Args:
       scores: (N, H, T, K); its memory may be used for the result.
       queries: (N, H, T, d); encoded: (H, d, T + K - 1), of the offsets from 1 - K to T - 1.
+      offsets: T + K - 1 of a whole utterance, where T = K; exported files leave it open.  None in a step of a stream.
     Returns:
       (N, H, T, K).
     """
+    if torch.onnx.is_in_onnx_export():
+        return scores + _by_key_without_strides(queries @ encoded, offsets)
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if scores.device.type == "cpu" and not tracing and int(scores.size(2)) >= 2 * QUERIES_TOGETHER:
+    if scores.device.type == "cpu" and not tracing and scores.size(2) >= 2 * QUERIES_TOGETHER:
         return _AddInBlocks.apply(scores, queries, encoded)
     return scores + by_key(queries @ encoded, int(scores.size(3)))
 
 
 def by_key(by_offset: Tensor, keys: int) -> Tensor:
     """Scores of offsets (N, H, T, T + K - 1) as those of keys (N, H, T, K): row t begins at offset -t."""
-    batch, heads, queries, offsets = by_offset.size(0), *map(int, by_offset.shape[1:])
-    if torch.onnx.is_in_onnx_export():  # which knows no strides; the same by reshaping, whose gradient costs more
-        if queries == 1:
-            return by_offset
-        rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
-        return rows.unflatten(2, (queries, offsets - 1))[..., :keys]
+    batch, heads, queries = by_offset.size(0), *map(int, by_offset.shape[1:3])
     n, h, t, o = by_offset.stride()
     return by_offset.as_strided((batch, heads, queries, keys), (n, h, t - o, o), o * (queries - 1))
+
+
+def _by_key_without_strides(by_offset: Tensor, offsets: int | None) -> Tensor:
+    """The same by reshaping, as ONNX knows no strides; its gradient would cost more."""
+    heads, queries = int(by_offset.size(1)), int(by_offset.size(2))
+    if offsets is None:
+        offsets = int(by_offset.size(3))
+    else:  # torch has lost by now that they vary
+        queries = (offsets + 1) // 2
+    if queries == 1:
+        return by_offset
+    rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
+    return rows.reshape(-1, heads, queries, offsets - 1)[..., : offsets - queries + 1]
 
 
 class _AddInBlocks(torch.autograd.Function):

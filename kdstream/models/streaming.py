@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.config.sections import ModelConfig
@@ -27,6 +28,11 @@ OUTPUT_DOWNSAMPLING = 2  # encoder frames per output frame
 
 Lens = TypeVar("Lens", int, Tensor)
 Cache = Tensor | None  # what a module keeps of a stream's past; None for whole utterances
+
+
+def frames_of(x: Tensor, caches: object) -> int:
+    """T of x (N, T, ...): a constant of a traced step, which has caches; any number of a traced whole utterance."""
+    return x.size(1) if caches is None else int(x.size(1))
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,9 @@ def stack_states(states: Sequence[EncoderState]) -> EncoderState:
 
 def followed_by_silence(features: Tensor, feature_lens: Tensor, total: int) -> Tensor:
     """(N, total, F): features (N, T, F) where everything at and after feature_lens (N,) is SILENCE."""
-    padded = features.new_full((features.size(0), total, features.size(2)), SILENCE)
-    frames = min(total, features.size(1))
-    valid = torch.arange(frames, device=features.device) < feature_lens.to(features.device).unsqueeze(1)  # (N, T)
-    padded[:, :frames] = torch.where(valid.unsqueeze(2), features[:, :frames], padded[:, :frames])
-    return padded
+    features = F.pad(features, (0, 0, 0, total - features.size(1)), value=SILENCE)  # a negative number cuts
+    invalid = torch.arange(total, device=features.device) >= feature_lens.to(features.device).unsqueeze(1)
+    return features.masked_fill_(invalid.unsqueeze(2), SILENCE)
 
 
 def pad_to_whole_chunks(features: Tensor, feature_lens: Tensor, chunk: int, right: int = 0) -> tuple[Tensor, Tensor]:

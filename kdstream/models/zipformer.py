@@ -14,7 +14,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from kdstream.models.attention import (
 from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.positions import relative_positions
 from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
-from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder
+from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder, frames_of
 from kdstream.models.windows import in_steps, own_frames, record_layer
 from kdstream.models.zipformer_modules import (
     Bypass,
@@ -233,10 +232,17 @@ class DownsampledStack(nn.Module):
         self.encoder = Stack(config, stack, dropout)
         self.out_combiner = Bypass(config.encoder_dim[stack])
 
-    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, list[Cache]]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        context: FrameContext,
+        caches: Sequence[Sequence[Cache]] | None,
+        taps: StackTaps,
+    ) -> tuple[Tensor, list[Cache]]:
         """As Stack; x and the result are at the encoder's frame rate, everything else at the stack's."""
-        slow, new_caches = self.encoder(self.downsample(x), *args)
-        return self.out_combiner(x, upsample(slow, self.factor, int(x.size(1)))), new_caches
+        slow, new_caches = self.encoder(self.downsample(x), mask, context, caches, taps)
+        return self.out_combiner(x, upsample(slow, self.factor, frames_of(x, caches))), new_caches
 
 
 class Zipformer(StreamingEncoder):
@@ -271,7 +277,7 @@ class Zipformer(StreamingEncoder):
         taps: TapRecorder | None = None,
     ) -> tuple[Tensor, Tensor, list[Cache]]:
         """See StreamingEncoder."""
-        frames = int(x.size(1)) - (0 if chunk is None else chunk.right)
+        frames = frames_of(x, caches) - (0 if chunk is None else chunk.right)
         if caches is None:
             x = in_steps(x, chunk)
         hidden = self.hidden(x, x_lens, chunk, processed)
@@ -282,7 +288,7 @@ class Zipformer(StreamingEncoder):
         by_layer = iter([caches[i : i + size] for i in range(0, len(caches), size)] if caches is not None else [])
         for i, encoder in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
-            context = self.frame_context(hidden, int(x.size(1)), factor, chunk)
+            context = self.frame_context(hidden, frames_of(x, caches), frames_of(hidden, caches), factor, chunk)
             stack_taps = StackTaps(taps, i, x_lens, factor, chunk, frames)
             stack_caches = list(islice(by_layer, self.config.num_encoder_layers[i])) or None
             x = convert_channels(x, self.config.encoder_dim[i])
@@ -300,19 +306,21 @@ class Zipformer(StreamingEncoder):
 
     def run_layer(self, layer: nn.Module, x: Tensor, lens: Tensor) -> tuple[Tensor, QueryKeyValue]:
         """See StreamingEncoder."""
-        context = self.frame_context(self.hidden(x, lens, None, None), x.size(1), 1, None)
+        context = self.frame_context(self.hidden(x, lens, None, None), x.size(1), x.size(1), 1, None)
         x, _, query_key_value = layer(x, context, None)
         return x, query_key_value
 
-    def frame_context(self, hidden: Tensor, frames: int, factor: int, chunk: ChunkConfig | None) -> FrameContext:
+    def frame_context(
+        self, hidden: Tensor, frames: int, seen: int, factor: int, chunk: ChunkConfig | None
+    ) -> FrameContext:
         """View, masks and positions of a stack that downsamples by `factor`.
 
         Args:
-          hidden: (N, K) bool, see `hidden`; of `frames` new encoder frames and of those that are cached.
+          hidden: (N, K) bool, see `hidden`; of `frames` new encoder frames and of those that are cached, `seen` in all.
           chunk: in encoder frames.
         """
         hidden, chunk = hidden[:, ::factor], None if chunk is None else chunk.downsampled(factor)
-        queries, keys = -(-frames // factor), int(hidden.size(1))
+        queries, keys = ((count + factor - 1) // factor for count in (frames, seen))
         view = view_of(queries, keys, chunk)
         return FrameContext(
             view=view,

@@ -3,7 +3,7 @@
 The Conformer uses some of them too.  Every part has one forward.  The convolution takes the cached frames of a stream,
 or None for whole utterances, and returns the new cache beside its output.
 Names and arithmetic are icefall's; our layout is batch first.  Decoding and export trace a step: a size that `int`
-converts becomes a constant of the traced graph, in which only the number of streams varies.
+converts becomes a constant of the traced graph, in which only the number of streams varies (see `frames_of`).
 
 Shapes: N batch, T frames of x, K cached frames and those of x, D model width.
 """
@@ -29,7 +29,7 @@ from kdstream.models.scaling import (
     limit_parameter,
     working_dtype,
 )
-from kdstream.models.streaming import Cache, ChunkConfig
+from kdstream.models.streaming import Cache, ChunkConfig, frames_of
 from kdstream.models.windows import Windows
 
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module[12]\.depthwise_conv\.(weight|bias)$")
@@ -116,7 +116,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
 
         Right context counts as part of its chunk.
         """
-        frames, half = int(x.size(1)), self.kernel // 2
+        frames, half = frames_of(x, cache), self.kernel // 2
         past, new_cache = with_past(cache, x, half, chunk)
         if cache is not None and by_products(int(past.size(1)), frames, self.causal_conv.groups):
             scale = self.chunk_scale(frames)
@@ -126,7 +126,8 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
             x = F.pad(x, (0, 0, 0, -frames % step))
         if cache is None and past.dim() == 3:  # of one tensor that both convolutions keep for their gradients
             past = x
-        within = depthwise_conv(x.unflatten(1, (-1, step)), self.chunkwise_conv, half, half)
+        rows = x.unsqueeze(1) if chunk is None else x.unflatten(1, (-1, step))
+        within = depthwise_conv(rows, self.chunkwise_conv, half, half)
         within = (within * self.chunk_scale(step)).flatten(1, 2)
         causal = convolve_past(past, self.causal_conv, half if cache is None else 0)
         return (causal[:, :frames] + within[:, :frames]).to(x.dtype), new_cache
@@ -134,9 +135,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
     def chunk_scale(self, chunk: int) -> Tensor:
         """(chunk, D): 1 plus a learned correction near the left and one near the right border."""
         from_left, from_right = self.chunkwise_conv_scale.transpose(1, 2)  # (kernel, D) each
-        if chunk < self.kernel:
-            return 1.0 + from_left[:chunk] + from_right[self.kernel - chunk :]
-        inner = chunk - self.kernel
+        inner = chunk - self.kernel  # below 0, it cuts
         return 1.0 + F.pad(from_left, (0, 0, 0, inner)) + F.pad(from_right, (0, 0, inner, 0))
 
 
