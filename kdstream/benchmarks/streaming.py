@@ -21,8 +21,8 @@ from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.search import Search
 from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option
-from kdstream.export.check import SherpaRecognizer
 from kdstream.export.onnx import OnnxFiles, export_onnx, quantize
+from kdstream.export.runtimes import SherpaRecognizer
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
 from kdstream.units import SAMPLE_RATE

@@ -2,12 +2,15 @@
 
     python export.py --exp-dir exp/distilled --epoch 30 --avg 9 --chunk-size 8 --left-context-frames 32 --check a.wav
 
-Writes into EXP_DIR pretrained.pt, pretrained.safetensors and, of a streaming model, tokens.txt and
+Writes into EXP_DIR pretrained.pt, pretrained.safetensors, tokens.txt and
 {encoder,decoder,joiner}-epoch-30-avg-9-chunk-8-left-32.onnx, with .int8.onnx beside each: the same with 8-bit weights.
 A Zipformer with --use-ctc 1 also gets ctc-*.onnx, which from_zipformer2_ctc of sherpa-onnx runs; bpe.vocab spells
 hotwords.  Any chunk that the model can run will do, whatever it was trained with.
 
---check transcribes audio files, directories of such and cuts of manifests with torch (chunk by chunk), onnxruntime and
+In full context, which is that of a model of --causal 0 and of any other with --chunk-size -1, the names end in
+-offline.onnx.  These files are for sherpa-onnx's OfflineRecognizer, and ctc-*-offline.onnx for its from_zipformer_ctc.
+
+--check transcribes audio files, directories of such and cuts of manifests with torch (as deployed), onnxruntime and
 sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
 At the end it prints a line for each runtime, with the word error rate where cuts have transcripts: on a whole test set,
 that is what int8 costs.  The exit status is 1 where float32 differs.
@@ -50,20 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.export.onnx import export_ctc, export_onnx, quantize, quantize_file
     from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
     from kdstream.lm.model import load_lm
+    from kdstream.models.encoders import ENCODERS
 
     speech = read_speech(args.check)
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
-    if speech and chunk is None:
-        raise UserError(
-            f"{decode.exp_dir} has no ONNX in full context", flag="--check", fix="leave it out, or see --chunk-size"
-        )
+    if decode.lm_exp_dir and chunk is None:
+        raise UserError("goes with a streaming model alone", flag="--lm-exp-dir", fix="leave it out")
     tokenizer = Tokenizer(config.data.bpe_model)
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)
     fit_tokenizer(trained.model, tokenizer, config, decode)
     written = save_pretrained(folder, trained.model)
-    if chunk is None:
-        print_sizes(written)
+    if chunk is None and not speech and ENCODERS.find(config.model.encoder).step is None:
+        print_sizes(written)  # there are its weights, at least
         return
     name = trained.name.replace("_", "-")
     files = export_onnx(trained.model, chunk, folder, name)
@@ -80,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         language_model = export_lm(load_lm(lm_dir, tokenizer), bigram, folder)
         search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
     print_sizes([*written, *files, *int8, *(ctc or ()), *spelling, *language_model])
-    parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
-    print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
-    print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
+    if chunk is not None:
+        parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
+        print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
+        print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
         check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)
-    if speech and search:
+    if speech and search and chunk is not None:
         check_fused(trained.model, chunk, files, search.for_tokens(tokenizer), tokenizer, speech)

@@ -1,20 +1,17 @@
 """The proof that an exported model gives the same tokens in every runtime as in torch.
 
-All runtimes get the same samples: an utterance and the silence that a client sends after it (`ChunkConfig.tail`).
+All runtimes get the same samples: an utterance and, in a stream, the silence that a client sends after it
+(`ChunkConfig.tail`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
-import onnxruntime
-import sherpa_onnx
 import torch
 import torch.nn.functional as F
 from lhotse.cut import Cut
@@ -23,21 +20,26 @@ from torch import Tensor
 from kdstream.audio.find import find_audio
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.cuts import DistinctIds, read_manifest, text_of
-from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.data.shar import find_shards
-from kdstream.data.tokenizer import UNKNOWN_PIECE, Tokenizer, UnknownLetters
+from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.beam import ModifiedBeamSearch
-from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.ctc import CtcGreedySearch
-from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.search import Search
-from kdstream.decoding.stream import StreamingDecoder
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
 from kdstream.export.language_model import LM_FILE
 from kdstream.export.onnx import OnnxFiles
+from kdstream.export.runtimes import (
+    OnnxCtc,
+    OnnxRecognizer,
+    Runtime,
+    SherpaCtc,
+    SherpaOffline,
+    SherpaOfflineCtc,
+    SherpaRecognizer,
+    torch_runtime,
+)
 from kdstream.lm.bigram import FST_FILE
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer
@@ -46,8 +48,6 @@ from kdstream.words import BYTE_PIECE, RATES, WORD_START, as_text, spell, split_
 
 MOST_DIFFERENT = 0.5  # per cent of words: in a beam, rounding decides between paths that are as good
 MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
-
-Runtime = Callable[[Tensor], list[str]]  # samples (S,) at 16 kHz to pieces
 
 
 class Speech(NamedTuple):
@@ -63,159 +63,6 @@ class RuntimeResult(NamedTuple):
     pieces: list[str]
     seconds: float
     difference: int | None
-
-
-@dataclass
-class OnnxStreams:
-    """N streams between two chunks.
-
-    caches: of the encoder, by name.
-    tokens: of each stream so far.
-    predicted: (N, D), the predictor's output after them.
-    """
-
-    caches: dict[str, np.ndarray]
-    tokens: list[list[int]]
-    predicted: np.ndarray
-
-
-def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """All outputs of an exported file, in their order."""
-    return cast(list[np.ndarray], session.run(None, inputs))
-
-
-def load(path: Path) -> onnxruntime.InferenceSession:
-    """An exported file on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-class OnnxEncoder:
-    """The steps of an exported encoder in onnxruntime."""
-
-    def __init__(self, path: Path) -> None:
-        self.encoder = load(path)
-        settings = self.encoder.get_modelmeta().custom_metadata_map
-        self.window, self.shift = int(settings["T"]), int(settings["decode_chunk_len"])
-
-    def windows(self, samples: Tensor) -> Iterator[np.ndarray]:
-        """What the steps hear: (1, window, F) each."""
-        features = compute_fbank(samples).numpy()
-        for start in range(0, len(features) - self.window, self.shift):
-            yield features[None, start : start + self.window]
-
-    def fresh_caches(self, count: int = 1) -> dict[str, np.ndarray]:
-        """The caches of new streams, by name."""
-        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        _, *caches = self.encoder.get_inputs()
-        return {c.name: np.zeros([count if dim == "N" else dim for dim in c.shape], types[c.type]) for c in caches}
-
-    def encode(self, x: np.ndarray, caches: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """x (N, window, F) and the caches to (N, T, D) and the new caches."""
-        encoded, *new = run(self.encoder, {"x": x, **caches})
-        returned = dict(zip(caches, new, strict=False))  # processed_lens is not returned
-        if "processed_lens" not in returned:  # of a Conformer the runtime itself counts, in feature frames
-            returned["processed_lens"] = caches["processed_lens"] + self.shift
-        return encoded, returned
-
-
-class OnnxCtc(OnnxEncoder):
-    """Greedy search over an exported CTC head in onnxruntime.
-
-    Args:
-      pieces: of all tokens, in the order of their ids.
-    """
-
-    def __init__(self, path: Path, pieces: Sequence[str]) -> None:
-        super().__init__(path)
-        self.pieces = pieces
-
-    def __call__(self, samples: Tensor) -> list[str]:
-        caches, best = self.fresh_caches(), [0]
-        for x in self.windows(samples):
-            log_probs, caches = self.encode(x, caches)
-            best += log_probs[0].argmax(axis=1).tolist()
-        return [self.pieces[token] for before, token in pairwise(best) if token not in (0, before)]
-
-
-class OnnxRecognizer(OnnxEncoder):
-    """Greedy search over exported files in onnxruntime: the shortest form of what a runtime does.
-
-    Args:
-      pieces: of all tokens, in the order of their ids.
-    """
-
-    def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
-        super().__init__(files.encoder)
-        self.decoder, self.joiner = load(files.decoder), load(files.joiner)
-        self.pieces = pieces
-        self.unk_id = pieces.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in pieces else 0  # taken for blank, too
-        self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
-
-    def __call__(self, samples: Tensor) -> list[str]:
-        streams = self.open()
-        for x in self.windows(samples):
-            self.step(x, streams)
-        return [self.pieces[token] for token in streams.tokens[0]]
-
-    def open(self, count: int = 1) -> OnnxStreams:
-        """New streams."""
-        tokens: list[list[int]] = [[] for _ in range(count)]
-        return OnnxStreams(self.fresh_caches(count), tokens, self.predict(tokens))
-
-    def step(self, x: np.ndarray, streams: OnnxStreams) -> None:
-        """Decodes the next chunk x (N, window, F) of all streams."""
-        encoded, streams.caches = self.encode(x, streams.caches)
-        for frame in encoded.transpose(1, 0, 2):
-            logits = run(self.joiner, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})[0]
-            best = logits.argmax(axis=1)
-            (spoke,) = ((best != 0) & (best != self.unk_id)).nonzero()
-            if len(spoke):
-                for row in spoke:
-                    streams.tokens[row].append(int(best[row]))
-                streams.predicted[spoke] = self.predict([streams.tokens[row] for row in spoke])
-
-    def predict(self, tokens: Sequence[list[int]]) -> np.ndarray:
-        """(N, D) after the tokens of each stream."""
-        contexts = [([-1] * (self.context_size - 1) + [0, *said])[-self.context_size :] for said in tokens]
-        return run(self.decoder, {"y": np.array(contexts, np.int64)})[0]
-
-
-class SherpaRecognizer:
-    """Search over exported files in sherpa-onnx.
-
-    Args:
-      search: settings of `OnlineRecognizer.from_transducer`; without any it searches greedily.
-    """
-
-    def __init__(self, files: OnnxFiles, tokens: Path, threads: int = 1, **search: Any) -> None:
-        self.recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-            tokens=str(tokens),
-            encoder=str(files.encoder),
-            decoder=str(files.decoder),
-            joiner=str(files.joiner),
-            num_threads=threads,
-            **search,
-        )
-
-    def __call__(self, samples: Tensor) -> list[str]:
-        stream = self.recognizer.create_stream()
-        stream.accept_waveform(SAMPLE_RATE, samples.numpy())
-        stream.input_finished()
-        while self.recognizer.is_ready(stream):
-            self.recognizer.decode_stream(stream)
-        # it writes a space where a word begins
-        return [piece.replace(" ", WORD_START) for piece in self.recognizer.tokens(stream)]
-
-
-class SherpaCtc(SherpaRecognizer):
-    """Greedy search over an exported CTC head in sherpa-onnx."""
-
-    def __init__(self, path: Path, tokens: Path) -> None:
-        self.recognizer = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
-            tokens=str(tokens), model=str(path), num_threads=1
-        )
 
 
 def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
@@ -246,7 +93,10 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
 
 
 def compare_runtimes(
-    runtimes: dict[str, Runtime], speech: dict[str, Speech], chunk: ChunkConfig, normalise: Callable[[str], str] = str
+    runtimes: dict[str, Runtime],
+    speech: dict[str, Speech],
+    chunk: ChunkConfig | None,
+    normalise: Callable[[str], str] = str,
 ) -> dict[str, int]:
     """Prints each runtime's tokens of each utterance, and its compute time per second of speech (real-time factor).
 
@@ -306,9 +156,9 @@ def word_error_rates(transcripts: dict[str, list[scoring.Transcript]]) -> dict[s
     return shown
 
 
-def with_tail(samples: Tensor, chunk: ChunkConfig) -> Tensor:
-    """The samples and the silence that a client sends after them."""
-    return F.pad(samples, (0, chunk.tail * SAMPLE_RATE // FRAMES_PER_SECOND))
+def with_tail(samples: Tensor, chunk: ChunkConfig | None) -> Tensor:
+    """The samples and the silence that a client sends after them; in full context it sends none."""
+    return samples if chunk is None else F.pad(samples, (0, chunk.tail * SAMPLE_RATE // FRAMES_PER_SECOND))
 
 
 def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeResult]:
@@ -325,24 +175,9 @@ def run_all(runtimes: dict[str, Runtime], samples: Tensor) -> dict[str, RuntimeR
     return results
 
 
-def torch_runtime(model: Transducer, chunk: ChunkConfig, pieces: list[str], search: Search | None = None) -> Runtime:
-    """The model itself, chunk by chunk; greedy unless another search is given."""
-    decoder = StreamingDecoder(model, chunk, search or GreedySearch(), 1, chunk_step(model, chunk, "torch"))
-
-    def transcribe(samples: Tensor) -> list[str]:
-        stream = decoder.open()
-        stream.accept_features(compute_fbank(samples)[:-1])  # the last frame is the one that sherpa-onnx waits for
-        while decoder.step():
-            pass
-        stream.closed = True
-        return [pieces[token] for token in stream.result.tokens]
-
-    return transcribe
-
-
 def check_exported(
     model: Transducer,
-    chunk: ChunkConfig,
+    chunk: ChunkConfig | None,
     files: OnnxFiles,
     int8: OnnxFiles,
     tokenizer: Tokenizer,
@@ -351,6 +186,7 @@ def check_exported(
 ) -> None:
     """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch.
 
+    chunk: None for full context.
     ctc: the exported CTC head in float32 and in int8, if there is one.
     """
     torch.set_num_threads(1)
@@ -358,27 +194,28 @@ def check_exported(
     for _, text in speech.values():
         unknown.add(text)
     unknown.warn("--check")
+    sherpa, sherpa_ctc = (SherpaOffline, SherpaOfflineCtc) if chunk is None else (SherpaRecognizer, SherpaCtc)
     tokens, pieces = files.encoder.with_name(TOKENS_FILE), tokenizer.tokens
     exact: dict[str, Runtime] = {
         "torch": torch_runtime(model, chunk, pieces),
         "onnxruntime": OnnxRecognizer(files, pieces),
-        "sherpa-onnx": SherpaRecognizer(files, tokens),
+        "sherpa-onnx": sherpa(files, tokens),
     }
-    compare_exact({**exact, "sherpa-onnx int8": SherpaRecognizer(int8, tokens)}, chunk, tokenizer, speech)
+    compare_exact({**exact, "sherpa-onnx int8": sherpa(int8, tokens)}, chunk, tokenizer, speech)
     if ctc is None:
         return
     print("\nCTC head:")
     heads: dict[str, Runtime] = {
         "torch": torch_runtime(model, chunk, pieces, CtcGreedySearch()),
         "onnxruntime": OnnxCtc(ctc[0], pieces),
-        "sherpa-onnx": SherpaCtc(ctc[0], tokens),
-        "sherpa-onnx int8": SherpaCtc(ctc[1], tokens),
+        "sherpa-onnx": sherpa_ctc(ctc[0], tokens),
+        "sherpa-onnx int8": sherpa_ctc(ctc[1], tokens),
     }
     compare_exact(heads, chunk, tokenizer, speech)
 
 
 def compare_exact(
-    runtimes: dict[str, Runtime], chunk: ChunkConfig, tokenizer: Tokenizer, speech: dict[str, Speech]
+    runtimes: dict[str, Runtime], chunk: ChunkConfig | None, tokenizer: Tokenizer, speech: dict[str, Speech]
 ) -> None:
     """`compare_runtimes`.  Raises UserError where one but the last, which is int8, differs from the first."""
     differing = compare_runtimes(runtimes, speech, chunk, tokenizer.normalise)

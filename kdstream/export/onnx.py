@@ -1,16 +1,19 @@
-"""A streaming transducer as the three ONNX files that sherpa-onnx runs: encoder, decoder (predictor) and joiner.
+"""A transducer as the three ONNX files that sherpa-onnx runs: encoder, decoder (predictor) and joiner.
+
+The encoder is a step of a stream or, in full context, a whole utterance; the other two files are the same.
 
 sherpa-onnx takes inputs and outputs by their order and everything else from metadata; the names are icefall's, whose
 own scripts run these files too.  What differs from one encoder to the next (caches, metadata) stands in
 kdstream/models/onnx_step.py.
 
-Shapes: N streams, C predictor context, D joiner width, V vocabulary.
+Shapes: N streams or utterances, T frames, C predictor context, D joiner width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +28,12 @@ from kdstream.errors import UserError, option
 from kdstream.files import replacing
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.onnx_step import EncoderStep
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Joiner, Transducer
 
 OPSET = 13
 FRONTEND_CHANNELS = 128  # sherpa-onnx has no metadata for them
+TRACED_FRAMES = 200  # of an utterance: any number
 TRACED_STREAMS = 2  # with one, the tracer could not tell the dimension of streams from others of size 1
 
 
@@ -77,16 +81,39 @@ class JoinerStep(nn.Module):
         return self.joiner(encoder_out, decoder_out, project_input=False)
 
 
-def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -> OnnxFiles:
+class WholeEncoder(nn.Module):
+    """An encoder in full context, with a head: at first the projection that the joiner starts with.
+
+    Each utterance is followed by silence, as in our decoding, so that its words do not depend on its batch.  The
+    exception is a streaming Zipformer: its one chunk ends where the longest utterance of the batch ends.
+    """
+
+    has_ctc = True
+
+    def __init__(self, model: Transducer, model_type: str) -> None:
+        super().__init__()
+        self.model, self.model_type = model, model_type
+        self.head: nn.Module = model.joiner.encoder_proj
+
+    def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, T, F) of lengths (N,) to (N, T', D) in output frames of 40 ms, and lengths (N,)."""
+        out, out_lens, _ = self.model.encode(*pad_to_whole_chunks(x, x_lens, self.model.max_downsampling))
+        return self.head(out), out_lens
+
+
+def export_onnx(model: Transducer, chunk: ChunkConfig | None, folder: Path, name: str) -> OnnxFiles:
     """Writes {encoder,decoder,joiner}-NAME-chunk-C-left-L.onnx into `folder`; -right-R follows where there is any.
+
+    In full context these are {encoder,decoder,joiner}-NAME-offline.onnx.
 
     Args:
       model: in eval mode, on the CPU.
+      chunk: None for full context.
       name: of the weights, e.g. epoch-30-avg-9.
     Raises:
       UserError: a chunk that does not fit the encoder, or a model that sherpa-onnx cannot run.
     """
-    config, encoder = model.config, encoder_step(model, chunk)
+    config, encoder = model.config, encoder_of(model, chunk)
     files = OnnxFiles(*(folder / f"{part}-{name}-{_of_chunk(chunk)}.onnx" for part in OnnxFiles._fields))
     folder.mkdir(parents=True, exist_ok=True)
     _export_encoder(files.encoder, encoder, "encoder_out")
@@ -109,13 +136,15 @@ def export_onnx(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) 
     return files
 
 
-def export_ctc(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -> Path | None:
+def export_ctc(model: Transducer, chunk: ChunkConfig | None, folder: Path, name: str) -> Path | None:
     """Writes ctc-NAME-chunk-C-left-L.onnx, encoder and CTC head, for sherpa-onnx's from_zipformer2_ctc.
+
+    In full context this is ctc-NAME-offline.onnx, for from_zipformer_ctc.
 
     Arguments and errors are those of `export_onnx`.  None where the model has no CTC head, or sherpa-onnx does not run
     one with its encoder.
     """
-    encoder = encoder_step(model, chunk)
+    encoder = encoder_of(model, chunk)
     if not (model.config.use_ctc and encoder.has_ctc):
         return None
     encoder.head = CtcHead(model)
@@ -124,10 +153,10 @@ def export_ctc(model: Transducer, chunk: ChunkConfig, folder: Path, name: str) -
     return path
 
 
-def encoder_step(model: Transducer, chunk: ChunkConfig) -> EncoderStep:
-    """The step of the model's encoder.  Raises UserError as `export_onnx`."""
+def encoder_of(model: Transducer, chunk: ChunkConfig | None) -> EncoderStep | WholeEncoder:
+    """The model's encoder as sherpa-onnx runs it.  Raises UserError as `export_onnx`."""
     config = model.config
-    if config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
+    if chunk is not None and config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
         raise UserError(
             f"the last of them must be {FRONTEND_CHANNELS} for sherpa-onnx, and the blank 0",
             flag=option("frontend_channels", flag_value(config.frontend_channels)),
@@ -136,15 +165,20 @@ def encoder_step(model: Transducer, chunk: ChunkConfig) -> EncoderStep:
     step = ENCODERS.find(config.encoder).step
     if step is None:
         raise UserError("sherpa-onnx cannot run it", flag=option("encoder", config.encoder), fix="train another one")
-    return step(model, chunk)
+    return WholeEncoder(model, step.model_type) if chunk is None else step(model, chunk)
 
 
-def _of_chunk(chunk: ChunkConfig) -> str:
+def _of_chunk(chunk: ChunkConfig | None) -> str:
+    if chunk is None:
+        return "offline"
     return f"chunk-{chunk.chunk}-left-{chunk.left}" + (f"-right-{chunk.right}" if chunk.right else "")
 
 
-def _export_encoder(path: Path, encoder: EncoderStep, output: str) -> None:
-    """Writes a step; `output` is the name of what its head makes."""
+def _export_encoder(path: Path, encoder: EncoderStep | WholeEncoder, output: str) -> None:
+    """Writes an encoder; `output` is the name of what its head makes."""
+    if isinstance(encoder, WholeEncoder):
+        _export_whole(path, encoder, output)
+        return
     chunk, caches = encoder.chunk, encoder.caches()
     fresh = encoder.fresh_caches(TRACED_STREAMS)
     features = torch.zeros(TRACED_STREAMS, chunk.input_frames, encoder.model.config.feature_dim)
@@ -164,14 +198,35 @@ def _export_encoder(path: Path, encoder: EncoderStep, output: str) -> None:
     )
 
 
+def _export_whole(path: Path, encoder: WholeEncoder, output: str) -> None:
+    frames = {0: "N", 1: "T"}
+    features = torch.zeros(TRACED_STREAMS, TRACED_FRAMES, encoder.model.config.feature_dim)
+    lens = "log_probs_len" if output == "log_probs" else f"{output}_lens"  # as icefall calls them
+    write_onnx(
+        path,
+        encoder,
+        {"x": features, "x_lens": torch.tensor([TRACED_FRAMES, TRACED_FRAMES // 2])},
+        {"x": frames, "x_lens": 0, output: frames, lens: 0},
+        {
+            "model_type": f"{encoder.model_type}{'_ctc' * (output == 'log_probs')}",
+            "version": 1,
+            "model_author": "kdstream",
+            "comment": f"non-streaming {encoder.model_type}",
+        },
+    )
+
+
 def write_onnx(
     path: Path,
     module: nn.Module,
     inputs: dict[str, Tensor],
-    stream_dims: dict[str, int],
+    varying: Mapping[str, int | dict[int, str]],
     metadata: dict[str, Any],
 ) -> None:
-    """Traces `module` on `inputs`; `stream_dims` says of each of them, and of each output, which dimension is N."""
+    """Traces `module` on `inputs`.
+
+    varying: of each of them, and of each output, which dimension is N, or the names of all dimensions that vary.
+    """
     with replacing(path) as temporary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of every number that becomes a constant: all but N should
@@ -180,8 +235,8 @@ def write_onnx(
                 tuple(inputs.values()),
                 str(temporary),
                 input_names=list(inputs),
-                output_names=[name for name in stream_dims if name not in inputs],
-                dynamic_axes={name: {dim: "N"} for name, dim in stream_dims.items()},
+                output_names=[name for name in varying if name not in inputs],
+                dynamic_axes={name: {dims: "N"} if isinstance(dims, int) else dims for name, dims in varying.items()},
                 opset_version=OPSET,
                 dynamo=False,  # the newer exporter does not take dynamic axes of a variable number of inputs
             )

@@ -57,15 +57,14 @@ def by_key(by_offset: Tensor, keys: int) -> Tensor:
 
 def _by_key_without_strides(by_offset: Tensor, offsets: int | None) -> Tensor:
     """The same by reshaping, as ONNX knows no strides; its gradient would cost more."""
-    heads, queries = int(by_offset.size(1)), int(by_offset.size(2))
     if offsets is None:
-        offsets = int(by_offset.size(3))
+        queries, offsets = map(int, by_offset.shape[2:])
     else:  # torch has lost by now that they vary
         queries = (offsets + 1) // 2
     if queries == 1:
         return by_offset
     rows = by_offset.flatten(2)[:, :, queries - 1 : queries * offsets - 1]
-    return rows.reshape(-1, heads, queries, offsets - 1)[..., : offsets - queries + 1]
+    return rows.reshape(-1, int(by_offset.size(1)), queries, offsets - 1)[..., : offsets - queries + 1]
 
 
 class _AddInBlocks(torch.autograd.Function):

@@ -91,7 +91,9 @@ def _tail(encoder: Path) -> int:
         session = onnxruntime.InferenceSession(str(encoder), options, providers=["CPUExecutionProvider"])
         return tail_frames(int(session.get_modelmeta().custom_metadata_map["T"]))
     except KeyError as error:
-        raise UserError(f"{encoder}: not the encoder of a streaming model", fix="export one with export.py") from error
+        problem = f"{encoder}: no encoder of a streaming model, or an encoder of whole utterances, which cannot stream"
+        fix = "export a streaming one with export.py, or give this one to sherpa-onnx's OfflineRecognizer"
+        raise UserError(problem, fix=fix) from error
     except Exception as error:  # onnxruntime's own errors have no common class
         raise UserError(f"{encoder}: {error}", fix="export it anew with export.py") from error
 

@@ -24,16 +24,9 @@ from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
-from kdstream.export.check import (
-    OnnxRecognizer,
-    SherpaRecognizer,
-    compare_runtimes,
-    read_speech,
-    run_all,
-    torch_runtime,
-    with_tail,
-)
+from kdstream.export.check import compare_runtimes, read_speech, run_all, with_tail
 from kdstream.export.onnx import OnnxFiles, export_onnx
+from kdstream.export.runtimes import OnnxRecognizer, SherpaRecognizer, torch_runtime
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens

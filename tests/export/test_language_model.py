@@ -12,8 +12,8 @@ import torch
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.export.check import run
 from kdstream.export.language_model import LM_FILE, export_lm
+from kdstream.export.runtimes import run
 from kdstream.lm.bigram import BIGRAM_FILE, FST_FILE
 from support.decoding import make_experiment, run_script, write_noise
 from support.lm import random_bigram, tiny_lm
