@@ -69,7 +69,7 @@ class Segmenter:
     Args:
       spell: the letters of tokens, see `words.spell`.
 
-    segments: the finished ones.
+    segments: the finished ones, or what `take` has left of them.
     """
 
     def __init__(self, rules: EndpointConfig, spell: Callable[[Sequence[Any]], list[Letter]]) -> None:
@@ -77,9 +77,15 @@ class Segmenter:
         self._rules, self._spell = rules, spell
         self._begin = 0  # output frame where the growing segment begins
         self._held = NOTHING
-        self._text = ""  # of the finished segments
-        self._blank = False  # a blank ends these
+        self._blank = False  # a blank ends the finished segments
         self._log_prob, self._count = 0.0, 0  # of their tokens
+        self._first = 0  # the number of segments[0]
+        self._taken: Segment | None = None  # segments[0], as it was last taken
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it may end a segment before the stream ends."""
+        return self._rules.enable_endpoint
 
     def ends(self, now: int, last: int) -> bool:
         """Whether the growing segment ends here.
@@ -88,7 +94,7 @@ class Segmenter:
           now: output frames that the stream has decoded.
           last: the output frame of the last token since the last endpoint; -1 where there is none.
         """
-        if not self._rules.enable_endpoint:
+        if not self.cuts:
             return False
         silence = self._silence(now, last)
         if not self._rules.is_endpoint((now - self._begin) * OUTPUT_FRAME_SECONDS, silence * OUTPUT_FRAME_SECONDS):
@@ -122,7 +128,18 @@ class Segmenter:
         """All text so far; `tokens` as in `finish`."""
         letters = self._spell([*self._held.tokens, *tokens.tokens])
         begin = self._completing(letters)
-        return join(self._text + as_text(letters[:begin]), as_text(letters[begin:]))
+        return join(self._text() + as_text(letters[:begin]), as_text(letters[begin:]))
+
+    def take(self) -> dict[int, Segment]:
+        """The segments, by their numbers from 0 on, that were finished or completed since the last call.
+
+        All but the last are kept no longer: they cannot change any more.
+        """
+        changed = {n: s for n, s in enumerate(self.segments, self._first) if n > self._first or s is not self._taken}
+        self._first += max(0, len(self.segments) - 1)
+        del self.segments[:-1]
+        self._taken = self.segments[-1] if self.segments else None
+        return changed
 
     def end(self, audio: str, seconds: float, tokens: Tokens) -> Transcription:
         """Finishes the last segment at the end of the stream; `tokens` as in `finish`."""
@@ -130,7 +147,10 @@ class Segmenter:
         self._held = NOTHING
         words = [word for segment in self.segments for word in segment.words]
         confidence = mean_probability([self._log_prob / self._count] if self._count else [])
-        return Transcription(audio, seconds, self._text, words, confidence, self.segments)
+        return Transcription(audio, seconds, self._text(), words, confidence, self.segments)
+
+    def _text(self) -> str:
+        return join(*(segment.text for segment in self.segments))
 
     def _silence(self, now: int, last: int) -> int:
         """Output frames since the last token of the growing segment, or since its start."""
@@ -139,7 +159,7 @@ class Segmenter:
 
     def _completing(self, letters: Sequence[Letter]) -> int:
         """How many of the first letters belong to the last word of the last segment."""
-        if not self._text or self._blank or UNSPACED.match(self._text[-1]):
+        if not self.segments or self._blank or UNSPACED.match(self.segments[-1].text[-1]):
             return 0
         ends = (n for n, letter in enumerate(letters) if letter.character == " " or UNSPACED.match(letter.character))
         return next(ends, len(letters))
@@ -154,11 +174,9 @@ class Segmenter:
             last = self.segments[-1]
             word = Word(last.words[-1].text + rest, last.words[-1].start, end)
             self.segments[-1] = Segment(last.text + rest, [*last.words[:-1], word], last.confidence)
-            self._text += rest
             letters = letters[begin:]
         words = group_words(letters, tokens.frames)
         if words:
             self.segments.append(Segment(as_text(letters), words, mean_probability(tokens.log_probs)))
-            self._text = join(self._text, self.segments[-1].text)
         self._log_prob += sum(tokens.log_probs)
         self._count += len(tokens.log_probs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +20,7 @@ class Hotword(NamedTuple):
 
 
 def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str]) -> list[Hotword]:
-    """The hotwords of a file: one phrase a line, and perhaps its own score, e.g. `NEW YORK :2.5`.
-
-    A phrase takes the case that the model knows: it is tried as it stands, in upper case and in lower case.
-
-    Args:
-      score: of phrases without one.
-      unknown_letters: the letters of a text that the model's tokens do not spell.
-    Raises:
-      UserError: no such file, no phrase in it, a score that is no number, or a phrase that no path could ever say.
-    """
+    """The hotwords of a file, as `parse_hotwords` reads them.  Raises UserError also where there is no such file."""
     try:
         lines = path.read_text(encoding="utf8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -37,6 +28,24 @@ def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str
         raise UserError(
             f"{path}: {problem}", flag="--hotwords-file", fix="give a text file, one phrase a line"
         ) from error
+    return parse_hotwords(lines, str(path), score, unknown_letters, "--hotwords-file")
+
+
+def parse_hotwords(
+    lines: Sequence[str], source: str, score: float, unknown_letters: Callable[[str], str], flag: str = ""
+) -> list[Hotword]:
+    """Hotwords: one phrase a line, and perhaps its own score, e.g. `NEW YORK :2.5`.
+
+    A phrase takes the case that the model knows: it is tried as it stands, in upper case and in lower case.
+
+    Args:
+      source: where the lines are from, for messages.
+      score: of phrases without one.
+      unknown_letters: the letters of a text that the model's tokens do not spell.
+      flag: that names the source.
+    Raises:
+      UserError: no phrase, a score that is no number, or a phrase that no path could ever say.
+    """
     hotwords, faults = [], []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -57,8 +66,8 @@ def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str
             faults.append(f"line {number}, {own!r}: not a score such as :2.5")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        problem = f"{path}: {'; '.join(faults[:SHOWN])}{more}"
-        raise UserError(problem, flag="--hotwords-file", fix="correct these lines or take them out")
+        problem = f"{source}: {'; '.join(faults[:SHOWN])}{more}"
+        raise UserError(problem, flag=flag, fix="correct these lines or take them out")
     if not hotwords:
-        raise UserError(f"{path}: holds no phrase", flag="--hotwords-file", fix="write one phrase a line")
+        raise UserError(f"{source}: holds no phrase", flag=flag, fix="write one phrase a line")
     return hotwords

@@ -25,6 +25,10 @@ class Word(NamedTuple):
     end: float
 
 
+def words_to_json(words: Sequence[Word]) -> list[dict[str, Any]]:
+    return [{"word": word.text, "start": word.start, "end": word.end} for word in words]
+
+
 class Segment(NamedTuple):
     """What was said between two pauses: at least one word.
 
@@ -44,6 +48,9 @@ class Segment(NamedTuple):
     def end(self) -> float:
         """Of the last word, in seconds from the start of the audio."""
         return self.words[-1].end
+
+    def to_json(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, "text": self.text, "words": words_to_json(self.words)}
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,12 @@ class Transcription:
     segments: list[Segment] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        words = [{"word": word.text, "start": word.start, "end": word.end} for word in self.words]
         segments = [{"start": each.start, "end": each.end, "text": each.text} for each in self.segments]
         return {
             "audio": self.audio,
             "seconds": round(self.seconds, 2),
             "text": self.text,
-            "words": words,
+            "words": words_to_json(self.words),
             "confidence": self.confidence,
             "segments": segments,
         }
@@ -96,7 +102,11 @@ def mean_probability(log_probs: Sequence[float]) -> float | None:
     return math.exp(sum(log_probs) / len(log_probs)) if log_probs else None
 
 
-def join(text: str, more: str) -> str:
-    """Two texts as one, with a blank between them where their script has blanks."""
-    together = not text or not more or (UNSPACED.match(text[-1]) and UNSPACED.match(more[0]))
-    return text + more if together else f"{text} {more}"
+def join(*texts: str) -> str:
+    """Texts as one, with blanks between them where their script has blanks."""
+    parts: list[str] = []
+    for text in filter(None, texts):
+        if parts and not (UNSPACED.match(parts[-1][-1]) and UNSPACED.match(text[0])):
+            parts.append(" ")
+        parts.append(text)
+    return "".join(parts)

@@ -107,3 +107,13 @@ def test_partial_text_holds_the_word_that_was_held_back():
     rest = Tokens(["D"], [26], [-0.1])
     assert (segmenter.growing(rest), segmenter.text(rest)) == ("BED", "A BED")
     assert not segmenter.ends(27, 26) and segmenter.ends(27 + 30, 26)
+
+
+def test_segments_are_taken_once_and_the_last_again_where_its_word_is_completed():
+    segmenter = Segmenter(EndpointConfig(), spell)
+    taken = []
+    for now, tokens in ((50, (["▁A"], [10])), (100, (["▁SE"], [60])), (150, (["TS", "▁B"], [101, 110]))):
+        segmenter.finish(now, Tokens(*tokens, [-0.1] * len(tokens[0])))
+        taken.append({n: segment.text for n, segment in segmenter.take().items()})
+    assert taken == [{0: "A"}, {1: "SE"}, {1: "SETS", 2: "B"}]
+    assert segmenter.take() == {} and len(segmenter.segments) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdstream.config.flags import Section, flag, flags_of
 from kdstream.config.registry import ListsOf, Registry
+from kdstream.errors import UserError, option
 from kdstream.words import SCORE_BY
 
 TEACHER_HEARS = ("clean", "augmented")
@@ -458,3 +460,13 @@ class DecodeConfig(Section):
     )
     system: str = flag("", "Name of the system in result tables (empty: that of the experiment directory).")
     results_json: str = flag("", "File to add the result records to (empty: EXP_DIR/results.json).")
+
+    def check_used(self, own: Collection[str]) -> None:
+        """Raises UserError for hotwords or a language model that a search with the settings `own` would not look at."""
+        for name, what in (("hotwords_file", "hotwords"), ("lm_exp_dir", "language model"), ("nbest", "n-best list")):
+            if getattr(self, name) and name not in own:
+                raise UserError(
+                    f"{self.decoding_method} takes no {what}",
+                    flag=option(name, getattr(self, name)),
+                    fix="use --decoding-method modified_beam_search",
+                )

@@ -104,9 +104,6 @@ class ModifiedBeamSearch(Search[PathState]):
         assert biased == bool(self.scorers), "fit the search to the model's tokens with for_tokens"
         return replace(start_paths(model, num_streams, self.beam_size, self.scorers), nbest=self.nbest)
 
-    def restart(self, model: Transducer, state: PathState) -> PathState:
-        return state.restarted(super().restart(model, state))
-
     @torch.no_grad()
     def advance(self, model: Transducer, encoder_out: Tensor, encoder_out_lens: Tensor, state: PathState) -> PathState:
         blank = model.config.blank_id

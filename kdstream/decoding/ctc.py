@@ -16,7 +16,7 @@ from torch import Tensor
 from kdstream.config.sections import DecodeConfig
 from kdstream.decoding.paths import (
     NO_TOKENS,
-    Segment,
+    History,
     add_lens,
     extend_histories,
     result_of,
@@ -36,7 +36,7 @@ class CtcState:
     by_blank, by_token: (N, B) float32, log probability of all alignments of the prefix that end with blank, and of all
       that end with its last token (greedy: of the one alignment, in by_blank).
     key: (N, B) int64, a hash of the prefix: equal keys are equal prefixes.
-    histories: N lists of B segments.
+    histories: N lists of B, one of each prefix.
     frames: output frames that each stream has consumed.
     """
 
@@ -44,7 +44,7 @@ class CtcState:
     by_blank: Tensor
     by_token: Tensor
     key: Tensor
-    histories: list[list[Segment]]
+    histories: list[list[History]]
     frames: list[int]
 
     @classmethod
@@ -74,7 +74,7 @@ class CtcState:
         """The output frame of the last token of each stream's most probable prefix; -1 where it has none."""
         return [prefix.timestamps[-1] if prefix.timestamps else -1 for prefix, _ in self._best()]
 
-    def _best(self) -> list[tuple[Segment, float]]:
+    def _best(self) -> list[tuple[History, float]]:
         log_prob, best = torch.logaddexp(self.by_blank, self.by_token).max(dim=1)
         chosen = zip(self.histories, best.tolist(), log_prob.tolist(), strict=True)
         return [(prefixes[b], total) for prefixes, b, total in chosen]

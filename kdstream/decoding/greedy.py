@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdstream.config.sections import DecodeConfig
-from kdstream.decoding.paths import PathState, Segment, add_lens, start_paths
+from kdstream.decoding.paths import History, PathState, add_lens, start_paths
 from kdstream.decoding.search import Search, joiner_log_probs, predict
 from kdstream.models.transducer import Transducer
 
@@ -64,12 +64,12 @@ class Walk:
                 return True
         return False
 
-    def after(self, path: Segment, frames: int) -> Segment:
+    def after(self, path: History, frames: int) -> History:
         """`path`, which ends after `frames` frames, with what has been said since."""
         if not self.tokens:
             return path
         times = [frames + t for t in self.timestamps]
-        return Segment(self.tokens, times, self.log_probs, path, path.length + len(self.tokens))
+        return History(self.tokens, times, self.log_probs, path, path.length + len(self.tokens))
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,6 @@ class GreedySearch(Search[PathState]):
 
     def start(self, model: Transducer, num_streams: int) -> PathState:
         return start_paths(model, num_streams, num_paths=1)
-
-    def restart(self, model: Transducer, state: PathState) -> PathState:
-        return state.restarted(super().restart(model, state))
 
     @torch.no_grad()
     def advance(self, model: Transducer, encoder_out: Tensor, encoder_out_lens: Tensor, state: PathState) -> PathState:

@@ -21,21 +21,21 @@ from kdstream.decoding.search import Result, Scorer, predict
 from kdstream.models.transducer import Transducer
 
 
-class Segment(NamedTuple):
+class History(NamedTuple):
     """Tokens that one call appended to a path, and the path before them; `length` tokens in all.
 
-    Paths that share a past share its segments, so that no call copies what was said before it.
+    Paths that share a past share its objects, so that no call copies what was said before it.
     """
 
     tokens: list[int]
     timestamps: list[int]
     log_probs: list[float]
-    previous: Segment | None
+    previous: History | None
     length: int
 
 
 HASH_MULTIPLIER = 0x5851F42D4C957F2D  # odd, so that multiplication modulo 2^64 loses nothing
-NO_TOKENS = Segment([], [], [], None, 0)
+NO_TOKENS = History([], [], [], None, 0)
 
 
 @dataclass
@@ -48,7 +48,7 @@ class PathState:
     key: (N, B) int64, a hash of the path's tokens: equal keys are equal paths (one path: unused).
     scored: for each scorer of the search, its tensors (N, B, ...).
     owed: (N, B) float32, what of log_prob scorers take back where the path ends here.
-    histories: N lists of B segments.
+    histories: N lists of B, one of each path.
     frames: output frames that each stream has consumed.
     nbest: paths of each stream that results list.
     """
@@ -59,7 +59,7 @@ class PathState:
     key: Tensor
     scored: list[tuple[Tensor, ...]]
     owed: Tensor
-    histories: list[list[Segment]]
+    histories: list[list[History]]
     frames: list[int]
     nbest: int = 0
 
@@ -111,12 +111,6 @@ class PathState:
         """The output frame of the last token of each stream's best path; -1 where it has none."""
         last = (paths[ranked[0][0]].timestamps for paths, ranked in zip(self.histories, self._ranked(), strict=True))
         return [times[-1] if times else -1 for times in last]
-
-    def restarted(self, fresh: PathState) -> PathState:
-        """`fresh`, the state of one stream that has heard nothing, where the predictor sees the best path's tokens."""
-        ((best, _), *_) = self._ranked()[0]
-        context, predicted = (x[:, best : best + 1].expand_as(x).clone() for x in (self.context, self.predicted))
-        return replace(fresh, context=context, predicted=predicted)
 
     def _ranked(self) -> list[list[tuple[int, float]]]:
         """The paths of each stream and their log probabilities, the best ones first."""
@@ -181,13 +175,13 @@ def trace_back(steps: list[tuple[Tensor, Tensor, Tensor]], itself: Tensor) -> tu
 class Told(Protocol):
     """A state that keeps what its paths have said; see `PathState`."""
 
-    histories: list[list[Segment]]
+    histories: list[list[History]]
     frames: list[int]
 
 
 def extend_histories(
     state: Told, origin: Tensor, frames: Sequence[int], tokens: Tensor, log_probs: Tensor, blank: int
-) -> list[list[Segment]]:
+) -> list[list[History]]:
     """Histories after `tokens` (K, N, B), taken at `frames` (K) of this call, on top of the paths `origin` (N, B)."""
     histories = [[paths[b] for b in row] for paths, row in zip(state.histories, origin.tolist(), strict=True)]
     tokens, log_probs = tokens.permute(1, 2, 0), log_probs.permute(1, 2, 0)  # (N, B, K)
@@ -198,7 +192,7 @@ def extend_histories(
         times = [state.frames[n] + frames[k] for (_, _, k), _, _ in said]
         before = histories[n][b]
         length = before.length + len(said)
-        histories[n][b] = Segment([token for _, token, _ in said], times, [score for *_, score in said], before, length)
+        histories[n][b] = History([token for _, token, _ in said], times, [score for *_, score in said], before, length)
     return histories
 
 
@@ -207,17 +201,17 @@ def add_lens(frames: list[int], encoder_out_lens: Tensor) -> list[int]:
     return [before + more for before, more in zip(frames, encoder_out_lens.tolist(), strict=True)]
 
 
-def result_of(path: Segment, log_prob: float) -> Result:
+def result_of(path: History, log_prob: float) -> Result:
     """All tokens of a path, first to last."""
-    segments: list[Segment] = []
-    segment: Segment | None = path
-    while segment is not None:
-        segments.append(segment)
-        segment = segment.previous
-    segments.reverse()
+    parts: list[History] = []
+    part: History | None = path
+    while part is not None:
+        parts.append(part)
+        part = part.previous
+    parts.reverse()
     return Result(
-        [token for s in segments for token in s.tokens],
-        [time for s in segments for time in s.timestamps],
+        [token for part in parts for token in part.tokens],
+        [time for part in parts for time in part.timestamps],
         log_prob,
-        [own for s in segments for own in s.log_probs],
+        [own for part in parts for own in part.log_probs],
     )

@@ -165,9 +165,9 @@ class Search(ABC, Generic[AnyState]):
         """
 
     def restart(self, model: Transducer, state: AnyState) -> AnyState:
-        """The state of one stream after an endpoint: it says nothing yet, and its frames count on.
+        """The state of one stream after an endpoint: it begins anew, and its frames count on.
 
-        A search with a predictor lets it see the last tokens, as sherpa-onnx does.
+        The predictor has learned how utterances begin, and after the end of one says little.
         """
         fresh = self.start(model, 1)
         fresh.frames = state.frames

@@ -63,13 +63,7 @@ def choose_search(decode: DecodeConfig) -> Search:
     hotwords or a language model that the search would not look at.
     """
     search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
-    for name, what in (("hotwords_file", "hotwords"), ("lm_exp_dir", "language model"), ("nbest", "n-best list")):
-        if getattr(decode, name) and name not in own:
-            raise UserError(
-                f"{decode.decoding_method} takes no {what}",
-                flag=option(name, getattr(decode, name)),
-                fix="use --decoding-method modified_beam_search",
-            )
+    decode.check_used(own)
     return search(**{name: getattr(decode, name) for name in own})
 
 

@@ -197,7 +197,7 @@ class StreamingDecoder:
         searched = self.search.advance(self.model, encoder_out, lens, _search_state(streams))
         for row, stream in enumerate(streams):
             stream.searched, stream.row = searched, row
-        if self._new_segmenter is not None:
+        if any(stream.segmenter is not None and stream.segmenter.cuts for stream in streams):
             self._finish_segments(streams, searched)
         return streams
 

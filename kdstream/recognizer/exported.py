@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sherpa_onnx
 
 from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
-from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
+from kdstream.endpoints import EndpointConfig
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.serving.engine import ExportedModel, load_recognizer, settings_of, text_heard
-from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
-from kdstream.words import spell
+from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, settings_of
+from kdstream.transcription import Segment, Transcription
 
 
 class ExportedRecognizer(Recognizer):
@@ -22,18 +20,20 @@ class ExportedRecognizer(Recognizer):
 
     Args:
       num_threads: of onnxruntime.
+      endpoints: where text is cut into segments.
       method, settings: a search of sherpa-onnx, and settings of it.
     Raises:
       UserError: another search or setting.
     """
 
-    def __init__(self, model: ExportedModel, num_threads: int, method: str, **settings: Any) -> None:
+    def __init__(
+        self, model: ExportedModel, num_threads: int, endpoints: EndpointConfig, method: str, **settings: Any
+    ) -> None:
         check_settings(method, settings, settings_of(method))
-        self._model = model
-        self._runtime = load_recognizer(model, num_threads, method, **settings)
+        self._runtime = Runtime(model, num_threads, endpoints, method, **settings)
 
     def stream(self) -> Stream:
-        return ExportedStream(self._model, self._runtime)
+        return ExportedStream(self._runtime)
 
     def _transcribe_file(self, path: Path) -> Transcription:
         sound = read_sound(path)
@@ -43,7 +43,7 @@ class ExportedRecognizer(Recognizer):
         return self._decode(samples, sample_rate, "")
 
     def _decode(self, samples: np.ndarray, sample_rate: int, audio: str) -> Transcription:
-        stream = ExportedStream(self._model, self._runtime, audio)
+        stream = ExportedStream(self._runtime, audio)
         stream._accept(samples, sample_rate)
         return stream._finish(len(samples) / sample_rate)
 
@@ -51,34 +51,30 @@ class ExportedRecognizer(Recognizer):
 class ExportedStream(Stream):
     """A stream of an ExportedRecognizer."""
 
-    def __init__(self, model: ExportedModel, runtime: sherpa_onnx.OnlineRecognizer, audio: str = "") -> None:
+    def __init__(self, runtime: Runtime, audio: str = "") -> None:
         super().__init__()
-        self._model, self._runtime, self._audio = model, runtime, audio
-        self._stream = runtime.create_stream()
+        self._model, self._audio = runtime.model, audio
+        self._stream = SegmentedStream(runtime)
 
     @property
     def _text(self) -> str:
-        return text_heard(self._runtime, self._stream)
+        return self._stream.text
 
     @property
     def _growing(self) -> str:
-        return self._text
+        return self._stream.growing
 
     @property
     def _segments(self) -> list[Segment]:
-        return []
+        return self._stream.segments
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         self._sample_rate = sample_rate
-        self._stream.accept_waveform(sample_rate, samples)
-        while self._runtime.is_ready(self._stream):
-            self._runtime.decode_stream(self._stream)
+        self._stream.accept(samples, sample_rate)
+        self._stream.decode()
 
     def _finish(self, seconds: float) -> Transcription:
-        self._accept(self._model.silence(self._sample_rate), self._sample_rate)
-        self._stream.input_finished()
-        while self._runtime.is_ready(self._stream):
-            self._runtime.decode_stream(self._stream)
-        frames = [round(seconds / OUTPUT_FRAME_SECONDS) for seconds in self._runtime.timestamps(self._stream)]
-        tokens = Tokens(self._runtime.tokens(self._stream), frames, self._runtime.ys_probs(self._stream))
-        return Segmenter(EndpointConfig(enable_endpoint=False), spell).end(self._audio, seconds, tokens)
+        self._stream.accept(self._model.silence(self._sample_rate), self._sample_rate)
+        self._stream.finish()
+        self._stream.decode()
+        return self._stream.end(self._audio, seconds)

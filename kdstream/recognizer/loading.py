@@ -56,14 +56,14 @@ def load(
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
       num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
       runtime: "torch" or "sherpa-onnx" ("": as `path` says).
-      endpoints: where text is cut into segments; None: by sherpa-onnx's rules (torch only; an export's text is one).
+      endpoints: where text is cut into segments; None: by the defaults of EndpointConfig.
       search_settings: of the search, by the names of their flags, e.g. beam_size=8 of modified_beam_search.
     Returns:
       A recogniser; its transcribe and stream have the rest.
     Raises:
       UserError: no such model, several exports that fit, a setting that the runtime lacks, or a missing package.
     """
-    place = Path(path)
+    place, endpoints = Path(path), endpoints or EndpointConfig()
     decode = DecodeConfig(
         exp_dir=str(place), epoch=epoch, iter=iter, avg=avg, use_averaged_model=use_averaged_model,
         checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
@@ -71,11 +71,10 @@ def load(
     )  # fmt: skip
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
-        return load_trained(decode, search_settings, endpoints or EndpointConfig())
+        return load_trained(decode, search_settings, endpoints)
     of_torch = {"use_averaged_model": not use_averaged_model, "checkpoint": bool(checkpoint), "device": bool(device)}
-    of_torch |= {"engine": engine != "auto", "endpoints": endpoints is not None}
-    refuse_settings("sherpa-onnx", **of_torch)
-    return load_exported(place, decode, search_settings, int8, num_threads)
+    refuse_settings("sherpa-onnx", **of_torch, engine=engine != "auto")
+    return load_exported(place, decode, search_settings, endpoints, int8, num_threads)
 
 
 def load_trained(decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> Recognizer:
@@ -86,14 +85,21 @@ def load_trained(decode: DecodeConfig, search_settings: dict[str, Any], endpoint
 
 
 def load_exported(
-    place: Path, decode: DecodeConfig, search_settings: dict[str, Any], int8: bool | None, num_threads: int
+    place: Path,
+    decode: DecodeConfig,
+    search_settings: dict[str, Any],
+    endpoints: EndpointConfig,
+    int8: bool | None,
+    num_threads: int,
 ) -> Recognizer:
     encoder = place if place.is_file() else find_encoder(place, decode, int8)
     with packages_of("serve", "an exported model"):
         from kdstream.recognizer.exported import ExportedRecognizer
-        from kdstream.serving.engine import find_model
+        from kdstream.serving.runtime import find_model
 
-        return ExportedRecognizer(find_model(encoder), num_threads, decode.decoding_method, **search_settings)
+        return ExportedRecognizer(
+            find_model(encoder), num_threads, endpoints, decode.decoding_method, **search_settings
+        )
 
 
 def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:

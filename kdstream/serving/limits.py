@@ -16,7 +16,7 @@ class Limits(Section):
 
     max_clients: int = flag(64, "Clients that are heard at once; more are turned away.")
     max_message_bytes: int = flag(1 << 20, "Bytes that a message may have; a client that sends more is let go.")
-    max_seconds: float = flag(600.0, "Seconds of audio of a client.")
+    resume_seconds: float = flag(60.0, "Seconds for which a client that lost its connection may come back.")
     idle_seconds: float = flag(30.0, "Seconds for which a client may send nothing.")
     send_seconds: float = flag(10.0, "Seconds for which a client may read nothing while there is text for it.")
 

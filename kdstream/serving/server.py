@@ -1,13 +1,10 @@
-"""The page, and the websocket that it speaks to.
+"""The page, the websocket that it speaks to (protocol.py has the messages), and what operators ask for.
 
-A client opens /stream and sends {"type": "start", "sample_rate": 48000, "format": "f32le"} (or "s16le"), then binary
-messages of mono samples, then {"type": "end"}.  It is sent {"type": "partial", "text": ...} as words come, and one
-{"type": "final", "text": ...} after the end; or {"type": "error", "message": ...}; then the connection is closed.  One
-connection is one utterance.
+GET /models has the names of the models, /healthz says whether all is well, and /metrics is for Prometheus.
 
 Nothing a client does costs the others more than its share.  Audio that comes too fast waits in the network, not in
-memory; of the texts for a client that reads too slowly the newest alone is kept; who reads nothing, sends nothing, or
-sends what is none of the above is let go, and told why where it listens.
+memory; of the growing texts for a client that reads too slowly the newest alone is kept; who reads nothing, sends
+nothing, or sends what is no message is let go, and told why where it listens.
 """
 
 from __future__ import annotations
@@ -15,29 +12,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import logging
 import re
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
-from kdstream.audio.samples import LOUDEST
 from kdstream.errors import UserError, option
 from kdstream.serving.engine import ClientStream, Engine, EngineError
 from kdstream.serving.limits import Limits
-from kdstream.units import SAMPLE_RATES
+from kdstream.serving.metrics import Histogram, family
+from kdstream.serving.protocol import Refusal, Start, messages_of, parse_json
+from kdstream.serving.sessions import Session, Sessions
 
 PAGE = Path(__file__).with_name("page.html")
-FORMATS = {"f32le": "<f4", "s16le": "<i2"}
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
 TOO_LARGE = 2  # times --max-message-bytes: what is larger is not even read, and told by its close code alone
 CLOSE_SECONDS = 2.0  # that a client has to answer a close
@@ -49,67 +45,19 @@ HEADERS = {
 }
 
 
-class Refusal(Exception):
-    """Why a client is let go, as it is told."""
-
-    def __init__(self, code: WSCloseCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Format(NamedTuple):
-    """What the samples of a client are."""
-
-    sample_rate: int
-    dtype: str
-
-    @staticmethod
-    def parse(message: str) -> Format:
-        """Raises Refusal for what is no start message."""
-        start = parse_json(message)
-        rate, encoding = start.get("sample_rate"), start.get("format")
-        if start.get("type") != "start":
-            raise Refusal(WSCloseCode.POLICY_VIOLATION, "the first message must be of type start")
-        if isinstance(rate, bool) or rate not in SAMPLE_RATES:
-            rates = ", ".join(map(str, SAMPLE_RATES))
-            raise Refusal(WSCloseCode.POLICY_VIOLATION, f"sample_rate must be one of {rates}")
-        if not isinstance(encoding, str) or encoding not in FORMATS:
-            raise Refusal(WSCloseCode.POLICY_VIOLATION, f"format must be one of {', '.join(FORMATS)}")
-        return Format(int(rate), FORMATS[encoding])
-
-    def samples(self, message: bytes) -> np.ndarray:
-        """Float32 samples (S,) in [-1, 1].  Raises Refusal for bytes that cannot be such."""
-        if len(message) % np.dtype(self.dtype).itemsize:
-            raise Refusal(WSCloseCode.UNSUPPORTED_DATA, "a binary message must hold whole samples")
-        samples = np.frombuffer(message, self.dtype)
-        if self.dtype == FORMATS["s16le"]:
-            return samples.astype(np.float32) / 32768
-        if not np.all(np.abs(samples) <= LOUDEST):  # nor is a comparison with NaN true
-            raise Refusal(WSCloseCode.UNSUPPORTED_DATA, "f32le samples must be numbers in [-1, 1]")
-        return samples.astype(np.float32)
-
-
-def parse_json(message: str) -> dict:
-    """Raises Refusal for what is no JSON object."""
-    try:
-        parsed = json.loads(message)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise Refusal(WSCloseCode.UNSUPPORTED_DATA, "a text message must be a JSON object")
-    return parsed
-
-
 class Server:
     """The page and its websocket as an aiohttp application.
 
     Args:
+      engines: by the names of their models, the default one first.
       names: by which browsers may address the server; None: any.  On a loopback address it must be LOOPBACK_NAMES, or a
         page from elsewhere could have its own name resolve to this machine and then count as the same origin.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, names: frozenset[str] | None) -> None:
-        self._engine, self._limits, self._names = engine, limits, names
+    def __init__(self, engines: Mapping[str, Engine], limits: Limits, names: frozenset[str] | None) -> None:
+        self._engines, self._limits, self._names = engines, limits, names
+        self._sessions = Sessions(engines, limits)
+        self._refusals: Counter[str] = Counter()
         self.clients: set[web.WebSocketResponse] = set()
         self._page = PAGE.read_text(encoding="utf-8")
         self._headers = {**HEADERS, "Content-Security-Policy": content_security_policy(self._page)}
@@ -118,16 +66,18 @@ class Server:
         app = web.Application(middlewares=[self._check_source])
         app.router.add_get("/", self._show_page)
         app.router.add_get("/stream", self._stream)
+        app.router.add_get("/models", self._show_models)
+        app.router.add_get("/healthz", self._show_health)
+        app.router.add_get("/metrics", self._show_metrics)
         app.cleanup_ctx.append(self._decode)
         app.on_shutdown.append(self._say_goodbye)
         return app
 
     async def _decode(self, app: web.Application) -> AsyncIterator[None]:
-        decoding = asyncio.create_task(self._engine.run())
-        yield
-        decoding.cancel()
-        with suppress(asyncio.CancelledError):
-            await decoding
+        async with AsyncExitStack() as stack:
+            for engine in self._engines.values():
+                await stack.enter_async_context(running(engine))
+            yield
 
     async def _say_goodbye(self, app: web.Application) -> None:
         closing = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops") for ws in self.clients]
@@ -149,6 +99,37 @@ class Server:
     async def _show_page(self, request: web.Request) -> web.Response:
         return web.Response(text=self._page, content_type="text/html", headers=self._headers)
 
+    async def _show_models(self, request: web.Request) -> web.Response:
+        models = [{"name": name, "hotwords": each.runtime.takes_hotwords} for name, each in self._engines.items()]
+        return web.json_response({"models": models}, headers=HEADERS)
+
+    async def _show_health(self, request: web.Request) -> web.Response:
+        problems = {name: engine.problem for name, engine in self._engines.items() if engine.problem}
+        state = {"status": "failing" if problems else "ok", "problems": problems}
+        return web.json_response(state, status=503 if problems else 200, headers=HEADERS)
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        def each(of: Callable[[str, Engine], float | Histogram]) -> dict[str, float | Histogram]:
+            return {name: of(name, engine) for name, engine in self._engines.items()}
+
+        families = [
+            ("streams", "gauge", "Clients that are heard.", each(lambda name, _: self._sessions.count(name)[0])),
+            (
+                "streams_away",
+                "gauge",
+                "Clients that may come back.",
+                each(lambda name, _: self._sessions.count(name)[1]),
+            ),
+            ("audio_seconds_total", "counter", "Audio that was decoded.", each(lambda _, engine: engine.audio)),
+            ("segments_total", "counter", "Segments that were finished.", each(lambda _, engine: engine.segments)),
+            ("lag_seconds", "gauge", "Audio that waits, of the client with most.", each(lambda _, engine: engine.lag)),
+            ("step_seconds", "histogram", "Time of the steps.", each(lambda _, engine: engine.steps)),
+            ("errors_total", "counter", "Steps that failed.", each(lambda _, engine: engine.failures)),
+        ]
+        text = "".join(family(name, kind, what, "model", values) for name, kind, what, values in families)
+        text += family("refusals_total", "counter", "Clients that were let go.", "reason", self._refusals)
+        return web.Response(text=text, content_type="text/plain", charset="utf-8", headers=HEADERS)
+
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(
             max_msg_size=TOO_LARGE * self._limits.max_message_bytes + 1,  # aiohttp takes less than this
@@ -159,13 +140,14 @@ class Server:
         await ws.prepare(request)
         try:
             keep_few_texts(request)
-            if len(self.clients) >= self._limits.max_clients:
-                raise Refusal(WSCloseCode.TRY_AGAIN_LATER, f"{self._limits.max_clients} clients are here already")
+            if len(self.clients) >= 2 * self._limits.max_clients:  # some may be dead, and their clients back
+                raise Refusal(WSCloseCode.TRY_AGAIN_LATER, "too many connections")
             self.clients.add(ws)
             await self._hear(ws)
             await within(2 * CLOSE_SECONDS, ws.close())
         except Refusal as refusal:
             logging.info("%s: let go: %s", request.remote, refusal)
+            self._refusals[refusal.code.name.lower()] += 1
             with suppress(ConnectionError, asyncio.TimeoutError):
                 await within(2 * CLOSE_SECONDS, self._refuse(ws, refusal))
         except (ConnectionError, asyncio.TimeoutError) as error:
@@ -177,47 +159,52 @@ class Server:
         return ws
 
     async def _hear(self, ws: web.WebSocketResponse) -> None:
-        """Hears one utterance, to the final text.
+        """Hears a client to its end.
 
         Raises Refusal; ConnectionError where the client left; asyncio.TimeoutError where it does not read.
         """
         message = await self._receive(ws, self._limits.idle_seconds)
         if message.type is not WSMsgType.TEXT:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "the first message must be of type start")
-        form = Format.parse(message.data)
-        stream = self._engine.open(form.sample_rate)
-        listening = asyncio.create_task(self._listen(ws, form, stream))
-        telling = asyncio.create_task(self._tell(ws, stream))
-        tasks = (listening, telling)
+        start = Start.parse(message.data)
+        session = self._sessions.find(start)
+        await session.take()
+        stream = session.stream
+        stream.tell_again(start.segments)
+        listening = asyncio.create_task(self._listen(ws, start, stream))
+        telling = asyncio.create_task(self._tell(ws, session))
+        tasks = session.tasks = (listening, telling)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if session.tasks is not tasks:
+                raise ConnectionError("it came back over another connection")
             (telling if telling.done() else listening).result()
+            self._sessions.close(session)
         except EngineError as error:
+            self._sessions.close(session)
             raise Refusal(WSCloseCode.INTERNAL_ERROR, str(error)) from error
+        except Refusal:
+            self._sessions.close(session)
+            raise
         finally:
-            self._engine.close(stream)
+            if session.tasks is tasks:
+                self._sessions.leave(session)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, ws: web.WebSocketResponse, form: Format, stream: ClientStream) -> None:
+    async def _listen(self, ws: web.WebSocketResponse, form: Start, stream: ClientStream) -> None:
         """Takes what the client sends, until it is cancelled."""
-        limits, samples, idle_seconds = self._limits, 0, self._limits.idle_seconds
         while True:
-            message = await self._receive(ws, idle_seconds)
-            if idle_seconds is None:
+            message = await self._receive(ws, None if stream.finished else self._limits.idle_seconds)
+            if stream.finished:
                 raise Refusal(WSCloseCode.POLICY_VIOLATION, "nothing may follow the end")
-            if message.type is WSMsgType.TEXT:
-                if parse_json(message.data).get("type") != "end":
-                    raise Refusal(WSCloseCode.POLICY_VIOLATION, "after the start, text messages must be of type end")
-                stream.finish()
-                idle_seconds = None
+            if message.type is WSMsgType.BINARY:
+                await stream.accept(form.samples(message.data))
                 continue
-            block = form.samples(message.data)
-            samples += len(block)
-            if samples > limits.max_seconds * form.sample_rate:
-                raise Refusal(WSCloseCode.MESSAGE_TOO_BIG, f"more than {limits.max_seconds:g} s of audio")
-            await stream.accept(block)
+            if parse_json(message.data).get("type") != "end":
+                raise Refusal(WSCloseCode.POLICY_VIOLATION, "after the start, text messages must be of type end")
+            stream.finish()
 
     async def _receive(self, ws: web.WebSocketResponse, seconds: float | None) -> WSMessage:
         """The next message with content.
@@ -238,17 +225,32 @@ class Server:
             raise ConnectionError(f"closed with {ws.close_code}" + f", {message.data}" * bool(message.data))
         return message
 
-    async def _tell(self, ws: web.WebSocketResponse, stream: ClientStream) -> None:
-        """Sends texts, the final one last."""
-        final = False
+    async def _tell(self, ws: web.WebSocketResponse, session: Session) -> None:
+        """Sends segments and texts, to the end."""
+        stream, final = session.stream, False
+        hello = {"type": "session", "session": session.id, "samples": stream.samples, "ended": stream.finished}
+        await within(self._limits.send_seconds, ws.send_json(hello))
         while not final:
-            text, final = await stream.next_text()
-            kind = "final" if final else "partial"
-            await within(self._limits.send_seconds, ws.send_json({"type": kind, "text": text}))
+            news = await stream.next_news()
+            for message in messages_of(news):
+                await within(self._limits.send_seconds, ws.send_json(message))
+            final = news.final
 
     async def _refuse(self, ws: web.WebSocketResponse, refusal: Refusal) -> None:
         await ws.send_json({"type": "error", "message": str(refusal)})
         await ws.close(code=refusal.code, message=str(refusal).encode()[:120])
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[None]:
+    """Lets it decode meanwhile."""
+    decoding = asyncio.create_task(engine.run())
+    try:
+        yield
+    finally:
+        decoding.cancel()
+        with suppress(asyncio.CancelledError):
+            await decoding
 
 
 def size_of(message: WSMessage) -> int:

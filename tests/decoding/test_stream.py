@@ -12,7 +12,7 @@ from torch import Tensor
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.paths import PathState, Segment
+from kdstream.decoding.paths import History, PathState
 from kdstream.decoding.search import Result, Search
 from kdstream.decoding.stream import (
     Stream,
@@ -22,7 +22,7 @@ from kdstream.decoding.stream import (
     encode_whole,
     run_streams,
 )
-from kdstream.endpoints import EndpointConfig, Segmenter
+from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
@@ -301,23 +301,37 @@ def letters(tokens: Sequence[int]) -> list[Letter]:
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_endpoints_cut_the_text_and_change_no_word(pausing_model, search):
-    model = pausing_model
-    features = [random_batch((length,), seed=seed)[0][0] for seed, length in enumerate((601, 302))]
+def test_endpoints_cut_the_text_and_begin_anew(pausing_model, search):
+    """What is said after an endpoint is what a fresh search makes of the encoder's output from there on."""
+    model, begins = pausing_model, []
+    features = random_batch((601,), seed=0)[0][0]
     rules = EndpointConfig(rule1_min_trailing_silence=0.5, rule2_min_trailing_silence=0.2, rule3_min_utterance_length=2)
-    cut = StreamingDecoder(model, CHUNKS[0], search, 2, new_segmenter=lambda: Segmenter(rules, letters))
-    plain = StreamingDecoder(model, CHUNKS[0], search, 2)
-    results = dict(decode_streams(plain, enumerate(features)))
-    for n, stream in run_streams(cut, enumerate(features)):
-        assert stream.segmenter is not None
-        kept = stream.result.tokens
-        heard = stream.segmenter.end("", 0.0, stream.result.as_tokens())
-        assert len(heard.segments) > 1 and len(kept) < 40
-        assert all(segment.end - segment.start <= 2.5 for segment in heard.segments)
-        if isinstance(search, GreedySearch):  # a beam goes on with its best path alone
-            assert [int(word.text) for word in heard.words] == results[n].tokens
-            assert [round(word.start / 0.04) for word in heard.words] == results[n].timestamps
-            assert heard.confidence == pytest.approx(results[n].confidence, abs=1e-6)
+
+    class Watched(Segmenter):
+        def finish(self, now: int, tokens: Tokens) -> None:
+            super().finish(now, tokens)
+            begins.append((now, list(tokens.tokens)))
+
+    decoder = StreamingDecoder(model, CHUNKS[0], search, 2, new_segmenter=lambda: Watched(rules, letters))
+    ((_, stream),) = run_streams(decoder, [(0, features)])
+    assert stream.segmenter is not None and len(begins) > 2
+    segments = stream.segmenter.end("", 0.0, stream.result.as_tokens()).segments
+    assert all(segment.end - segment.start <= 2.5 for segment in segments)
+    encoder_out, lens = encode_whole(model, features[None], torch.tensor([601]), CHUNKS[0])
+    starts = [0, *(now for now, _ in begins)]
+    for start, (end, tokens) in zip(starts, begins, strict=False):
+        part, state = encoder_out[:, start:end], search.start(model, 1)
+        assert search.advance(model, part, torch.tensor([end - start]), state).results()[0].tokens == tokens
+
+
+def test_a_segmenter_that_cuts_nothing_asks_a_search_nothing(pausing_model, monkeypatch):
+    def refuse(state: PathState) -> list[int]:
+        raise AssertionError("it was asked")
+
+    monkeypatch.setattr(PathState, "last_frames", refuse)
+    off = EndpointConfig(enable_endpoint=False)
+    decoder = StreamingDecoder(pausing_model, CHUNKS[0], GreedySearch(), new_segmenter=lambda: Segmenter(off, letters))
+    assert len(dict(run_streams(decoder, [(0, random_batch((301,), seed=0)[0][0])]))) == 1
 
 
 def test_what_a_stream_keeps_does_not_grow_with_its_length(pausing_model):
@@ -335,13 +349,13 @@ def test_what_a_stream_keeps_does_not_grow_with_its_length(pausing_model):
     assert max(kept) <= 4 * 30  # four paths of a second and a chunk
 
 
-def paths_of(stream: Stream) -> list[Segment]:
+def paths_of(stream: Stream) -> list[History]:
     state = stream.search_state
     assert isinstance(state, PathState)
     return state.histories[0]
 
 
-def unrolled_length(path: Segment | None) -> int:
+def unrolled_length(path: History | None) -> int:
     return len(path.tokens) + unrolled_length(path.previous) if path is not None else 0
 
 

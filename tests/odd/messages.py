@@ -27,7 +27,7 @@ def faults(world: World, count: int, seed: int) -> Iterator[tuple[str, str, str]
     """Of `count` clients: what was odd, "refused" or "handled", and the fault or ""."""
     (encoder,) = [path for path in world.student.glob("encoder-*.onnx") if not path.name.endswith(".int8.onnx")]
     log = world.folder / "serve.log"
-    flags = ["--port", "0", "--max-message-bytes", str(MAX_BYTES), "--max-seconds", "20", "--idle-seconds", "2"]
+    flags = ["--port", "0", "--max-message-bytes", str(MAX_BYTES), "--idle-seconds", "2"]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(encoder), *flags], stdout=-1, stderr=stderr, text=True

@@ -14,6 +14,7 @@ import kdstream
 from kdstream.endpoints import EndpointConfig
 from kdstream.recognizer.exported import ExportedRecognizer
 from kdstream.recognizer.trained import TrainedRecognizer
+from kdstream.transcription import Word
 from support.decoding import make_experiment
 from support.serving import noise
 
@@ -80,6 +81,25 @@ def test_both_runtimes_prefer_the_same_hotwords(exp_dir, exported, tmp_path):
     )
     assert kdstream.load(exported, **beam, **hotwords).transcribe(samples).text == trained != plain
     assert trained.count(" GEE ") > plain.count(" GEE ")
+
+
+def words_by_segment(heard: kdstream.Transcription) -> list[list[Word]]:
+    return [segment.words for segment in heard.segments]
+
+
+@pytest.mark.parametrize("search", ["greedy_search", "modified_beam_search"])
+def test_both_runtimes_say_the_same_segments(exp_dir, exported, search):
+    """Over pauses (rules 1 and 2) and through unbroken speech (rule 3), where a word is held back."""
+    speech = [part for seed in range(4) for part in (noise(2.0, seed), np.zeros(int(16000 * (0.3 + seed)), np.float32))]
+    rules = EndpointConfig(rule1_min_trailing_silence=0.9, rule2_min_trailing_silence=0.4, rule3_min_utterance_length=1)
+    settings = dict(search=search, endpoints=rules)
+    trained = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu", **settings).stream()
+    stream = kdstream.load(exported, **settings).stream()
+    for block in np.array_split(np.concatenate(speech), 50):
+        trained.accept(block)
+        stream.accept(block)
+    heard, same = trained.finish(), stream.finish()
+    assert len(heard.segments) > 6 and words_by_segment(same) == words_by_segment(heard)
 
 
 @pytest.mark.parametrize("runtime", ["torch", "sherpa-onnx"])
@@ -293,10 +313,12 @@ def test_what_holds_no_model_is_refused_with_the_fix(tmp_path):
         kdstream.load(tmp_path)
 
 
-def test_a_stream_tells_finished_segments_apart_from_the_growing_one(exp_dir):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_stream_tells_finished_segments_apart_from_the_growing_one(exp_dir, exported, runtime):
     rules = EndpointConfig(rule3_min_utterance_length=0.8)
-    stream = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu", endpoints=rules).stream()
-    counts = []
+    settings: dict = {"chunk": 8, "left_context": 32, "endpoints": rules}
+    recognizer = kdstream.load(exp_dir if runtime == "trained" else exported, **settings)
+    stream, counts = recognizer.stream(), []
     for block in np.split(noise(SECONDS, seed=1), 25):
         stream.accept(block)
         counts.append(len(stream.segments))
@@ -305,14 +327,4 @@ def test_a_stream_tells_finished_segments_apart_from_the_growing_one(exp_dir):
     heard = stream.finish()
     assert counts == sorted(counts) and 0 < counts[-1] < len(heard.segments)
     assert [word for segment in heard.segments for word in segment.words] == heard.words
-    assert (
-        heard.text
-        == kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu").transcribe(noise(SECONDS, seed=1)).text
-    )
-
-
-def test_an_exported_model_says_one_segment_and_takes_no_endpoints(exported):
-    heard = kdstream.load(exported).transcribe(noise(SECONDS, seed=1))
-    assert [segment.text for segment in heard.segments] == [heard.text]
-    with pytest.raises(kdstream.UserError, match="endpoints: not in sherpa-onnx"):
-        kdstream.load(exported, endpoints=EndpointConfig())
+    assert words_by_segment(heard) == words_by_segment(recognizer.transcribe(noise(SECONDS, seed=1)))

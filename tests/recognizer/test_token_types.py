@@ -8,7 +8,7 @@ import pytest
 
 import kdstream
 from kdstream.corpus.bpe import texts_for_tokens, train_bpe_model
-from kdstream.serving.engine import find_model, load_recognizer, text_heard
+from kdstream.serving.runtime import Runtime, SegmentedStream, find_model
 from support.decoding import make_experiment
 from support.serving import export_with_tokens, noise
 
@@ -58,13 +58,11 @@ def test_both_runtimes_say_the_same_words_at_the_same_times(folders):
 def test_the_live_page_writes_the_same_text(folders):
     _, exp_dir, exported = folders
     model, samples = find_model(next(exported.glob("encoder-*32.onnx"))), noise(4.0, 1)
-    recognizer = load_recognizer(model, 1)
-    stream = recognizer.create_stream()
-    stream.accept_waveform(16000, samples)
-    stream.input_finished()
-    while recognizer.is_ready(stream):
-        recognizer.decode_stream(stream)
-    said = text_heard(recognizer, stream)
+    stream = SegmentedStream(Runtime(model))
+    stream.accept(samples, 16000)
+    stream.finish()
+    stream.decode()
+    said = stream.text
     trained = kdstream.load(exp_dir, chunk=8, left_context=32, device="cpu").transcribe(samples)
     assert trained.text.startswith(said) and len(said) > 30  # the last chunk is not full here
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sherpa_onnx
 
-from kdstream.serving.engine import load_recognizer
+from kdstream.serving.runtime import Runtime
 from support.serving import Served, noise, serve_tiny_preset
 
 SECONDS = 2.5
@@ -18,8 +17,8 @@ def served(tmp_path_factory) -> Served:
 
 
 @pytest.fixture(scope="session")
-def recognizer(served) -> sherpa_onnx.OnlineRecognizer:
-    return load_recognizer(served.files, num_threads=1)
+def runtime(served) -> Runtime:
+    return Runtime(served.files)
 
 
 @pytest.fixture(scope="session")

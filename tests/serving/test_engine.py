@@ -6,8 +6,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,17 +14,29 @@ from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
-from kdstream.serving.engine import ClientStream, Engine, ExportedModel, Text, find_model, load_recognizer
+from kdstream.serving.engine import ClientStream, Engine
+from kdstream.serving.runtime import ExportedModel, Runtime, find_model
+from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
 from support.decoding import run_script
 from support.serving import ROOT, noise
 
 
-def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, said):
+async def hear_out(client: ClientStream) -> str:
+    """The text of all segments."""
+    segments: dict[int, Segment] = {}
+    while True:
+        news = await client.next_news()
+        segments |= news.segments
+        if news.final:
+            return join(*(segment.text for segment in segments.values()))
+
+
+def test_of_a_slow_reader_s_growing_texts_the_newest_alone_is_kept(runtime, said):
     audio, expected = said[0]
 
-    async def late() -> tuple[str, bool]:
-        engine = Engine(recognizer, served.files.silence)
+    async def late() -> tuple[list[str], str, bool]:
+        engine = Engine(runtime)
         running = asyncio.create_task(engine.run())
         client = engine.open(16000)
         await client.accept(audio)
@@ -35,16 +45,17 @@ def test_of_a_slow_reader_s_texts_the_newest_alone_is_kept(served, recognizer, s
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
         running.cancel()
-        return await client.next_text()
+        segments, growing, final = await client.next_news()
+        return [segment.text for segment in segments.values()], growing, final
 
-    assert asyncio.run(late()) == (expected, True)
+    assert asyncio.run(late()) == ([expected], "", True)
 
 
-def test_audio_that_comes_too_fast_waits_with_the_client(served, recognizer, monkeypatch):
+def test_audio_that_comes_too_fast_waits_with_the_client(runtime, monkeypatch):
     monkeypatch.setattr(engine_module, "QUEUED_SECONDS", 2.0)
 
     async def fast() -> float:
-        engine = Engine(recognizer, served.files.silence)
+        engine = Engine(runtime)
         running = asyncio.create_task(engine.run())
         client, most = engine.open(16000), 0.0
         for _ in range(10):
@@ -77,16 +88,11 @@ def finals(engine: Engine, clients: list[np.ndarray]) -> list[str]:
             await stream.accept(samples)
             stream.finish()
         running = asyncio.create_task(engine.run())
-        texts = [await anext(text.text async for text in told(stream) if text.final) for stream in streams]
+        texts = [await hear_out(stream) for stream in streams]
         running.cancel()
         return texts
 
     return asyncio.run(run())
-
-
-async def told(stream: ClientStream) -> AsyncIterator[Text]:
-    while True:
-        yield await stream.next_text()
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +102,19 @@ def int8(served) -> ExportedModel:
 
 
 @pytest.mark.parametrize("name", ["float32", "int8"])
-def test_a_client_hears_among_loud_ones_what_it_hears_alone(served, int8, name):
+def test_a_client_hears_among_15_loud_ones_what_it_hears_alone(served, int8, name):
     """What serve.py does; and int8 decoded together is what it must not do, which shows that this input can tell."""
-    files = {"float32": served.files, "int8": int8}[name]
-    recognizer = load_recognizer(files, num_threads=1)
-    quiet, loud = [noise(1.5, seed) for seed in range(3)], [8.0 * noise(1.5, seed) for seed in range(50, 53)]
+    runtime = Runtime({"float32": served.files, "int8": int8}[name])
+    quiet, loud = noise(1.5, seed=0), [8.0 * noise(1.5, seed) for seed in range(50, 65)]
 
-    def hear(together: bool) -> tuple[list[str], list[str]]:
-        engine = partial(Engine, recognizer, files.silence, together)
-        alone = [finals(engine(), [samples])[0] for samples in quiet]
-        return alone, finals(engine(), [*quiet, *loud])[: len(quiet)]
+    def hear(together: bool | None = None) -> tuple[str, str]:
+        (alone,) = finals(Engine(runtime, together), [quiet])
+        return alone, finals(Engine(runtime, together), [quiet, *loud])[0]
 
-    assert files.mixes_rows == (name == "int8")
-    alone, among = hear(together=not files.mixes_rows)
-    assert alone == among and all(len(text) > 10 for text in alone)
-    if files.mixes_rows:
+    assert runtime.model.mixes_rows == (name == "int8")
+    alone, among = hear()
+    assert alone == among and len(alone) > 10
+    if name == "int8":
         alone, among = hear(together=True)
         assert alone != among
 

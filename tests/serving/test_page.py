@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +18,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdstream.serving.engine import load_recognizer
+from kdstream.endpoints import EndpointConfig
+from kdstream.serving.runtime import Runtime, SegmentedStream
 from support.serving import noise, running_script
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "no headless browser: apt-get install chromium chromium-driver (and selenium stands in requirements.txt)"
 MICROPHONE_RATE = 16000
+RULES = EndpointConfig(rule3_min_utterance_length=3.0)  # so that segments come soon
 PATIENCE = 90  # seconds until a test gives up on the page
 # Keeps what the page sends: what the browser's microphone makes of a file, no file says.
 RECORD = """
@@ -80,7 +84,8 @@ def page(served, spoken) -> Iterator[Any]:
         options.add_argument(flag)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")  # it does not work for root
-    with running_script(served.files.encoder) as url:
+    flags = ("--rule3-min-utterance-length", RULES.rule3_min_utterance_length)
+    with running_script(served.files.encoder, *flags) as url:
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         try:
             browser.set_script_timeout(PATIENCE)
@@ -91,6 +96,9 @@ def page(served, spoken) -> Iterator[Any]:
 
 
 def reload(page: Any) -> None:
+    """The page as it is at first, without what the tab keeps."""
+    page.get(page.url)
+    page.execute_script("sessionStorage.clear()")
     page.get(page.url)
     page.execute_script(RECORD)
 
@@ -109,8 +117,17 @@ def text(page: Any, selector: str) -> str:
 
 
 def heard(page: Any) -> list[str]:
-    """The finished texts on the page, without their names."""
-    return page.execute_script("return [...document.querySelectorAll('#heard p')].map((p) => p.lastChild.textContent)")
+    """The texts of the recordings that are finished."""
+    return page.execute_script(
+        "return recordings.filter((each) => !each.open).map((each) => each.text.replaceAll('\\n', ' '))"
+    )
+
+
+def growing(page: Any) -> str:
+    """All that is there of the recording that is being made."""
+    return page.execute_script(
+        "return [...document.querySelectorAll('.text span')].map((s) => s.textContent).join(' ')"
+    )
 
 
 def recorded(page: Any) -> tuple[int, np.ndarray]:
@@ -140,23 +157,22 @@ def test_words_of_the_microphone_appear_while_it_runs_and_the_keyboard_is_enough
     page.switch_to.active_element.send_keys(Keys.TAB)
     assert page.switch_to.active_element.get_attribute("id") == "microphone"
     page.switch_to.active_element.send_keys(Keys.ENTER)
-    first = wait(lambda: text(page, "#partial"))
-    wait(lambda: len(text(page, "#partial")) > len(first) + 10)
+    first = wait(lambda: growing(page))
+    wait(lambda: len(growing(page)) > len(first) + 10)
     assert text(page, "#status") == "Listening." and heard(page) == []
     assert page.switch_to.active_element.get_attribute("id") == "microphone"
     page.switch_to.active_element.send_keys(Keys.SPACE)
     (final,) = wait(lambda: heard(page))
-    assert text(page, "#partial") == "" and text(page, "#microphone") == "Start microphone"
+    assert text(page, ".growing") == "" and text(page, "#microphone") == "Start microphone"
 
     rate, samples = recorded(page)
-    recognizer = load_recognizer(served.files, num_threads=1)
-    stream = recognizer.create_stream()
-    stream.accept_waveform(rate, samples)
-    stream.accept_waveform(rate, np.zeros((served.files.tail + 1) * rate // 100, np.float32))
-    stream.input_finished()
-    while recognizer.is_ready(stream):
-        recognizer.decode_stream(stream)
-    assert final == recognizer.get_result(stream).strip() and len(final) > len(first)
+    stream = SegmentedStream(Runtime(served.files, rules=RULES))
+    for part in (samples, served.files.silence(rate)):
+        stream.accept(part, rate)
+    stream.finish()
+    stream.decode()
+    stream.end()
+    assert final == " ".join(segment.text for segment in stream.segments) and len(final) > len(first)
 
     original, _ = soundfile.read(spoken, dtype="float32")
     places = np.arange(0, len(samples), rate / MICROPHONE_RATE)
@@ -172,8 +188,8 @@ def test_a_file_gives_the_words_of_chunk_wise_decoding(page, served, tmp_path):
     reload(page)
     page.find_element("id", "files").send_keys(str(tmp_path / "said.wav"))
     (final,) = wait(lambda: heard(page))
-    assert final == served.offline({"said": samples})["said"]
-    assert text(page, "#heard small") == "said.wav"
+    assert final == served.offline({"said": samples}, RULES)["said"]
+    assert text(page, "article h2") == "said.wav"
     rate, sent = recorded(page)
     assert rate == 16000 and np.array_equal(sent, samples)
     assert no_errors(page)
@@ -205,5 +221,41 @@ def test_dropped_files_are_heard_in_turn_and_the_broken_named(page, served, tmp_
     wait(lambda: "no sound that this browser can read" in text(page, "#status"))
     assert text(page, "#status").startswith("b.mp3: ") and len(heard(page)) == 2
     exact = {name: soundfile.read(tmp_path / name, dtype="float32")[0] for name in audio}
-    assert heard(page) == list(served.offline(exact).values())
+    assert heard(page) == list(served.offline(exact, RULES).values())
+    assert no_errors(page)
+
+
+SUBTITLE = re.compile(r"(\d+)\n(\d\d):(\d\d):(\d\d),(\d{3}) --> (\d\d):(\d\d):(\d\d),(\d{3})\n(.+)\n")
+
+
+def subtitles(text: str) -> list[tuple[float, float, str]]:
+    """The cues of an SRT file, which holds nothing else."""
+    found = SUBTITLE.findall(text)
+    assert "\n".join(SUBTITLE.sub(r"\g<0>", match[0]) for match in SUBTITLE.finditer(text)) == text
+    assert [int(cue[0]) for cue in found] == list(range(1, len(found) + 1))
+    hours = (3600, 60, 1, 0.001)
+    times = [[sum(x * int(y) for x, y in zip(hours, cue[n : n + 4], strict=True)) for n in (1, 5)] for cue in found]
+    return [(start, end, cue[9]) for (start, end), cue in zip(times, found, strict=True)]
+
+
+def test_a_page_that_is_loaded_again_goes_on_with_its_session_and_gives_subtitles(page, tmp_path):
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    reload(page)
+    page.find_element("id", "microphone").click()
+    segments = "return recordings[0].segments"
+    before = wait(lambda: page.execute_script(segments))
+    session = page.execute_script("return recordings[0].part.session")
+    page.refresh()
+    wait(lambda: page.execute_script("return recordings.length && recordings[0].part.session") == session)
+    wait(lambda: len(page.execute_script(segments)) > len(before) + 1)
+    after = page.execute_script(segments)
+    assert after[: len(before) - 1] == before[:-1] and len(page.execute_script("return recordings[0].parts")) == 1
+    page.find_element("id", "microphone").click()
+    wait(lambda: heard(page))
+    page.find_element("xpath", "//button[.='SRT']").click()
+    file = tmp_path / "Microphone.srt"
+    wait(file.exists)
+    cues = subtitles(file.read_text())
+    assert [text for *_, text in cues] == [each["text"] for each in page.execute_script(segments)]
+    assert all(a < b for a, b, _ in cues) and all(a[1] <= b[0] for a, b in itertools.pairwise(cues))
     assert no_errors(page)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,15 +23,16 @@ import torch
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig, ModelConfig
-from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.stream import StreamingDecoder, decode_streams
+from kdstream.decoding.transcribe import Transcriber
+from kdstream.endpoints import EndpointConfig
 from kdstream.export.onnx import export_onnx, quantize
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer, build_model
-from kdstream.serving.engine import ExportedModel, find_model
+from kdstream.serving.runtime import ExportedModel, find_model
+from kdstream.transcription import join
 from kdstream.units import SAMPLE_RATE
 from support.paths import ROOT
 from support.training import train_tokenizer
@@ -40,6 +41,7 @@ SCRIPT = ROOT / "egs/librispeech/serve.py"
 CHUNK = ChunkConfig(8, 32)
 START = {"type": "start", "sample_rate": SAMPLE_RATE, "format": "f32le"}
 END = {"type": "end"}
+DEFAULT_RULES = EndpointConfig()
 
 
 def export_with_tokens(exp_dir: Path, folder: Path) -> None:
@@ -59,11 +61,12 @@ class Served(NamedTuple):
     tokenizer: Tokenizer
     files: ExportedModel
 
-    def offline(self, audio: dict[str, np.ndarray]) -> dict[str, str]:
+    def offline(self, audio: dict[str, np.ndarray], rules: EndpointConfig = DEFAULT_RULES) -> dict[str, str]:
         """What torch hears in samples (S,) at 16 kHz, chunk by chunk."""
-        utterances = [(name, compute_fbank(torch.from_numpy(samples))) for name, samples in audio.items()]
-        heard = decode_streams(StreamingDecoder(self.model, CHUNK, GreedySearch()), utterances)
-        return {name: self.tokenizer.decode(result.tokens) for name, result in heard}
+        transcriber = Transcriber(
+            self.model, self.tokenizer, GreedySearch(), CHUNK, 1, 1000.0, engine="torch", endpoints=rules
+        )
+        return {name: transcriber.samples(torch.from_numpy(samples)).text for name, samples in audio.items()}
 
 
 def serve_tiny_preset(folder: Path) -> Served:
@@ -99,13 +102,33 @@ def noise(seconds: float, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 @dataclass
 class Heard:
-    """What a client was sent; lag: seconds from its last message to the final text."""
+    """What a client was sent.
 
+    final: the text of all segments, once the server has said that there are no more.
+    lag: seconds from its last message until then.
+    """
+
+    session: dict[str, Any] = field(default_factory=dict)
+    segments: dict[int, dict[str, Any]] = field(default_factory=dict)
     partials: list[str] = field(default_factory=list)
     final: str | None = None
     error: str | None = None
     close_code: int | None = None
     lag: float = 0.0
+
+    def take(self, answer: dict[str, Any]) -> None:
+        match answer["type"]:
+            case "session":
+                self.session = answer
+            case "segment":
+                self.segments[answer["id"]] = answer
+            case "partial":
+                self.partials.append(answer["text"])
+            case "final":
+                self.final = join(*(segment["text"] for segment in self.segments.values()))
+                self.lag += time.monotonic()
+            case _:
+                self.error = answer["message"]
 
 
 async def speak(
@@ -142,13 +165,7 @@ async def speak(
         talking = asyncio.create_task(talk())
         async for message in ws:
             answer = message.json()
-            if answer["type"] == "partial":
-                heard.partials.append(answer["text"])
-            elif answer["type"] == "final":
-                heard.final = answer["text"]
-                heard.lag += time.monotonic()
-            else:
-                heard.error = answer["message"]
+            heard.take(answer)
         heard.close_code = ws.close_code
         talking.cancel()
         await asyncio.gather(talking, return_exceptions=True)
