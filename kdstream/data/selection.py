@@ -97,7 +97,7 @@ class Selection:
             return misplaced.reason
         if not tokens:
             return "with an empty transcript"
-        if BLANK_ID in tokens:
+        if BLANK_ID in tokens or BLANK in text_of(cut):  # whose case the tokens may change
             return f"with {BLANK} in their transcript"
         if cut.duration < self.rules.min_seconds:
             return f"shorter than {self.rules.min_seconds:g} s"
