@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {
         "units", "errors", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
     },
-    "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints"},
+    "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints", "decoding"},
     "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
     "export": {
         "units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation",

@@ -39,13 +39,14 @@ UNTIMED, TIMED = 1, 3  # batches: the first is slower than the others
 
 
 def all_cuts(data: DataConfig) -> DataConfig:
-    """The training cuts as they are stored, pseudo-labelled ones among them, each once."""
+    """The training cuts as they are stored, pseudo-labelled and unlabelled ones among them, each once."""
     from kdstream.data.augment import without_transforms
     from kdstream.data.module import AsrDataModule
 
-    if data.pseudo_cuts:
+    if data.pseudo_cuts or data.unlabelled_cuts:
         labelled = map(str, AsrDataModule(data, seed=0).paths("train"))
-        data = replace(data, train_cuts=(*labelled, *data.pseudo_cuts), pseudo_cuts=())
+        every = (*labelled, *data.pseudo_cuts, *data.unlabelled_cuts)
+        data = replace(data, train_cuts=every, pseudo_cuts=(), unlabelled_cuts=())
     return replace(without_transforms(data), shuffle=False, mux_weights=())
 
 
@@ -92,13 +93,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             fix="let train.py run it beside the student",
         )
     config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
-    data = all_cuts(override(config.data, args))
+    data = override(config.data, args)
+    with_texts, data = not data.unlabelled_cuts, all_cuts(data)
     train = replace(config.train, world_size=args.world_size)
-    launch(partial(store, args), replace(config, data=data, train=train, distill=distill))
+    launch(partial(store, args, with_texts), replace(config, data=data, train=train, distill=distill))
 
 
-def store(args: argparse.Namespace, config: ExperimentConfig, rank: int, world_size: int) -> None:
-    """Stores the share of process `rank` of `world_size`."""
+def store(args: argparse.Namespace, with_texts: bool, config: ExperimentConfig, rank: int, world_size: int) -> None:
+    """Stores the share of process `rank` of `world_size`.
+
+    with_texts: whether cuts without a text are left out, as training leaves them out.
+    """
     from tqdm import tqdm
 
     from kdstream.data.module import AsrDataModule
@@ -114,7 +119,7 @@ def store(args: argparse.Namespace, config: ExperimentConfig, rank: int, world_s
         raise UserError("no teacher is named", flag="--teacher-exp-dir, --teacher-checkpoint", fix="name one to store")
     layers = layers_to_store(args.layers, teacher)
     writer = CacheWriter(args.output, teacher, layers, args.storage, fingerprint(teacher), args.attention)
-    data = AsrDataModule(config.data, config.train.seed, with_audio=needs_audio(config.distill))
+    data = AsrDataModule(config.data, config.train.seed, with_audio=needs_audio(config.distill), with_texts=with_texts)
     hours = data.look_at_training_cuts().seconds / 3600
     check_disk(args.output, writer, data, tells=rank == 0)
     batches = data.train_dataloader(1)

@@ -26,8 +26,8 @@ DATA_FLAGS = (
     "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
 )  # fmt: skip
 CACHE_DATA_FLAGS = (
-    "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "bpe_model", "max_duration", "num_workers",
-    "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
+    "manifest_dir", "train_parts", "train_cuts", "pseudo_cuts", "unlabelled_cuts", "bpe_model", "max_duration",
+    "num_workers", "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
 )  # fmt: skip
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s"
 RECORD_FLAGS = ("alignments", "score_by", "system", "results_json")  # of what is scored and kept

@@ -119,6 +119,10 @@ class DataConfig(Section):
     test_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to decode, instead of --test-parts.")
     pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
     pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
+    unlabelled_cuts: tuple[str, ...] = flag(
+        (), "Cut manifests to learn from the teacher on, without their texts; the transducer loss is not for them."
+    )
+    unlabelled_ratio: float = flag(0.5, "Share of --unlabelled-cuts in an epoch's utterances, beside all others.")
     bpe_model: str = flag("data/lang_bpe_500/bpe.model", "Sentencepiece model; tokens.txt lies beside it.")
     max_duration: float = flag(200.0, "Seconds of speech in a batch of one process, padding included.", above=0)
     num_buckets: int = flag(30, "Buckets of like lengths that batches are drawn from.", minimum=1)

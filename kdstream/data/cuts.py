@@ -110,6 +110,11 @@ def text_of(cut: Cut) -> str:
     return (cut.supervisions[0].text or "").strip() if cut.supervisions else ""
 
 
+def without_text(cut: Cut) -> Cut:
+    """The cut as one of which nobody knows what is said in it."""
+    return cut.drop_supervisions()
+
+
 class DistinctIds:
     """Refuses a second cut with an id: scores, augmentation and teacher caches tell cuts apart by it.
 

@@ -54,18 +54,20 @@ class CutsInTurn:
 
 
 class PseudoCuts(CutsInTurn):
-    """Pseudo-labelled cuts, and the share of them that each epoch takes.
+    """Pseudo-labelled or unlabelled cuts, and the share of them that each epoch takes.
 
-    An epoch goes once through the labelled cuts.  Beside them it takes as many pseudo-labelled ones as make up `ratio`
-    of its utterances.
+    An epoch goes once through the labelled cuts.  Beside them it takes as many of these as make up `ratio` of its
+    utterances.
 
     Args:
-      num_labelled: labelled cuts in an epoch.
+      num_labelled: other cuts in an epoch.
       ratio: in (0, 1).
     """
 
-    def __init__(self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int) -> None:
-        super().__init__(cuts, num_cuts, max(1, round(num_labelled * ratio / (1 - ratio))), "pseudo", seed)
+    def __init__(
+        self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int, name: str = "pseudo"
+    ) -> None:
+        super().__init__(cuts, num_cuts, max(1, round(num_labelled * ratio / (1 - ratio))), name, seed)
         self.num_labelled = num_labelled
 
     def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:

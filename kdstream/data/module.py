@@ -28,7 +28,7 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
-from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
 from kdstream.data.loader import AsrDataset, BatchLoader
 from kdstream.data.mixture import Mixture, PseudoCuts, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
@@ -64,6 +64,7 @@ class AsrDataModule:
       config: which cuts, and how they become batches.
       seed: of data order and augmentation.
       with_audio, with_clean: whether a teacher listens to audio, and to cuts without noise and masks.
+      with_texts: whether training cuts need texts; only a teacher does without.
       pin_memory: for a GPU; see Batch.pin_memory.
     Raises:
       UserError: (here or while iterating) naming the manifest, file or cut at fault, and the fix.
@@ -76,8 +77,9 @@ class AsrDataModule:
         with_audio: bool = False,
         with_clean: bool = False,
         pin_memory: bool = False,
+        with_texts: bool = True,
     ) -> None:
-        self.config, self.seed, self.pin_memory = config, seed, pin_memory
+        self.config, self.seed, self.pin_memory, self.with_texts = config, seed, pin_memory, with_texts
         self.with_audio, self.with_clean = with_audio, with_clean
         self.tokenizer = Tokenizer(config.bpe_model)
         self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
@@ -120,7 +122,7 @@ class AsrDataModule:
         train = self.look_at_training_cuts()
         if isinstance(train, ShardedCuts):  # nobody knows them before they are read
             return
-        for cuts in (train.labelled, *([train.pseudo.cuts] if train.pseudo else [])):
+        for cuts in (train.labelled, *(beside.cuts for beside in train.beside)):
             yield from (cut.id for cut in iterate(cuts))
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
@@ -219,7 +221,7 @@ class AsrDataModule:
         """The training cuts where all are in shards; None where they are not, or where they are mixed by numbers."""
         config, paths = self.config, self.paths("train")
         shards = {path: find_shards(path) for path in paths}
-        if not all(shards.values()) or config.mux_weights or config.pseudo_cuts:
+        if not all(shards.values()) or config.mux_weights or config.pseudo_cuts or config.unlabelled_cuts:
             return None
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
         cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
@@ -229,33 +231,36 @@ class AsrDataModule:
 
     def _select_training_cuts(self) -> TrainingCuts:
         """Looks at every training cut, unless this was done before (see `select`); reads no audio and no features."""
-        config, mixture, pseudo = self.config, None, None
+        config, mixture, beside = self.config, None, []
         if config.mux_weights:
             mixture = mix(self.paths("train"), config.mux_weights, self.seed, self._select)
             cuts, count, seconds = mixture.all_cuts(), mixture.num_cuts, mixture.seconds
         else:
-            cuts, usable = self._select("training", self.paths("train"))
+            cuts, usable = self._select("training", self.paths("train"), needs_text=False if self.with_texts else None)
             count, seconds = usable.kept, usable.seconds
-        if config.pseudo_cuts:
-            pseudo, mean_seconds = self._select_pseudo_cuts(count)
-            seconds += pseudo.per_epoch * mean_seconds
-        return TrainingCuts(cuts, mixture, pseudo, seconds)
+        for kind in ("pseudo", "unlabelled"):
+            if paths := getattr(config, f"{kind}_cuts"):
+                others = count + sum(cuts.per_epoch for cuts in beside)
+                of_kind, mean_seconds = self._select_beside(kind, [Path(path) for path in paths], others)
+                beside.append(of_kind)
+                seconds += of_kind.per_epoch * mean_seconds
+        return TrainingCuts(cuts, mixture, beside, seconds)
 
-    def _select_pseudo_cuts(self, num_labelled: int) -> tuple[PseudoCuts, float]:
-        """The pseudo-labelled cuts, and their mean duration in seconds."""
-        ratio = self.config.pseudo_ratio
+    def _select_beside(self, kind: str, paths: list[Path], others: int) -> tuple[PseudoCuts, float]:
+        """The cuts that are mixed into `others` of an epoch, pseudo-labelled or unlabelled, and their mean seconds."""
+        setting = f"{kind}_ratio"
+        ratio = getattr(self.config, setting)
         if not 0 < ratio < 1:
             raise UserError(
                 "must lie between 0 and 1, e.g. 0.5",
-                flag=option("pseudo_ratio", f"{ratio:g}"),
-                fix="or leave out --pseudo-cuts",
+                flag=option(setting, f"{ratio:g}"),
+                fix=f"or leave out {option(f'{kind}_cuts')}",
             )
-        cuts, usable = self._select(
-            "pseudo-labelled", [Path(path) for path in self.config.pseudo_cuts], needs_text=True
-        )
-        return PseudoCuts(cuts, usable.kept, num_labelled, ratio, self.seed), usable.seconds / usable.kept
+        pseudo = kind == "pseudo"
+        cuts, usable = self._select("pseudo-labelled" if pseudo else kind, paths, needs_text=True if pseudo else None)
+        return PseudoCuts(cuts, usable.kept, others, ratio, self.seed, kind), usable.seconds / usable.kept
 
-    def _select(self, what: str, paths: Sequence[Path], needs_text: bool = False) -> tuple[CutSet, Selection]:
+    def _select(self, what: str, paths: Sequence[Path], needs_text: bool | None = False) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
         config = self.config
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats, needs_text)
@@ -263,7 +268,9 @@ class AsrDataModule:
         parts: list[tuple[CutSet, float]] = []
         for path in paths:
             selection, numbers = select(path, self.tokenizer, rules, self._training_ids.what)
-            manifest = read_manifest(path, needs_text, trusted=True)
+            manifest = read_manifest(path, bool(needs_text), trusted=True)
+            if needs_text is None:
+                manifest = manifest.map(without_text)
             self._training_ids.add_all(numbers, (cut.id for cut in iterate(manifest)))
             check_whole(*selection.longest, config.max_duration)
             self._check_filter_bank(path)
@@ -287,19 +294,22 @@ class AsrDataModule:
 
 @dataclass
 class TrainingCuts:
-    """Labelled and perhaps pseudo-labelled cuts, and the seconds of an epoch (about).
+    """Labelled cuts, those that are mixed into them, and the seconds of an epoch (about).
 
     labelled: all of them; an epoch takes what `mixture` says, if there is one.
+    beside: the pseudo-labelled and the unlabelled ones, where there are any.
     """
 
     labelled: CutSet
     mixture: Mixture | None
-    pseudo: PseudoCuts | None
+    beside: list[PseudoCuts]
     seconds: float
 
     def of_epoch(self, epoch: int) -> CutSet:
-        labelled = self.labelled if self.mixture is None else self.mixture.of_epoch(epoch)
-        return labelled if self.pseudo is None else self.pseudo.mixed_into(labelled, epoch)
+        cuts = self.labelled if self.mixture is None else self.mixture.of_epoch(epoch)
+        for beside in self.beside:
+            cuts = beside.mixed_into(cuts, epoch)
+        return cuts
 
     def windows(self, epoch: int, order: Epoch, first: int) -> Iterator[Iterator[Cut]]:
         """See `sampler.Windows`.  Windows before the first are read, but no batch is made of them."""

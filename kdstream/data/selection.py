@@ -25,7 +25,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdstream.data.checks import TRIM, check_data, frames_of, text_fault
-from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
 from kdstream.data.shar import find_shards
 from kdstream.data.tokenizer import BLANK, BLANK_ID, UNKNOWN_FIX, Tokenizer, UnknownLetters
 from kdstream.errors import UserError
@@ -44,13 +44,13 @@ class Rules:
 
     min_seconds, max_seconds: shorter and longer cuts are left out.
     from_audio: whether features are computed though some are stored.
-    needs_text: whether a cut without a text is refused, and not left out.
+    needs_text: whether a cut without a text is refused, and not left out; None where nobody reads texts.
     """
 
     min_seconds: float
     max_seconds: float
     from_audio: bool
-    needs_text: bool = False
+    needs_text: bool | None = False
 
 
 class Selection:
@@ -74,7 +74,7 @@ class Selection:
 
     def judge(self, cuts: Iterable[Cut]) -> Iterator[tuple[Cut, bool]]:
         """Each cut with whether the loss can take it."""
-        source = iter(cuts)
+        source = iter(cuts) if self.rules.needs_text is not None else map(without_text, cuts)
         while some := list(islice(source, TOGETHER)):
             for cut, tokens in zip(some, self.tokenizer.encode(list(map(text_of, some))), strict=True):
                 yield cut, self._takes(cut, tokens)
@@ -95,7 +95,7 @@ class Selection:
         if misplaced is not None:
             self.misplaced.append(cut.id)
             return misplaced.reason
-        if not tokens:
+        if not tokens and self.rules.needs_text is not None:
             return "with an empty transcript"
         if BLANK_ID in tokens or BLANK in text_of(cut):  # whose case the tokens may change
             return f"with {BLANK} in their transcript"
@@ -178,7 +178,7 @@ def select(path: Path, tokenizer: Tokenizer, rules: Rules, what: str) -> tuple[S
     Raises:
       UserError: a damaged manifest, two cuts with one id, or a cut that a model cannot hear.
     """
-    manifest, kept_in = read_manifest(path, rules.needs_text), path.with_name(path.name + SUFFIX)
+    manifest, kept_in = read_manifest(path, bool(rules.needs_text)), path.with_name(path.name + SUFFIX)
     key = _key(path, tokenizer, rules)
     kept = _read(kept_in, key)
     if kept is not None:

@@ -69,7 +69,7 @@ class ShardedCuts:
             yield cut, is_taken
 
     def _read(self, shard: Shard) -> Iterator[Cut]:
-        for cut in _ShardReader(shard, self.rules.needs_text):
+        for cut in _ShardReader(shard, bool(self.rules.needs_text)):
             check_data(cut, self.rules.from_audio, shard.path)
             yield cut
 

@@ -145,23 +145,36 @@ class Distiller(nn.Module):
         """Each loss's scale, risen linearly from 0 over --kd-warmup-batches."""
         return {name: self.config.risen(batch_idx) * scale for name, scale in self.scales.items()}
 
-    def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
+    @property
+    def writer_of_tokens(self) -> Teacher | None:
+        """The teacher, where there are losses on its posteriors."""
+        return self.teacher if self.losses.of_lattice else None
+
+    def listen(self, batch: Batch) -> Heard:
+        """What the teacher makes of a batch, in all its views: of its clean features, where it has them."""
+        with record_function("loss: teacher"):
+            layers, views = {pair.teacher for pair in self.pairs}, len(batch.views())
+            parts = [self.teacher.listen(each, layers) for each in batch.for_teacher()]
+            return as_batch(parts * (views // len(parts)))
+
+    def heard_by(self, teacher: Teacher, heard: Any) -> Heard:
+        """Of what `listen` gave, that of one teacher."""
+        return heard
+
+    def forward(self, batch: Batch, student_taps: Taps, heard: Heard | None = None) -> dict[str, Tensor]:
         """The losses of a batch, unweighted, summed over layers and over the output frames of all views.
 
         With --kd-token-shift auto the chosen shifts are among them, as token_shift and ctc_shift; they have no weight.
 
         Args:
-          batch: what the student was given; the teacher hears its clean features, where it has them.  Of two views each
-            learns from the teacher.
+          batch: what the student was given.  Of two views each learns from the teacher.
           student_taps: filled by the student's forward pass on this batch.
+          heard: what `listen` gave, where it was asked before.
         Returns:
           scalars by name.
         """
-        with record_function("loss: teacher"):
-            layers, views = {pair.teacher for pair in self.pairs}, len(batch.views())
-            parts = [self.teacher.listen(each, layers) for each in batch.for_teacher()]
-            heard = as_batch(parts * (views // len(parts)))
-            output_frames = output_frames_of(batch.feature_lens).repeat(views)
+        heard = heard or self.listen(batch)
+        output_frames = output_frames_of(batch.feature_lens).repeat(len(batch.views()))
         losses: dict[str, Tensor] = {}
         if self.pairs:
             pairs = self.compare_layers(heard, student_taps, output_frames)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,20 +159,34 @@ class SeveralDistillers(nn.Module):
     def student_taps(self) -> Taps:
         taps = [member.student_taps() for _, member in self._numbered()]
         names = {pair.student for _, member in self._numbered() for pair in member.pairs}
-        return Taps(names, lattice=any(one.wants_lattice for one in taps))
+        return Taps(names, any(one.wants_lattice for one in taps), any(one.wants_ctc for one in taps))
 
     def weights(self, batch_idx: float) -> dict[str, float]:
         return {k: v for n, m in self._numbered() for k, v in renamed(m.weights(batch_idx), n).items()}
 
-    def forward(self, batch: Batch, student_taps: Taps) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        begin = 0
-        for n, member in self._numbered():
+    @property
+    def writer_of_tokens(self) -> Teacher | None:
+        """The first teacher on whose posteriors there are losses."""
+        return next((m.writer_of_tokens for _, m in self._numbered() if m.writer_of_tokens is not None), None)
+
+    def listen(self, batch: Batch) -> list[Heard]:
+        """What each teacher makes of a batch."""
+        heard, begin = [], 0
+        for _, member in self._numbered():
             stored = None
             if batch.stored is not None and member.read_stored is not None:
                 end = begin + member.teacher.stored_size(batch)
                 stored, begin = batch.stored[:, begin:end], end
-            losses.update(renamed(member(replace(batch, stored=stored), student_taps), n))
+            heard.append(member.listen(replace(batch, stored=stored)))
+        return heard
+
+    def heard_by(self, teacher: Teacher, heard: Any) -> Heard:
+        return next(one for (_, member), one in zip(self._numbered(), heard, strict=True) if member.teacher is teacher)
+
+    def forward(self, batch: Batch, student_taps: Taps, heard: list[Heard] | None = None) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for (n, member), one in zip(self._numbered(), heard or self.listen(batch), strict=True):
+            losses.update(renamed(member(batch, student_taps, one), n))
         return losses
 
 

@@ -23,6 +23,7 @@ from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.data.tokenizer import difference_of_tokens, read_tokens
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError, option
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
 from kdstream.models.presets import resolve
@@ -52,8 +53,8 @@ class Teacher(ABC):
     needs_audio: it listens to the samples (Batch.audio), which training then reads beside the features.
     can_be_stored: a cache can hold what it hears, and it has `encoder_frames` and `state_dict`.
     settings: what the stored output depends on besides parameters and features, as JSON takes it.
-    writes_tokens: it writes the tokens that the student learns.  Then token losses can use it, and it has `output_dim`
-      and `lattice_logits`.
+    writes_tokens: it writes the tokens that the student learns.  Then token losses can use it, and it has `output_dim`,
+      `lattice_logits` and `hypotheses`.
     gives_weights: a student may start from its weights, and it has `weights_for`.
     has_ctc: it writes them with a CTC head too, and has `ctc_log_probs`.
     shapes: of the layers that can be tapped, by name in running order.
@@ -96,6 +97,10 @@ class Teacher(ABC):
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         """Log posteriors (N, T, V) of the CTC head."""
+        raise NotImplementedError
+
+    def hypotheses(self, encoder_out: Tensor, lens: Tensor) -> list[list[int]]:
+        """The tokens that greedy search finds in (N, T, D) of lengths (N,) output frames."""
         raise NotImplementedError
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
@@ -158,6 +163,12 @@ class TransducerTeacher(Teacher):
     @torch.no_grad()
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         return self.model.ctc_output(encoder_out)
+
+    @torch.no_grad()
+    def hypotheses(self, encoder_out: Tensor, lens: Tensor) -> list[list[int]]:
+        search = GreedySearch()
+        state = search.advance(self.model, encoder_out, lens, search.start(self.model, len(lens)))
+        return [result.tokens for result in state.results()]
 
     def check_layers(self) -> None:
         if type(self.encoder).run_layer is StreamingEncoder.run_layer:

@@ -264,6 +264,9 @@ class CachedTeacher(Teacher):
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         return self.teacher.ctc_log_probs(encoder_out)
 
+    def hypotheses(self, encoder_out: Tensor, lens: Tensor) -> list[list[int]]:
+        return self.teacher.hypotheses(encoder_out, lens)
+
     def check_layers(self) -> None:
         self.teacher.check_layers()
         self.encoder = self.teacher.encoder

@@ -23,10 +23,14 @@ from kdstream.models.subsampling import Conv2dSubsampling
 
 
 class Tokens(NamedTuple):
-    """What is said in a batch: ids (N, U) int64 without blanks, but padded with blank, and their numbers (N,)."""
+    """What is said in a batch: ids (N, U) int64 without blanks, but padded with blank, and their numbers (N,).
+
+    known: (N,) bool, on the CPU: the others are a guess, or missing, and have no transducer loss.  None: all are known.
+    """
 
     ids: Tensor
     lens: Tensor
+    known: Tensor | None = None
 
 
 class Predictor(nn.Module):
@@ -229,7 +233,7 @@ class Transducer(nn.Module):
         lens: encoder_lens and tokens.lens, on the CPU if they are known there.
         """
         want_logits = taps is not None and taps.wants_lattice
-        rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, *tokens, settings, want_logits)
+        rnnt = self.rnnt_losses(encoder_out, encoder_lens, decoder_out, tokens, settings, want_logits)
         if taps is not None and rnnt.logits is not None:
             taps.record_lattice(
                 encoder_lens=encoder_lens,
@@ -244,13 +248,16 @@ class Transducer(nn.Module):
             log_probs = self.ctc_output(encoder_out).float()  # (N, T, V)
             if taps is not None and taps.wants_ctc:
                 taps.record_ctc(encoder_lens, log_probs)
-            losses["ctc_loss"] = F.ctc_loss(
-                log_probs.transpose(0, 1),
-                tokens.ids,
-                *lens,
-                self.config.blank_id,
-                reduction="sum",
-                zero_infinity=True,
+            losses["ctc_loss"] = sum_of_known(
+                F.ctc_loss(
+                    log_probs.transpose(0, 1),
+                    tokens.ids,
+                    *lens,
+                    self.config.blank_id,
+                    reduction="sum" if tokens.known is None else "none",
+                    zero_infinity=True,
+                ),
+                tokens.known,
             )
         return losses
 
@@ -259,8 +266,7 @@ class Transducer(nn.Module):
         encoder_out: Tensor,
         encoder_lens: Tensor,
         decoder_out: Tensor,
-        tokens: Tensor,
-        token_lens: Tensor,
+        tokens: Tokens,
         settings: LossSettings,
         want_logits: bool,
     ) -> RnntLosses:
@@ -269,18 +275,40 @@ class Transducer(nn.Module):
         Args:
           encoder_out, encoder_lens: as `encode` gives them.
           decoder_out: (N, U + 1, D), as `predict` gives it.
-          tokens, token_lens: (N, U), padded, and (N,).
+          tokens: of the utterances; those that are not known count for nothing.
           want_logits: the joiner's, in the result.
         """
         joiner, lm_simple = self.joiner, self.simple_lm_proj(decoder_out)
         sums = joiner.encoder_proj(encoder_out), joiner.decoder_proj(decoder_out)
-        lattice = (tokens, encoder_lens, token_lens, settings)
+        lattice = (tokens.ids, encoder_lens, tokens.lens, settings)
+        blank = self.config.blank_id
         watched = any(module._forward_hooks for module in (joiner, joiner.output_linear, self.simple_am_proj))
         if want_logits or watched or not can_be_grouped(encoder_out.device, settings):
             am_simple = self.simple_am_proj(encoder_out)
-            return transducer_losses(am_simple, lm_simple, *sums, joiner, *lattice, blank_id=self.config.blank_id)
+            reduction = "sum" if tokens.known is None else "none"
+            rnnt = transducer_losses(am_simple, lm_simple, *sums, joiner, *lattice, blank_id=blank, reduction=reduction)
+            simple, pruned = (sum_of_known(loss, tokens.known) for loss in (rnnt.simple, rnnt.pruned))
+            return rnnt._replace(simple=simple, pruned=pruned)
         heads = (self.simple_am_proj, joiner.output_linear)
-        return losses_in_groups(encoder_out, lm_simple, *sums, *heads, *lattice, blank_id=self.config.blank_id)
+        rows = (encoder_out, lm_simple, *sums, tokens.ids, encoder_lens, tokens.lens)
+        if tokens.known is not None:
+            if not tokens.known.any():
+                nothing = encoder_out.new_zeros((), dtype=torch.float32)
+                return RnntLosses(nothing, nothing, tokens.ids.new_zeros(0, 0, 0), None)
+            rows = tuple(x[tokens.known] for x in rows)
+        encoder_out, lm_simple, encoder_proj, decoder_proj, ids, encoder_lens, lens = rows
+        return losses_in_groups(
+            encoder_out,
+            lm_simple,
+            encoder_proj,
+            decoder_proj,
+            *heads,
+            ids,
+            encoder_lens,
+            lens,
+            settings,
+            blank_id=blank,
+        )
 
     def predict(self, tokens: Tensor) -> Tensor:
         """The predictor's output before each of the tokens (N, U) and after the last: (N, U + 1, D)."""
@@ -294,6 +322,11 @@ class Transducer(nn.Module):
         decoder_proj = self.joiner.decoder_proj(decoder_out)
         pair = do_rnnt_pruning(self.joiner.encoder_proj(encoder_out), decoder_proj, ranges)
         return self.joiner(*pair, project_input=False)
+
+
+def sum_of_known(losses: Tensor, known: Tensor | None) -> Tensor:
+    """The sum of losses (N,) over the utterances whose tokens are known; what is a sum already, as it is."""
+    return losses if known is None else losses.masked_fill(~known.to(losses.device), 0.0).sum()
 
 
 def build_model(config: ModelConfig) -> Transducer:

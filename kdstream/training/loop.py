@@ -148,7 +148,8 @@ class Trainer:
         log_model_size(self.model, self.distiller, config.model)
         self.model_avg = float64_copy(self.model) if rank == 0 else None
         modes = both_modes(config.distill, self.model)
-        self.student = StudentWithBranches(self.model, self.distiller, train, prunes_from_the_start(config), modes)
+        how = prunes_from_the_start(config), modes, bool(config.data.unlabelled_cuts)
+        self.student = StudentWithBranches(self.model, self.distiller, train, *how)
         self.optimizer = ScaledAdam(
             [(name, p) for name, p in self.student.named_parameters() if p.requires_grad],
             lr=train.base_lr,

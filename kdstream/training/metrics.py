@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 FRAMES, SECONDS = "frames", "seconds"
+LABELLED_FRAMES = "labelled_frames"  # logged where other utterances have no tokens
+OF_LABELLED = ("simple_loss", "pruned_loss", "ctc_loss", "full_context_loss")  # shown per labelled frame
 
 
 def read_sums(batches: Sequence[Mapping[str, Tensor]], world_size: int = 1) -> list[MetricsTracker]:
@@ -43,11 +45,13 @@ class MetricsTracker(dict[str, float]):
         return MetricsTracker({name: value * factor for name, value in self.items()})
 
     def means(self) -> Iterator[tuple[str, float]]:
-        """(name, value per frame) pairs."""
-        frames = self.get(FRAMES, 0.0)
+        """(name, value per frame) pairs; without those of labelled frames where there are none."""
         for name, value in self.items():
             if name != FRAMES:
-                yield name, value / frames if frames else float("nan")
+                labelled = name in OF_LABELLED and LABELLED_FRAMES in self
+                frames = self.get(LABELLED_FRAMES if labelled else FRAMES, 0.0)
+                if frames or not labelled:
+                    yield name, value / frames if frames else float("nan")
 
     def mean(self, name: str = "loss") -> float:
         """`name` per frame; infinity when nothing has been counted yet."""

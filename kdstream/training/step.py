@@ -25,11 +25,12 @@ from kdstream.kd.distiller import Distiller, output_frames_of
 from kdstream.kd.several import SeveralDistillers, SeveralTeachers
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Teacher
+from kdstream.kd.unlabelled import tokens_with_guesses
 from kdstream.models.checkpointing import checkpoint_layers
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.streaming import ChunkConfig
-from kdstream.models.transducer import Tokens, Transducer
-from kdstream.training.metrics import FRAMES, SECONDS, MetricsTracker, read_sums
+from kdstream.models.transducer import Tokens, Transducer, sum_of_known
+from kdstream.training.metrics import FRAMES, LABELLED_FRAMES, SECONDS, MetricsTracker, read_sums
 from kdstream.units import FRAMES_PER_SECOND
 
 
@@ -38,6 +39,7 @@ class StudentWithBranches(nn.Module):
 
     finetune: what prunes the lattice begins with trained weights, so what --warm-step schedules counts as over.
     modes: the losses of a student that is run in full context too; None where it is not.
+    unlabelled: whether batches of training may hold utterances without tokens; labelled_frames are then logged too.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class StudentWithBranches(nn.Module):
         config: TrainConfig,
         finetune: bool = False,
         modes: BothModes | None = None,
+        unlabelled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.distiller = distiller
         self.modes = modes
         self.config = config
-        self.finetune = finetune
+        self.finetune, self.unlabelled = finetune, unlabelled
         checkpoint_layers(model, config.checkpoint_activations)
         self.loss_settings = LossSettings(
             config.prune_range,
@@ -82,7 +85,11 @@ class StudentWithBranches(nn.Module):
         taps = self.taps(len(views)) if batch_idx is not None else None
         step = math.inf if self.finetune and batch_idx is not None else batch_idx
         settings = self.loss_settings._replace(delay_penalty=delay_penalty(self.config, step))
-        losses = self.model(*in_all_views(views), chunk, settings, taps=taps, host_lens=host_lens_of(views))
+        (features, feature_lens, tokens), host_lens, heard = in_all_views(views), host_lens_of(views), None
+        if self.unlabelled and taps is not None and self.distiller is not None:
+            found = tokens_with_guesses(batch, tokens, host_lens[1], self.distiller, taps)
+            tokens, host_lens, heard = found[0], (host_lens[0], found[1]), found[2]
+        losses = self.model(features, feature_lens, tokens, chunk, settings, taps=taps, host_lens=host_lens)
         weights = transducer_weights(self.config, step)
         if taps is not None and batch_idx is not None:
             if self.modes is not None:
@@ -90,11 +97,13 @@ class StudentWithBranches(nn.Module):
                 losses = self.modes(losses, weights, taps, output_frames)
                 weights.update(self.modes.weights(batch_idx))
             if self.distiller is not None:
-                losses.update(self.distiller(batch, taps))
+                losses.update(self.distiller(batch, taps, heard))
                 weights.update(self.distiller.weights(batch_idx))
             if len(views) > 1 and taps.ctc is not None:
                 losses = {name: loss / len(views) for name, loss in losses.items()}
                 losses["cr_ctc_loss"] = view_consistency(taps.ctc)
+        if tokens.known is not None:
+            losses[LABELLED_FRAMES] = sum_of_known(output_frames_of(batch.feature_lens), tokens.known)
         total = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
         return total, {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
@@ -111,7 +120,7 @@ def in_all_views(views: list[Batch]) -> tuple[Tensor, Tensor, Tokens]:
     """Features, lengths and tokens of the utterances of each view, one view after the other."""
     if len(views) == 1:
         return views[0].features, views[0].feature_lens, tokens_of(views[0])
-    ids, lens = tokens_of(views[0])
+    ids, lens, _ = tokens_of(views[0])
     tokens = Tokens(ids.repeat(len(views), 1), lens.repeat(len(views)))
     return torch.cat([view.features for view in views]), views[0].feature_lens.repeat(len(views)), tokens
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 from kdstream.models import rnnt_in_groups
 from kdstream.models.rnnt_in_groups import blocks, can_be_grouped, summed_over_groups
 from kdstream.models.rnnt_loss import RNNT_TYPES, LossSettings, RnntLosses
-from kdstream.models.transducer import Transducer
+from kdstream.models.transducer import Tokens, Transducer
 from support.models import random_batch, tiny_test_model
 
 N, T, S, V = 4, 12, 5, 30
@@ -39,7 +39,7 @@ class Problem:
     def losses(self, grouped: bool, settings: LossSettings = SETTINGS) -> RnntLosses:
         encoder_out, decoder_out = self.leaves
         frames, symbols = torch.tensor([12, 10, 7, 9]), torch.tensor([5, 3, 0, 4])
-        args = (encoder_out, frames, decoder_out, self.tokens, symbols, settings)
+        args = (encoder_out, frames, decoder_out, Tokens(self.tokens, symbols), settings)
         return self.model.rnnt_losses(*args, want_logits=not grouped)
 
     def gradients(self, losses: RnntLosses) -> list[Tensor]:
