@@ -17,9 +17,10 @@ import torch
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.commands import bench_train_step, cache_teacher, decode, streaming_decode, train
 from kdstream.config.command_line import search_flags
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import EXTENSIONS, with_settings
-from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig, DistillConfig, ModelConfig
+from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig, ModelConfig
 from kdstream.data.augment import TRANSFORMS, active_transforms
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError

@@ -19,7 +19,8 @@ from torch import Tensor
 from kdstream.benchmarks.gpus import GPUS, LARGEST_BATCH, STATED, STATED_GPU, STATED_PRESET, STATED_SPEED
 from kdstream.benchmarks.names import STEPS, SYNTHETIC_VOCABULARY
 from kdstream.benchmarks.train_step import synthetic_batch
-from kdstream.config.sections import CACHE_STORAGES, DataConfig, ModelConfig
+from kdstream.config.distillation import CACHE_STORAGES
+from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.taps import TENSORS
 from kdstream.kd.teacher import TransducerTeacher

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdstream.benchmarks.names import BOTH_MODES, STEPS, SYNTHETIC_VOCABULARY
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import from_args
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device

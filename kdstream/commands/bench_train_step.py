@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any
 import kdstream
 from kdstream.benchmarks.names import BOTH_MODES, CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
+from kdstream.config.sections import DataConfig, ModelConfig
 
 if TYPE_CHECKING:
     from kdstream.data.batch import Batch

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr, teacher_flags
+from kdstream.config.distillation import CACHE_STORAGES, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of, str2bool
-from kdstream.config.sections import CACHE_STORAGES, DataConfig, DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError, option
 
 if TYPE_CHECKING:

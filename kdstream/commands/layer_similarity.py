@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr, teacher_flags
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of
-from kdstream.config.sections import DataConfig, DecodeConfig, DistillConfig
+from kdstream.config.sections import DataConfig, DecodeConfig
 from kdstream.errors import UserError
 from kdstream.files import write_text
 

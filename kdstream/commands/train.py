@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import add_arguments, parser_of
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kdstream.config.distillation import TEACHERS, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import (
     add_arguments,
@@ -20,7 +21,7 @@ from kdstream.config.flags import (
     parser_of,
     with_settings,
 )
-from kdstream.config.sections import SEARCHES, TEACHERS, DataConfig, DecodeConfig, DistillConfig
+from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig
 
 DATA_FLAGS = (
     "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",

@@ -9,8 +9,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import from_dict, to_dict
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from kdstream.checkpoints.store import has_begun, last_epoch
 from kdstream.config.command_line import CACHE_DATA_FLAGS
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import flag_value, flags_of
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError, option
 from kdstream.evaluation.records import Record, load_records, newest
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from

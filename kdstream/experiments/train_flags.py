@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.checkpoints.store import has_begun
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import Config, add_arguments, from_args, parser_of
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.errors import option
 from kdstream.kd.teachers import flags_without_effect
 

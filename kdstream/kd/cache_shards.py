@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import CACHE_STORAGES
+from kdstream.config.distillation import CACHE_STORAGES
 from kdstream.data.cuts import id_number
 from kdstream.data.mixture import REPEATED
 from kdstream.errors import UserError

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.kd.divergence import mutual_divergence
 from kdstream.kd.taps import Lattice, Taps, padding_mask

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.kd.branches import (

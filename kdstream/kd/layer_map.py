@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.kd.taps import Tap, TapShape
 from kdstream.units import ENCODER_FRAME_MS

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
-from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError, option
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.layer_map import LayerPair

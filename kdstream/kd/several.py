@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdstream.config.distillation import TEACHERS, DistillConfig
 from kdstream.config.flags import with_settings
-from kdstream.config.sections import TEACHERS, DistillConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.kd.distiller import Distiller

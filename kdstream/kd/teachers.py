@@ -17,11 +17,12 @@ import torch
 
 from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, load_weights
-from kdstream.config import sections
+from kdstream.config import distillation
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of
 from kdstream.config.registry import Registry
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.data.augment import active_transforms
 from kdstream.errors import UserError, option
 from kdstream.kd.icefall_checkpoint import model_of, weights_of
@@ -51,7 +52,7 @@ class TeacherSpec:
     reads: tuple[str, ...] = ()
 
 
-TEACHERS: Registry[TeacherSpec] = sections.TEACHERS
+TEACHERS: Registry[TeacherSpec] = distillation.TEACHERS
 
 
 def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | None:

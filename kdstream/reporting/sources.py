@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_newest
 from kdstream.kd.loss_table import logged_as

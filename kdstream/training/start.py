@@ -22,9 +22,10 @@ from kdstream.checkpoints.store import (
     remove_leftovers,
 )
 from kdstream.config.command_line import override_data
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE, ExperimentConfig, find_bpe_model
 from kdstream.config.flags import flag_value, flags_of, from_args, override, settings_of, with_settings
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import replacing, try_lock

@@ -16,8 +16,9 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import flag_value
-from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.kd.consistency import BothModes, view_consistency

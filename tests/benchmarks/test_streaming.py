@@ -13,8 +13,9 @@ import torch
 
 from kdstream.benchmarks import streaming as bench_streaming
 from kdstream.benchmarks.names import FOR_ONE_STREAM, RUNTIMES
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdstream.checkpoints.store import load_checkpoint
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import load_records
 from kdstream.training import loop

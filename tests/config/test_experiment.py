@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import CONFIG_VERSION, ExperimentConfig
 from kdstream.config.flags import EXTENSIONS, extend, flag, with_settings
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.errors import UserError
 from support.disk import full_disk
 

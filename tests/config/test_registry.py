@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdstream.config.distillation import TEACHERS
 from kdstream.config.flags import (
     EXTENSIONS,
     Section,
@@ -23,7 +24,7 @@ from kdstream.config.flags import (
     with_settings,
 )
 from kdstream.config.registry import Registry
-from kdstream.config.sections import ENCODERS, SEARCHES, TEACHERS
+from kdstream.config.sections import ENCODERS, SEARCHES
 from kdstream.errors import UserError
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.config.sections import TrainConfig
 from kdstream.decoding.chunk_step import chunk_step
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Result

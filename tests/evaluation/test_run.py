@@ -16,8 +16,9 @@ from lhotse.supervision import AlignmentItem
 from kdstream.checkpoints.average import CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
 from kdstream.config.command_line import read_flags
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.errors import UserError
 from kdstream.evaluation import tables
 from kdstream.evaluation.latency import FRAME

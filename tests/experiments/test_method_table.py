@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.experiments import methods
 from kdstream.experiments.method_table import IN_FULL_CONTEXT, METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import read_section

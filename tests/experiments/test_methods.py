@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.compare import compare_seeds
 from kdstream.evaluation.records import add_record, load_records

@@ -6,8 +6,9 @@ import shlex
 
 import pytest
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.config.sections import TrainConfig
 from kdstream.experiments.train_flags import (
     FLAGS_FILE,
     flags_begun_with,

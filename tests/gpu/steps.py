@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import Teacher, TransducerTeacher

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.kd.consistency import both_modes, by_symbols, consistency_loss
 from kdstream.kd.divergence import divergence

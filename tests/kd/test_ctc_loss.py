@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.taps import Taps, padding_mask

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdstream.config.sections import TOKEN_FORMS, DistillConfig
+from kdstream.config.distillation import TOKEN_FORMS, DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.loss_table import LOSSES, logged_as

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.layer_map import pair_layers
 from kdstream.kd.taps import Tap, TapShape

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdstream.commands import cache_teacher
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.several import Member, SeveralDistillers, SeveralTeachers, of_each

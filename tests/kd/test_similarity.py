@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.kd.layer_map import pair_layers
 from kdstream.kd.similarity import LayerSimilarity
 from kdstream.kd.taps import Tap, tap_shapes

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.kd.teacher import TransducerTeacher, build_teacher, start_from_teacher
 from kdstream.kd.teachers import needs_tokens

@@ -14,7 +14,8 @@ import torch
 from lhotse import CutSet, NumpyFilesWriter
 
 from kdstream.commands import cache_teacher
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.mixture import REPEATED
 from kdstream.data.module import AsrDataModule

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig, ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
 from kdstream.kd.icefall_checkpoint import model_of
 from kdstream.kd.teachers import flags_without_effect, load_teacher, needs_clean

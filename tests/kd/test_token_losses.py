@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdstream.config.sections import TOKEN_FORMS
+from kdstream.config.distillation import TOKEN_FORMS
 from kdstream.kd import divergence as divergences
 from kdstream.kd.token_losses import cell_weights, path_weights, token_loss
 from kdstream.models.rnnt_lattice import best_path

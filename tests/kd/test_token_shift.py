@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import TransducerTeacher
 from kdstream.kd.token_losses import cell_weights, token_loss

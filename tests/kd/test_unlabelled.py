@@ -11,8 +11,9 @@ import torch
 from lhotse import CutSet
 
 from kdstream.commands import cache_teacher
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.cuts import iterate
 from kdstream.data.module import AsrDataModule

@@ -11,8 +11,8 @@ import torch
 from lhotse import CutSet
 
 from kdstream.checkpoints.store import save_checkpoint
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.errors import UserError
 from kdstream.models.transducer import build_model
 from kdstream.reporting.relations import BRANCH, STUDENT, TEACHER, compare_maps, read_relations

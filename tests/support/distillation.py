@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.models.streaming import ChunkConfig
 
 CHUNK = ChunkConfig(chunk=8, left=16)

@@ -10,8 +10,9 @@ import torch
 from lhotse import CutSet, NumpyFilesWriter
 
 from kdstream.checkpoints.store import save_checkpoint
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DistillConfig, TrainConfig
+from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.evaluation.latency import Delays, delays_file, summarise, write_delays
 from kdstream.evaluation.records import add_record

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.data.batch import Batch
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import Teacher

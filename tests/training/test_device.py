@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdstream.commands import cache_teacher
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.distillation import DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch

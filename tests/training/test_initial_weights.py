@@ -14,9 +14,10 @@ from lhotse import CutSet
 from safetensors.torch import save_file
 
 from kdstream.checkpoints.store import load_checkpoint
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flag_value, flags_of
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig
+from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.errors import UserError
 from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.transducer import build_model

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import flags_of
-from kdstream.config.sections import DataConfig, DistillConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import option
 from kdstream.evaluation.records import RESULTS_JSON, load_records
 from kdstream.experiments.methods import Comparison

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kdstream.checkpoints import store
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.training import dist, gradients, loop

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.training import gradients, memory
 from support.recording import make_trainer
 from support.training import experiment

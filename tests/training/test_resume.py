@@ -14,9 +14,10 @@ import torch
 from kdstream.checkpoints.store import load_checkpoint
 from kdstream.commands import cache_teacher
 from kdstream.commands.train import get_parser
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import EXTENSIONS, extend, flag, flag_value, with_settings
-from kdstream.config.sections import DataConfig, DistillConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.models.presets import resolve
 from kdstream.training.start import START_FIELDS, config_of_start
 from support.recording import record

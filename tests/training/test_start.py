@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from kdstream.checkpoints import store
+from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DistillConfig, TrainConfig
+from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.training import loop
 from kdstream.training.start import with_teacher_epoch

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdstream.config.sections import DistillConfig
+from kdstream.config.distillation import DistillConfig
 from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
