@@ -32,6 +32,7 @@ from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer, build_model
 from kdstream.serving.runtime import ExportedModel, find_model
+from kdstream.serving.server import Server
 from kdstream.transcription import join
 from kdstream.units import SAMPLE_RATE
 from support.paths import ROOT
@@ -213,6 +214,20 @@ class RawClient:
         """Vanishes without a word."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.socket.close()
+
+
+class Running:
+    """A server in this process; counts whom it hears."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self.server, self.url = server, url
+
+    async def empty(self) -> None:
+        """Waits until it has let every client go."""
+        deadline = time.monotonic() + 60
+        while self.server.clients:
+            assert time.monotonic() < deadline, "a client is still held"
+            await asyncio.sleep(0.02)
 
 
 @contextmanager

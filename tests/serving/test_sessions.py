@@ -1,0 +1,101 @@
+"""Clients that come back, have hotwords of their own, and what operators are told of them all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import aiohttp
+import numpy as np
+import pytest
+
+from kdstream.endpoints import EndpointConfig
+from kdstream.serving.runtime import Runtime
+from support.serving import END, START, Heard, noise, speak
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 2.5
+
+
+def test_a_client_that_drops_comes_back_to_its_session_and_loses_no_segment(runtime, serving):
+    audio = noise(12.0, seed=1)
+    rules = EndpointConfig(rule3_min_utterance_length=1.0)
+
+    async def connect(http: aiohttp.ClientSession, url: str, heard: Heard, samples: np.ndarray, last: bool) -> None:
+        start = {**START, "session": heard.session.get("session", ""), "segments": len(heard.segments)}
+        async with http.ws_connect(url + "stream") as ws:
+            await ws.send_json(start)
+            heard.take((await ws.receive()).json())
+            samples = samples[heard.session["samples"] :]
+            for place in range(0, len(samples), 8000):
+                await ws.send_bytes(samples[place : place + 8000].tobytes())
+            if last:
+                await ws.send_json(END)
+            async for message in ws:
+                heard.take(message.json())
+                if not last and len(heard.segments) == 3:
+                    ws._response.connection.transport.abort()  # without a word
+
+    async def run() -> tuple[Heard, Heard]:
+        cut = Runtime(runtime.model, rules=rules)
+        async with serving(runtime=cut) as running, aiohttp.ClientSession() as http:
+            dropped = Heard()
+            await connect(http, running.url, dropped, audio[: 6 * 16000], last=False)
+            await running.empty()
+            first = dropped.session["session"]
+            await connect(http, running.url, dropped, audio, last=True)
+            assert dropped.session["session"] == first and dropped.session["samples"] == 6 * 16000
+            other = Heard()
+            await connect(http, running.url, other, audio, last=True)
+            assert other.session["session"] != first
+            return dropped, other
+
+    dropped, other = asyncio.run(run())
+    assert dropped.final == other.final and len(other.segments) > 6
+    assert dropped.segments == other.segments and list(other.segments) == list(range(len(other.segments)))
+
+
+def test_operators_are_told_of_health_load_and_errors(serving, said):
+    audio, _ = said[0]
+
+    async def run() -> None:
+        async with serving() as running, aiohttp.ClientSession() as http:
+
+            async def get(path: str) -> str:
+                async with http.get(running.url + path) as answer:
+                    assert answer.status == 200
+                    return await answer.text()
+
+            await speak(running.url, audio, speed=None)
+            await speak(running.url, audio, {**START, "model": "large"}, speed=None)
+            assert json.loads(await get("healthz")) == {"status": "ok", "problems": {}}
+            assert json.loads(await get("models")) == {"models": [{"name": "tiny", "hotwords": False}]}
+            metrics = await get("metrics")
+        lines = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+        tiny = '{model="tiny"}'
+        silence = running.server._engines["tiny"].runtime.model.tail / 100
+        assert float(lines["kdstream_audio_seconds_total" + tiny]) == pytest.approx(SECONDS + silence, abs=0.02)
+        assert lines["kdstream_segments_total" + tiny] == "1" and lines["kdstream_streams" + tiny] == "0"
+        assert lines["kdstream_lag_seconds" + tiny] == "0" and lines["kdstream_errors_total" + tiny] == "0"
+        assert lines['kdstream_refusals_total{reason="policy_violation"}'] == "1"
+        steps = lines["kdstream_step_seconds_count" + tiny]
+        assert int(steps) >= 15 and lines['kdstream_step_seconds_bucket{model="tiny",le="+Inf"}'] == steps
+
+    asyncio.run(run())
+
+
+def test_a_client_has_hotwords_of_its_own(served, serving, said):
+    served.tokenizer.save_vocabulary(served.files.vocabulary)
+    runtime = Runtime(served.files, method="modified_beam_search", hotwords_score=2.0)
+
+    async def run() -> tuple[Heard, Heard, Heard]:
+        async with serving(runtime=runtime) as running:
+            own = {**START, "hotwords": ["f", "be :3"]}
+            both = speak(running.url, said[1][0], own, None), speak(running.url, said[1][0], START, None)
+            odd = speak(running.url, said[1][0], {**START, "hotwords": ["BÉD"]}, None)
+            return tuple(await asyncio.gather(*both, odd))
+
+    biased, plain, odd = asyncio.run(run())
+    assert biased.final != plain.final and biased.final.count("BE") > plain.final.count("BE")
+    assert odd.error.startswith("hotwords: line 1, 'BÉD': the model has no token for 'É'")
