@@ -51,6 +51,7 @@ from kdstream.models.zipformer_modules import (
 WARMUP_BATCHES = 4000.0  # over which the front end learns and layers are let in, from the bottom up
 LAYER_SKIP_RATE = 0.05  # after that
 SHORTEST_TABLE = 1024  # frames for which angles are computed together
+LONGEST_TRACED = 2**14  # frames of a traced whole utterance, eleven minutes: sherpa-onnx has no cosine in float64
 SLOWEST_TURN = 10000.0  # frames per radian of the slowest rotation
 FULL_CONTEXT_CONVOLUTION = re.compile(r"conv_module\.depthwise_conv\.weight$")
 
@@ -79,23 +80,19 @@ def rotations(frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         if isinstance(frames, int):  # the graph holds what it needs, as constants
             return _rotations(frames, head_dim, like.dtype, like.device)
-        angles = torch.arange(frames, dtype=torch.float64).unsqueeze(1) * torch.from_numpy(speeds(head_dim))
-        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        cos, sin = _rotations(LONGEST_TRACED, head_dim, like.dtype, like.device)
+        return cos[:frames], sin[:frames]
     longest = max(SHORTEST_TABLE, 2 ** (frames - 1).bit_length())
     cos, sin = rotation_table(longest, head_dim, like.dtype, like.device)
     return cos[:frames], sin[:frames]
 
 
-def speeds(head_dim: int) -> np.ndarray:
-    """(head_dim / 2,) float64: by how much the angles grow from frame to frame."""
-    pairs = head_dim // 2
-    return SLOWEST_TURN ** -(np.arange(pairs) / pairs)
-
-
 def _rotations(frames: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """`rotations`, computed by numpy, and in float64: only differences of angles matter, and float32 would round away
     those of late frames."""
-    angles = np.outer(np.arange(frames), speeds(head_dim))
+    pairs = head_dim // 2
+    speed = SLOWEST_TURN ** -(np.arange(pairs) / pairs)
+    angles = np.outer(np.arange(frames), speed)
     with torch.inference_mode(False):  # a table that decoding has made may serve training
         cos, sin = (torch.from_numpy(values).to(device, dtype) for values in (np.cos(angles), np.sin(angles)))
     return cos, sin

@@ -19,6 +19,7 @@ from kdstream.errors import UserError
 from kdstream.export.onnx import WholeEncoder, export_ctc, export_onnx
 from kdstream.export.runtimes import OnnxCtc, SherpaOfflineCtc, load, run, torch_runtime
 from kdstream.models.encoders import ENCODERS
+from kdstream.models.transducer import Transducer
 from kdstream.serving.engine import find_model
 from support.decoding import make_experiment, run_script, talkative_model, write_noise
 
@@ -35,13 +36,23 @@ def audio(tmp_path_factory) -> list[Path]:
     return [write_noise(folder / f"noise{i}.wav", seconds, seed=i) for i, seconds in enumerate(SECONDS)]
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["student", "teacher"])
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_utterances_of_any_length_and_number_equal_torch(tmp_path, encoder, causal):
-    model = talkative_model(causal, encoder=encoder, use_ctc=True)
-    files, ctc = export_onnx(model, None, tmp_path, "random"), export_ctc(model, None, tmp_path, "random")
+@pytest.fixture(
+    scope="module",
+    params=[(encoder, causal) for encoder in ENCODERS for causal in (True, False)],
+    ids=lambda param: f"{param[0]} {'student' if param[1] else 'teacher'}",
+)
+def exported(request, tmp_path_factory) -> tuple[Transducer, Path, Path]:
+    """A model, its encoder and its CTC head."""
+    encoder, causal = request.param
+    model, folder = talkative_model(causal, encoder=encoder, use_ctc=True), tmp_path_factory.mktemp("onnx")
+    files, ctc = export_onnx(model, None, folder, "random"), export_ctc(model, None, folder, "random")
     assert ctc is not None and files.encoder.name == "encoder-random-offline.onnx"
-    whole, session, head = WholeEncoder(model, ""), load(files.encoder), load(ctc)
+    return model, files.encoder, ctc
+
+
+def test_utterances_of_any_length_and_number_equal_torch(exported):
+    model, *paths = exported
+    whole, (session, head) = WholeEncoder(model, ""), map(load, paths)
     generator = torch.Generator().manual_seed(0)
     for lens in ([9], [58], [301, 250], [700, 401, 33]):
         features = 3 * torch.randn(len(lens), max(lens), 80, generator=generator) - 6
@@ -51,7 +62,7 @@ def test_utterances_of_any_length_and_number_equal_torch(tmp_path, encoder, caus
             expected, expected_lens = whole(features, torch.tensor(lens))
         assert out_lens.tolist() == log_lens.tolist() == expected_lens.tolist()
         assert np.abs(out - expected.numpy()).max() < TOLERANCE
-        if causal and len(lens) > 1:
+        if model.config.causal and len(lens) > 1:
             continue  # a streaming Zipformer hears where its batch ends
         alone, alone_lens = encode_whole(model, features, torch.tensor(lens), None)  # what decode.py hears
         assert alone_lens.tolist() == out_lens.tolist()
@@ -62,13 +73,11 @@ def test_utterances_of_any_length_and_number_equal_torch(tmp_path, encoder, caus
                 assert np.abs(ours[n, :frames] - theirs[n, :frames].numpy()).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_metadata_and_names_are_icefalls(tmp_path, encoder):
-    model = talkative_model(False, encoder=encoder, use_ctc=True)
-    files, ctc = export_onnx(model, None, tmp_path, "random"), export_ctc(model, None, tmp_path, "random")
-    kind = {"zipformer": "zipformer2", "conformer": "conformer"}[encoder]
+def test_metadata_and_names_are_icefalls(exported):
+    model, encoder, ctc = exported
+    kind = {"zipformer": "zipformer2", "conformer": "conformer"}[model.config.encoder]
     for path, model_type, outputs in (
-        (files.encoder, kind, ["encoder_out", "encoder_out_lens"]),
+        (encoder, kind, ["encoder_out", "encoder_out_lens"]),
         (ctc, f"{kind}_ctc", ["log_probs", "log_probs_len"]),
     ):
         graph = onnx.load(str(path))
@@ -117,4 +126,4 @@ def test_a_ctc_head_says_what_it_says_in_torch(tmp_path, audio, encoder):
 def test_a_language_model_goes_with_streams_alone(tmp_path, monkeypatch):
     exp_dir = make_experiment(tmp_path, False)
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--lm-exp-dir", tmp_path)
-    assert error == "--lm-exp-dir: goes with a streaming model alone; leave it out"
+    assert error == "error: --lm-exp-dir: goes with a streaming model alone; leave it out"
