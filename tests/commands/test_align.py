@@ -113,11 +113,10 @@ def test_every_word_gets_a_place_within_its_cut_and_is_read_back_as_that(tmp_pat
             assert frame == pytest.approx(round(frame), abs=1e-6)
 
 
-@pytest.mark.parametrize("text", ["A A " * 50, "A <blk> A"])
-def test_a_cut_whose_text_cannot_be_said_in_it_is_left_out(tmp_path, data, monkeypatch, text):
+def test_a_cut_whose_text_cannot_be_said_in_it_is_left_out(tmp_path, data, monkeypatch):
     exp_dir = make_exp_dir(tmp_path / "exp", data, use_ctc=True)
     cuts = CutSet.from_jsonl(data.test_cuts[0]).to_eager()
-    odd = fastcopy(cuts[0], supervisions=[fastcopy(cuts[0].supervisions[0], text=text)])
+    odd = fastcopy(cuts[0], supervisions=[fastcopy(cuts[0].supervisions[0], text="A A " * 50)])
     CutSet.from_cuts([odd, cuts[1]]).to_file(tmp_path / "some.jsonl.gz")
     flags = ("--test-cuts", tmp_path / "some.jsonl.gz", "--output", tmp_path / "words.jsonl.gz")
     assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags) == ""

@@ -20,7 +20,7 @@ from kdstream.export.onnx import WholeEncoder, export_ctc, export_onnx
 from kdstream.export.runtimes import OnnxCtc, SherpaOfflineCtc, load, run, torch_runtime
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.transducer import Transducer
-from kdstream.serving.engine import find_model
+from kdstream.serving.runtime import find_model
 from support.decoding import make_experiment, run_script, talkative_model, write_noise
 
 pytestmark = pytest.mark.slow

@@ -102,7 +102,7 @@ def losses_of(
 ):
     features, feature_lens, tokens = random_batch(lens)
     batch = batch_of(*pad_to_whole_chunks(features[rows], feature_lens[rows], chunk.chunk))
-    batch.tokens, batch.token_lens = (x[rows] for x in tokens)
+    batch.tokens, batch.token_lens = (x[rows] for x in tokens[:2])
     student = StudentWithBranches(model, None, TrainConfig(), modes=both_modes(config, model))
     return student(batch, chunk, step)
 

@@ -35,7 +35,7 @@ def teacher_of(**sizes) -> TransducerTeacher:
 
 def spoken(rows=slice(None)):
     """Features, lengths and tokens of some of two utterances: the same of each, alone or not."""
-    features, lens, (ids, token_lens) = random_batch((120, 89))
+    features, lens, (ids, token_lens, _) = random_batch((120, 89))
     features, lens = pad_to_whole_chunks(features[rows, : lens[rows].max()], lens[rows], CHUNK.chunk)
     return features, lens, Tokens(ids[rows], token_lens[rows])
 

@@ -118,6 +118,6 @@ def test_texts_that_do_not_serve_are_refused(config, tmp_path, content, problem)
 
 
 def test_letters_that_no_token_spells_are_warned_of(config, tmp_path, caplog):
-    (tmp_path / "text").write_text("the dog runs\nTHE CAT\n")
+    (tmp_path / "text").write_text("THE D\u00d6G RUNS\nthe cat\n")
     read_text(tmp_path / "text", tokens_of(config), 200, "--text")
     assert "1 of 2 transcripts have characters unknown to --bpe-model" in caplog.text

@@ -36,7 +36,7 @@ STEP = 10**6  # all weights have risen
 
 
 def two_views() -> Batch:
-    features, lens, (ids, token_lens) = random_batch((120, 90))
+    features, lens, (ids, token_lens, _) = random_batch((120, 90))
     noise = 0.3 * random_batch((120, 90), seed=1)[0]
     batch = batch_of(features, lens, ["a", "b"])
     batch.tokens, batch.token_lens, batch.second_view = ids, token_lens, features + noise
