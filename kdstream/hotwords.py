@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,8 +62,12 @@ def parse_hotwords(
             faults.append(f"line {number}, {phrase!r}: the model has no token for {unknown!r}")
             continue
         try:
-            hotwords.append(Hotword(spelt, score if own is None else float(own[1:])))
+            hotword = Hotword(spelt, score if own is None else float(own[1:]))
         except ValueError:
+            hotword = None
+        if hotword is not None and math.isfinite(hotword.score):
+            hotwords.append(hotword)
+        else:
             faults.append(f"line {number}, {own!r}: not a score such as :2.5")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

@@ -32,6 +32,8 @@ def test_a_phrase_takes_the_case_of_the_model(tmp_path):
     [
         ("GOOD\nNaïve\n", "line 2, 'Naïve': the model has no token for 'aïve'; correct these lines"),
         ("GOOD :high\n", "line 1, ':high': not a score such as :2.5"),
+        ("GOOD :nan\n", "line 1, ':nan': not a score such as :2.5"),
+        ("GOOD :1e999\n", "line 1, ':1e999': not a score such as :2.5"),
         ("GOOD\n:2.5\n", "line 2 has a score and no phrase"),
         ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':1'"),
         ("\n \n", "holds no phrase; write one phrase a line"),
