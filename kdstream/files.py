@@ -16,6 +16,8 @@ except ImportError:  # Windows
 
 from kdstream.errors import UserError
 
+CUT_SUFFIXES = (".jsonl.gz", ".jsonl")  # of manifests of cuts that are written
+
 # What the system may say of any file that is read or written, and what the user can do about it.
 MENDED_BY_USER = {
     errno.ENOSPC: "free space on its disk, or name another place",

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of
+from kdstream.errors import UserError, option
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="Manifest to write; features go beside it.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        raise UserError("must be at least 1", flag=option("jobs", args.jobs))
 
     import torch
 

@@ -117,7 +117,7 @@ def test_rooms_are_the_same_on_every_machine_and_leave_torchs_numbers_alone(tmp_
 
 def test_the_command_writes_features_of_a_share_of_the_cuts(cuts, tmp_path, monkeypatch):
     output = tmp_path / "some_lines.jsonl.gz"
-    flags = ("--augment", "narrowband,volume", "--share", "0.5", "--jobs", "1", "--output", output)
+    flags = ("--augment", "narrowband,volume,volume", "--share", "0.5", "--jobs", "1", "--output", output)
     assert run_script(monkeypatch, "local/augment_cuts.py", "--cuts", cuts, *flags) == ""
     copies = read(output)
     for name in ("narrowband", "volume"):
@@ -132,14 +132,17 @@ def test_the_command_writes_features_of_a_share_of_the_cuts(cuts, tmp_path, monk
 
 
 def test_what_cannot_be_copied_is_named(cuts, tmp_path):
-    def message(names: str, share: float = 1.0, path: Path = cuts) -> str:
+    def message(names: str, share: float = 1.0, path: Path = cuts, output: Path = tmp_path / "x.jsonl.gz") -> str:
         with multiprocessing.get_context("fork").Pool(1) as pool:
-            return error_of(lambda: augment_cuts([path], names.split(","), share, tmp_path / "x.jsonl.gz", pool))
+            return error_of(lambda: augment_cuts([path], names.split(","), share, output, pool))
 
     assert message("narrowband,telefax") == (
         "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume"
     )
     assert "--share 0: must be more than 0" in message("mp3", 0.0)
+    assert message("mp3", output=cuts) == f"--output {cuts}: is what --cuts names; give it another name"
+    text = tmp_path / "x.txt"
+    assert message("mp3", output=text) == f"--output {text}: must be named .jsonl.gz or .jsonl; rename it"
     mix = read(cuts)[0].mix(read(cuts)[4])
     CutSet.from_cuts([mix]).to_file(tmp_path / "mix.jsonl.gz")
     assert f"cut {mix.id} is a mix" in message("mp3", path=tmp_path / "mix.jsonl.gz")
