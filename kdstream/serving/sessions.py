@@ -35,10 +35,11 @@ class Session:
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
-        tasks, self.tasks = self.tasks, ()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := self.tasks:  # of two that come back at once, the later one finds those of the other
+            self.tasks = ()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Sessions:

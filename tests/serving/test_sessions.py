@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from kdstream.endpoints import EndpointConfig
+from kdstream.serving.engine import Engine
 from kdstream.serving.runtime import Runtime
+from kdstream.serving.sessions import Session
 from support.serving import END, START, Heard, noise, speak
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,25 @@ def test_a_client_that_drops_comes_back_to_its_session_and_loses_no_segment(runt
     dropped, other = asyncio.run(run())
     assert dropped.final == other.final and len(other.segments) > 6
     assert dropped.segments == other.segments and list(other.segments) == list(range(len(other.segments)))
+
+
+def test_of_connections_that_come_back_at_once_one_alone_has_the_session(runtime):
+    async def run() -> None:
+        engine = Engine(runtime)
+        session = Session("one", engine, engine.open(16000))
+
+        async def come_back() -> None:
+            await session.take()
+            session.tasks = (asyncio.create_task(asyncio.sleep(60)),)
+            connections.extend(session.tasks)
+
+        connections: list[asyncio.Task] = []
+        await come_back()
+        await asyncio.gather(come_back(), come_back())
+        assert [task for task in connections if not task.done()] == list(session.tasks)
+        await session.take()
+
+    asyncio.run(run())
 
 
 def test_operators_are_told_of_health_load_and_errors(serving, said):
