@@ -57,6 +57,8 @@ def named_models(models: Sequence[str]) -> dict[str, Path]:
         if not equals or "/" in name:
             path = model
             name = (Path(path) if Path(path).is_dir() else Path(path).parent).resolve().name
+        if not name or not path:
+            raise UserError(f"{model}: has no name or no path", fix="write NAME=PATH")
         if name in named:
             raise UserError(f"two models are called {name}", fix=f"name them: {name}=... other={path}")
         named[name] = Path(path)

@@ -70,7 +70,7 @@ class Start(NamedTuple):
         session, segments = start.get("session", ""), start.get("segments", 0)
         if not (model is None or isinstance(model, str)) or not isinstance(session, str):
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "model and session must be texts")
-        if not isinstance(segments, int) or segments < 0:
+        if not isinstance(segments, int) or isinstance(segments, bool) or segments < 0:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "segments must be a number of them")
         if not isinstance(hotwords, list) or not all(isinstance(phrase, str) for phrase in hotwords):
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "hotwords must be a list of texts")

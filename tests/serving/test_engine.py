@@ -140,6 +140,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(served, tmp_path, monkeypa
             ((tmp_path / "encoder-none.onnx",), "encoder-none.onnx: no such file"),
             ((tmp_path / "encoder-lonely.onnx",), "decoder-lonely.onnx: no such file"),
             ((served.files.tokens,), "encoder-...onnx"),
+            ((f"={encoder}",), "has no name or no path; write NAME=PATH"),
             ((encoder, "--max-message-bytes", 0), "--max-message-bytes 0"),
             ((encoder, "--tls-cert", "none.pem"), "--tls-cert none.pem"),
             ((encoder, "--port", port), f"--port {port}"),

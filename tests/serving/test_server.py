@@ -120,6 +120,7 @@ GARBAGE = {  # messages, and the close code that they earn
     "not a number": ([START, np.full(99, np.nan, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
     "endless": ([START, np.full(99, np.inf, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
     "no scale": ([START, np.full(99, 3e4, "<f4").tobytes()], WSCloseCode.UNSUPPORTED_DATA),
+    "segments that are no number": ([{**START, "segments": True}], WSCloseCode.POLICY_VIOLATION),
     "more after the end": ([START, END, END], WSCloseCode.POLICY_VIOLATION),
 }
 
