@@ -213,7 +213,7 @@ def computed_losses(config: DistillConfig) -> Losses:
     wanted = wanted_losses(config)
     if not wanted.all():
         flags = ", ".join(option(scale_of(name)) for name in config.loss_scales)
-        raise UserError("all 0 with a teacher", flag=flags, fix="raise one, or drop --teacher-exp-dir")
+        raise UserError("all 0 with a teacher", flag=flags, fix="raise one (and --teacher-scales), or name no teacher")
     if config.kd_branch != "none" and wanted.auxiliary_layer:
         wanted = _in_order(config, {*wanted.all(), "feature"})
     return wanted

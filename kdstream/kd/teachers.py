@@ -206,9 +206,9 @@ def check_source(distill: DistillConfig) -> None:
             )
     elif distill.teacher_exp_dir or not distill.teacher_checkpoint:
         raise UserError(
-            "such a teacher is in a file",
+            "such a teacher is in a file or directory of its own",
             flag=option("teacher_type", distill.teacher_type),
-            fix="give --teacher-checkpoint, and no --teacher-exp-dir",
+            fix="give --teacher-checkpoint; --teacher-exp-dir is for teachers of kdstream",
         )
 
 

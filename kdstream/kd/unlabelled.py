@@ -63,7 +63,11 @@ def check_unlabelled(config: ExperimentConfig) -> None:
         return
     flag = option("unlabelled_cuts", ",".join(cuts))
     if not distill.has_teacher or not any(wanted_losses(one).all() for one in of_each(distill)):
-        raise UserError("nothing is learned from them without a teacher's losses", flag=flag, fix="name a teacher")
+        raise UserError(
+            "nothing is learned from them without a teacher's losses",
+            flag=flag,
+            fix="name a teacher, and raise a --kd-*-scale",
+        )
     if distill.mode_consistency_scale and not any(wanted_losses(one).of_lattice for one in of_each(distill)):
         raise UserError(
             f"{option('mode_consistency_scale')} compares posteriors after tokens, which nobody knows of them",
