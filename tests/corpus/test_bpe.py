@@ -13,6 +13,7 @@ from lhotse import CutSet, Recording, SupervisionSegment
 from kdstream.corpus.bpe import MAX_SENTENCE_LENGTH, log_text, texts_for_tokens, train_bpe_model, transcripts_of_cuts
 from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError
 from kdstream.words import spell, split_words
 from support.data import WORDS
 from support.decoding import run_script
@@ -98,6 +99,8 @@ def test_chars_are_the_letters_of_the_text_and_the_blank_between_words(tmp_path)
     assert [tokenizer.tokens[i] for i in tokenizer.encode(["ONE SIX"])[0]] == list("\u2581ONE\u2581SIX")
     few = Tokenizer(trained(TEXTS, tmp_path / "few", 10, "char"))
     assert few.vocab_size == 10 and set(few.tokens) < set(tokenizer.tokens)
+    with pytest.raises(UserError, match="--vocab-size 4: leaves no token for a letter; leave the flag out"):
+        trained(["A B"], tmp_path / "none", 4, "char")
 
 
 @pytest.mark.parametrize("token_type, size", [("char", None), ("byte-bpe", 280), ("bpe", 31)])
