@@ -101,6 +101,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("must be named .jsonl.gz or .jsonl", flag=option("output", args.output), fix="rename it")
     if args.output.resolve() == args.cuts.resolve():
         raise UserError("is what --cuts names", flag=option("output", args.output), fix="give it another name")
+    from_args(LabelConfig, args).check_used()
     return args
 
 

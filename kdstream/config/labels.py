@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kdstream.config.flags import Section, flag
+from kdstream.config.flags import Section, flag, flag_value
 from kdstream.config.registry import Registry
+from kdstream.errors import UserError, option
 
 CASES = ("keep", "upper", "lower")
 WINDOW_SECONDS = 30.0  # that Whisper hears at once
@@ -62,3 +63,12 @@ class LabelConfig(Section):
     max_repeats: int = flag(3, "Drop labels that say a word, or words, more often in a row.", minimum=1)
     min_chars_per_second: float = flag(2.0, "Drop labels with fewer letters for their length.", minimum=0)
     max_chars_per_second: float = flag(25.0, "Drop labels with more letters for their length.", above=0)
+
+    def check_used(self) -> None:
+        """Raises UserError for a setting that another labeller alone would read."""
+        for labeller, names in LABELLERS.settings.items():
+            for name in names if labeller != self.labeller else ():
+                if getattr(self, name) != getattr(LabelConfig, name):
+                    flag_typed = option(name, flag_value(getattr(self, name)))
+                    problem = f"is not read by {option('labeller', self.labeller)}"
+                    raise UserError(problem, flag=flag_typed, fix=f"add {option('labeller', labeller)}, or drop it")

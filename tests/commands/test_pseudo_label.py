@@ -226,6 +226,7 @@ def test_cuts_that_cannot_be_labelled_are_named(tmp_path, monkeypatch, data, tea
         ("--cuts", "nowhere.jsonl", "nowhere.jsonl: no such manifest"),
         ("--cuts", "empty.jsonl", "empty.jsonl: holds no cuts"),
         ("--exp-dir", "nowhere", "nowhere/config.json: no such file"),
+        ("--model", "whisper", "--model whisper: is not read by --labeller teacher; add --labeller faster-whisper"),
     ],
 )
 def test_bad_flags_are_named_in_one_line(tmp_path, monkeypatch, teacher, flag, value, expected):
