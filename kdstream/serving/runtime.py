@@ -65,11 +65,15 @@ def find_model(encoder: Path) -> ExportedModel:
 
     Raises UserError where a file is missing, or is no such encoder.
     """
+    if not encoder.is_file():
+        raise UserError(
+            f"{encoder}: no such file", fix="give an encoder-...onnx that export.py wrote, or its directory"
+        )
     if not encoder.name.startswith("encoder-"):
         raise UserError(f"{encoder}: not an encoder", fix="name the exported file encoder-...onnx; export.py writes it")
     rest = encoder.name[len("encoder") :]
     others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", TOKENS_FILE)]
-    for path in (encoder, *others):
+    for path in others:
         if not path.is_file():
             fix = "export.py writes encoder, decoder, joiner and tokens.txt together"
             raise UserError(f"{path}: no such file", fix=fix)

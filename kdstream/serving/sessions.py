@@ -21,6 +21,7 @@ class Session:
 
     id: that nobody can guess.
     tasks: of the connection that has it; none while the client is away.
+    expiry: when it is forgotten, while the client is away.
     """
 
     model: str
@@ -71,7 +72,7 @@ class Sessions:
         except UserError as error:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, str(error)) from error
         if len(self._sessions) >= self._limits.max_clients:
-            away = next((each for each in self._sessions.values() if not each.tasks), None)
+            away = next((each for each in self._sessions.values() if each.expiry is not None), None)
             if away is None:
                 raise Refusal(WSCloseCode.TRY_AGAIN_LATER, f"{self._limits.max_clients} clients are here already")
             self.close(away)
