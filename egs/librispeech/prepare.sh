@@ -94,6 +94,14 @@ case $text_case in
   keep | upper | lower) ;;
   *) fail "--text-case $text_case: not keep, upper or lower" ;;
 esac
+for name in vocab_size channel nj; do
+  [[ ${!name} =~ ^[0-9]*$ ]] || fail "--${name/_/-} ${!name}: not a whole number"
+done
+for name in ${augment//,/ }; do
+  [[ ,narrowband,mp3,opus,reverb,volume, == *,$name,* ]] ||
+    fail "--augment $name: none of narrowband, mp3, opus, reverb and volume"
+done
+[[ $augment_share =~ ^(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)$ ]] || fail "--augment-share $augment_share: not above 0 and at most 1"
 for name in musan perturb_speed; do
   case ${!name} in
     true | 1) printf -v $name true ;;
