@@ -318,5 +318,5 @@ def odd_flag(world: World, rng: random.Random, folder: Path) -> Case:
 
 TEXTS = [
     "--system", "--manifest-dir", "--train-parts", "--dev-parts", "--test-parts", "--alignments", "--teacher-model",
-    "--teacher-checkpoint", "--kd-similarity-file", "--teacher-bpe-model", "--parts", "--kd-layers",
+    "--teacher-checkpoint", "--kd-similarity-file", "--teacher-bpe-model", "--parts", "--kd-layers", "--prefix",
 ]  # fmt: skip
