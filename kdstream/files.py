@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 CUT_SUFFIXES = (".jsonl.gz", ".jsonl")  # of manifests of cuts that are written
 
@@ -33,6 +33,14 @@ MENDED_BY_USER = {
     errno.EEXIST: "name another place",
 }
 TEMPORARY = ".tmp"
+
+
+def check_output_of_cuts(output: Path, cuts: Iterable[Path]) -> None:
+    """Raises UserError for an --output that is no name of a manifest of cuts, or one of the manifests of --cuts."""
+    if not output.name.endswith(CUT_SUFFIXES):
+        raise UserError(f"must be named {' or '.join(CUT_SUFFIXES)}", flag=option("output", output), fix="rename it")
+    if output.resolve() in [path.resolve() for path in cuts]:
+        raise UserError("is what --cuts names", flag=option("output", output), fix="give it another name")
 
 
 @contextmanager

@@ -37,8 +37,8 @@ from kdstream.config.command_line import RECORD_FLAGS, log_to_stderr
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.labels import LABELLERS, LabelConfig
 from kdstream.config.sections import DataConfig, DecodeConfig
-from kdstream.errors import UserError, option
-from kdstream.files import CUT_SUFFIXES
+from kdstream.errors import UserError
+from kdstream.files import check_output_of_cuts
 
 if TYPE_CHECKING:
     from lhotse.cut.data import DataCut
@@ -97,10 +97,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:
         raise UserError("must lie between 0 and 1", flag=f"--min-confidence {args.min_confidence:g}", fix="try 0.8")
-    if not args.output.name.endswith(CUT_SUFFIXES):
-        raise UserError("must be named .jsonl.gz or .jsonl", flag=option("output", args.output), fix="rename it")
-    if args.output.resolve() == args.cuts.resolve():
-        raise UserError("is what --cuts names", flag=option("output", args.output), fix="give it another name")
+    check_output_of_cuts(args.output, [args.cuts])
     from_args(LabelConfig, args).check_used()
     return args
 

@@ -26,7 +26,7 @@ from kdstream.data.augment import at_16_khz
 from kdstream.data.checks import check_readable
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, write_cuts
 from kdstream.errors import UserError, option
-from kdstream.files import CUT_SUFFIXES, replacing
+from kdstream.files import check_output_of_cuts, replacing
 from kdstream.units import SAMPLE_RATE
 
 COMPRESSION = (0.5, 0.99)  # libsndfile's levels, of which 1 leaves the fewest bits
@@ -107,10 +107,7 @@ def augment_cuts(paths: Sequence[Path], names: Sequence[str], share: float, outp
     """
     if not 0 < share <= 1:
         raise UserError("must be more than 0 and at most 1", flag=option("share", f"{share:g}"), fix="e.g. --share 0.5")
-    if not output.name.endswith(CUT_SUFFIXES):
-        raise UserError(f"must be named {' or '.join(CUT_SUFFIXES)}", flag=option("output", output), fix="rename it")
-    if output.resolve() in [path.resolve() for path in paths]:
-        raise UserError("is what --cuts names", flag=option("output", output), fix="give it another name")
+    check_output_of_cuts(output, paths)
     names = list(dict.fromkeys(names))
     for name in names:
         LINES.find(name)
