@@ -191,12 +191,6 @@ if in_stage 2 && [[ $musan == true ]]; then
     "$dl_dir/musan" "$data_dir/manifests"
 fi
 
-store_cuts() { # KIND PART MANIFEST: computes features, checks the manifest that was written, and counts what it holds
-  "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-    --prefix "$prefix" "$1" "$2" --perturb-speed "$perturb_speed" --jobs "$nj"
-  "$python" "$root/local/validate_manifest.py" "$3" --table "$data_dir/fbank/.$2.table"
-}
-
 if in_stage 3; then
   log "Stage 3: features"
   for part in $all_parts; do
@@ -204,7 +198,9 @@ if in_stage 3; then
     if [[ ,$train_parts, == *,$part,* ]]; then
       kind=--train-parts settings="$speech perturb-speed $perturb_speed shuffled"
     fi
-    once "$data_dir/fbank/.$part.done" "$settings" "$cuts" store_cuts "$kind" "$part" "$cuts"
+    once "$data_dir/fbank/.$part.done" "$settings" "$cuts" \
+      "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
+      --prefix "$prefix" "$kind" "$part" --perturb-speed "$perturb_speed" --table "$data_dir/fbank/.$part.table" --jobs "$nj"
     [[ $kind == --train-parts && -n $augment ]] || continue
     copies=${cuts%.jsonl.gz}_augmented.jsonl.gz
     once "$data_dir/fbank/.${part}_augmented.done" "$settings $augment $augment_share" "$copies" \

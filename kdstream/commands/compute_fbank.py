@@ -8,7 +8,8 @@ librispeech_feats_<part>/, with another name in place of librispeech by --prefix
 resampled to 16 kHz.  The cuts of training parts are in a random order, which is the same each time.  With --musan
 true it reads the MUSAN manifests instead and writes musan_cuts.jsonl.gz: noise in pieces of 10 s.
 
-A file that cannot be read in full stops its part with one line that names it; no cuts are written then.
+A file that cannot be read in full stops its part with one line that names it; no cuts are written then.  The cuts of
+a part are read again and checked as validate-manifest does.  A line, and with --table a table, says what they hold.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of, str2bool
+from kdstream.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--musan", type=str2bool, default=False, help="MUSAN instead of parts.")
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
     parser.add_argument("--prefix", default="librispeech", help="What names of manifests begin with.")
+    parser.add_argument("--table", type=Path, help="Where to write what the cuts of all parts hold, as a table.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
     args = parser.parse_args(argv)
 
     import torch
 
     from kdstream.corpus.fbank import compute_musan, compute_part
+    from kdstream.corpus.validate import check_manifest, table
 
     log_to_stderr()
     output_dir = args.output_dir.resolve()
@@ -44,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
         if args.musan:
             compute_musan(args.manifest_dir, output_dir, pool)
-        for part in filter(None, args.train_parts.split(",")):
-            compute_part(args.manifest_dir, output_dir, part, pool, True, args.perturb_speed, args.prefix)
-        for part in filter(None, args.parts.split(",")):
-            compute_part(args.manifest_dir, output_dir, part, pool, corpus=args.prefix)
+        rows = []
+        for parts, train in ((args.train_parts, True), (args.parts, False)):
+            for part in filter(None, parts.split(",")):
+                perturb_speed = train and args.perturb_speed
+                cuts = compute_part(args.manifest_dir, output_dir, part, pool, train, perturb_speed, args.prefix)
+                rows.append(check_manifest(cuts))
+                print(rows[-1])
+    if args.table:
+        write_text(args.table, table(rows))

@@ -119,12 +119,17 @@ def compute_part(
     train: bool = False,
     perturb_speed: bool = False,
     corpus: str = LIBRISPEECH,
-) -> None:
-    """Features and cuts of one part.  Only training parts are shuffled, and perturbed in speed where that is wanted."""
+) -> Path:
+    """Features and cuts of one part; returns the manifest of the cuts.
+
+    Only training parts are shuffled, and perturbed in speed where that is wanted.
+    """
     cuts = list(iterate(read_part(manifest_dir, part, corpus)))
     if train and perturb_speed:
         cuts += [cut.perturb_speed(speed) for speed in SPEEDS for cut in cuts]
     if train:  # the sampler reads manifests through a window: neighbours should not be of one chapter
         random.Random(0).shuffle(cuts)
     cuts = store_features(cuts, output_dir / f"{corpus}_feats_{part}", pool)
-    write_cuts(cuts, cuts_of(output_dir, part, corpus))
+    manifest = cuts_of(output_dir, part, corpus)
+    write_cuts(cuts, manifest)
+    return manifest

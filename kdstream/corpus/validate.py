@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lhotse.cut import Cut
+from tqdm import tqdm
 
 from kdstream.data.checks import check_readable, check_text
-from kdstream.data.cuts import text_of
+from kdstream.data.cuts import iterate, read_manifest, text_of
+from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.errors import UserError
 
 
@@ -53,6 +55,21 @@ class Found:
     def lengths(self) -> tuple[float, float, float]:
         """Of a cut, in seconds: the shortest, the mean and the longest."""
         return min(self.durations), sum(self.durations) / len(self.durations), max(self.durations)
+
+
+def check_manifest(path: Path, read: bool = False) -> Found:
+    """What the manifest holds.  Raises UserError at the first cut that training or decoding could not take.
+
+    read: read every feature matrix too.
+    """
+    check_filter_bank(iterate(read_manifest(path)), path)
+    found = Found(path)
+    for cut in tqdm(iterate(read_manifest(path)), desc=path.name, unit=" cuts", disable=None):
+        check_cut(cut, path)
+        if read:
+            read_utterance(cut, from_audio=False)
+        found.add(cut)
+    return found
 
 
 def table(rows: Iterable[Found]) -> str:
