@@ -36,7 +36,7 @@ token_type=bpe            # bpe, char (single letters) or byte-bpe (pieces, and 
 vocab_size=               # tokens; by default 500, for the mini corpus 64, of char one for each letter
 text_case=keep            # or upper, lower: the case of the text that tokens are trained on, and spell
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
-augment=                  # copies of the training speech: narrowband,mp3,opus,reverb,volume or some of them
+augment=                  # copies of the training speech: some of narrowband,mp3,opus,reverb,volume,pauses
 augment_share=0.5         # of that speech, for each of them
 musan=false               # noise for --enable-musan
 data_dir=$here/data       # with a recipe data-NAME
@@ -98,8 +98,8 @@ for name in vocab_size channel nj; do
   [[ ${!name} =~ ^[0-9]*$ ]] || fail "--${name/_/-} ${!name}: not a whole number"
 done
 for name in ${augment//,/ }; do
-  [[ ,narrowband,mp3,opus,reverb,volume, == *,$name,* ]] ||
-    fail "--augment $name: none of narrowband, mp3, opus, reverb and volume"
+  [[ ,narrowband,mp3,opus,reverb,volume,pauses, == *,$name,* ]] ||
+    fail "--augment $name: none of narrowband, mp3, opus, reverb, volume and pauses"
 done
 [[ $augment_share =~ ^(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)$ ]] || fail "--augment-share $augment_share: not above 0 and at most 1"
 for name in musan perturb_speed; do

@@ -1,12 +1,13 @@
-"""Copies cuts as through a telephone line, a codec or a room, computes their features, and writes a manifest of them.
+"""Copies cuts as through a telephone line, a codec or a room, or with pauses, and writes a manifest of the copies.
 
     kdstream augment-cuts --cuts data/fbank/librispeech_cuts_train.jsonl.gz --augment narrowband,reverb --share 0.5 \
         --output data/fbank/librispeech_cuts_train_lines.jsonl.gz
     python train.py ... --train-parts train,train_lines
 
 narrowband is a telephone line of 8 kHz and mu-law; mp3 and opus are codecs, from medium to bad quality; reverb is one
-of 50 rooms; volume is from -26 dB to the cut's own.  Each of them makes a copy of each cut, or of a share of the cuts,
-which their ids draw: the copies are the same each time.  They last as long as their cuts, and their ids end in _NAME.
+of 50 rooms; volume is from -26 dB to the cut's own; pauses puts 0 to 2 s of quiet before and after the speech.  Each of
+them makes a copy of each cut, or of a share of the cuts, which their ids draw: the copies are the same each time.
+Their ids end in _NAME.  Features, and audio where a copy needs it, are written beside the manifest.
 
 A test set is copied likewise: --test-parts test,test_narrowband says what the line costs.
 """
@@ -26,7 +27,7 @@ from kdstream.errors import UserError, option
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--cuts", required=True, help="Manifests of cuts with audio, separated by commas.")
-    parser.add_argument("--augment", required=True, help="narrowband, mp3, opus, reverb, volume: one or several.")
+    parser.add_argument("--augment", required=True, help="narrowband, mp3, opus, reverb, volume, pauses: some of them.")
     parser.add_argument("--share", type=float, default=1.0, help="Share of cuts for each of them (default: 1)")
     parser.add_argument("--output", type=Path, required=True, help="Manifest to write; features go beside it.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")

@@ -1,17 +1,21 @@
-"""What telephone lines, codecs and rooms do to speech: copies of cuts that are heard as through these.
+"""What telephone lines, codecs, rooms and pauses do to speech: copies of cuts that are heard as through these.
 
-A copy lasts as long as its cut, and its words are said at the same times.  What is drawn for it depends on the id of
-its cut alone, so that every preparation makes the same copies.
+A copy lasts as long as its cut, and its words are said at the same times, but for pauses.  What is drawn for it depends
+on the id of its cut alone, so that every preparation makes the same copies.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from lhotse import Recording
@@ -25,6 +29,7 @@ from kdstream.corpus.fbank import store_features
 from kdstream.data.augment import at_16_khz
 from kdstream.data.checks import check_readable
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, write_cuts
+from kdstream.data.reading import read_audio
 from kdstream.errors import UserError, option
 from kdstream.files import check_output_of_cuts, replacing
 from kdstream.units import SAMPLE_RATE
@@ -32,33 +37,66 @@ from kdstream.units import SAMPLE_RATE
 COMPRESSION = (0.5, 0.99)  # libsndfile's levels, of which 1 leaves the fewest bits
 VOLUMES = (0.05, 1.0)  # from -26 dB
 ROOMS = 50
+PAUSE = 2.0  # seconds, before and after
+FRAME = SAMPLE_RATE // 40
 
-Change = Callable[[DataCut, random.Random, Path], DataCut]  # (cut of 16 kHz, what it draws from, folder of rooms)
+Change = Callable[[DataCut, random.Random, Path], DataCut]  # (cut of 16 kHz, what it draws from, folder for audio)
 LINES: Registry[Change] = Registry("augment")
 
 
-def narrowband(cut: DataCut, rng: random.Random, rooms: Path) -> DataCut:
+def narrowband(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     """A telephone line: 8 kHz, in 8 bits by the mu-law."""
     return cut.narrowband("mulaw", affix_id=False)
 
 
-def mp3(cut: DataCut, rng: random.Random, rooms: Path) -> DataCut:
+def mp3(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     return cut.compress("mp3", rng.uniform(*COMPRESSION))
 
 
-def opus(cut: DataCut, rng: random.Random, rooms: Path) -> DataCut:
+def opus(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     return cut.compress("opus", rng.uniform(*COMPRESSION))
 
 
-def reverb(cut: DataCut, rng: random.Random, rooms: Path) -> DataCut:
+def reverb(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     """A place in one of ROOMS rooms; the direct sound comes when it came before."""
-    return cut.reverb_rir(make_room(rooms, rng.randrange(ROOMS)), affix_id=False)
+    return cut.reverb_rir(make_room(folder / "rooms", rng.randrange(ROOMS)), affix_id=False)
 
 
-def volume(cut: DataCut, rng: random.Random, rooms: Path) -> DataCut:
+def volume(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     """Speech from afar, or of a shy speaker: as many copies between 0.05 and 0.1 as between 0.5 and 1."""
     low, high = VOLUMES
     return cut.perturb_volume(low * (high / low) ** rng.random(), affix_id=False)
+
+
+def pauses(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
+    """Quiet before and after the speech, each of 0 to PAUSE seconds, as a recording of its own in `folder`.
+
+    The quiet is white noise.  Its RMS value is drawn between 0 and that of the frame of 25 ms that is louder than a
+    tenth of the cut's frames.
+    """
+    samples = read_audio(cut).numpy()
+    frames = np.array_split(samples, max(1, len(samples) // FRAME))
+    floor = np.quantile([np.sqrt(np.square(frame).mean()) for frame in frames], 0.1)
+    noise = np.random.default_rng(rng.getrandbits(64))
+    before, after = (
+        noise.normal(scale=floor * rng.random(), size=int(rng.uniform(0, PAUSE) * SAMPLE_RATE)) for _ in range(2)
+    )
+    path = folder / "pauses" / f"{hashlib.sha256(cut.id.encode()).hexdigest()[:16]}.flac"  # ids may hold any letters
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, suffix=".flac") as temporary:
+        soundfile.write(temporary, np.concatenate([before, samples, after]), SAMPLE_RATE)
+    recording = Recording.from_file(path)
+    return fastcopy(
+        cut,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[
+            fastcopy(supervision.with_offset(len(before) / SAMPLE_RATE), recording_id=recording.id, channel=0)
+            for supervision in cut.supervisions
+        ],
+    )
 
 
 def make_room(folder: Path, number: int) -> Recording:
@@ -73,20 +111,23 @@ def make_room(folder: Path, number: int) -> Recording:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)  # it draws from torch's generator too
             response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=number, source_seed=number)()[0]
-        with replacing(path, suffix=".wav") as temporary:
+        with replacing(path, suffix=f".{os.getpid()}.wav") as temporary:  # another process may want the same room
             soundfile.write(temporary, response / abs(response).max(), SAMPLE_RATE, subtype="FLOAT")
     return Recording.from_file(path)
 
 
-for change in (narrowband, mp3, opus, reverb, volume):
+for change in (narrowband, mp3, opus, reverb, volume, pauses):
     LINES.add(change.__name__, change)
 
 
-def copy_of(cut: DataCut, name: str, rooms: Path) -> DataCut:
-    """The cut as one of LINES changes it, without features; its id and its supervisions' end in _NAME."""
+def copy_of(cut: DataCut, name: str, folder: Path) -> DataCut:
+    """The cut as one of LINES changes it, without features; its id and its supervisions' end in _NAME.
+
+    folder: where audio is written that the copy needs.
+    """
     heard = at_16_khz(cut, from_audio=True).drop_features()
     assert isinstance(heard, DataCut)  # as it was
-    changed = LINES.find(name)(heard, _rng(name, cut), rooms)
+    changed = LINES.find(name)(heard, _rng(name, cut), folder)
     supervisions = [fastcopy(supervision, id=f"{supervision.id}_{name}") for supervision in changed.supervisions]
     return fastcopy(changed, id=f"{cut.id}_{name}", supervisions=supervisions)
 
@@ -96,7 +137,7 @@ def _rng(what: str, cut: DataCut) -> random.Random:
 
 
 def augment_cuts(paths: Sequence[Path], names: Sequence[str], share: float, output: Path, pool: Pool) -> list[Cut]:
-    """Writes copies of the cuts in manifests, with features, and returns them; the features lie beside OUTPUT.
+    """Writes copies of the cuts in manifests, with features, and returns them; features and audio lie beside OUTPUT.
 
     Args:
       names: of LINES.  Each changes a copy of its own; a name that comes twice counts once.
@@ -111,18 +152,29 @@ def augment_cuts(paths: Sequence[Path], names: Sequence[str], share: float, outp
     names = list(dict.fromkeys(names))
     for name in names:
         LINES.find(name)
-    copies, ids = [], DistinctIds("cuts to copy")
+    chosen, ids = [], DistinctIds("cuts to copy")
     for path in paths:
         for cut in iterate(read_manifest(path)):
             check_readable(cut, from_audio=True, path=path)
             ids.add(cut.id)
             if not isinstance(cut, DataCut):
                 raise UserError(f"{path}: cut {cut.id} is a mix", fix="give the cuts that it was mixed from")
-            chosen = [name for name in names if _rng(f"share/{name}", cut).random() < share]
-            copies += [copy_of(cut, name, output.parent / "rooms") for name in chosen]
-    if not copies:
+            chosen += [(cut, name) for name in names if _rng(f"share/{name}", cut).random() < share]
+    if not chosen:
         raise UserError("chooses no cut", flag=option("share", f"{share:g}"), fix="give a larger one")
-    feats_dir = output.with_name(f"{output.name.split('.json')[0]}_feats")
+    feats_dir, audio_dir = (output.with_name(f"{output.name.split('.json')[0]}_{what}") for what in ("feats", "audio"))
+    copies = []
+    for copy in pool.imap(partial(_copy_or_error, audio_dir), chosen, chunksize=16):
+        if isinstance(copy, UserError):
+            raise copy
+        copies.append(copy)
     stored = store_features(copies, feats_dir, pool)
     write_cuts(stored, output)
     return stored
+
+
+def _copy_or_error(folder: Path, chosen: tuple[DataCut, str]) -> DataCut | UserError:
+    try:
+        return copy_of(*chosen, folder)
+    except UserError as error:  # returned, as an exception from a pool arrives with the worker's traceback
+        return error

@@ -1,4 +1,4 @@
-"""Copies of cuts through lines, codecs and rooms: each changes what it says it changes, and nothing else."""
+"""Copies of cuts, as through lines and with pauses: each changes what it says it changes, and nothing else."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def power(samples: np.ndarray, low: float, high: float) -> float:
 @pytest.fixture(scope="module")
 def heard(cuts, tmp_path_factory) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """By line, the samples of each cut and of its copy."""
-    rooms = tmp_path_factory.mktemp("rooms")
+    folder = tmp_path_factory.mktemp("audio")
     return {
-        name: [(read_audio(cut).numpy(), read_audio(copy_of(cut, name, rooms)).numpy()) for cut in read(cuts)[:8]]
+        name: [(read_audio(cut).numpy(), read_audio(copy_of(cut, name, folder)).numpy()) for cut in read(cuts)[:8]]
         for name in LINES
     }
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", [name for name in LINES if name != "pauses"])
 def test_a_copy_lasts_as_long_and_is_another_sound_each_time_the_same(heard, name, cuts, tmp_path):
     for (cut, copy), original in zip(heard[name], read(cuts), strict=False):
         assert len(cut) == len(copy) == SECONDS * RATE and np.abs(cut - copy).max() > 1e-3
@@ -100,6 +100,38 @@ def test_volume_multiplies_by_another_number_for_each_cut(heard):
     assert len({round(factor, 3) for factor in factors}) == len(factors)
 
 
+def test_pauses_are_quiet_and_the_text_is_said_between_them(heard, cuts, tmp_path):
+    lengths = []
+    for (cut, copy), original in zip(heard["pauses"], read(cuts), strict=False):
+        again = copy_of(original, "pauses", tmp_path / "again")
+        assert np.array_equal(read_audio(again).numpy(), copy)
+        (supervision,) = again.supervisions
+        assert (supervision.text, supervision.duration) == ("ONE", pytest.approx(SECONDS, abs=1e-3))
+        assert supervision.recording_id == again.recording_id == again.recording.id
+        begin = round(supervision.start * RATE)
+        end = begin + len(cut)
+        assert np.abs(copy[begin:end] - cut).max() < 1e-4  # 16 bits
+        quiet = np.concatenate([copy[:begin], copy[end:]])
+        assert not quiet.any()  # as the cut begins
+        lengths += [begin / RATE, (len(copy) - end) / RATE]
+    assert 0 <= min(lengths) < 0.5 and 1.5 < max(lengths) <= 2
+
+
+def test_pauses_are_no_louder_than_the_quietest_tenth_of_the_speech(tmp_path):
+    samples = np.random.default_rng(1).normal(size=RATE) * np.where(np.arange(RATE) < RATE // 5, 0.01, 0.1)
+    soundfile.write(tmp_path / "a.wav", samples, RATE)
+    recording = Recording.from_file(tmp_path / "a.wav")
+    spoken = SupervisionSegment("said", recording.id, 0.0, 1.0, text="ONE")
+    levels = []
+    for number in range(20):
+        cut = recording.to_cut().with_id(f"a/{number}")  # ids may hold any letters
+        cut.supervisions = [spoken]
+        copy = copy_of(cut, "pauses", tmp_path)
+        quiet = read_audio(copy).numpy()[: round(copy.supervisions[0].start * RATE)]
+        levels += [float(np.sqrt(np.square(quiet).mean()))] if len(quiet) else []
+    assert max(levels) < 0.0115 and min(levels) < 0.003
+
+
 def test_a_room_rings_after_the_sound_and_not_before_it(heard):
     for cut, copy in heard["reverb"]:
         assert np.abs(copy[: RATE // 2 - 200]).max() < 0.02 * np.abs(copy).max()
@@ -137,7 +169,7 @@ def test_what_cannot_be_copied_is_named(cuts, tmp_path):
             return error_of(lambda: augment_cuts([path], names.split(","), share, output, pool))
 
     assert message("narrowband,telefax") == (
-        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume"
+        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume, pauses"
     )
     assert "--share 0: must be more than 0" in message("mp3", 0.0)
     assert message("mp3", output=cuts) == f"--output {cuts}: is what --cuts names; give it another name"

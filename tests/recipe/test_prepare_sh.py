@@ -11,6 +11,7 @@ import pytest
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
+from kdstream.corpus.lines import LINES
 from kdstream.corpus.manifests import prepare_part
 from support.data import batches_of, make_part
 from support.paths import ROOT
@@ -190,7 +191,10 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--token-type", "word"], "--token-type word"),
         (["--text-case", "title"], "--text-case title"),
         (["--vocab-size", "many"], "--vocab-size many"),
-        (["--augment", "narrowband,noise"], "--augment noise"),
+        (
+            ["--augment", "narrowband,noise"],
+            f"--augment noise: none of {', '.join(list(LINES)[:-1])} and {list(LINES)[-1]}",
+        ),
         (["--augment-share", "0"], "--augment-share 0"),
         (["--augment-share", "1.5"], "--augment-share 1.5"),
         (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
