@@ -29,7 +29,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from kdstream.errors import UserError, option
 from kdstream.serving.engine import ClientStream, Engine, EngineError
 from kdstream.serving.limits import Limits
-from kdstream.serving.metrics import Histogram, family
+from kdstream.serving.metrics import Histogram, family, process
 from kdstream.serving.protocol import Refusal, Start, messages_of, parse_json
 from kdstream.serving.sessions import Session, Sessions
 
@@ -128,6 +128,7 @@ class Server:
         ]
         text = "".join(family(name, kind, what, "model", values) for name, kind, what, values in families)
         text += family("refusals_total", "counter", "Clients that were let go.", "reason", self._refusals)
+        text += process()
         return web.Response(text=text, content_type="text/plain", charset="utf-8", headers=HEADERS)
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:

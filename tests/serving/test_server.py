@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import resource
 import socket
@@ -21,7 +22,7 @@ from yarl import URL
 
 from kdstream.serving.runtime import Runtime, SegmentedStream
 from kdstream.serving.server import within
-from support.serving import END, START, RawClient, Running, noise, running_script, speak
+from support.serving import END, START, Heard, RawClient, Running, noise, running_script, speak
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,36 @@ def test_64_clients_at_real_time_speed_get_what_chunk_wise_decoding_hears(served
     assert [one.final for one in heard] == [expected[str(n % 8)] for n in range(CLIENTS)]
     assert all(one.error is None and one.close_code == WSCloseCode.OK for one in heard)
     assert all(len(set(one.partials)) > 10 for one in heard)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the server says its memory on Linux alone")
+def test_a_client_that_speaks_for_minutes_is_heard_in_constant_memory(served):
+    """KDSTREAM_SPEECH_MINUTES=30 for longer; it speaks 20 times as fast as people do."""
+    minutes = int(os.environ.get("KDSTREAM_SPEECH_MINUTES", 2))
+    audio = np.tile(noise(60.0, seed=5), minutes)
+
+    async def run(url: str) -> tuple[Heard, list[float]]:
+        async def memory() -> None:
+            while True:
+                async with http.get(url + "metrics") as answer:
+                    line = re.search(r"^process_resident_memory_bytes (\d+)$", await answer.text(), re.MULTILINE)
+                megabytes.append(int(line[1]) / MEGABYTE)
+                await asyncio.sleep(0.5)
+
+        megabytes: list[float] = []
+        async with aiohttp.ClientSession() as http:
+            watching = asyncio.create_task(memory())
+            heard = await speak(url, audio, speed=20.0, session=http)
+            watching.cancel()
+        return heard, megabytes
+
+    with running_script(served.files.encoder) as url:
+        heard, megabytes = asyncio.run(run(url))
+    half = len(megabytes) // 2
+    print(f"{minutes} minutes: {max(megabytes[:half]):.1f} MB in the first half, {max(megabytes[half:]):.1f} MB later, "
+          f"{len(heard.segments)} segments, lag {heard.lag:.2f} s")  # fmt: skip
+    assert heard.error is None and len(heard.segments) > minutes and half >= 4
+    assert max(megabytes[half:]) < max(megabytes[:half]) + 4
 
 
 def test_a_client_that_vanishes_disturbs_nobody(undisturbed, said):

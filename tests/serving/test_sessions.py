@@ -100,6 +100,7 @@ def test_operators_are_told_of_health_load_and_errors(serving, said):
         assert lines["kdstream_segments_total" + tiny] == "1" and lines["kdstream_streams" + tiny] == "0"
         assert lines["kdstream_lag_seconds" + tiny] == "0" and lines["kdstream_errors_total" + tiny] == "0"
         assert lines['kdstream_refusals_total{reason="policy_violation"}'] == "1"
+        assert float(lines["process_cpu_seconds_total"]) > 0.1
         steps = lines["kdstream_step_seconds_count" + tiny]
         assert int(steps) >= 15 and lines['kdstream_step_seconds_bucket{model="tiny",le="+Inf"}'] == steps
 
