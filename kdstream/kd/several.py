@@ -37,6 +37,8 @@ def of_each(distill: DistillConfig) -> list[DistillConfig]:
     names = split(distill.teacher_type, ",")
     kinds = [TEACHERS.find(name) for name in names]
     if len(kinds) == 1:
+        for setting in ("teacher_scales", "teacher_losses"):
+            list_of_all(distill, setting, list(getattr(distill, setting)), [None])
         return [distill]
     each = [with_settings(distill, teacher_type=name, teacher_scales=(), teacher_losses=()) for name in names]
     for setting in (*PATHS, "teacher_model"):
@@ -71,7 +73,8 @@ def split(text: str, separator: str) -> list[str]:
 def list_of_all(distill: DistillConfig, setting: str, values: list, missing: list) -> list:
     """One value for each teacher, `missing` where none is given.  Raises UserError for another number of them."""
     if values and len(values) != len(missing):
-        raise wrong_number(setting, getattr(distill, setting), len(missing), "teachers")
+        whose = "teachers" if len(missing) > 1 else f"teacher ({option('teacher_type', distill.teacher_type)})"
+        raise wrong_number(setting, getattr(distill, setting), len(missing), whose)
     return values or missing
 
 

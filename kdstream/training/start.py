@@ -265,7 +265,7 @@ def keep_settings(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
     """Writes config.json and the tokenizer to the exp-dir, and logs what is odd about the settings."""
     exp_dir = Path(config.train.exp_dir)
     warn_of_changed_settings(config)
-    warn_of_flags_without_effect(config.distill)
+    warn_of_flags_without_effect(config)
     warn_of_high_learning_rate(config.train)
     keep_tokenizer(config, tokenizer)
     config.save(exp_dir)
@@ -310,8 +310,12 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
         logging.warning(f"{exp_dir / CONFIG_FILE}: this start has other settings: {'; '.join(changed)}")
 
 
-def warn_of_flags_without_effect(distill: DistillConfig) -> None:
-    """Logs which distillation flags were given in vain."""
+def warn_of_flags_without_effect(config: ExperimentConfig) -> None:
+    """Logs which flags of data and distillation were given in vain."""
+    data, distill = config.data, config.distill
+    for share, cuts in (("pseudo_ratio", "pseudo_cuts"), ("unlabelled_ratio", "unlabelled_cuts")):
+        if getattr(data, share) != getattr(DataConfig, share) and not getattr(data, cuts):
+            logging.warning(f"{option(share, flag_value(getattr(data, share)))}: has no effect without {option(cuts)}")
     names = ", ".join(map(option, flags_without_effect(distill)))
     if names:
         why = "beside the others" if distill.has_teacher else f"without a teacher ({option('teacher_exp_dir')})"

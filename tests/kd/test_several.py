@@ -78,6 +78,10 @@ def test_an_exp_dir_is_of_the_teacher_that_reads_it_and_a_cache_may_be_left_out(
             "--teacher-checkpoint a,b: must have one value for each of 3 teachers of icefall",
         ),
         ({"teacher_scales": (1.0, 2.0)}, r"--teacher-scales 1.0,2.0: must have one value for each of 3 teachers"),
+        (
+            {"teacher_type": "kdstream", "teacher_scales": (1.0, 2.0)},
+            r"--teacher-scales 1.0,2.0: must have one value for each of 1 teacher \(--teacher-type kdstream\)",
+        ),
         ({"kd_layers": ("1.0/2.0",)}, "--kd-layers 1.0/2.0: must have one value for each of 3 teachers"),
         ({"teacher_cache": "a"}, "--teacher-cache a: must have one value for each of 3"),
         ({"teacher_losses": ("token", "relation", "apc")}, "--teacher-losses .*: names relation, which no flag weighs"),

@@ -220,6 +220,14 @@ def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(
     assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
 
 
+def test_a_share_of_cuts_that_are_not_given_is_named(tmp_path: Path, data, caplog):
+    shares = replace(data, pseudo_ratio=0.3, unlabelled_ratio=0.2)
+    with caplog.at_level(logging.WARNING):
+        loop.train_experiment(experiment(tmp_path, shares, num_epochs=1, max_train_batches=1))
+    assert "--pseudo-ratio 0.3: has no effect without --pseudo-cuts\n" in caplog.text
+    assert "--unlabelled-ratio 0.2: has no effect without --unlabelled-cuts\n" in caplog.text
+
+
 def test_a_training_that_finds_nothing_to_resume_says_so(tmp_path: Path, data, caplog):
     config = experiment(tmp_path, data, num_epochs=1, max_train_batches=1)
     resuming = replace(config, train=replace(config.train, resume=True))
