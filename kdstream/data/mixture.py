@@ -53,26 +53,24 @@ class CutsInTurn:
         return CutSet(_Repeated(self.cuts, self.uses(epoch)))
 
 
-class PseudoCuts(CutsInTurn):
+class CutsBeside(CutsInTurn):
     """Pseudo-labelled or unlabelled cuts, and the share of them that each epoch takes.
 
-    An epoch goes once through the labelled cuts.  Beside them it takes as many of these as make up `ratio` of its
-    utterances.
+    An epoch goes once through the cuts that are there without them.  Beside these it takes as many as make up `ratio`
+    of its utterances.
 
     Args:
-      num_labelled: other cuts in an epoch.
+      others: the cuts of an epoch that are there without them.
       ratio: in (0, 1).
     """
 
-    def __init__(
-        self, cuts: CutSet, num_cuts: int, num_labelled: int, ratio: float, seed: int, name: str = "pseudo"
-    ) -> None:
-        super().__init__(cuts, num_cuts, max(1, round(num_labelled * ratio / (1 - ratio))), name, seed)
-        self.num_labelled = num_labelled
+    def __init__(self, cuts: CutSet, num_cuts: int, others: int, ratio: float, seed: int, name: str = "pseudo") -> None:
+        super().__init__(cuts, num_cuts, max(1, round(others * ratio / (1 - ratio))), name, seed)
+        self.others = others
 
-    def mixed_into(self, labelled: CutSet, epoch: int) -> CutSet:
-        """`labelled` with the share of `epoch` spread evenly among them."""
-        return CutSet.mux(labelled, self.of_epoch(epoch), weights=[self.num_labelled, self.per_epoch], seed=self.seed)
+    def mixed_into(self, cuts: CutSet, epoch: int) -> CutSet:
+        """The other cuts of `epoch` with its share of these spread evenly among them."""
+        return CutSet.mux(cuts, self.of_epoch(epoch), weights=[self.others, self.per_epoch], seed=self.seed)
 
 
 class Mixture:

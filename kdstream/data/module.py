@@ -30,7 +30,7 @@ from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import check_data, check_readable, check_text, check_whole
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
 from kdstream.data.loader import AsrDataset, BatchLoader
-from kdstream.data.mixture import Mixture, PseudoCuts, mix
+from kdstream.data.mixture import CutsBeside, Mixture, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.sampler import Batches, Share, windows_of
 from kdstream.data.selection import Rules, Selection, select
@@ -246,7 +246,7 @@ class AsrDataModule:
                 seconds += of_kind.per_epoch * mean_seconds
         return TrainingCuts(cuts, mixture, beside, seconds)
 
-    def _select_beside(self, kind: str, paths: list[Path], others: int) -> tuple[PseudoCuts, float]:
+    def _select_beside(self, kind: str, paths: list[Path], others: int) -> tuple[CutsBeside, float]:
         """The cuts that are mixed into `others` of an epoch, pseudo-labelled or unlabelled, and their mean seconds."""
         setting = f"{kind}_ratio"
         ratio = getattr(self.config, setting)
@@ -258,7 +258,7 @@ class AsrDataModule:
             )
         pseudo = kind == "pseudo"
         cuts, usable = self._select("pseudo-labelled" if pseudo else kind, paths, needs_text=True if pseudo else None)
-        return PseudoCuts(cuts, usable.kept, others, ratio, self.seed, kind), usable.seconds / usable.kept
+        return CutsBeside(cuts, usable.kept, others, ratio, self.seed, kind), usable.seconds / usable.kept
 
     def _select(self, what: str, paths: Sequence[Path], needs_text: bool | None = False) -> tuple[CutSet, Selection]:
         """The cuts of all manifests that can be trained on, in one stream that is the same at each reading."""
@@ -302,7 +302,7 @@ class TrainingCuts:
 
     labelled: CutSet
     mixture: Mixture | None
-    beside: list[PseudoCuts]
+    beside: list[CutsBeside]
     seconds: float
 
     def of_epoch(self, epoch: int) -> CutSet:

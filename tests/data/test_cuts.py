@@ -18,7 +18,7 @@ from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
 from kdstream.data.checks import check_data, check_readable
 from kdstream.data.cuts import read_manifest, text_of, write_cuts
-from kdstream.data.mixture import PseudoCuts
+from kdstream.data.mixture import CutsBeside
 from kdstream.data.module import AsrDataModule
 from kdstream.data.reading import read_audio
 from kdstream.errors import UserError
@@ -81,7 +81,7 @@ def test_epochs_take_different_cuts_and_in_the_end_all_equally_often(data):
 
 @pytest.mark.parametrize("num_cuts, num_labelled, ratio", [(7, 30, 0.5), (1000, 30, 0.2), (25, 25, 0.5), (1, 3, 0.9)])
 def test_uses_differ_by_one_at_most_after_any_epoch(num_cuts, num_labelled, ratio):
-    pseudo = PseudoCuts(CutSet([]), num_cuts, num_labelled, ratio, seed=0)
+    pseudo = CutsBeside(CutSet([]), num_cuts, num_labelled, ratio, seed=0)
     total = np.zeros(num_cuts, dtype=int)
     for epoch in range(1, 12):
         uses = pseudo.uses(epoch)
@@ -94,7 +94,7 @@ def test_any_stretch_of_an_epoch_holds_the_share(data):
     """The sampler reads through a window: 800 of a stream of 4000 must look like the whole."""
     cut = CutSet.from_file(data.train_cuts[0])[0]
     labelled = CutSet([cut.with_id(f"l{n}") for n in range(3000)])
-    pseudo = PseudoCuts(CutSet([cut.with_id(f"p{n}") for n in range(500)]), 500, 3000, ratio=0.25, seed=0)
+    pseudo = CutsBeside(CutSet([cut.with_id(f"p{n}") for n in range(500)]), 500, 3000, ratio=0.25, seed=0)
     stream = iter(pseudo.mixed_into(labelled, epoch=2))
     for _ in range(4):
         share = np.mean([cut.id.startswith("p") for cut in islice(stream, 800)])
