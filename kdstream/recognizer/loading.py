@@ -153,8 +153,10 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
     fitting = small if int8 or (int8 is None and not exact) else exact
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(path.name for path in fitting or encoders) or "none"
+    if not encoders:
+        raise UserError(f"{folder}: holds no exported encoder-*.onnx", fix="write one with export.py")
+    names = ", ".join(path.name for path in fitting or encoders)
     if fitting:
         fix = "choose one by chunk, left_context, right_context, epoch, avg"
         raise UserError(f"{folder}: several exports fit: {names}", fix=fix)
-    raise UserError(f"{folder}: no export fits; there are: {names}", fix="export one with export.py")
+    raise UserError(f"{folder}: no export fits; there are: {names}", fix="write one with export.py")

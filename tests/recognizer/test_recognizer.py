@@ -258,6 +258,11 @@ def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
     assert isinstance(kdstream.load(both / "encoder-epoch-12-avg-2-chunk-8-left-32.onnx"), ExportedRecognizer)
 
 
+def test_a_directory_without_an_export_is_named(tmp_path: Path):
+    with pytest.raises(kdstream.UserError, match=f"{tmp_path}: holds no exported encoder-.*write one with export.py"):
+        kdstream.load(tmp_path, runtime="sherpa-onnx")
+
+
 def test_exports_with_and_without_right_context_are_told_apart(both):
     copies(both, "epoch-3-avg-2-chunk-8-left-32-right-8")
     with pytest.raises(kdstream.UserError, match="several exports fit: .*-left-32-right-8.onnx, .*-left-32.onnx"):
