@@ -78,8 +78,9 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int | None = 
     letters = [letter for letter, _ in Counter(unicodedata.normalize("NFKC", "".join(lines))).most_common()]
     others = len(SYMBOLS) + 2  # <unk> and the blank
     size = vocab_size or (len(letters) + others if token_type == "char" else VOCAB_SIZE)
-    if token_type == "char" and size <= others:
-        raise UserError("leaves no token for a letter", flag=option("vocab_size", size), fix="leave the flag out")
+    least = others + NUM_BYTES * (token_type == "byte-bpe") + 1
+    if token_type != "bpe" and size < least:
+        raise UserError("leaves no token for a letter", flag=option("vocab_size", size), fix=f"give {least} or more")
     settings: dict[str, Any] = {"input": str(transcripts), **TOKEN_TYPES[token_type]}
     if mostly_unspaced(lines):
         settings.update(add_dummy_prefix=False, required_chars=WORD_START)  # Latin words among them are parted

@@ -99,8 +99,10 @@ def test_chars_are_the_letters_of_the_text_and_the_blank_between_words(tmp_path)
     assert [tokenizer.tokens[i] for i in tokenizer.encode(["ONE SIX"])[0]] == list("\u2581ONE\u2581SIX")
     few = Tokenizer(trained(TEXTS, tmp_path / "few", 10, "char"))
     assert few.vocab_size == 10 and set(few.tokens) < set(tokenizer.tokens)
-    with pytest.raises(UserError, match="--vocab-size 4: leaves no token for a letter; leave the flag out"):
-        trained(["A B"], tmp_path / "none", 4, "char")
+    for token_type, least in ("char", 5), ("byte-bpe", 261):
+        with pytest.raises(UserError, match=f"--vocab-size {least - 1}: leaves no token for a letter; give {least}"):
+            trained(["A B"], tmp_path / token_type, least - 1, token_type)
+        assert Tokenizer(trained(["A A"], tmp_path / f"{token_type}-least", least, token_type)).vocab_size == least
 
 
 @pytest.mark.parametrize("token_type, size", [("char", None), ("byte-bpe", 280), ("bpe", 31)])
