@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,12 @@ def test_a_run_that_is_told_to_end_takes_its_decodings_along(recipe):
         time.sleep(0.1)
         pids = [int(line) for line in (recipe / "slow").read_text().split()]
     assert len(pids) == 2
-    os.killpg(runner.pid, signal.SIGINT)  # what Ctrl-C does
-    runner.wait(timeout=30)
+    for _ in range(3):  # on a busy machine bash can lose a Ctrl-C, and a person presses it again
+        os.killpg(runner.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            runner.wait(timeout=20)
+            break
+    assert runner.returncode is not None
     end = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
         time.sleep(0.1)
