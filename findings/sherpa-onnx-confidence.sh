@@ -20,89 +20,27 @@
 #   as stated
 set -euo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
   sherpa-onnx==2.0.1 onnx==1.23.2 numpy==2.4.6 onnxruntime==1.31.1
 cd "$folder"
-"$folder/venv/bin/python" - <<'PYTHON'
-"""A transducer of three tokens that says A once, with probability 0.9, and then blanks."""
+PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 "$folder/venv/bin/python" - <<'PYTHON'
+"""A transducer that says A once, with probability 0.9, and then blanks."""
 
 import inspect
 import sys
 
 import numpy as np
-import onnx
 import onnxruntime
 import sherpa_onnx
-from onnx import TensorProto, helper, numpy_helper
+import tiny_transducer
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 SAY_A = np.log([[0.05, 0.9, 0.05]]).astype(np.float32)  # blank, A, B
 SAY_BLANK = np.log([[0.998, 0.001, 0.001]]).astype(np.float32)
 METHODS = "greedy_search", "modified_beam_search"
-
-
-def value(name, dtype, *shape):
-    return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def save(name, nodes, inputs, outputs, constants, **metadata):
-    weights = [numpy_helper.from_array(array, key) for key, array in constants.items()]
-    graph = helper.make_graph(nodes, name, inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, {key: str(item) for key, item in metadata.items()})
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, f"{name}.onnx")
-
-
-# The encoder hears 9 frames, moves on by 4, and gives 2 frames of zeros; its two states stay as they are.
-save(
-    "encoder",
-    [
-        helper.make_node("Gather", ["x", "frames"], ["some"], axis=1),
-        helper.make_node("Gather", ["some", "frames"], ["few"], axis=2),
-        helper.make_node("Mul", ["few", "zero"], ["encoder_out"]),
-        helper.make_node("Identity", ["h"], ["new_h"]),
-        helper.make_node("Identity", ["c"], ["new_c"]),
-    ],
-    [value("x", FLOAT, "N", 9, 80), value("h", FLOAT, 1, "N", 2), value("c", FLOAT, 1, "N", 2)],
-    [value("encoder_out", FLOAT, "N", 2, 2), value("new_h", FLOAT, 1, "N", 2), value("new_c", FLOAT, 1, "N", 2)],
-    {"frames": np.array([0, 1]), "zero": np.float32([0])},
-    model_type="lstm",
-    version=1,
-    model_author="nobody",
-    T=9,
-    decode_chunk_len=4,
-    num_encoder_layers=1,
-    rnn_hidden_size=2,
-    d_model=2,
-)
-# The decoder gives the last two tokens as they are; none yet is -1 and then blank, 0.
-save(
-    "decoder",
-    [helper.make_node("Cast", ["y"], ["decoder_out"], to=FLOAT)],
-    [value("y", INT64, "N", 2)],
-    [value("decoder_out", FLOAT, "N", 2)],
-    {},
-    vocab_size=3,
-    context_size=2,
-)
-# The joiner: SAY_A while the last token is blank, 0; SAY_BLANK after A, 1.
-save(
-    "joiner",
-    [
-        helper.make_node("Add", ["encoder_out", "decoder_out"], ["both"]),
-        helper.make_node("Gemm", ["both", "weight", "bias"], ["logit"]),
-    ],
-    [value("encoder_out", FLOAT, "N", 2), value("decoder_out", FLOAT, "N", 2)],
-    [value("logit", FLOAT, "N", 3)],
-    {"weight": np.concatenate([np.zeros_like(SAY_A), SAY_BLANK - SAY_A]), "bias": SAY_A},
-    joiner_dim=2,
-)
-with open("tokens.txt", "w") as file:
-    file.write("<blk> 0\nA 1\nB 2\n")
 
 
 def log_softmax(logits):
@@ -128,6 +66,7 @@ def recognized(method, **options):
     return recognizer.tokens(stream), recognizer.ys_probs(stream)
 
 
+tiny_transducer.write(SAY_A, SAY_BLANK)
 zeros = np.zeros((1, 2), np.float32)
 (logits,) = onnxruntime.InferenceSession("joiner.onnx").run(None, {"encoder_out": zeros, "decoder_out": zeros})
 own, halved = log_softmax(logits)[0, 1], log_softmax(logits / 2)[0, 1]
