@@ -19,6 +19,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdstream.corpus.manifests import LIBRISPEECH, cuts_of, manifests_of
+from kdstream.corpus.pools import results_of
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import iterate, write_cuts
@@ -45,24 +46,19 @@ def store_features(cuts: Sequence[Cut], feats_dir: Path, pool: Pool) -> list[Cut
     stored: list[Cut] = []
     try:
         with tqdm(total=len(cuts), desc=feats_dir.name, unit=" cuts", disable=None) as progress:
-            for result in pool.imap(partial(_store_shard, feats_dir), shards):
-                if isinstance(result, UserError):
-                    raise result
-                stored.extend(result)
-                progress.update(len(result))
+            for shard in results_of(pool.imap, partial(_store_shard, feats_dir), shards):
+                stored.extend(shard)
+                progress.update(len(shard))
     except BaseException:
         shutil.rmtree(feats_dir, ignore_errors=True)
         raise
     return stored
 
 
-def _store_shard(feats_dir: Path, shard: tuple[int, Sequence[Cut]]) -> list[Cut] | UserError:
+def _store_shard(feats_dir: Path, shard: tuple[int, Sequence[Cut]]) -> list[Cut]:
     first, cuts = shard
-    try:
-        with LilcomChunkyWriter(feats_dir / f"feats-{first}") as writer:
-            return [_store_features_of(cut, writer) for cut in cuts]
-    except UserError as error:  # returned, as an exception from a pool arrives with the worker's traceback
-        return error
+    with LilcomChunkyWriter(feats_dir / f"feats-{first}") as writer:
+        return [_store_features_of(cut, writer) for cut in cuts]
 
 
 def _store_features_of(cut: Cut, writer: LilcomChunkyWriter) -> Cut:

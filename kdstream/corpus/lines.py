@@ -26,6 +26,7 @@ from lhotse.utils import fastcopy
 
 from kdstream.config.registry import Registry
 from kdstream.corpus.fbank import store_features
+from kdstream.corpus.pools import results_of
 from kdstream.data.augment import at_16_khz
 from kdstream.data.checks import check_readable
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, write_cuts
@@ -163,18 +164,11 @@ def augment_cuts(paths: Sequence[Path], names: Sequence[str], share: float, outp
     if not chosen:
         raise UserError("chooses no cut", flag=option("share", f"{share:g}"), fix="give a larger one")
     feats_dir, audio_dir = (output.with_name(f"{output.name.split('.json')[0]}_{what}") for what in ("feats", "audio"))
-    copies = []
-    for copy in pool.imap(partial(_copy_or_error, audio_dir), chosen, chunksize=16):
-        if isinstance(copy, UserError):
-            raise copy
-        copies.append(copy)
+    copies = list(results_of(pool.imap, partial(_copy_into, audio_dir), chosen, chunksize=16))
     stored = store_features(copies, feats_dir, pool)
     write_cuts(stored, output)
     return stored
 
 
-def _copy_or_error(folder: Path, chosen: tuple[DataCut, str]) -> DataCut | UserError:
-    try:
-        return copy_of(*chosen, folder)
-    except UserError as error:  # returned, as an exception from a pool arrives with the worker's traceback
-        return error
+def _copy_into(folder: Path, chosen: tuple[DataCut, str]) -> DataCut:
+    return copy_of(*chosen, folder)

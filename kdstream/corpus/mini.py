@@ -22,6 +22,7 @@ import torchaudio
 from tqdm import tqdm
 
 from kdstream.corpus.mini_grammar import make_parts
+from kdstream.corpus.pools import results_of
 from kdstream.corpus.speech_synthesis import REQUIREMENTS, synthesise
 from kdstream.errors import UserError
 from kdstream.files import replacing, write_text
@@ -119,16 +120,11 @@ def _as_prose(text: str) -> str:
     return text.capitalize().replace(" i ", " I ") + "."
 
 
-def write_speech(work: tuple[Line, Path, int]) -> UserError | None:
+def write_speech(work: tuple[Line, Path, int]) -> None:
     """Speaks one line into its file, which is written whole or not at all."""
     line, root, seed = work
-    path = line.path(root)
-    try:
-        with replacing(path) as temporary:
-            soundfile.write(temporary, speak(line, seed), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    except UserError as error:  # returned, as an exception from a pool arrives with the worker's traceback
-        return error
-    return None
+    with replacing(line.path(root)) as temporary:
+        soundfile.write(temporary, speak(line, seed), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
 
 
 def write_lists(lines: list[Line], root: Path) -> None:
@@ -178,9 +174,8 @@ def make_corpus(output_dir: Path, seed: int, sizes: dict[str, int], jobs: int) -
     random.Random(0).shuffle(missing)  # voices differ in speed, and the time left is guessed from the first lines
     torch.set_num_threads(1)  # in the processes too, which are forked: importing torch anew takes seconds
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        work = pool.imap_unordered(write_speech, missing, chunksize=8)
-        for error in tqdm(work, desc="speaking", total=len(missing), unit=" sentences", disable=None):
-            if error is not None:
-                raise error
+        spoken = results_of(pool.imap_unordered, write_speech, missing, chunksize=8)
+        for _ in tqdm(spoken, desc="speaking", total=len(missing), unit=" sentences", disable=None):
+            pass
     write_lists(lines, root)
     write_text(output_dir / SETTINGS_FILE, json.dumps({**settings, "finished": True}) + "\n")
