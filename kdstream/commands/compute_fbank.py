@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for parts, train in ((args.train_parts, True), (args.parts, False)):
             for part in filter(None, parts.split(",")):
-                perturb_speed = train and args.perturb_speed
-                cuts = compute_part(args.manifest_dir, output_dir, part, pool, train, perturb_speed, args.prefix)
+                cuts = compute_part(args.manifest_dir, output_dir, part, pool, train, args.perturb_speed, args.prefix)
                 rows.append(check_manifest(cuts))
                 print(rows[-1])
     if args.table:
