@@ -170,8 +170,8 @@ class TrainConfig(Section):
     ctc_loss_scale: float = flag(0.2, "Weight of the CTC loss, with --use-ctc 1.", minimum=0)
     cr_ctc_scale: float = flag(
         0.0,
-        "Weight of the divergence between CTC posteriors of two SpecAugment views of a batch (CR-CTC; try 0.2).  "
-        "Needs --use-ctc 1, and the memory of twice --max-duration.",
+        "Weight of the divergence between CTC posteriors of two SpecAugment views of a batch (CR-CTC); try a fifth of "
+        "--ctc-loss-scale.  Needs --use-ctc 1, and the memory of twice --max-duration.",
         minimum=0,
     )
     delay_penalty: float = flag(

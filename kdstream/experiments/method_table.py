@@ -8,6 +8,7 @@ FEATURE_APC = "--kd-feature-scale 1 --kd-relation-scale 0 --kd-apc-scale 0.5"
 FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-scale 0.5"
 TEACHERS_WEIGHTS = "--init-from-teacher 1"
 BEST = f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5"
+SPEC_AUG = "--enable-spec-aug 1"
 MODES = "--full-context-scale 0.5 --mode-consistency-scale 0.5"
 
 # The flags of train.py that make a method.
@@ -29,8 +30,9 @@ METHODS = {
     "teacher-branch": f"{BEST} --kd-branch teacher",
     "shift-auto": f"{BEST} --kd-token-shift auto:4",
     "ctc-distillation": f"{BEST} --kd-ctc-scale 0.5",
-    "cr-ctc": "--cr-ctc-scale 0.2 --enable-spec-aug 1",
+    "spec-aug": SPEC_AUG,
+    "cr-ctc": f"{SPEC_AUG} --cr-ctc-scale 0.1 --time-mask-ratio 1",
 }
-WITHOUT_TEACHER = ("baseline", "mode-consistency", "cr-ctc")
+WITHOUT_TEACHER = ("baseline", "mode-consistency", "spec-aug", "cr-ctc")
 IN_FULL_CONTEXT = {name: f"{name}, full context" for name, flags in METHODS.items() if MODES in flags}
 TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
