@@ -144,6 +144,8 @@ log=$venv/setup.log
 echo "installing into $venv, some minutes (log: $log)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 $install
+# Else Python keeps what it compiles, and only of what is imported.
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || "$python" -m compileall -q -j 0 "$venv"/lib >>"$log" 2>&1 || true
 if ! "$python" -c "import $imports" >>"$log" 2>&1; then
   tail -n 5 "$log" >&2
   if tail -n 5 "$log" | grep -q sndfile; then die "libsndfile is missing; run: apt-get install libsndfile1"; fi
