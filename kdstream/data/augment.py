@@ -6,17 +6,19 @@ processes and a resumed training see the same.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut, MixTrack
 from lhotse.dataset import CutMix, SpecAugment
 from lhotse.dataset.signal_transforms import time_warp
 from torch import Tensor
@@ -116,9 +118,32 @@ def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
         rng = random.Random(epoch.seed_of("noise", cut.id))
         few = CutSet.from_cuts(at_16_khz(chosen, heard) for chosen in rng.sample(noise, min(4, len(noise))))
         mixed = CutMix(few, snr=(10, 20), p=0.5, pad_to_longest=True, preserve_id=True, seed=rng)
-        return next(iter(mixed(CutSet.from_cuts([cut]))))
+        noisy = next(iter(mixed(CutSet.from_cuts([cut]))))
+        return noisy if heard else with_snr_of_power(noisy, tracks_of(cut))
 
     return mix if noise else lambda cut: cut
+
+
+def tracks_of(cut: Cut) -> int:
+    """How many there are, the cut itself where it is no mix."""
+    return len(cut.tracks) if isinstance(cut, MixedCut) else 1
+
+
+def with_snr_of_power(cut: Cut, tracks: int) -> Cut:
+    """A cut with features, of whose tracks the first `tracks` stay and the others are as loud as their SNR says.
+
+    Lhotse takes the sum over frames for the energy of features, and the mean for that of audio.  So with features a
+    noise would be the louder the shorter it is beside the first track.
+    """
+    if not isinstance(cut, MixedCut):
+        return cut
+    seconds = cut.tracks[0].cut.duration
+
+    def as_asked(track: MixTrack) -> MixTrack:
+        assert track.snr is not None  # CutMix has set it
+        return replace(track, snr=track.snr + 10 * math.log10(seconds / track.cut.duration))
+
+    return replace(cut, tracks=[*cut.tracks[:tracks], *map(as_asked, cut.tracks[tracks:])])
 
 
 def read_noise(path: Path, from_audio: bool) -> Sequence[Cut]:

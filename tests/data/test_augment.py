@@ -68,6 +68,36 @@ def test_noise_is_mixed_at_the_ratio_asked_for_whatever_the_rates_are(tmp_path, 
     assert mixed >= 2
 
 
+@pytest.mark.parametrize("noise_seconds", [1, 4])
+def test_noise_is_as_loud_in_stored_features_as_in_audio(tmp_path, noise_seconds):
+    """White noise stands for speech too: its power is the same in each frame and each band."""
+    rng = np.random.default_rng(0)
+
+    def write(name: str, seconds: int) -> Cut:
+        cut = write_cut(tmp_path, name, 0.1 * rng.standard_normal(seconds * 16000), 16000)
+        return cut.compute_and_store_features(FBANK, LilcomChunkyWriter(tmp_path / name))
+
+    CutSet.from_cuts([write("noise", noise_seconds)]).to_file(tmp_path / MUSAN_CUTS)
+    config = DataConfig(manifest_dir=str(tmp_path), enable_spec_aug=False, enable_musan=True)
+    mixed = 0
+    for index in range(6):
+        cut = write(f"speech-{index}", 4)
+        in_audio, in_features = (
+            Augmentation(replace(config, on_the_fly_feats=from_audio), Epoch(seed=1, epoch=1)).change_cut(
+                cut, from_audio
+            )
+            for from_audio in (True, False)
+        )
+        assert isinstance(in_audio, MixedCut) == isinstance(in_features, MixedCut)
+        if not isinstance(in_audio, MixedCut):
+            continue
+        mixed += 1
+        clean, heard = (np.exp(which.load_features()).mean(axis=1) for which in (cut, in_features))
+        (asked,) = {track.snr for track in in_audio.tracks[1:]}
+        assert 10 * np.log10(clean.mean() / (heard - clean).mean()) == pytest.approx(asked, abs=0.2)
+    assert mixed >= 2
+
+
 def test_noise_with_features_of_another_kind_is_refused_where_features_are_mixed(tmp_path):
     noise = write_cut(tmp_path, "noise", 0.05 * np.random.default_rng(0).standard_normal(160000), 16000)
     extractor = Fbank(FbankConfig(num_filters=40))
