@@ -23,6 +23,7 @@ TEXT_TOLERANCE = 0.1  # seconds by which a text may begin before its cut or end 
 WHOLE_SECONDS = 60.0  # cuts of so many pass in full context, however small --max-duration is
 FBANK_TYPES = ("kaldi-fbank", "kaldifeat-fbank", "fbank")  # Lhotse's names of extractors that can give our features
 TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
+TAKE_A_CHANNEL = "take one, cut.to_mono()[0], or convert the file to mono"  # a mean cannot be stored in a manifest
 COMPUTE_FEATURES = "use --on-the-fly-feats 1, or take the features away with cuts.drop_features()"
 
 
@@ -67,7 +68,7 @@ def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
         if any(source.type == "shar" and not source.source for source in sources):  # not read by shar.py
             return Fault("its audio is in a Shar directory", f"name the directory, {path.parent}")
         if isinstance(cut, MultiCut) and cut.num_channels != 1:
-            return Fault(f"{cut.num_channels} channels", "make it mono, e.g. with cut.to_mono(mono_downmix=True)")
+            return Fault(f"{cut.num_channels} channels", TAKE_A_CHANNEL)
         return None
     for features in (part.features for part in _parts(cut) if part.features):
         kind = (features.type, features.num_features, round(features.frame_shift * 1000), features.sampling_rate)

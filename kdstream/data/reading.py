@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdstream.audio.samples import check_samples
 from kdstream.data.batch import Utterance
-from kdstream.data.checks import COMPUTE_FEATURES, check_frames, frames_of, is_heard
+from kdstream.data.checks import COMPUTE_FEATURES, TAKE_A_CHANNEL, check_frames, frames_of, is_heard
 from kdstream.data.cuts import text_of
 from kdstream.data.features import FBANK_CONFIG, compute_fbank
 from kdstream.data.resampling import check_rate, resample
@@ -51,7 +51,7 @@ def read_audio(cut: Cut) -> Tensor:
     assert samples is not None  # None is what a cut without recording has
     check_samples(samples, name, fix)
     if samples.shape[0] != 1:
-        raise UserError(f"{name}: {samples.shape[0]} channels", fix="make it mono, e.g. with cut.to_mono()")
+        raise UserError(f"{name}: {samples.shape[0]} channels", fix=TAKE_A_CHANNEL)
     check_rate(cut.sampling_rate, name, "resample its audio, e.g. to 16000 Hz")
     return resample(torch.from_numpy(samples[0]), cut.sampling_rate)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from lhotse import MonoCut, Recording
+from lhotse import CutSet, MonoCut, Recording
 from lhotse.cut import Cut
 
 from kdstream.data.reading import read_audio, read_utterance
@@ -135,9 +135,16 @@ def test_what_is_no_file_is_named_by_its_cut(tmp_path):
     whole = recording(tmp_path / "a.wav")
     assert "cut none: no recording" in refusal(MonoCut("none", 0.0, 1.0, 0))
     assert "audio in memory: ends 0.500 s" in refusal(MonoCut("m", 0.0, 2.5, 0, recording=whole.move_to_memory()))
-    stereo = np.stack([tone(), tone()], axis=1)
-    soundfile.write(tmp_path / "b.wav", stereo, RATE)
-    assert "b.wav: cut b: 2 channels" in refusal(Recording.from_file(tmp_path / "b.wav").to_cut())
+    soundfile.write(tmp_path / "b.wav", np.stack([tone(), tone() / 2], axis=1), RATE)
+    stereo = Recording.from_file(tmp_path / "b.wav").to_cut()
+    message = refusal(stereo)
+    assert "b.wav: cut b: 2 channels" in message and "cut.to_mono()[0]" in message
+    channels = stereo.to_mono()
+    assert isinstance(channels, list)
+    CutSet.from_cuts(channels[:1]).to_file(tmp_path / "mono.jsonl.gz")  # as the message advises
+    (mono,) = CutSet.from_file(tmp_path / "mono.jsonl.gz")
+    left, _ = soundfile.read(tmp_path / "b.wav", dtype="float32")
+    assert np.array_equal(read_audio(mono).numpy(), left[:, 0])
     soundfile.write(tmp_path / "c.wav", tone(0.2, 44101), 44101)
     assert "c.wav: cut c: 44101 Hz, too uncommon" in refusal(Recording.from_file(tmp_path / "c.wav").to_cut())
 
