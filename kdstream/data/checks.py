@@ -20,7 +20,7 @@ from kdstream.models.streaming import SHORTEST
 from kdstream.units import FEATURE_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
 
 TEXT_TOLERANCE = 0.1  # seconds by which a text may begin before its cut or end after it: no word is as short
-WHOLE_SECONDS = 60.0  # cuts of so many pass in full context, however small --max-duration is
+WHOLE_SECONDS = 60.0  # so many pass in full context, however small --max-duration is
 FBANK_TYPES = ("kaldi-fbank", "kaldifeat-fbank", "fbank")  # Lhotse's names of extractors that can give our features
 TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
 TAKE_A_CHANNEL = "take one, cut.to_mono()[0], or convert the file to mono"  # a mean cannot be stored in a manifest
@@ -117,12 +117,12 @@ def check_frames(what: str, frames: int, fix: str) -> None:
 
 
 def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:
-    """Raises UserError for more than `max_duration` seconds to be heard at once, not chunk by chunk.
+    """Raises UserError for more than WHOLE_SECONDS, and than `max_duration`, to be heard at once, not chunk by chunk.
 
     Attention without a limit takes memory by their square: ten minutes ask for 14 GB.
     stream: the way out.
     """
-    if seconds > max_duration:
+    if seconds > max(WHOLE_SECONDS, max_duration):
         raise UserError(
             f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model "
             "hears at once",
@@ -131,14 +131,9 @@ def check_length(what: str, seconds: float, max_duration: float, stream: str = "
 
 
 def check_whole(cut_id: str, seconds: float, max_duration: float) -> None:
-    """`check_length` of a cut of more than WHOLE_SECONDS; shorter ones pass whatever --max-duration is."""
-    if seconds > WHOLE_SECONDS:
-        check_length(
-            f"cut {cut_id}",
-            seconds,
-            max_duration,
-            "decode with a streaming model and --left-context-frames 64 or the like",
-        )
+    """`check_length` of a cut."""
+    stream = "decode with a streaming model and --left-context-frames 64 or the like"
+    check_length(f"cut {cut_id}", seconds, max_duration, stream)
 
 
 def _parts(cut: Cut) -> list[DataCut]:

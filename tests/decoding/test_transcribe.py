@@ -340,12 +340,13 @@ def test_sound_that_the_microphone_lost_is_counted_in_one_warning(monkeypatch, c
 
 def test_a_full_context_model_hears_whole_files_in_batches(tmp_path, audio, monkeypatch, capsys):
     exp_dir = make_experiment(tmp_path, causal=False)
-    answers = transcribe(monkeypatch, capsys, exp_dir, audio, "--max-duration", 6)
+    answers = transcribe(monkeypatch, capsys, exp_dir, audio, "--max-duration", 2)
     assert len(answers) == 5 and all(answer["text"] for answer in answers.values())
     alone = transcribe(monkeypatch, capsys, exp_dir, audio / "mono.wav")
     assert alone["mono.wav"]["words"] == answers["mono.wav"]["words"]
-    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--max-duration", 2, audio / "below" / "cd.wav")
-    assert "1 of 1 files" in error and "--max-duration 2" in capsys.readouterr().err
+    soundfile.write(tmp_path / "long.wav", np.zeros(61 * 16000), 16000)  # more than a minute, and than the flag
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--max-duration", 2, tmp_path / "long.wav")
+    assert "1 of 1 files" in error and "61 s are more than --max-duration 2" in capsys.readouterr().err
     with pytest.raises(UserError, match="whole utterances only"):
         make_transcriber(exp_dir, chunk=None).live([])
 
