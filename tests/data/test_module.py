@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,16 @@ def test_two_cuts_with_one_id_are_refused_in_every_set(corpus, tmp_path):
     module = AsrDataModule(config, 0)
     for what, call in (("validation cuts", module.valid_dataloader), ("test set twice", module.test_sets)):
         assert f"{what}: two cuts have the id {cuts[2].id}; rename one with cut.with_id()" in error_of(call)
+
+
+def test_a_cut_longer_than_a_batch_is_one_of_its_own_without_a_warning(corpus, tmp_path):
+    path = tmp_path / "long.jsonl.gz"
+    frames = np.zeros((1000, 80), dtype=np.float32)
+    CutSet.from_cuts(feature_cut(tmp_path, name, frames, "ONE") for name in "ab").to_file(path)
+    module = AsrDataModule(config_of(corpus, valid_cuts=(str(path),), max_duration=8.0), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [batch.cut_ids for batch in module.valid_dataloader()] == [["a"], ["b"]]
 
 
 def test_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(corpus, tmp_path, caplog):
