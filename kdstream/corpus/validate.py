@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdstream.data.checks import check_readable, check_text
-from kdstream.data.cuts import iterate, read_manifest, text_of
+from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.errors import UserError
 
@@ -63,9 +63,10 @@ def check_manifest(path: Path, read: bool = False) -> Found:
     read: read every feature matrix too.
     """
     check_filter_bank(iterate(read_manifest(path)), path)
-    found = Found(path)
+    found, ids = Found(path), DistinctIds(str(path))
     for cut in tqdm(iterate(read_manifest(path)), desc=path.name, unit=" cuts", disable=None):
         check_cut(cut, path)
+        ids.add(cut.id)
         if read:
             read_utterance(cut, from_audio=False)
         found.add(cut)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from kdstream.corpus.validate import Found, table
+from kdstream.corpus.validate import Found, check_manifest, table
 from kdstream.data.cuts import iterate, read_manifest
+from kdstream.errors import UserError
+from support.data import feature_cut
 
 
 @pytest.fixture
@@ -32,3 +35,12 @@ def test_a_manifest_is_counted_in_cuts_hours_speakers_and_characters(manifest):
     assert header.split() == [*"cuts hours seconds each speakers characters different manifest".split()]
     assert row.split() == ["3", "0.00", "1.0", "2.0", "3.0", "2", "6", "4", "a.jsonl.gz"] and row == same
     assert row.index("a.jsonl") == header.index("manifest")
+
+
+def test_two_cuts_with_one_id_are_refused_as_in_training(tmp_path):
+    cuts = [feature_cut(tmp_path, name, np.zeros((100, 80), dtype=np.float32), "ONE") for name in "ab"]
+    for kept in ([cuts[0], cuts[1]], [cuts[0], cuts[1], cuts[0]]):
+        CutSet.from_cuts(kept).to_file(tmp_path / f"{len(kept)}.jsonl.gz")
+    assert len(check_manifest(tmp_path / "2.jsonl.gz").durations) == 2
+    with pytest.raises(UserError, match=r"3\.jsonl\.gz: two cuts have the id a; rename one with cut\.with_id"):
+        check_manifest(tmp_path / "3.jsonl.gz")
