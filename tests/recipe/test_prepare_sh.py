@@ -198,6 +198,8 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--augment-share", "0"], "--augment-share 0"),
         (["--augment-share", "1.5"], "--augment-share 1.5"),
         (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
+        (["--text-remove", "[.,]"], "--text-remove [.,]: is for --lhotse-recipe"),
+        (["--corpus-dir", ".", "--channel", "1"], "--channel 1: is for --lhotse-recipe"),
         (["--lhotse-recipe", "tedlium", "--corpus-dir", "nowhere"], "--corpus-dir nowhere"),
     ],
 )
