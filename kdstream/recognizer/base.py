@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,15 @@ def check_samples(samples: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def check_settings(search: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raises UserError for a setting that the search does not have."""
+def check_settings(
+    search: str, given: Collection[str], known: Collection[str], searches: Mapping[str, Collection[str]]
+) -> None:
+    """Raises UserError for a setting that the search does not have, and names the searches that have it."""
     for name in given:
         if name not in known:
-            fix = f"leave it out, or use {', '.join(known)}" if known else "leave it out"
+            others = " or ".join(f'search="{other}"' for other, settings in searches.items() if name in settings)
+            instead = others or ", ".join(known)
+            fix = f"leave it out, or use {instead}" if instead else "leave it out"
             raise UserError(f"{name}: not a setting of {search}", fix=fix)
 
 

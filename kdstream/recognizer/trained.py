@@ -11,7 +11,7 @@ import torch
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import with_settings
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.sections import SEARCHES, DecodeConfig
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer, settings_of
@@ -34,7 +34,7 @@ class TrainedRecognizer(Recognizer):
     """
 
     def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> None:
-        check_settings(decode.decoding_method, search_settings, settings_of(decode.decoding_method))
+        check_settings(decode.decoding_method, search_settings, settings_of(decode.decoding_method), SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
         tokenizer = Tokenizer(config.data.bpe_model)

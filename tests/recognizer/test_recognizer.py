@@ -296,6 +296,13 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
         (dict(runtime="sherpa-onnx", use_averaged_model=False), "use_averaged_model: not in sherpa-onnx"),
         (dict(runtime="sherpa-onnx", search="fast_beam_search"), "search fast_beam_search: not in sherpa-onnx; use gr"),
         (dict(runtime="sherpa-onnx", max_sym_per_frame=2), "max_sym_per_frame: not a setting of greedy_search; leave"),
+        *(
+            (
+                dict(runtime=runtime, hotwords_file="names.txt"),
+                'hotwords_file: not a setting of greedy_search; leave it out, or use search="modified_beam_search"$',
+            )
+            for runtime in ("torch", "sherpa-onnx")
+        ),
         (dict(search="widest_search"), "widest_search"),
         (
             dict(search="modified_beam_search", beam_width=3),
