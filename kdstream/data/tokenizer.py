@@ -45,6 +45,8 @@ class Tokenizer:
     """
 
     def __init__(self, bpe_model: str | Path) -> None:
+        if Path(bpe_model).is_dir():
+            raise UserError(f"--bpe-model {bpe_model}: a directory", fix=f"give {Path(bpe_model, 'bpe.model')}")
         if not Path(bpe_model).is_file():
             raise UserError(f"{bpe_model}: no such file", fix="run prepare.sh stage 5 or give --bpe-model")
         try:

@@ -177,6 +177,8 @@ def test_vocabulary_larger_than_the_text_allows(small):
 
 def test_missing_and_broken_bpe_models_name_themselves(corpus, tmp_path):
     assert "no such file" in error_of(lambda: AsrDataModule(config_of(corpus, bpe_model=str(tmp_path / "x")), 0))
+    message = error_of(lambda: AsrDataModule(config_of(corpus, bpe_model=str(corpus / "lang_bpe_30")), 0))
+    assert message == f"--bpe-model {corpus}/lang_bpe_30: a directory; give {corpus}/lang_bpe_30/bpe.model"
     (tmp_path / "x").write_bytes(b"nothing")
     assert "not a sentencepiece" in error_of(lambda: AsrDataModule(config_of(corpus, bpe_model=str(tmp_path / "x")), 0))
 
