@@ -8,7 +8,7 @@ checkpoints), EXP_ROOT/sweep*.png and any layer_similarity.json, and writes EXP_
 directory, but for one picture: the paths in config.json lead to the utterance whose attention relations are drawn.
 Where they do not, because train.py ran in another directory, the page says so.  With --publish results/NAME it also
 writes NAME.json (the records), NAME-reduction.json and, where delays of words were measured, NAME-latency.json, which
-`kdstream render-results` turns into tables of the results pages.
+`kdstream render-results` turns into tables of the results pages, and their picture, NAME-latency.svg.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--baseline", default="baseline", help="System to compare with, or its directory (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="Directory to write to (default: EXP_ROOT/report)")
-    parser.add_argument("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
+    parser.add_argument("--publish", type=Path, help="What the files of results begin with (default: none are written)")
     args = parser.parse_args(argv)
 
     from kdstream.evaluation.records import publish
@@ -44,3 +44,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.publish:
         tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.delays}
         publish(args.publish, report.records, **{name: rows for name, rows in tables.items() if rows})
+        if report.delays:
+            report.draw_latencies(args.publish.with_name(f"{args.publish.name}-latency.svg"))

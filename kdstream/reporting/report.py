@@ -132,8 +132,7 @@ class Report:
     def latencies(self) -> str:
         if all(record.latency_ms is None for record in self.records):
             raise UserError("nothing was decoded in streaming", fix="run streaming_decode.py")
-        families = sources.read_families(self.runs)
-        plots.plot_latencies(self.records, families, self.colours, self.output / "latency.png")
+        self.draw_latencies(self.output / "latency.png")
         self.delays = compare_delays(self.runs, self.baseline)
         rows = latency_rows(self.records)
         pieces = [
@@ -146,6 +145,11 @@ class Report:
             pieces += [page.heading(f"Against {self.baseline}"), page.table(*findings.as_table(self.delays))]
             pieces.append(page.note(DELAYS))
         return "\n".join(pieces)
+
+    def draw_latencies(self, path: Path) -> None:
+        """Writes the picture of word error rate over latency, as PNG or SVG."""
+        with phone_style():
+            plots.plot_latencies(self.records, sources.read_families(self.runs), self.colours, path)
 
     def losses(self) -> str:
         curves = {system: sources.read_curves(self.exp_root / system) for system in self.systems}

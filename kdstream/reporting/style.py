@@ -25,6 +25,7 @@ PHONE: dict[Any, Any] = {
     "axes.spines.right": False,
     "figure.constrained_layout.w_pad": 0.1,  # inches
     "figure.constrained_layout.h_pad": 0.08,
+    "svg.hashsalt": "kdstream",  # without it, names in a file are random
     "text.parse_math": False,  # names and transcripts may hold a $
 }
 WIDTH = 7.2  # inches; 720 pixels, a phone's width
@@ -36,7 +37,8 @@ def phone_style() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG and closes it."""
+    """Writes a figure as PNG or SVG, the same bytes for the same figure, and closes it."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip("."))
+        dated = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(temporary, format=path.suffix.lstrip("."), metadata=dated)
     plt.close(figure)

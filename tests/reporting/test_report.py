@@ -245,3 +245,6 @@ def test_measured_delays_are_in_the_page_and_beside_it(tmp_path):
     for name, meaning in tables.latency_notes(tables.latency_rows(load_records(tmp_path / "run.json"))).items():
         assert f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" in html and f"- {name}: {meaning}\n" in text
     assert "| o | plain | test-clean | chunkwise | 160 / 640 |" in tables.render(tmp_path / "run-latency.json")
+    assert write_report(tmp_path, *map(str, flags[:-1]), str(tmp_path / "again")) == ""
+    drawn = (tmp_path / "run-latency.svg").read_bytes()
+    assert b"<svg" in drawn and drawn == (tmp_path / "again-latency.svg").read_bytes()
