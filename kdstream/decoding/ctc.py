@@ -32,7 +32,8 @@ from kdstream.models.transducer import Transducer
 class CtcState:
     """B prefixes of each of N streams between two calls.  Dimension 0 of all tensors and lists is the stream.
 
-    last: (N, B) int64, the prefix's last token, or blank where it is empty (greedy: the last frame's best symbol).
+    last: (N, B) int64, the prefix's last token (greedy: the last frame's best symbol).  Of an empty prefix: the last
+      token before the endpoint, or blank where there was none.
     by_blank, by_token: (N, B) float32, log probability of all alignments of the prefix that end with blank, and of all
       that end with its last token (greedy: of the one alignment, in by_blank).
     key: (N, B) int64, a hash of the prefix: equal keys are equal prefixes.
@@ -108,8 +109,22 @@ def ctc_log_probs(model: Transducer, encoder_out: Tensor) -> Tensor:
     return torch.where(symbols == model.config.blank_id, blank, log_probs.masked_fill(silent, -torch.inf))
 
 
+class CtcSearch(Search[CtcState]):
+    """What both searches share."""
+
+    def restart(self, model: Transducer, state: CtcState) -> CtcState:
+        """As `Search.restart`, but the last symbol is kept: where it goes on after the endpoint, it is no new token."""
+        fresh, total = self.start(model, 1), torch.logaddexp(state.by_blank, state.by_token)
+        best = total.argmax(dim=1, keepdim=True)  # (1, 1)
+        fresh.last[:, :1] = state.last.gather(1, best)
+        fresh.by_blank[:, :1] = (state.by_blank - total).gather(1, best)
+        fresh.by_token[:, :1] = (state.by_token - total).gather(1, best)
+        fresh.frames = state.frames
+        return fresh
+
+
 @dataclass(frozen=True)
-class CtcGreedySearch(Search[CtcState]):
+class CtcGreedySearch(CtcSearch):
     """Takes the best symbol of each frame; repetitions without a blank between them are one token."""
 
     method = "ctc_greedy_search"
@@ -137,7 +152,7 @@ class CtcGreedySearch(Search[CtcState]):
 
 
 @dataclass(frozen=True)
-class CtcPrefixBeamSearch(Search[CtcState]):
+class CtcPrefixBeamSearch(CtcSearch):
     """Keeps the B most probable prefixes, each with the probability of all of its alignments.
 
     The recursion is that of Hannun et al., "First-pass large vocabulary continuous speech recognition using
@@ -201,7 +216,7 @@ def _continue(state: CtcState, frame: Tensor, blank: int) -> tuple[Tensor, Tenso
     total = torch.logaddexp(state.by_blank, state.by_token)
     last = frame.gather(1, state.last)
     stay_blank = total + frame[:, blank : blank + 1]
-    stay_token = state.by_token + last  # an empty prefix has -inf
+    stay_token = state.by_token + last  # -inf where nothing was said
     extended = total.unsqueeze(2) + frame.unsqueeze(1)  # (N, B, V)
     # after its last token the same one is another only if there was a blank between
     extended = extended.scatter(2, state.last.unsqueeze(2), (state.by_blank + last).unsqueeze(2))

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdstream.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch, ctc_log_probs
 from kdstream.decoding.search import Result, Search
@@ -89,6 +89,21 @@ def test_chunk_by_chunk_and_stacked_streams_equal_whole_ones(model, search):
     whole = decode(model, search, encoder_out, LENS)
     for ours, theirs in zip(decode_in_pieces(model, search, encoder_out, LENS), whole, strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.name)
+@pytest.mark.parametrize("symbols", [[0, 3, 3, 3, 0, 4], [0, 3, 0, 3, 3, 4], [0, 3, 3, 4, 4, 3]])
+def test_a_token_that_lasts_beyond_an_endpoint_is_said_once(search, symbols):
+    model = talkative_model(use_ctc=True)
+    model.ctc_output = nn.LogSoftmax(dim=2)
+    frames = 20.0 * F.one_hot(torch.tensor([symbols]), model.config.vocab_size)
+    for end in range(1, len(symbols)):
+        before = search.advance(model, frames[:, :end], torch.tensor([end]), search.start(model, 1))
+        lens = torch.tensor([len(symbols) - end])
+        (after,) = search.advance(model, frames[:, end:], lens, search.restart(model, before)).results()
+        (said,), whole = before.results(), slow_greedy(frames[0].log_softmax(dim=1))
+        assert said.tokens + after.tokens == whole.tokens and said.timestamps + after.timestamps == whole.timestamps
+        assert said.log_prob + after.log_prob == pytest.approx(whole.log_prob, abs=1e-5)
 
 
 def test_a_beam_that_holds_all_prefixes_has_the_probability_of_all_alignments(model):
