@@ -88,6 +88,7 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         """Forgets it."""
+        session.tasks = ()  # so that its connection does not leave it: it would be kept for --resume-seconds
         if session.expiry is not None:
             session.expiry.cancel()
         self._sessions.pop(session.id, None)

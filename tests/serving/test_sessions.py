@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
+from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
 
 from kdstream.endpoints import EndpointConfig
-from kdstream.serving.engine import Engine
+from kdstream.serving.engine import ClientStream, Engine
 from kdstream.serving.runtime import Runtime
 from kdstream.serving.sessions import Session
 from support.serving import END, START, Heard, noise, speak
@@ -75,6 +78,27 @@ def test_of_connections_that_come_back_at_once_one_alone_has_the_session(runtime
         await session.take()
 
     asyncio.run(run())
+
+
+def test_a_stream_that_has_ended_is_not_kept_for_its_client_to_come_back(serving):
+    async def run() -> list[ClientStream | None]:
+        async with serving(resume_seconds=600.0) as running:
+            engine, opened = running.server._engines["tiny"], []
+
+            def open_watched(*args: Any) -> ClientStream:
+                client = Engine.open(engine, *args)
+                opened.append(weakref.ref(client))
+                return client
+
+            engine.open = open_watched
+            for seed in range(3):
+                await speak(running.url, noise(0.5, seed), speed=None)
+            await running.empty()
+            gc.collect()
+            return [client() for client in opened]
+
+    *before, _ = asyncio.run(run())  # the thread may hold those of its last batch
+    assert before == [None, None]
 
 
 def test_operators_are_told_of_health_load_and_errors(serving, said):
