@@ -277,11 +277,12 @@ def run_streams(
         if on_partial is not None:
             name, stream = open_streams[0]
             on_partial(name, stream)
+        ends = interrupted()  # asked once: streams that were passed over would be lost
         for name, stream in open_streams:
-            if stream.done or interrupted():
+            if stream.done or ends:
                 stream.closed = True
                 yield name, stream
-        if interrupted():
+        if ends:
             return
         open_streams = [(name, stream) for name, stream in open_streams if not stream.closed]
 

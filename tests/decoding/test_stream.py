@@ -364,3 +364,12 @@ def test_an_interrupted_run_gives_what_was_heard(pausing_model, utterances):
     decoder = StreamingDecoder(pausing_model, CHUNKS[0], GreedySearch(), max_streams=2)
     heard = dict(run_streams(decoder, enumerate(utterances), steps, interrupted=lambda: len(steps) == 3))
     assert list(heard) == [0, 1] and all(stream.result.tokens for stream in heard.values())
+
+
+def test_an_interruption_while_one_result_is_read_loses_no_other(pausing_model, utterances):
+    decoder = StreamingDecoder(pausing_model, CHUNKS[0], GreedySearch(), max_streams=2)
+    long_one_first = [utterances[0].repeat(3, 1), utterances[1]]
+    heard: list[int] = []
+    for number, _ in run_streams(decoder, enumerate(long_one_first), interrupted=lambda: bool(heard)):
+        heard.append(number)
+    assert heard == [1, 0]
