@@ -15,6 +15,7 @@ from lhotse.cut import Cut, MixedCut, MultiCut
 from lhotse.cut.data import DataCut
 
 from kdstream.data.features import FBANK_CONFIG
+from kdstream.data.shar import tar_of
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import SHORTEST
 from kdstream.units import FEATURE_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
@@ -146,7 +147,8 @@ def _missing_file(part: DataCut, heard: bool) -> str:
     """The first file that features are computed of, or read from, and that is not there; ""."""
     if heard:
         sources = part.recording.sources if part.recording else []
-        files = [source.source for source in sources if source.type in ("file", "shar")]
+        files = [source.source for source in sources if source.type == "file"]
+        files += [tar_of(str(source.source))[0] for source in sources if source.type == "shar"]
     else:
         files = [_feature_file(part.features)] if part.features else []
     return next((str(file) for file in files if "://" not in str(file) and not os.path.exists(file)), "")

@@ -1,7 +1,7 @@
 """Cuts in shards: Shar directories, and JSON-lines manifests with Lhotse's index.
 
-A shard is a list of cuts.  Cuts of a Shar directory know in which tar file their data are; the data are read from there
-when they are needed.
+A shard is a list of cuts.  Cuts of a Shar directory know where in which tar file their data are; so do copies and parts
+of them, which have other ids.  The data are read from there when they are needed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _shar(cuts: Path) -> Shard:
 
 
 def read_shard(shard: Shard) -> Iterator[Any]:
-    """The cuts of a shard, or what else stands in its file; cuts know in which tar file their data are."""
+    """The cuts of a shard, or what else stands in its file; cuts know where in which tar file their data are."""
     with gzip.open(shard.path) if shard.path.suffix == ".gz" else open(shard.path, "rb") as lines:
         lines.seek(shard.begin)
         for line in islice(lines, shard.count):
@@ -84,12 +84,18 @@ def read_shard(shard: Shard) -> Iterator[Any]:
 def _with_tars(cut: MonoCut, shard: Shard) -> MonoCut:
     if cut.features is not None and cut.features.storage_type == "shar":
         tar = shard.tars.get("features")
-        cut.features = replace(cut.features, storage_path=str(tar)) if tar else None
+        cut.features = replace(cut.features, storage_path=str(tar), storage_key=cut.id) if tar else None
     if cut.recording is not None and any(source.type == "shar" for source in cut.recording.sources):
         tar = shard.tars.get("recording")
-        source = replace(cut.recording.sources[0], source=str(tar))
+        source = replace(cut.recording.sources[0], source=f"{tar}/{cut.id}")
         cut.recording = replace(cut.recording, sources=[source]) if tar else None
     return cut
+
+
+def tar_of(source: str) -> tuple[str, str]:
+    """The tar file of a source "NAME.tar/ID", as Lhotse spells members of tar files too, and the id; "" without one."""
+    tar, _, cut_id = source.rpartition(".tar/")
+    return (f"{tar}.tar", cut_id) if tar else (source, "")
 
 
 def with_data(cut: Cut) -> Cut:
@@ -102,10 +108,12 @@ def with_data(cut: Cut) -> Cut:
         return cut
     changed: dict[str, Any] = {}
     if cut.features is not None and cut.features.storage_type == "shar":
-        changed["features"] = _filled(replace(cut.features), cut.features.storage_path, cut.id)
+        stored = cut.features
+        changed["features"] = _filled(replace(stored), stored.storage_path, str(stored.storage_key) or cut.id)
     if cut.recording is not None and any(source.type == "shar" for source in cut.recording.sources):
         source = cut.recording.sources[0]
-        changed["recording"] = _filled(replace(cut.recording, sources=[replace(source)]), str(source.source), cut.id)
+        tar, cut_id = tar_of(str(source.source))
+        changed["recording"] = _filled(replace(cut.recording, sources=[replace(source)]), tar, cut_id or cut.id)
     return replace(cut, **changed) if changed else cut
 
 

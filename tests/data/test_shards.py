@@ -15,12 +15,15 @@ from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
 from kdstream.corpus.bpe import transcripts_of_cuts
+from kdstream.corpus.lines import copy_of
 from kdstream.corpus.pseudo_labels import Hypothesis, labelled, read_cuts
 from kdstream.corpus.validate import check_cut
 from kdstream.data import shar, shards
+from kdstream.data.checks import check_readable
 from kdstream.data.cuts import iterate, read_manifest, write_cuts
+from kdstream.data.mixture import REPEATED
 from kdstream.data.module import AsrDataModule
-from kdstream.data.reading import read_utterance
+from kdstream.data.reading import read_audio, read_utterance
 from kdstream.evaluation.scoring import Transcript
 from support.data import assert_same, batches_of, config_of, error_of
 
@@ -175,6 +178,29 @@ def test_a_shar_directory_serves_wherever_a_manifest_does(corpus, folders, tmp_p
         check_cut(cut, manifest)
         utterance = read_utterance(cut, from_audio=kind == "audio")
         assert utterance.text == "ONE" and len(utterance.features) == texts[cut.id].features.shape[0]
+
+
+@pytest.mark.parametrize("kind", ["audio", "features"])
+def test_cuts_of_shards_are_read_under_other_ids_too(corpus, folders, tmp_path, kind):
+    cut = next(iter(iterate(read_manifest(folders[kind]))))
+    expected = read_utterance(cut, from_audio=kind == "audio").features
+    manifest = tmp_path / "cuts.jsonl.gz"
+    write_cuts([cut.with_id("other"), cut.truncate(duration=0.5).with_id("part")], manifest)
+    other, part = iterate(read_manifest(manifest))
+    for changed, of_expected in ((other, expected), (part, expected[:40])):
+        check_readable(changed, kind == "audio", manifest)
+        features = read_utterance(changed, from_audio=kind == "audio").features
+        torch.testing.assert_close(features[: len(of_expected)], of_expected, atol=1e-5, rtol=0)
+    if kind == "audio":
+        assert len(read_audio(copy_of(cut, "narrowband", tmp_path))) == len(read_audio(cut))
+
+
+@pytest.mark.parametrize("kind", ["audio", "features"])
+def test_cuts_of_shards_may_come_twice_in_an_epoch(corpus, folders, kind):
+    plain = str(corpus / "fbank" / "librispeech_cuts_dev.jsonl.gz")
+    beside = of_shards(corpus, plain, pseudo_cuts=(str(folders[kind]),), pseudo_ratio=0.95)
+    names = [name for batch in batches_of(replace(beside, on_the_fly_feats=kind == "audio")) for name in batch.cut_ids]
+    assert any(name.endswith(f"{REPEATED}1") for name in names)
 
 
 def test_cuts_in_shards_are_counted_where_they_are_mixed(corpus, folders):
