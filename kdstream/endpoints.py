@@ -99,7 +99,7 @@ class Segmenter:
         silence = self._silence(now, last)
         if not self._rules.is_endpoint((now - self._begin) * OUTPUT_FRAME_SECONDS, silence * OUTPUT_FRAME_SECONDS):
             return False
-        if silence == now - self._begin:  # there is nothing to finish
+        if last < 0 and not self._held.tokens:  # there is nothing to finish
             self._begin = now
             return False
         return True

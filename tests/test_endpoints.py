@@ -56,6 +56,12 @@ def test_a_pause_after_words_ends_a_segment_and_silence_makes_none():
     assert segments[0].confidence == pytest.approx(0.904837, abs=1e-6)
 
 
+def test_a_word_that_a_search_finds_after_it_was_taken_for_silence_is_finished():
+    segmenter = Segmenter(EndpointConfig(), spell)
+    assert not segmenter.ends(60, -1)  # 2.4 s without a word; then another path is the best
+    assert not segmenter.ends(64, 59) and segmenter.ends(120, 59)
+
+
 def test_the_longest_segment_ends_before_the_word_that_is_being_said():
     tokens = [piece for n in range(0, 1200, 20) for piece in (("▁BE", n), ("D", n + 10))]
     segments = segment_all(tokens, 1200).segments
