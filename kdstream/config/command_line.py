@@ -31,7 +31,7 @@ CACHE_DATA_FLAGS = (
     "num_workers", "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
 )  # fmt: skip
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s"
-RECORD_FLAGS = ("alignments", "score_by", "system", "results_json")  # of what is scored and kept
+RECORD_FLAGS = ("alignments", "score_by", "system", "results_json", "nbest")  # of what is scored and kept
 
 
 def search_flags() -> tuple[str, ...]:

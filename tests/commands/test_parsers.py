@@ -39,3 +39,9 @@ def test_an_abbreviated_flag_is_refused(name: str, monkeypatch, capsys) -> None:
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(rf"error: unrecognized arguments: {flag[:-1]}=1; did you mean --\S+\?; .* --help lists", line)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_FLAGS])
+def test_nbest_is_a_flag_of_the_commands_that_write_such_lists_alone(name: str, monkeypatch) -> None:
+    flags = parser_of_command(name, monkeypatch)._option_string_actions
+    assert ("--nbest" in flags) == (name in ("decode", "streaming-decode"))
