@@ -137,6 +137,8 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
     weights, chunk, left, right = ".*", r"\d+", r"\d+", r"(-right-\d+)?"
     if decode.iter or decode.epoch:
         weights = f"iter-{decode.iter}-avg-{decode.avg}" if decode.iter else f"epoch-{decode.epoch}-avg-{decode.avg}"
+    elif decode.avg != DecodeConfig.avg:
+        weights = rf".*-avg-{decode.avg}"
     if decode.chunk_size is not None:
         chunk = str(decode.chunk_size)
     if decode.left_context_frames is not None:

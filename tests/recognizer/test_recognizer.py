@@ -253,6 +253,8 @@ def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
         kdstream.load(both, epoch=3, avg=2, chunk=16, **chosen)
     with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*export.py"):
         kdstream.load(both, epoch=4, avg=2, **chosen)
+    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*export.py"):
+        kdstream.load(both, avg=9, **chosen)
     for keywords in ({"epoch": 12, "avg": 2}, {"chunk": 16, "left_context": 64}, {"int8": True}):
         assert isinstance(kdstream.load(both, **keywords, **chosen), ExportedRecognizer)
     assert isinstance(kdstream.load(both / "encoder-epoch-12-avg-2-chunk-8-left-32.onnx"), ExportedRecognizer)
