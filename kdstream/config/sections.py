@@ -268,7 +268,12 @@ class DecodeConfig(Section):
 
     def check_used(self, own: Collection[str]) -> None:
         """Raises UserError for hotwords or a language model that a search with the settings `own` would not look at."""
-        for name, what in (("hotwords_file", "hotwords"), ("lm_exp_dir", "language model"), ("nbest", "n-best list")):
+        for name, what in (
+            ("hotwords_file", "hotwords"),
+            ("lm_exp_dir", "language model"),
+            ("lodr_scale", "language model"),
+            ("nbest", "n-best list"),
+        ):
             if getattr(self, name) and name not in own:
                 raise UserError(
                     f"{self.decoding_method} takes no {what}",

@@ -78,9 +78,18 @@ def test_settings_of_a_lattice_are_checked_before_k2_is_needed(settings, named):
         choose_search(parse("--decoding-method", "fast_beam_search", *settings))
 
 
-def test_hotwords_that_a_search_would_not_look_at_are_refused():
-    with pytest.raises(UserError, match="--hotwords-file names.txt: greedy_search takes no hotwords; use --decoding-m"):
-        choose_search(parse("--hotwords-file", "names.txt"))
+@pytest.mark.parametrize(
+    "flag, value, what",
+    [
+        ("--hotwords-file", "names.txt", "hotwords"),
+        ("--lm-exp-dir", "lm", "language model"),
+        ("--lodr-scale", "-0.1", "language model"),
+        ("--nbest", "4", "n-best list"),
+    ],
+)
+def test_what_a_search_would_not_look_at_is_refused(flag, value, what):
+    with pytest.raises(UserError, match=f"{flag} {value}: greedy_search takes no {what}; use --decoding-method mod"):
+        choose_search(parse(flag, value))
 
 
 def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
