@@ -22,6 +22,7 @@ from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME, FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
 SCALES_ACTIVATIONS = b"DynamicQuantizeLinear"  # the ONNX operator: one scale for a tensor, all rows of a batch in it
+NO_LETTERS = ":#@"  # to sherpa-onnx, where a word of a hotword begins with them: a score, a threshold, another name
 GREEDY, BEAM = "greedy_search", "modified_beam_search"
 SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {  # of sherpa-onnx's searches for transducers
     GREEDY: (),
@@ -171,8 +172,10 @@ class Speller:
         self.by_letter = self._unspaced and single and not self._in_bytes
 
     def unknown_letters(self, text: str) -> str:
-        """The letters that no token spells."""
-        return "" if self._in_bytes else "".join(letter for letter in text if letter not in self._letters)
+        """The letters that no token spells, or that sherpa-onnx does not take for letters."""
+        unknown = "" if self._in_bytes else "".join(letter for letter in text if letter not in self._letters)
+        begins = text if self.by_letter else (word[0] for word in text.split())
+        return unknown or "".join(letter for letter in begins if letter in NO_LETTERS)
 
     def warn(self, source: str) -> None:
         """Logs where sherpa-onnx cannot do what was asked of it."""

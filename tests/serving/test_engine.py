@@ -15,7 +15,7 @@ from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import ClientStream, Engine
-from kdstream.serving.runtime import ExportedModel, Runtime, find_model
+from kdstream.serving.runtime import ExportedModel, Runtime, Speller, find_model
 from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
 from support.decoding import run_script
@@ -117,6 +117,21 @@ def test_a_client_hears_among_15_loud_ones_what_it_hears_alone(served, int8, nam
     if name == "int8":
         alone, among = hear(together=True)
         assert alone != among
+
+
+@pytest.mark.parametrize(
+    "pieces, phrase, unknown",
+    [
+        ("▁A A : # @", "A :A #A @ A@", ":#@"),  # sherpa-onnx would take no hotword at all for the first of them
+        ("▁A <0x41> <0x42>", "B #A", "#"),
+        ("▁A A :", "A# :A", "#"),
+        ("日 本 #", "日本#", "#"),
+        ("▁A A : # @", "A: A#A A@", ""),
+    ],
+)
+def test_signs_that_sherpa_onnx_reads_as_scores_are_no_letters_of_hotwords(served, tmp_path, pieces, phrase, unknown):
+    (tmp_path / "bpe.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces.split()), encoding="utf8")
+    assert Speller(served.files._replace(tokens=tmp_path / "tokens.txt")).unknown_letters(phrase) == unknown
 
 
 @pytest.mark.slow
