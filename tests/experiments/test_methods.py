@@ -356,17 +356,17 @@ def test_what_is_published_is_rendered_and_names_every_command(monkeypatch, reci
 
 @pytest.mark.slow
 def test_seeds_of_another_machine_count_too(monkeypatch, recipe):
-    """What two roots with a seed each say together is what one with both says."""
+    """What two roots with two seeds each say together is what one with all four says."""
     few = ("--methods", FEW)
     here, there, all_of_them = (recipe / name for name in ("here", "there", "all"))
-    assert compare(monkeypatch, recipe, *few, "--seeds", "1", "--exp-root", there, "--publish", there / "seeds") == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,3", "--exp-root", there, "--publish", there / "seeds") == ""
     added = ("--add-results", there / "seeds.json", "--publish", here / "seeds")
-    assert compare(monkeypatch, recipe, *few, "--seeds", "2", "--exp-root", here, *added) == ""
-    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2", "--exp-root", all_of_them) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "2,4", "--exp-root", here, *added) == ""
+    assert compare(monkeypatch, recipe, *few, "--seeds", "1,2,3,4", "--exp-root", all_of_them) == ""
     together, at_once = (json.loads((root / "comparison.json").read_text()) for root in (here, all_of_them))
-    assert together == at_once and together[1]["seeds"] == 2
+    assert together == at_once and together[1]["seeds"] == 4
     assert f"are those of {there / 'seeds.json'}." in (here / "comparison.md").read_text()
-    twice = ("--seeds", "2", "--exp-root", here, "--add-results", here / "seeds.json")
+    twice = ("--seeds", "4", "--exp-root", here, "--add-results", here / "seeds.json")
     assert compare(monkeypatch, recipe, *few, *twice) == ""
     assert json.loads((here / "comparison.json").read_text()) == at_once  # no seed counts twice
 

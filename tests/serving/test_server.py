@@ -27,7 +27,7 @@ from support.serving import END, START, Heard, RawClient, Running, noise, runnin
 pytestmark = pytest.mark.slow
 
 SECONDS = 2.5
-CLIENTS, CLIENT_SECONDS = 64, float(os.environ.get("KDSTREAM_CLIENT_SECONDS", 10))
+CLIENTS, CLIENT_SECONDS = 64, 30.0
 MEGABYTE = 1 << 20
 
 
@@ -56,10 +56,9 @@ def undisturbed(serving, said) -> Callable:
 
 @pytest.mark.slow
 def test_64_clients_at_real_time_speed_get_what_chunk_wise_decoding_hears(served):
-    """KDSTREAM_CLIENT_SECONDS=30 for longer."""
     audio = {str(seed): noise(CLIENT_SECONDS, 10 + seed) for seed in range(8)}
     expected = served.offline(audio)
-    assert len(set(expected.values())) == 8 and all(len(text) > 15 for text in expected.values())
+    assert len(set(expected.values())) == 8 and all(len(text) > 50 for text in expected.values())
 
     async def everybody(url: str):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
