@@ -119,31 +119,27 @@ def musan_noise(config: DataConfig, epoch: Epoch) -> Callable[[Cut], Cut]:
         few = CutSet.from_cuts(at_16_khz(chosen, heard) for chosen in rng.sample(noise, min(4, len(noise))))
         mixed = CutMix(few, snr=(10, 20), p=0.5, pad_to_longest=True, preserve_id=True, seed=rng)
         noisy = next(iter(mixed(CutSet.from_cuts([cut]))))
-        return noisy if heard else with_snr_of_power(noisy, tracks_of(cut))
+        return noisy if heard else with_snr_of_power(noisy, cut)
 
     return mix if noise else lambda cut: cut
 
 
-def tracks_of(cut: Cut) -> int:
-    """How many there are, the cut itself where it is no mix."""
-    return len(cut.tracks) if isinstance(cut, MixedCut) else 1
+def with_snr_of_power(noisy: Cut, cut: Cut) -> Cut:
+    """`cut` with noise, of stored features, in which the noise is as loud as its SNR says.
 
-
-def with_snr_of_power(cut: Cut, tracks: int) -> Cut:
-    """A cut with features, of whose tracks the first `tracks` stay and the others are as loud as their SNR says.
-
-    Lhotse takes the sum over frames for the energy of features, and the mean for that of audio.  So with features a
-    noise would be the louder the shorter it is beside the first track.
+    Lhotse takes the sum over frames for the energy of features, and the mean for that of audio.  So in features a noise
+    would be the louder, the shorter it is beside the first track.
     """
-    if not isinstance(cut, MixedCut):
-        return cut
-    seconds = cut.tracks[0].cut.duration
+    if not isinstance(noisy, MixedCut):
+        return noisy
+    own = len(cut.tracks) if isinstance(cut, MixedCut) else 1
+    seconds = noisy.tracks[0].cut.duration
 
     def as_asked(track: MixTrack) -> MixTrack:
         assert track.snr is not None  # CutMix has set it
         return replace(track, snr=track.snr + 10 * math.log10(seconds / track.cut.duration))
 
-    return replace(cut, tracks=[*cut.tracks[:tracks], *map(as_asked, cut.tracks[tracks:])])
+    return replace(noisy, tracks=[*noisy.tracks[:own], *map(as_asked, noisy.tracks[own:])])
 
 
 def read_noise(path: Path, from_audio: bool) -> Sequence[Cut]:
