@@ -144,7 +144,7 @@ log=$venv/setup.log
 echo "installing into $venv, some minutes (log: $log)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 $install
-# Else Python keeps what it compiles, and only of what is imported.
+# Where Python may not keep what it compiles, all is compiled now; files for other versions of Python are no error.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || "$python" -m compileall -q -j 0 "$venv"/lib >>"$log" 2>&1 || true
 if ! "$python" -c "import $imports" >>"$log" 2>&1; then
   tail -n 5 "$log" >&2
