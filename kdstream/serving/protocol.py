@@ -44,6 +44,13 @@ class Refusal(Exception):
         self.code = code
 
 
+class Silence(Refusal):
+    """It sends nothing.  Its connection may be dead without knowing it, so it may come back to its session."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(WSCloseCode.POLICY_VIOLATION, f"nothing was sent for {seconds:g} s")
+
+
 class Start(NamedTuple):
     """What a client wants; sample_rate and dtype say what its samples are."""
 

@@ -30,7 +30,7 @@ from kdstream.errors import UserError, option
 from kdstream.serving.engine import ClientStream, Engine, EngineError
 from kdstream.serving.limits import Limits
 from kdstream.serving.metrics import Histogram, family, process
-from kdstream.serving.protocol import Refusal, Start, messages_of, parse_json
+from kdstream.serving.protocol import Refusal, Silence, Start, messages_of, parse_json
 from kdstream.serving.sessions import Session, Sessions
 
 PAGE = Path(__file__).with_name("page.html")
@@ -184,6 +184,8 @@ class Server:
         except EngineError as error:
             self._sessions.close(session)
             raise Refusal(WSCloseCode.INTERNAL_ERROR, str(error)) from error
+        except Silence:
+            raise
         except Refusal:
             self._sessions.close(session)
             raise
@@ -215,7 +217,7 @@ class Server:
         try:
             message = await ws.receive(seconds)
         except asyncio.TimeoutError as error:
-            raise Refusal(WSCloseCode.POLICY_VIOLATION, f"nothing was sent for {seconds:g} s") from error
+            raise Silence(seconds or 0.0) from error
         unread = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG  # of a WebSocketError
         if unread or size_of(message) > self._limits.max_message_bytes:
             flag = option("max_message_bytes", self._limits.max_message_bytes)

@@ -48,6 +48,29 @@ for (const [name, data] of arguments[0]) {
 }
 document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
 """
+# A microphone of one sample a second, of which four are kept, over a line that is cut twice.
+CUT_TWICE = """
+const heard = [];
+class Line {
+  static OPEN = 1;
+  readyState = 1;
+  bufferedAmount = 0;
+  send(samples) { heard.push(...samples); }
+}
+window.WebSocket = Line;
+const utterance = new Utterance(new Recording("Microphone"), 1, 4);
+const connect = () => utterance.take({type: "session", session: "one", samples: heard.length});
+const speak = (from, to) => { for (let n = from; n < to; n++) utterance.send(Float32Array.of(n)); };
+connect();
+speak(0, 2);
+utterance.ready = false;
+speak(2, 10);
+connect();
+utterance.ready = false;
+speak(10, 11);
+connect();
+return heard;
+"""
 
 pytestmark = [
     pytest.mark.browser,
@@ -264,3 +287,8 @@ def test_a_page_that_is_loaded_again_goes_on_with_its_session_and_gives_subtitle
     assert [text for *_, text in cues] == [each["text"] for each in page.execute_script(segments)]
     assert all(a < b for a, b, _ in cues) and all(a[1] <= b[0] for a, b in itertools.pairwise(cues))
     assert no_errors(page)
+
+
+def test_after_an_outage_that_is_longer_than_what_is_kept_nothing_is_sent_twice(page):
+    reload(page)
+    assert page.execute_script(CUT_TWICE) == [0, 1, 6, 7, 8, 9, 10]

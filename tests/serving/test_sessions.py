@@ -61,6 +61,24 @@ def test_a_client_that_drops_comes_back_to_its_session_and_loses_no_segment(runt
     assert dropped.segments == other.segments and list(other.segments) == list(range(len(other.segments)))
 
 
+def test_a_client_whose_connection_fell_silent_comes_back_to_its_session(serving):
+    async def connect(http: aiohttp.ClientSession, url: str, session: str) -> dict:
+        async with http.ws_connect(url + "stream") as ws:
+            await ws.send_json({**START, "session": session})
+            told = (await ws.receive()).json()
+            await ws.send_bytes(noise(1.0, seed=1).tobytes())
+            assert [message.json() async for message in ws][-1]["message"] == "nothing was sent for 0.5 s"
+            return told
+
+    async def run() -> tuple[dict, dict]:
+        async with serving(idle_seconds=0.5) as running, aiohttp.ClientSession() as http:
+            first = await connect(http, running.url, "")
+            return first, await connect(http, running.url, first["session"])
+
+    first, second = asyncio.run(run())
+    assert second == {**first, "samples": 16000}
+
+
 def test_of_connections_that_come_back_at_once_one_alone_has_the_session(runtime):
     async def run() -> None:
         engine = Engine(runtime)
