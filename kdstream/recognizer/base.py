@@ -152,8 +152,8 @@ def check_settings(
     """Raises UserError for a setting that the search does not have, and names the searches that have it."""
     for name in given:
         if name not in known:
-            others = " or ".join(f'search="{other}"' for other, settings in searches.items() if name in settings)
-            instead = others or ", ".join(known)
+            others = [other for other, settings in searches.items() if name in settings and other != search]
+            instead = " or ".join(f'search="{other}"' for other in others) or ", ".join(known)
             fix = f"leave it out, or use {instead}" if instead else "leave it out"
             raise UserError(f"{name}: not a setting of {search}", fix=fix)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.command_line import RECORD_FLAGS
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import with_settings
 from kdstream.config.sections import SEARCHES, DecodeConfig
@@ -34,7 +35,9 @@ class TrainedRecognizer(Recognizer):
     """
 
     def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> None:
-        check_settings(decode.decoding_method, search_settings, settings_of(decode.decoding_method), SEARCHES.settings)
+        method = decode.decoding_method
+        known = [name for name in settings_of(method) if name not in RECORD_FLAGS]
+        check_settings(method, search_settings, known, SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
         tokenizer = Tokenizer(config.data.bpe_model)

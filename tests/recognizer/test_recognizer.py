@@ -311,6 +311,7 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             "beam_width: not a setting of modified_beam_search; .*size",
         ),
         (dict(search="modified_beam_search", beam_size=0), "--beam-size 0"),
+        (dict(search="modified_beam_search", nbest=4), "nbest: not a setting of modified_beam_search; .*beam_size"),
         (dict(chunk=7, left_context=7), "chunk"),
     ],
     ids=str,
