@@ -115,13 +115,14 @@ class Cell:
         return CommandLine(self.recipe, "cache-teacher", flags)
 
     def decode_commands(self) -> list[CommandLine]:
-        """One for each decoding.  A flag --epoch of the decoding itself has the last word."""
+        """One for each decoding.  A flag --epoch of the decoding itself goes before."""
         number = self.epoch or self.last_epoch
-        epoch = ("--epoch", str(number)) if number else ()
-        return [
-            CommandLine(self.recipe, command, ("--exp-dir", self.exp_dir, *epoch, *flags))
-            for command, *flags in self.decodings
-        ]
+        last = ("--epoch", str(number)) if number else ()
+        commands = []
+        for command, *flags in self.decodings:
+            epoch = () if any(flag.partition("=")[0] == "--epoch" for flag in flags) else last
+            commands.append(CommandLine(self.recipe, command, ("--exp-dir", self.exp_dir, *epoch, *flags)))
+        return commands
 
     @property
     def cache_mark(self) -> Path:

@@ -32,6 +32,8 @@ def test_a_cell_is_trained_then_decoded_with_its_last_epoch(recipe):
     (command,) = cell.decode_commands()
     assert command.typed == "python decode.py --exp-dir exp/a --epoch 2 --avg 3"
     assert [(r.test_set, r.seed) for r in cell.records(command)] == [("clean", 7), ("other", 7)]
+    (command,) = make_cell(recipe, "a", decodings=(("decode", "--epoch", "1"),)).decode_commands()
+    assert command.typed == "python decode.py --exp-dir exp/a --epoch 1"
 
 
 def test_an_experiment_that_exists_is_only_decoded(recipe):
