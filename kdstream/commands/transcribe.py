@@ -65,7 +65,7 @@ def show(transcription: Transcription, form: str) -> None:
 
 
 def deliver(transcription: Transcription, form: str, folder: Path | None) -> None:
-    """Prints it, or writes it into a folder."""
+    """Prints it, or writes it into a folder and prints where."""
     if folder is None:
         show(transcription, form)
         return
@@ -73,6 +73,7 @@ def deliver(transcription: Transcription, form: str, folder: Path | None) -> Non
     path = output_path(transcription.audio, form, folder)
     with replacing(path) as temporary, open(temporary, "w", encoding="utf8", errors="surrogateescape") as file:
         file.write(text + "\n" if text else "")
+    write(str(path))
 
 
 def output_path(audio: str, form: str, folder: Path) -> Path:

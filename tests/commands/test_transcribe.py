@@ -30,8 +30,9 @@ def test_every_format_is_written_to_a_file_of_its_name(exp_dir, audio, tmp_path,
     for form in FORMATS:
         args = ("--format", form, "--output-dir", tmp_path / "new", "--rule3-min-utterance-length", 1)
         assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *args, *audio) == ""
-        assert capsys.readouterr().out == ""
-        assert all((tmp_path / "new" / f"{path.stem}.{form}").stat().st_size > 20 for path in audio)
+        written = [tmp_path / "new" / f"{path.stem}.{form}" for path in audio]
+        assert capsys.readouterr().out == "".join(f"{path}\n" for path in written)
+        assert all(path.stat().st_size > 20 for path in written)
     heard = json.loads((tmp_path / "new" / "one.json").read_text())
     assert len(heard["segments"]) >= 3
     assert " ".join(segment["text"] for segment in heard["segments"]) == heard["text"]
