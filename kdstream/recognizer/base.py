@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,13 +53,27 @@ class Recognizer(ABC):
         """`transcribe` of (S,) float32 samples, 10 ms or more."""
 
 
+class Heard(Protocol):
+    """What a runtime has heard of a stream so far: `Stream` tells it."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def segments(self) -> list[Segment]: ...
+
+    @property
+    def growing(self) -> str: ...
+
+
 class Stream(ABC):
     """Speech that comes in pieces of any size.  `Recognizer.stream` makes it.
 
     What it says in the end is what `Recognizer.transcribe` says of all samples together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
         self._sample_rate = SAMPLE_RATE
         self._samples = 0
         self._result: Transcription | None = None
@@ -89,17 +103,17 @@ class Stream(ABC):
     @property
     def text(self) -> str:
         """The words so far."""
-        return self._text if self._result is None else self._result.text
+        return self._heard.text if self._result is None else self._result.text
 
     @property
     def segments(self) -> list[Segment]:
         """What has been said up to the last endpoint, in segments that do not change any more."""
-        return self._segments if self._result is None else self._result.segments
+        return self._heard.segments if self._result is None else self._result.segments
 
     @property
     def growing(self) -> str:
         """The words since the last endpoint; none after `finish`."""
-        return self._growing if self._result is None else ""
+        return self._heard.growing if self._result is None else ""
 
     def finish(self) -> Transcription:
         """Decodes the rest.  Called again, it returns the same."""
@@ -107,21 +121,6 @@ class Stream(ABC):
             seconds = self._samples / self._sample_rate
             self._result = nothing(seconds) if is_short(self._samples, self._sample_rate) else self._finish(seconds)
         return self._result
-
-    @property
-    @abstractmethod
-    def _text(self) -> str:
-        """`text` before `finish`."""
-
-    @property
-    @abstractmethod
-    def _growing(self) -> str:
-        """`growing` before `finish`."""
-
-    @property
-    @abstractmethod
-    def _segments(self) -> list[Segment]:
-        """`segments` before `finish`."""
 
     @abstractmethod
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:

@@ -12,7 +12,7 @@ from kdstream.audio.samples import mono
 from kdstream.endpoints import EndpointConfig
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
 from kdstream.serving.runtime import SEARCH_SETTINGS, ExportedModel, Runtime, SegmentedStream, settings_of
-from kdstream.transcription import Segment, Transcription
+from kdstream.transcription import Transcription
 
 
 class ExportedRecognizer(Recognizer):
@@ -52,21 +52,9 @@ class ExportedStream(Stream):
     """A stream of an ExportedRecognizer."""
 
     def __init__(self, runtime: Runtime, audio: str = "") -> None:
-        super().__init__()
-        self._model, self._audio = runtime.model, audio
         self._stream = SegmentedStream(runtime)
-
-    @property
-    def _text(self) -> str:
-        return self._stream.text
-
-    @property
-    def _growing(self) -> str:
-        return self._stream.growing
-
-    @property
-    def _segments(self) -> list[Segment]:
-        return self._stream.segments
+        super().__init__(self._stream)
+        self._model, self._audio = runtime.model, audio
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         self._sample_rate = sample_rate

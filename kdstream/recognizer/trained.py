@@ -21,7 +21,7 @@ from kdstream.devices import to_device
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.transcription import Segment, Transcription
+from kdstream.transcription import Transcription
 
 
 class TrainedRecognizer(Recognizer):
@@ -72,21 +72,9 @@ class TrainedStream(Stream):
     """A stream of a TrainedRecognizer."""
 
     def __init__(self, transcriber: Transcriber) -> None:
-        super().__init__()
         self._stream = transcriber.open()
+        super().__init__(self._stream)
         self._resampling: ResamplingStream | None = None
-
-    @property
-    def _text(self) -> str:
-        return self._stream.text
-
-    @property
-    def _growing(self) -> str:
-        return self._stream.growing
-
-    @property
-    def _segments(self) -> list[Segment]:
-        return self._stream.segments
 
     def _accept(self, samples: np.ndarray, sample_rate: int) -> None:
         if self._resampling is None:
