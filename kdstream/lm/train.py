@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kdstream.checkpoints.store import (
     save_pretrained,
 )
 from kdstream.config.experiment import TOKENS_FILE
+from kdstream.config.flags import settings_of
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
@@ -35,6 +37,7 @@ from kdstream.lm.settings import LmConfig
 from kdstream.lm.text import TokenText, read_text
 
 MAX_NORM = 5.0  # of the gradient
+MAY_CHANGE = ("exp_dir", "transcripts", "num_epochs", "save_every_n", "resume", "device")  # when a training goes on
 
 
 @torch.no_grad()
@@ -49,10 +52,24 @@ def perplexity(model: RnnLm, text: TokenText, max_tokens: int) -> float:
     return math.exp(total / text.num_tokens)
 
 
+def kept_settings(config: LmConfig) -> dict[str, Any]:
+    """The settings that a training keeps from its beginning to its end."""
+    return {name: value for name, value in settings_of(config).items() if name not in MAY_CHANGE}
+
+
+def check_settings(config: LmConfig, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises UserError, which names the flags, where the training of this checkpoint was begun with others."""
+    begun, now = checkpoint["settings"], kept_settings(config)
+    flags = [f"{option(name)} {shlex.quote(str(value))}" for name, value in begun.items() if value != now[name]]
+    if flags:
+        fix = f"give {' '.join(flags)}, or use another {option('exp_dir')}"
+        raise UserError(f"{path}: this training was begun with other settings", flag=option("resume", 1), fix=fix)
+
+
 class LmTrainer:
     """A language model in training.
 
-    Raises UserError for texts or a folder that do not serve.
+    Raises UserError for texts or a folder that do not serve, and for other settings than the training was begun with.
     """
 
     def __init__(self, config: LmConfig) -> None:
@@ -65,6 +82,9 @@ class LmTrainer:
         if started is not None and not config.resume:
             fix = f"go on with {option('resume', 1)}, or use another {option('exp_dir')}"
             raise UserError(f"{self.exp_dir}: holds a training already", fix=fix)
+        checkpoint = None if started is None else load_checkpoint(started)
+        if started is not None and checkpoint is not None:
+            check_settings(config, checkpoint, started)
         self.text, self.dev, transcripts = (
             read_text(Path(path), tokenizer, config.max_sent_len, option(name)) if path else None
             for name, path in (
@@ -83,11 +103,10 @@ class LmTrainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.5, patience=0)
         self.steps, self.best, self.epoch, self.used = 0, math.inf, 1, 0  # used: batches of this epoch
         self.total, self.count = 0.0, 0  # loss and tokens of this epoch
-        if started is not None:
-            self._restore(started)
+        if started is not None and checkpoint is not None:
+            self._restore(checkpoint, started)
 
-    def _restore(self, path: Path) -> None:
-        checkpoint = load_checkpoint(path)
+    def _restore(self, checkpoint: dict[str, Any], path: Path) -> None:
         restore(checkpoint, path, self.model, optimizer=self.optimizer, scheduler=self.scheduler)
         self.steps, self.best = checkpoint["batch_idx_train"], checkpoint["best_valid_loss"]
         self.total, self.count = checkpoint["tot_loss"], checkpoint["tot_tokens"]
@@ -97,7 +116,7 @@ class LmTrainer:
     def _save(self, name: str) -> None:
         params: dict[str, Any] = {
             "batch_idx_train": self.steps, "best_valid_loss": self.best,
-            "tot_loss": self.total, "tot_tokens": self.count,
+            "tot_loss": self.total, "tot_tokens": self.count, "settings": kept_settings(self.config),
         }  # fmt: skip
         position = {"epoch": self.epoch, "batch": self.used}
         save_checkpoint(

@@ -104,6 +104,21 @@ def test_a_training_that_was_interrupted_takes_the_same_steps(config, tmp_path):
         torch.testing.assert_close(ours[name], value, rtol=0, atol=0)
 
 
+def test_a_training_goes_on_with_the_settings_that_it_was_begun_with(config, tmp_path):
+    begun = replace(config, exp_dir=str(tmp_path / "exp"), num_epochs=1)
+    LmTrainer(begun).run()
+    again = replace(begun, resume=True, num_epochs=2, save_every_n=7)
+    for change, flags in (
+        ({"hidden_dim": 32, "lr": 0.5}, "--hidden-dim 24 --lr 0.01"),
+        ({"dev_text": ""}, f"--dev-text {config.dev_text}"),
+        ({"text": config.dev_text}, f"--text {config.text}"),
+    ):
+        with pytest.raises(UserError, match=rf"epoch-1.pt: .* other settings; give {flags}, or use another --exp-dir"):
+            LmTrainer(replace(again, **change))
+    LmTrainer(again).run()
+    assert (tmp_path / "exp" / "epoch-2.pt").is_file()
+
+
 @pytest.mark.parametrize(
     ("content", "problem"), [(None, "no such file"), ("\n \n", "holds no sentence"), (b"\xff\xfe", "cannot be read")]
 )
