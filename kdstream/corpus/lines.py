@@ -22,6 +22,7 @@ from lhotse import Recording
 from lhotse.augmentation.utils import FastRandomRIRGenerator
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
+from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 from kdstream.config.registry import Registry
@@ -87,17 +88,22 @@ def pauses(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
     with replacing(path, suffix=".flac") as temporary:
         soundfile.write(temporary, np.concatenate([before, samples, after]), SAMPLE_RATE)
     recording = Recording.from_file(path)
+    later = len(before) / SAMPLE_RATE
+    supervisions = [
+        fastcopy(
+            supervision.with_offset(later), recording_id=recording.id, channel=0,
+            alignment=moved(supervision.alignment, later - cut.start),
+        )
+        for supervision in cut.supervisions
+    ]  # fmt: skip
     return fastcopy(
-        cut,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[
-            fastcopy(supervision.with_offset(len(before) / SAMPLE_RATE), recording_id=recording.id, channel=0)
-            for supervision in cut.supervisions
-        ],
+        cut, start=0.0, duration=recording.duration, channel=0, recording=recording, supervisions=supervisions
     )
+
+
+def moved(alignment: dict[str, list[AlignmentItem]] | None, seconds: float) -> dict[str, list[AlignmentItem]] | None:
+    """An alignment of a recording as one of another, in which all comes so much later."""
+    return alignment and {kind: [item.with_offset(seconds) for item in items] for kind, items in alignment.items()}
 
 
 def make_room(folder: Path, number: int) -> Recording:

@@ -11,9 +11,12 @@ import soundfile
 import torch
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.cut.data import DataCut
+from lhotse.supervision import AlignmentItem
+from lhotse.utils import fastcopy
 
 from kdstream.corpus.lines import LINES, augment_cuts, copy_of, make_room
 from kdstream.data.reading import read_audio, read_utterance
+from kdstream.evaluation.references import read_word_ends
 from support.data import error_of
 from support.decoding import run_script
 
@@ -115,6 +118,19 @@ def test_pauses_are_quiet_and_the_text_is_said_between_them(heard, cuts, tmp_pat
         assert not quiet.any()  # as the cut begins
         lengths += [begin / RATE, (len(copy) - end) / RATE]
     assert 0 <= min(lengths) < 0.5 and 1.5 < max(lengths) <= 2
+
+
+def test_words_of_a_copy_with_pauses_end_later_by_the_quiet_before_them(cuts, tmp_path):
+    spoken = read(cuts)[3].truncate(offset=0.5, duration=1.2)
+    word = AlignmentItem("ONE", 0.75, 0.5)  # counted from the start of the recording, as Lhotse does
+    (supervision,) = spoken.supervisions
+    spoken.supervisions = [fastcopy(supervision, start=0.1, duration=1.0, alignment={"word": [word]})]
+    copy = copy_of(spoken, "pauses", tmp_path)
+    later = copy.supervisions[0].start - 0.1
+    assert later > 0.1
+    CutSet.from_cuts([spoken, copy]).to_file(tmp_path / "both.jsonl.gz")
+    ends = read_word_ends([tmp_path / "both.jsonl.gz"], [spoken, copy])
+    assert ends[spoken.id] == [750] and ends[copy.id] == [pytest.approx(750 + 1000 * later, abs=0.6)]
 
 
 def test_pauses_are_no_louder_than_the_quietest_tenth_of_the_speech(tmp_path):
