@@ -25,6 +25,8 @@ WHOLE_SECONDS = 60.0  # so many pass in full context, however small --max-durati
 FBANK_TYPES = ("kaldi-fbank", "kaldifeat-fbank", "fbank")  # Lhotse's names of extractors that can give our features
 TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
 TAKE_A_CHANNEL = "take one, cut.to_mono()[0], or convert the file to mono"  # a mean cannot be stored in a manifest
+STREAM = "decode with a streaming model and --left-context-frames 64 or the like"  # ways out for a cut that is too long
+SHORTER = "lower --max-utterance-seconds"
 COMPUTE_FEATURES = "use --on-the-fly-feats 1, or take the features away with cuts.drop_features()"
 
 
@@ -117,24 +119,18 @@ def check_frames(what: str, frames: int, fix: str) -> None:
         raise UserError(f"{what}: only {max(0, frames)} frames (10 ms each), and a model needs {SHORTEST}", fix=fix)
 
 
-def check_length(what: str, seconds: float, max_duration: float, stream: str = "use a streaming model") -> None:
+def check_length(what: str, seconds: float, max_duration: float, way_out: str) -> None:
     """Raises UserError for more than WHOLE_SECONDS, and than `max_duration`, to be heard at once, not chunk by chunk.
 
     Attention without a limit takes memory by their square: ten minutes ask for 14 GB.
-    stream: the way out.
+    way_out: beside splitting it and raising the flag.
     """
     if seconds > max(WHOLE_SECONDS, max_duration):
         raise UserError(
             f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model "
             "hears at once",
-            fix=f"split it, raise the flag, or {stream}",
+            fix=f"split it, raise the flag, or {way_out}",
         )
-
-
-def check_whole(cut_id: str, seconds: float, max_duration: float) -> None:
-    """`check_length` of a cut."""
-    stream = "decode with a streaming model and --left-context-frames 64 or the like"
-    check_length(f"cut {cut_id}", seconds, max_duration, stream)
 
 
 def _parts(cut: Cut) -> list[DataCut]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Batch, Utterance
-from kdstream.data.checks import check_data, check_readable, check_text, check_whole
+from kdstream.data.checks import SHORTER, STREAM, check_data, check_length, check_readable, check_text
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
 from kdstream.data.loader import AsrDataset, BatchLoader
 from kdstream.data.mixture import CutsBeside, Mixture, mix
@@ -100,6 +100,7 @@ class AsrDataModule:
         config, train = self.config, self.look_at_training_cuts()
         done = start_batch * world_size
         first = self.resumed_window if self.resumed_window[1] <= done else (0, 0)
+        self.resumed_window = (0, 0)  # it is of the resumed epoch alone
         self._batches = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), first)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
         for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored, self.two_views
@@ -143,7 +144,8 @@ class AsrDataModule:
         usable.log("validation")
         if not cuts:
             raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
-        return self.in_order(cuts, from_audio, world_size, rank)
+        way_out = "take it out of the validation cuts"
+        return self.in_order(cuts, from_audio, world_size, rank, way_out=way_out)
 
     def test_dataloaders(self, chunk: ChunkConfig | None = None) -> dict[str, BatchLoader]:
         """By test set: batches in a fixed order, from audio where there is any; `in_order` tells of the chunk.
@@ -194,14 +196,16 @@ class AsrDataModule:
         world_size: int = 1,
         rank: int = 0,
         chunk: ChunkConfig | None = None,
+        way_out: str = STREAM,
     ) -> BatchLoader:
         """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`.
 
         chunk: that a model hears them in.  Cuts too long for full context, or unlimited left context, are refused now.
+        way_out: as `check_length` has it.
         """
         if chunk is None or not chunk.is_limited:
             for cut in cuts:
-                check_whole(cut.id, cut.duration, self.config.max_duration)
+                check_length(f"cut {cut.id}", cut.duration, self.config.max_duration, way_out)
         ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         sampler = DynamicCutSampler(ordered, max_duration=self.config.max_duration, world_size=1, rank=0)
         with warnings.catch_warnings():  # of a cut that is longer than a batch, and is one of its own
@@ -275,7 +279,8 @@ class AsrDataModule:
             if needs_text is None:
                 manifest = manifest.map(without_text)
             self._training_ids.add_all(numbers, (cut.id for cut in iterate(manifest)))
-            check_whole(*selection.longest, config.max_duration)
+            longest, seconds = selection.longest
+            check_length(f"{path}: cut {longest}", seconds, config.max_duration, SHORTER)
             self._check_filter_bank(path)
             usable.add(selection)
             if selection.kept:

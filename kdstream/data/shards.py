@@ -16,7 +16,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from kdstream.data.augment import Epoch
-from kdstream.data.checks import check_data, check_whole
+from kdstream.data.checks import SHORTER, check_data, check_length
 from kdstream.data.cuts import CheckedManifest
 from kdstream.data.sampler import WINDOW
 from kdstream.data.selection import Rules, Selection
@@ -65,7 +65,7 @@ class ShardedCuts:
     def _judged(self, shards: Sequence[Shard], usable: Selection) -> Iterator[tuple[Cut, bool]]:
         for cut, is_taken in usable.judge(chain.from_iterable(map(self._read, shards))):
             if is_taken:
-                check_whole(cut.id, cut.duration, self.max_duration)
+                check_length(f"cut {cut.id}", cut.duration, self.max_duration, SHORTER)
             yield cut, is_taken
 
     def _read(self, shard: Shard) -> Iterator[Cut]:

@@ -141,7 +141,7 @@ class Transcriber:
 
     def _check_length(self, path: Path | str, seconds: float) -> None:
         if self.chunk is None:
-            check_length(str(path), seconds, self.max_seconds)
+            check_length(str(path), seconds, self.max_seconds, "use a streaming model")
 
     def _decode(
         self, utterances: Iterator[tuple[str, Any]], interrupted: Callable[[], bool] = lambda: False

@@ -27,7 +27,7 @@ from lhotse.utils import fastcopy
 
 from kdstream.corpus.pseudo_labels import read_cuts
 from kdstream.corpus.validate import check_cut
-from kdstream.data.checks import TEXT_TOLERANCE, WHOLE_SECONDS, check_text, check_whole
+from kdstream.data.checks import STREAM, TEXT_TOLERANCE, WHOLE_SECONDS, check_length, check_text
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.features import FBANK
 from kdstream.data.module import AsrDataModule
@@ -222,15 +222,22 @@ def test_cuts_with_features_alone_are_decoded_from_them(corpus, tmp_path):
 
 def test_a_cut_of_a_minute_or_of_max_duration_is_heard_whole():
     for seconds, max_duration in ((WHOLE_SECONDS, 1.0), (35.0, 200.0), (199.0, 200.0)):
-        check_whole("cut", seconds, max_duration)
+        check_length("cut", seconds, max_duration, STREAM)
     for seconds, max_duration in ((61.0, 60.5), (61.0, 1.0), (201.0, 200.0)):
-        message = error_of(lambda s=seconds, m=max_duration: check_whole("cut", s, m))
-        assert message.startswith("cut cut: ") and "--left-context-frames 64" in message
+        message = error_of(lambda s=seconds, m=max_duration: check_length("cut", s, m, STREAM))
+        assert message.startswith("cut: ") and "--left-context-frames 64" in message
         assert f"{seconds:.0f} s are more than --max-duration {max_duration:g}, all that" in message
 
 
-@pytest.mark.parametrize("kind", ["train", "dev", "test"])
-def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "way_out"),
+    [
+        ("train", "lower --max-utterance-seconds"),
+        ("dev", "take it out of the validation cuts"),
+        ("test", "decode with a streaming model and --left-context-frames 64 or the like"),
+    ],
+)
+def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind, way_out):
     cut = feature_cut(tmp_path, "ten-minutes", np.zeros((60000, 80), dtype=np.float32), "ONE")
     path = str(written([cut], tmp_path / "cuts.jsonl.gz"))
     paths = dict(train_cuts=(path,), valid_cuts=(path,), test_cuts=(path,), max_utterance_seconds=1000.0)
@@ -241,7 +248,9 @@ def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind):
         "dev": module.valid_dataloader,
         "test": module.test_dataloaders,
     }[kind]
-    assert "cut ten-minutes: 600 s are more than --max-duration 8" in error_of(call)
+    message = error_of(call)
+    assert "cut ten-minutes: 600 s are more than --max-duration 8" in message
+    assert message.endswith(f"; split it, raise the flag, or {way_out}")
 
 
 @pytest.mark.parametrize("chunk", [None, ChunkConfig(8, -1), ChunkConfig(8, 64)], ids=str)

@@ -112,6 +112,14 @@ def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, fold
     )
 
 
+def test_the_epoch_after_a_resumed_one_begins_with_its_first_window(corpus, folders):
+    config = of_shards(corpus, folders["audio"], on_the_fly_feats=True)
+    module, resumed = AsrDataModule(config, 7), AsrDataModule(config, 7)
+    resumed.resumed_window = (1, 0)  # no cut of the first window was kept
+    resumed.train_dataloader(1)
+    assert_same(list(module.train_dataloader(2)), list(resumed.train_dataloader(2)))
+
+
 def test_nothing_but_the_first_shard_is_read_before_the_first_window(corpus, folders, tmp_path, caplog) -> None:
     path = tmp_path / "shar"
     shutil.copytree(folders["features"], path)
