@@ -5,10 +5,10 @@
         --train-flags "--causal 1 --num-epochs 8 --teacher-exp-dir exp/teacher" --decode-flags "--avg 3"
 
 trains one student for each point of the grid and each seed, and decodes it.  Values that hold commas are separated by
-|, as in --grid "kd-layers=2.0,3.1|1.0".  --decode-grid chunk-size=8,16,32 decodes each student in several ways.  With
---one-at-a-time 1 only one flag varies at a time, and the others keep their first values.  A cell then bears the name
-of the flag that varies, as in kd-apc-scale-0, or `first` where none does.  Experiments that exist already are only
-decoded:
+|, as in --grid "kd-layers=2.0,3.1|1.0".  So are paths of --exp-dirs that hold commas, and | ends a single one.
+--decode-grid chunk-size=8,16,32 decodes each student in several ways.  With --one-at-a-time 1 only one flag varies at a
+time, and the others keep their first values.  A cell then bears the name of the flag that varies, as in kd-apc-scale-0,
+or `first` where none does.  Experiments that exist already are only decoded:
 
     kdstream sweep --exp-root egs/librispeech/exp/sweep-chunks --decode-flags "--epoch 30 --avg 9" \
         --exp-dirs egs/librispeech/exp/baseline,egs/librispeech/exp/distilled --decode-grid chunk-size=8,16,32
@@ -29,7 +29,7 @@ from typing import Any
 
 from kdstream.config.flags import parser_of, str2bool
 from kdstream.experiments.flags import add_runner_flags
-from kdstream.experiments.grid import COMMANDS, parse_axis
+from kdstream.experiments.grid import COMMANDS, parse_axis, parse_values
 from kdstream.files import write_text
 
 
@@ -51,7 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
     for name, what in (("--grid", "A flag of train.py and its values"), ("--decode-grid", "The same for decoding")):
         add(name, type=parse_axis, action="append", default=[], metavar="FLAG=A,B", help=what)
     add("--one-at-a-time", type=str2bool, default=False, help="No combinations, see above (default: 0)")
-    add("--exp-dirs", type=lambda text: text.split(","), default=[], help="Decode these, train nothing")
+    add("--exp-dirs", type=parse_values, default=(), help="Decode these, train nothing")
     add("--mode", choices=COMMANDS, default="simulated", help="How to decode (default: %(default)s)")
     return parser
 

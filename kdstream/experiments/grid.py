@@ -15,10 +15,16 @@ class Axis(NamedTuple):
     values: tuple[str, ...]
 
 
+def parse_values(text: str) -> tuple[str, ...]:
+    """Reads a,b or, of values that hold commas, a|b; a| is one of them."""
+    separator = "|" if "|" in text else ","
+    return tuple(value.strip() for value in text.removesuffix("|").split(separator))
+
+
 def parse_axis(text: str) -> Axis:
     """Reads kd-apc-shift=1,2,4 or kd-layers=2.0,3.1|1.0.  Raises ArgumentTypeError for anything else."""
     name, _, values = text.partition("=")
-    axis = Axis(name.lstrip("-"), tuple(value.strip() for value in values.split("|" if "|" in values else ",")))
+    axis = Axis(name.lstrip("-"), parse_values(values))
     if not axis.name or "" in axis.values or len(set(axis.values)) < max(2, len(axis.values)):
         raise argparse.ArgumentTypeError(
             f"{text}: wants a flag and two or more different values, as in kd-apc-shift=1,2,4"

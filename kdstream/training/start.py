@@ -126,7 +126,7 @@ def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentCon
       UserError: a resumed training began with an unknown epoch, and the teacher now has several weights to choose from.
     """
     distill, path = config.distill, Path(config.train.exp_dir) / CONFIG_FILE
-    if distill.teacher_epoch or not distill.teacher_exp_dir or "," in distill.teacher_exp_dir:
+    if distill.teacher_epoch or not distill.teacher_exp_dir or "," in distill.teacher_type:
         return config  # of several teachers, 0 is the last epoch of each
     epoch = last_epoch(distill.teacher_exp_dir)
     if resumes and path.is_file():

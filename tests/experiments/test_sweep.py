@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdstream.evaluation.tables import render
-from kdstream.experiments.grid import Axis, parse_axis
+from kdstream.experiments.grid import Axis, parse_axis, parse_values
 from kdstream.experiments.sweep import points
 from support.decoding import run_script
 from support.experiments import events, make_recipe
@@ -35,6 +35,12 @@ def test_values_are_separated_by_commas_or_where_there_is_one_by_bars():
     assert parse_axis("kd-apc-shift=1,2,4") == Axis("kd-apc-shift", ("1", "2", "4"))
     assert parse_axis("--kd-layers=2.0,3.1|1.0") == Axis("kd-layers", ("2.0,3.1", "1.0"))
     assert parse_axis("chunk-size=8|8,16,-1") == Axis("chunk-size", ("8", "8,16,-1"))
+
+
+def test_paths_that_hold_commas_can_be_given():
+    assert parse_values("a,b") == ("a", "b") and parse_values("a") == ("a",)
+    assert parse_values("chunk-size-8,16_seed-1|b") == ("chunk-size-8,16_seed-1", "b")
+    assert parse_values("chunk-size-8,16_seed-1|") == ("chunk-size-8,16_seed-1",)
 
 
 @pytest.mark.parametrize("flag", ["--grid", "--decode-grid"])

@@ -49,7 +49,8 @@ def test_each_teacher_has_its_own_values_of_the_flags():
     assert (icefall.teacher_bpe_model, whisper.teacher_bpe_model) == ("theirs/bpe.model", "")
     assert [one.kd_layers for one in of_each(FLAGS)] == [("1.0", "2.1"), ("1.0:0.3", "2.1:0.5"), ("2.1:0.9",)]
     assert [one.kd_token_scale for one in of_each(FLAGS)] == [0.5, 0.0, 0.0]  # who writes no tokens gives no token loss
-    assert of_each(replace(FLAGS, teacher_type="icefall")) == [replace(FLAGS, teacher_type="icefall")]
+    alone = replace(FLAGS, teacher_type="icefall", teacher_checkpoint="pretrained.pt")
+    assert of_each(alone) == [alone]
 
 
 def test_weights_and_losses_are_chosen_for_each():
@@ -81,6 +82,10 @@ def test_an_exp_dir_is_of_the_teacher_that_reads_it_and_a_cache_may_be_left_out(
         (
             {"teacher_type": "kdstream", "teacher_scales": (1.0, 2.0)},
             r"--teacher-scales 1.0,2.0: must have one value for each of 1 teacher \(--teacher-type kdstream\)",
+        ),
+        (
+            {"teacher_type": "kdstream", "teacher_exp_dir": "a,b"},
+            "--teacher-exp-dir a,b: holds several paths for one teacher; .* give --teacher-type kdstream,kdstream$",
         ),
         ({"kd_layers": ("1.0/2.0",)}, "--kd-layers 1.0/2.0: must have one value for each of 3 teachers"),
         ({"teacher_cache": "a"}, "--teacher-cache a: must have one value for each of 3"),

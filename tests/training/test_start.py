@@ -151,8 +151,8 @@ def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_furth
     "begun, resumes, expected",
     [
         ({"teacher_epoch": 1}, True, 1),
-        ({"teacher_epoch": 1, "teacher_exp_dir": "teacher/"}, True, 1),
-        ({"teacher_epoch": 1, "teacher_exp_dir": "student/../teacher"}, True, 1),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "teacher-8,16/"}, True, 1),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "student/../teacher-8,16"}, True, 1),
         ({"teacher_epoch": 1}, False, 2),  # it reached no checkpoint
         ({"teacher_epoch": 0}, False, 2),
         ({"teacher_epoch": 1, "teacher_exp_dir": "other"}, True, 2),
@@ -160,10 +160,11 @@ def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_furth
 )
 def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeypatch, begun, resumes, expected):
     monkeypatch.chdir(tmp_path)
-    for name in ("teacher/epoch-1.pt", "teacher/epoch-2.pt", "student/config.json"):
+    for name in ("teacher-8,16/epoch-1.pt", "teacher-8,16/epoch-2.pt", "student/config.json"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
-    config = ExperimentConfig(train=TrainConfig(exp_dir="student"), distill=DistillConfig(teacher_exp_dir="teacher"))
+    distill = DistillConfig(teacher_exp_dir="teacher-8,16")  # a comma in a path makes no second teacher
+    config = ExperimentConfig(train=TrainConfig(exp_dir="student"), distill=distill)
     replace(config, distill=replace(config.distill, **begun)).save("student")
     assert with_teacher_epoch(config, resumes).distill.teacher_epoch == expected
     named = replace(config, distill=replace(config.distill, teacher_epoch=7))
