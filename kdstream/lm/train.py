@@ -82,9 +82,9 @@ class LmTrainer:
         if started is not None and not config.resume:
             fix = f"go on with {option('resume', 1)}, or use another {option('exp_dir')}"
             raise UserError(f"{self.exp_dir}: holds a training already", fix=fix)
-        checkpoint = None if started is None else load_checkpoint(started)
-        if started is not None and checkpoint is not None:
-            check_settings(config, checkpoint, started)
+        resumed = None if started is None else (load_checkpoint(started), started)
+        if resumed is not None:
+            check_settings(config, *resumed)
         self.text, self.dev, transcripts = (
             read_text(Path(path), tokenizer, config.max_sent_len, option(name)) if path else None
             for name, path in (
@@ -103,8 +103,8 @@ class LmTrainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.5, patience=0)
         self.steps, self.best, self.epoch, self.used = 0, math.inf, 1, 0  # used: batches of this epoch
         self.total, self.count = 0.0, 0  # loss and tokens of this epoch
-        if started is not None and checkpoint is not None:
-            self._restore(checkpoint, started)
+        if resumed is not None:
+            self._restore(*resumed)
 
     def _restore(self, checkpoint: dict[str, Any], path: Path) -> None:
         restore(checkpoint, path, self.model, optimizer=self.optimizer, scheduler=self.scheduler)

@@ -184,10 +184,9 @@ class Server:
         except EngineError as error:
             self._sessions.close(session)
             raise Refusal(WSCloseCode.INTERNAL_ERROR, str(error)) from error
-        except Silence:
-            raise
-        except Refusal:
-            self._sessions.close(session)
+        except Refusal as refusal:
+            if not isinstance(refusal, Silence):
+                self._sessions.close(session)
             raise
         finally:
             if session.tasks is tasks:
