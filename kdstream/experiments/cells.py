@@ -115,7 +115,7 @@ class Cell:
         return CommandLine(self.recipe, "cache-teacher", flags)
 
     def decode_commands(self) -> list[CommandLine]:
-        """One for each decoding.  A flag --epoch of the decoding itself goes before."""
+        """One for each decoding.  It names the epoch, unless the decoding has an --epoch of its own."""
         number = self.epoch or self.last_epoch
         last = ("--epoch", str(number)) if number else ()
         commands = []

@@ -41,10 +41,11 @@ def of_each(distill: DistillConfig) -> list[DistillConfig]:
         for setting in ("teacher_scales", "teacher_losses"):
             list_of_all(distill, setting, list(getattr(distill, setting)), [None])
         for setting in PATHS:
-            paths = split(getattr(distill, setting), ",")
-            if len(paths) > 1 and not Path(getattr(distill, setting)).exists():
+            value = getattr(distill, setting)
+            paths = split(value, ",")
+            if len(paths) > 1 and not Path(value).exists():
                 fix = f"of several teachers give {option('teacher_type', ','.join(names * len(paths)))}"
-                raise UserError("holds several paths for one teacher", flag=option(setting, ",".join(paths)), fix=fix)
+                raise UserError("holds several paths for one teacher", flag=option(setting, value), fix=fix)
         return [distill]
     each = [with_settings(distill, teacher_type=name, teacher_scales=(), teacher_losses=()) for name in names]
     for setting in (*PATHS, "teacher_model"):

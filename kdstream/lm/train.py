@@ -27,7 +27,7 @@ from kdstream.checkpoints.store import (
     save_pretrained,
 )
 from kdstream.config.experiment import TOKENS_FILE
-from kdstream.config.flags import settings_of
+from kdstream.config.flags import flag_value, settings_of
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
@@ -60,7 +60,7 @@ def kept_settings(config: LmConfig) -> dict[str, Any]:
 def check_settings(config: LmConfig, checkpoint: dict[str, Any], path: Path) -> None:
     """Raises UserError, which names the flags, where the training of this checkpoint was begun with others."""
     begun, now = checkpoint["settings"], kept_settings(config)
-    flags = [f"{option(name)} {shlex.quote(str(value))}" for name, value in begun.items() if value != now[name]]
+    flags = [f"{option(name)} {shlex.quote(flag_value(value))}" for name, value in begun.items() if value != now[name]]
     if flags:
         fix = f"give {' '.join(flags)}, or use another {option('exp_dir')}"
         raise UserError(f"{path}: this training was begun with other settings", flag=option("resume", 1), fix=fix)
