@@ -3,9 +3,9 @@
 #
 # Expected: a word's alignment says where the word is heard, whatever lhotse does with the cut.  Its times count from
 #   the start of the recording, so in a cut the word begins at alignment.start - cut.start.
-# Happens: that holds after trimming, truncation, perturb_speed and resample.  to_shar, save_audio and move_to_memory
-#   make a recording of the cut alone and set cut.start to 0, but keep the times of the old recording: each word is late
-#   by the old cut.start.  pad on the left and append move the supervision, and not its words.  No operation warns.
+# Happens: that holds after trimming, truncation and perturb_speed.  to_shar, save_audio and move_to_memory make a
+#   recording of the cut alone and set cut.start to 0, but keep the times of the old recording: each word is late by the
+#   old cut.start.  pad on the left and append move the supervision, and not its words.  No operation warns.
 # So: move the alignments oneself, item.with_offset(-cut.start), before cuts that begin within a recording become Shar.
 #
 #   bash findings/lhotse-alignments.sh    # needs python3 (3.11 or newer) with venv; exits 1 if this has changed
@@ -15,7 +15,6 @@
 #   trim_to_supervisions: heard 1.0, aligned 1.0
 #   truncate: heard 3.0, aligned 3.0
 #   perturb_speed 1.25: heard 0.8, aligned 0.8
-#   resample: heard 1.0, aligned 1.0
 #   move_to_memory: heard 1.0, aligned 5.0
 #   save_audio: heard 1.0, aligned 5.0
 #   to_shar, from_shar: heard 1.0, aligned 5.0
@@ -65,7 +64,6 @@ RIGHT = {
     "trim_to_supervisions": lambda: utterance,
     "truncate": lambda: talk.truncate(offset=2.0, preserve_id=True),
     "perturb_speed 1.25": lambda: utterance.perturb_speed(1.25),
-    "resample": lambda: utterance.resample(8000),
 }
 WRONG = {  # and how much later the alignment is than the word
     "move_to_memory": (lambda: utterance.move_to_memory(audio_format="wav"), 4.0),
