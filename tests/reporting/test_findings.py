@@ -44,7 +44,19 @@ def test_the_headline_admits_chance_harm_and_seeds():
     (line,) = findings.headline([], [Reduction(seeds, bases, 15.0, None)])
     assert line.endswith("17.0 % against 20.0 % WER (seeds: 2 and 3).")
     (line,) = findings.headline([make_record()], [])
-    assert line.startswith("baseline has 12.50 [11.00, 14.25] % WER on test-clean")
+    assert line.replace("\u00a0", " ").startswith("baseline has 12.50 [11.00, 14.25] % WER on test-clean")
+
+
+def test_the_best_seed_alone_is_not_what_a_system_has():
+    whole = [
+        make_record(system="teacher", mode="full", chunk_ms=None, wer=wer, seed=s) for s, wer in enumerate((2, 12, 16))
+    ]
+    other = make_record(system="other", mode="full", chunk_ms=None, wer=11.0)
+    (line,) = findings.headline([*whole, other], [reduction(27.0)])
+    assert line.endswith("teacher, which hears the whole utterance, has 10.0 %: 54 % of the gap is closed.")
+    lucky = [make_record(system="lucky", wer=wer, seed=seed) for seed, wer in enumerate((1.0, 30.0))]
+    (line,) = findings.headline([*lucky, make_record(system="steady", wer=12.0)], [])
+    assert line.startswith("steady has 12.00")
 
 
 def test_seeds_share_a_row_with_their_mean_deviation_and_intervals():
