@@ -131,7 +131,8 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
             before = list(bases[setting].values())
             wer = mean_wer(before)
             percent = scoring.relative_reduction(wer, mean_wer(records)) if wer else None
-            reductions.append(Reduction(records, before, percent, _reduction_interval(before, records)))
+            interval = None if percent is None else _reduction_interval(before, records)
+            reductions.append(Reduction(records, before, percent, interval))
     return reductions
 
 

@@ -33,7 +33,7 @@ def _shown(cell: Any) -> str:
 
 
 def wer_table(records: Sequence[Record]) -> str:
-    """One row per system, seed and way of decoding, one column per test set: `WER [95 % interval]`.
+    """One row per system, seed, checkpoint and way of decoding, one column per test set: `WER [95 % interval]`.
 
     What is scored in characters has its other rates after a semicolon: `CER [95 % interval]; WER 12.34`.
 
@@ -44,7 +44,8 @@ def wer_table(records: Sequence[Record]) -> str:
     header += [f"{name} {rate_shown(records, name)} %" for name in test_sets] + ["speech (h)", "compute (h)"]
     rows: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
-        rows.setdefault((record.system, record.seed, *record.setting[1:]), {})[record.test_set] = record
+        of_row = (record.system, record.seed, record.checkpoint, *record.setting[1:])
+        rows.setdefault(of_row, {})[record.test_set] = record
     table = []
     for by_set in rows.values():
         first = next(iter(by_set.values()))

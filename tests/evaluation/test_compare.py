@@ -87,6 +87,12 @@ def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tm
     assert {r.row()["interval"] is None for r in reductions if r.record.test_set == "test-other"} == {True}
 
 
+def test_nothing_is_said_of_a_baseline_without_errors():
+    base, other = make_record(wer=0.0, utterance_errors=(0,)), make_record(system="b", utterance_errors=(1,))
+    (reduction,) = compare({Path("r.json"): [replace(r, utterance_words=(8,)) for r in (base, other)]}, "baseline")
+    assert (reduction.percent, reduction.interval) == (None, None)
+
+
 def test_seeds_count_together_and_need_not_be_the_same():
     base, new = (
         [trained(system, seed, noise) for seed in (1, 2, 3)] for system, noise in (("base", 0.4), ("new", 0.3))

@@ -36,6 +36,14 @@ def test_table_tells_seeds_apart():
     assert len(lines) == 4 and "| seed |" in lines[0] and "| 7 |" in lines[3]
 
 
+def test_table_tells_checkpoints_apart():
+    lines = wer_table([make_record(), make_record(checkpoint="epoch-5_avg-1", test_set="x")]).splitlines()
+    assert [line.split(" | ")[7:9] for line in lines[2:]] == [
+        ["12.50 [11.00, 14.25]", "-"],
+        ["-", "12.50 [11.00, 14.25]"],
+    ]
+
+
 def test_table_tells_right_contexts_apart():
     lines = wer_table([make_record(), make_record(right_ms=80), make_record(right_ms=80, left_ms=-1)]).splitlines()
     assert [line.split(" | ")[5] for line in lines[2:]] == ["160 / 640", "160 + 80 / 640", "160 + 80 / all"]
