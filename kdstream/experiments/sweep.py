@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -87,6 +88,18 @@ class Sweep:
         for trained, decoded in by_training.items():
             decodings = tuple(map(self._decoding, decoded))
             self.points_of.update((cell, decoded) for cell in self._cells(trained, decodings))
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raises UserError where two points would share their results."""
+        names = Counter(map(self.name, {point: None for decoded in self.points_of.values() for point in decoded}))
+        name, count = names.most_common(1)[0]
+        if count > 1:
+            raise UserError(
+                f"several points are called {name}: what is no letter, digit, dot, comma or sign becomes a dash",
+                flag="--grid, --decode-grid, --exp-dirs",
+                fix="rename what the values name, e.g. with a link",
+            )
 
     def _check(self) -> None:
         names = [axis.name for axis in self.axes]

@@ -67,6 +67,7 @@ def test_points_are_all_combinations_or_a_star():
         (["--grid", "a=1,2", "--exp-dirs", "exp/a"], "leave one of them out"),
         (["--decode-grid", "a=1,2", "--exp-dirs", "exp/a", "--train-flags", "--seed 1"], "are not trained"),
         (["--grid", "a=1,2", "--grid", "a=3,4"], "given twice"),
+        (["--grid", "lm-exp-dir=a/b,a-b"], "several points are called lm-exp-dir-a-b"),
         (["--grid", "a=1,2", "--train-flags", "--max-train-batches 5"], "trained to the end of an epoch"),
     ],
 )
