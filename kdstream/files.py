@@ -85,20 +85,36 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf8")
 
 
-def try_lock(file: int) -> bool | None:
+def try_lock(file: int, wait: bool = False) -> bool | None:
     """Locks an open file or folder for this process, until it is closed or the process ends.
 
-    Returns False if another process has locked it, and None where there are no locks (Windows, some network disks).
+    Args:
+      wait: until no other process has locked it.
+    Returns:
+      False if another process has locked it, and None where there are no locks (Windows, some network disks).
     """
     if fcntl is None:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
         return None
     return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes that lock `folder` waiting.  Where there are no locks, it keeps out nobody."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if descriptor is not None:
+            try_lock(descriptor, wait=True)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.latency import Latency, latency_from_json
-from kdstream.files import write_text
+from kdstream.files import locked, write_text
 from kdstream.words import RATES, WORD
 
 RESULTS_JSON = "results.json"  # in an experiment directory
@@ -182,7 +180,7 @@ def add_record(path: Path, record: Record) -> None:
     Safe against a crash (the file is replaced as a whole) and against other processes that add at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
+    with locked(path.parent):
         records = [old for old in load_records(path) if old.key != record.key] if path.exists() else []
         write_json(path, [_to_item(r) for r in [*records, record]])
 
@@ -210,19 +208,3 @@ def publish(name: Path, records: Sequence[Record], **tables: Sequence[dict[str, 
     write_json(name.with_name(f"{name.name}.json"), [_to_item(replace(record, recogs="")) for record in records])
     for table, rows in tables.items():
         write_json(name.with_name(f"{name.name}-{table}.json"), rows)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes that lock `folder` waiting.  Where there is no fcntl (Windows), it keeps out nobody."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
