@@ -9,6 +9,7 @@ from kdstream.checkpoints.average import Averaged, CheckpointChoice, load_averag
 from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
+from kdstream.errors import option
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 
@@ -49,6 +50,7 @@ def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
 
 def _read_weights(decode: DecodeConfig) -> Averaged:
     if decode.checkpoint:
+        decode.warn_of_unread(("epoch", "iter", "avg", "use_averaged_model"), f"beside {option('checkpoint')}")
         path = Path(decode.checkpoint)
         return Averaged(load_weights(path), path, {})
     return load_averaged(

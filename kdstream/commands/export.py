@@ -49,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.decoding.settings import choose_chunk, fit_tokenizer
     from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
     from kdstream.export.check import check_exported, check_fused, read_speech
-    from kdstream.export.language_model import export_lm
+    from kdstream.export.language_model import export_lm, read_lm
     from kdstream.export.onnx import export_ctc, export_onnx, quantize, quantize_file
-    from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
-    from kdstream.lm.model import load_lm
     from kdstream.models.encoders import ENCODERS
 
     speech = read_speech(args.check)
@@ -61,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if decode.lm_exp_dir and chunk is None:
         raise UserError("goes with a streaming model alone", flag="--lm-exp-dir", fix="leave it out")
     tokenizer = Tokenizer(config.data.bpe_model)
+    search = fused = None
+    if decode.lm_exp_dir:
+        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
+        fused = read_lm(Path(decode.lm_exp_dir), tokenizer, lodr=bool(decode.lodr_scale))
+    else:
+        decode.warn_of_unread(LM_FLAGS, "without --lm-exp-dir")
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)
     fit_tokenizer(trained.model, tokenizer, config, decode)
     written = save_pretrained(folder, trained.model)
@@ -75,12 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     spelling = [folder / TOKENS_FILE, folder / VOCABULARY_FILE]
     tokenizer.save_tokens(spelling[0])
     tokenizer.save_vocabulary(spelling[1])
-    search, language_model = None, []
-    if decode.lm_exp_dir:
-        lm_dir, sizes = Path(decode.lm_exp_dir), tokenizer.vocab_size
-        bigram = load_bigram(lm_dir, sizes) if decode.lodr_scale or (lm_dir / BIGRAM_FILE).is_file() else None
-        language_model = export_lm(load_lm(lm_dir, tokenizer), bigram, folder)
-        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
+    language_model = export_lm(*fused, folder) if fused else []
     print_sizes([*written, *files, *int8, *(ctc or ()), *spelling, *language_model])
     if chunk is not None:
         parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdstream.config.flags import Section, flag
+from kdstream.config.flags import Section, flag, flag_value
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 from kdstream.words import SCORE_BY
@@ -206,8 +207,8 @@ class DecodeConfig(Section):
     """Which checkpoint to decode with, how, and where the score goes."""
 
     exp_dir: str = flag("exp", "Experiment directory that train.py wrote.")
-    epoch: int = flag(0, "Decode with epoch-N.pt (0: the last one there is).")
-    iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).")
+    epoch: int = flag(0, "Decode with epoch-N.pt (0: the last one there is).", minimum=0)
+    iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).", minimum=0)
     avg: int = flag(1, "Checkpoints to average, the given one and those before it.")
     use_averaged_model: bool = flag(True, "Average over all batches of these checkpoints, not over the files alone.")
     checkpoint: str = flag(
@@ -280,3 +281,9 @@ class DecodeConfig(Section):
                     flag=option(name, getattr(self, name)),
                     fix="use --decoding-method modified_beam_search",
                 )
+
+    def warn_of_unread(self, names: Iterable[str], why: str) -> None:
+        """Logs which of the settings `names` were given although nothing looks at them."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(DecodeConfig, name):
+                logging.warning(f"{option(name, flag_value(value))}: has no effect {why}")

@@ -40,13 +40,14 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None
 
     Logs a warning for right context that the model was not trained with: it has not learned what to do with it.
     """
-    if decode.chunk_size is None and not model.causal:
+    chunk = decode.chunk_size
+    if chunk is None:
+        chunk = model.chunk_size[0] if model.causal else -1
+    if chunk == -1:
+        decode.warn_of_unread(("left_context_frames", "right_context_frames"), "in full context")
         return None
-    chunk = model.chunk_size[0] if decode.chunk_size is None else decode.chunk_size
     left = model.left_context_frames[0] if decode.left_context_frames is None else decode.left_context_frames
     right = model.right_context_frames[0] if decode.right_context_frames is None else decode.right_context_frames
-    if chunk == -1:
-        return None
     if right not in model.right_context_frames:
         trained = flag_value(model.right_context_frames)
         logging.warning(
@@ -60,10 +61,12 @@ def choose_search(decode: DecodeConfig) -> Search:
     """The search that the flags name; `Search.for_tokens` fits it to a model's tokens.
 
     Raises UserError for a search that is unknown or cannot run here, for a setting that is out of range, and for
-    hotwords or a language model that the search would not look at.
+    hotwords or a language model that the search would not look at.  Other settings of other searches are warned of.
     """
     search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
     decode.check_used(own)
+    of_others = dict.fromkeys(name for method in SEARCHES for name in settings_of(method) if name not in own)
+    decode.warn_of_unread(of_others, f"in {decode.decoding_method}")
     return search(**{name: getattr(decode, name) for name in own})
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdstream.data.tokenizer import Tokenizer
 from kdstream.export.onnx import TRACED_STREAMS, write_onnx
-from kdstream.lm.bigram import FST_FILE, Bigram, write_fst
-from kdstream.lm.model import RnnLm
+from kdstream.lm.bigram import BIGRAM_FILE, FST_FILE, Bigram, load_bigram, write_fst
+from kdstream.lm.model import RnnLm, load_lm
 from kdstream.lm.text import SOS_EOS_ID
 
 LM_FILE = "lm.onnx"
@@ -26,6 +27,18 @@ class LmStep(nn.Module):
         """Tokens (N, 1) and states (K, N, H) to log probabilities of the next token (N, V) and the new states."""
         hidden, (next_h0, next_c0) = self.lm.step(x, (h0, c0))
         return self.lm.log_probs(hidden[:, 0]), next_h0, next_c0
+
+
+def read_lm(exp_dir: Path, tokenizer: Tokenizer, lodr: bool) -> tuple[RnnLm, Bigram | None]:
+    """The model in EXP_DIR, and its bigram where there is one.
+
+    Args:
+      lodr: the bigram is needed.
+    Raises:
+      UserError: it is not there, or not of these tokens.
+    """
+    needed = lodr or (exp_dir / BIGRAM_FILE).is_file()
+    return load_lm(exp_dir, tokenizer), load_bigram(exp_dir, tokenizer.vocab_size) if needed else None
 
 
 def export_lm(lm: RnnLm, bigram: Bigram | None, folder: Path) -> list[Path]:

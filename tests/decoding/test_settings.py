@@ -40,8 +40,17 @@ def test_right_context_that_was_not_trained_with_is_pointed_out(caplog):
     assert not caplog.messages
     assert choose_chunk(model, DecodeConfig(right_context_frames=16)) == ChunkConfig(8, 32, 16)
     assert "--right-context-frames 16: the model of exp was trained with 8,0 alone" in caplog.text
-    assert choose_chunk(model, DecodeConfig(chunk_size=-1, right_context_frames=16)) is None
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("causal, chunk_size", [(True, -1), (False, None)])
+def test_contexts_that_full_context_does_not_look_at_are_pointed_out(causal, chunk_size, caplog):
+    decode = DecodeConfig(chunk_size=chunk_size, left_context_frames=64, right_context_frames=16)
+    assert choose_chunk(ModelConfig(causal=causal), decode) is None
+    assert caplog.messages == [
+        f"--{side}-context-frames {frames}: has no effect in full context"
+        for side, frames in (("left", 64), ("right", 16))
+    ]
 
 
 def test_the_search_and_its_settings_are_those_of_the_flags():
@@ -49,6 +58,11 @@ def test_the_search_and_its_settings_are_those_of_the_flags():
     assert choose_search(parse("--max-sym-per-frame", "2")) == GreedySearch(max_sym_per_frame=2)
     beam = parse("--decoding-method", "modified_beam_search", "--beam-size", "7", "--max-sym-per-frame", "2")
     assert choose_search(beam) == ModifiedBeamSearch(beam_size=7)
+
+
+def test_settings_of_another_search_are_pointed_out(caplog):
+    assert choose_search(parse("--beam-size", "8", "--max-sym-per-frame", "2")) == GreedySearch(max_sym_per_frame=2)
+    assert caplog.messages == ["--beam-size 8: has no effect in greedy_search"]
 
 
 def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
