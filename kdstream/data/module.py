@@ -367,7 +367,9 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     if len(set(names)) < len(names):
         shown = ", ".join(map(str, paths))
         raise UserError(
-            f"two manifests are named alike ({shown})", flag="--test-cuts", fix="rename one, or leave it out"
+            f"two test sets are named alike ({shown})",
+            flag="--test-parts, --test-cuts",
+            fix="rename one, or leave it out",
         )
     return names
 

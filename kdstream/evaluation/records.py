@@ -28,7 +28,7 @@ MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
     "other_rates": {},
-    "cuts": "",
+    "cuts": "", "inputs": "",
 }  # fmt: skip
 
 
@@ -53,6 +53,8 @@ class Record:
     right_ms: right context of a chunk; 0 in full context, and where a file lacks it.
     other_rates: beside a `wer` of characters, by name (WER, CER) the error rates of the same utterances, in per cent.
     cuts: which cuts the test set has (see data.cuts.fingerprint_of); "" where a file lacks it.
+    inputs: a hash of the weights, hotwords and language model that flags named, of which `checkpoint` and `search` have
+      the names alone; "" without such flags, and where a file lacks it.
     """
 
     system: str
@@ -86,6 +88,7 @@ class Record:
     right_ms: int = 0
     other_rates: dict[str, float] = field(default_factory=dict)
     cuts: str = ""
+    inputs: str = ""
 
     @property
     def rate(self) -> str:
@@ -191,8 +194,18 @@ def check_test_set(path: Path, test_set: str, cuts: str) -> None:
         if record.test_set == test_set and record.cuts not in ("", cuts):
             raise UserError(
                 f"{path}: its results of test set {test_set} are of other cuts",
-                flag="--test-cuts",
+                flag="--test-parts, --test-cuts",
                 fix=f"name this manifest otherwise, e.g. CORPUS_cuts_{test_set}.jsonl.gz, or delete {path.name}",
+            )
+
+
+def warn_of_other_inputs(path: Path, checkpoint: str, search: str, inputs: str) -> None:
+    """Says that results in the file `path` are of other weights, hotwords or language models of the same names."""
+    for record in load_records(path) if path.exists() else []:
+        if (record.checkpoint, record.search) == (checkpoint, search) and record.inputs not in ("", inputs):
+            logging.warning(
+                f"{path}: its result of {checkpoint}, {search} on {record.test_set} is of other files of these names; "
+                "scoring this test set replaces it, unless the files are renamed, or --results-json names another file"
             )
 
 

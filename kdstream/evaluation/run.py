@@ -8,8 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
+from kdstream.checkpoints.store import PRETRAINED
 from kdstream.checkpoints.trained import Trained
 from kdstream.config.command_line import LOG_FORMAT, typed_command
 from kdstream.config.experiment import ExperimentConfig
@@ -32,10 +34,10 @@ from kdstream.evaluation.latency import (
     summarise,
     write_delays,
 )
-from kdstream.evaluation.records import RESULTS_JSON, Record, add_record, check_test_set
+from kdstream.evaluation.records import RESULTS_JSON, Record, add_record, check_test_set, warn_of_other_inputs
 from kdstream.evaluation.references import read_word_ends
 from kdstream.evaluation.scoring import Alignment, Transcript
-from kdstream.files import write_text
+from kdstream.files import sha256_of, write_text
 from kdstream.words import RATES, split_words, unit_of
 
 
@@ -57,6 +59,8 @@ class DecodingRun:
             raise UserError(
                 f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="use decode.py, or see --chunk-size"
             )
+        if not chunkwise:
+            decode.warn_of_unread(("num_decode_streams", "engine"), "on whole utterances")
         self.data = AsrDataModule(config.data, config.train.seed)
         self.search = choose_search(decode).for_tokens(self.data.tokenizer)
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
@@ -79,9 +83,24 @@ class DecodingRun:
         return Path(self.decode.results_json or Path(self.decode.exp_dir, RESULTS_JSON))
 
     def check_test_sets(self) -> None:
-        """Raises UserError where the results of a test set would replace those of another one of its name."""
+        """Raises UserError where the results of a test set would replace those of another one of its name.
+
+        Where only other weights, hotwords or another language model had the same name, a warning is logged.
+        """
         for name, utterances in self.data.test_sets().items():
             check_test_set(self.results_json, name, fingerprint_of(cut.id for cut in utterances.cuts))
+        warn_of_other_inputs(self.results_json, self._checkpoint, self.search.name, self._inputs)
+
+    @property
+    def _checkpoint(self) -> str:
+        return self.trained.name + ("" if self.decode.use_averaged_model else "_use-averaged-model-0")
+
+    @cached_property
+    def _inputs(self) -> str:
+        """A hash of the files that flags name, "" without such flags."""
+        language_model = Path(self.decode.lm_exp_dir, PRETRAINED) if self.decode.lm_exp_dir else ""
+        paths = [Path(path) for path in (self.decode.checkpoint, self.decode.hotwords_file, language_model) if path]
+        return fingerprint_of(map(sha256_of, paths)) if paths else ""
 
     def words_of(self, text: str) -> list[str]:
         """The words of a reference, as hypotheses have them: of the normalised text, by --score-by."""
@@ -159,7 +178,7 @@ class DecodingRun:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             method=self.config.distill.method,
             seed=self.config.train.seed,
-            checkpoint=self.trained.name + ("" if self.decode.use_averaged_model else "_use-averaged-model-0"),
+            checkpoint=self._checkpoint,
             test_set=test_set,
             mode=self.mode,
             chunk_ms=chunk.chunk_ms if chunk else None,
@@ -184,6 +203,7 @@ class DecodingRun:
             unit=unit,
             normalisation=self.data.tokenizer.normalisation,
             cuts=cuts,
+            inputs=self._inputs,
         )
 
     def _file(self, kind: str, test_set: str, ending: str = "txt") -> Path:

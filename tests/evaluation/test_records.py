@@ -17,7 +17,7 @@ from kdstream.data.cuts import fingerprint_of
 from kdstream.errors import UserError
 from kdstream.evaluation import records, scoring
 from kdstream.evaluation.latency import SHOWN
-from kdstream.evaluation.records import add_record, check_test_set, load_newest, load_records
+from kdstream.evaluation.records import add_record, check_test_set, load_newest, load_records, warn_of_other_inputs
 from support.data import error_of
 from support.paths import ROOT
 from support.records import LATENCY, make_record, random_transcripts, scored
@@ -154,6 +154,18 @@ def test_without_file_locks_records_are_added_too(tmp_path, monkeypatch):
     )  # as on some network disks
     add_record(path, make_record(seed=1))
     assert load_records(path) == [make_record(), make_record(seed=1)]
+
+
+def test_results_of_other_files_of_one_name_are_not_replaced_in_silence(tmp_path, caplog):
+    path = tmp_path / "results.json"
+    before = make_record(search="beam_hotwords-names-1.5", inputs="a")
+    add_record(path, before)
+    add_record(path, make_record())
+    warn_of_other_inputs(path, before.checkpoint, before.search, "a")
+    warn_of_other_inputs(path, before.checkpoint, "greedy_search", "b")  # without files
+    assert not caplog.messages
+    warn_of_other_inputs(path, before.checkpoint, before.search, "b")
+    assert f"{path}: its result of epoch-30_avg-9, {before.search} on test-clean is of other files" in caplog.text
 
 
 def test_results_of_other_cuts_are_not_replaced(tmp_path):

@@ -104,6 +104,20 @@ def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
     assert list(simulated.utterance_words) == [len(t.ref) for t in first]
 
 
+def test_hotwords_of_another_file_of_one_name_do_not_replace_results_in_silence(exp_dir, tmp_path, monkeypatch, capfd):
+    inputs = set()
+    for name, phrase in (("a", TEXTS[0]), ("b", TEXTS[0]), ("c", TEXTS[1])):
+        path = tmp_path / name / "names.txt"
+        path.parent.mkdir()
+        path.write_text(f"{phrase}\n")
+        beam = ("--decoding-method", "modified_beam_search", "--hotwords-file", path)
+        record = decode(monkeypatch, "whole", exp_dir, *beam)
+        inputs.add(record.inputs)
+        assert ("is of other files of these names" in capfd.readouterr().err) == (name == "c")
+    assert len(inputs) == 2 and "" not in inputs
+    assert decode(monkeypatch, "whole", exp_dir).inputs == ""
+
+
 def names_under(folder: Path) -> list[str]:
     return sorted(re.sub(r"\d{4}(-\d\d){5}$", "DATE", p.name) for p in folder.iterdir())
 
