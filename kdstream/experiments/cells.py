@@ -13,7 +13,7 @@ from kdstream.checkpoints.store import awaits_validation, has_begun, last_epoch
 from kdstream.config.command_line import make_parser, read_flags
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.config.sections import DecodeConfig, TrainConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_records, newest
 from kdstream.experiments.train_flags import FLAGS_FILE, flags_begun_with, read_section, same_training
 from kdstream.files import write_text
@@ -186,8 +186,11 @@ class Cell:
 
 
 def check_decode_flags(command: CommandLine) -> None:
-    """Raises UserError for a flag that decode.py does not have, such as an abbreviation."""
-    unknown = make_parser("").parse_known_args(command.flags)[1]
+    """Raises UserError for a flag that decode.py does not have, and for a mean of more epochs than there are."""
+    args, unknown = make_parser("").parse_known_args(command.flags)
+    if not args.iter and args.avg > args.epoch > 0:
+        epochs = f"{option('epoch', args.epoch)} {option('avg', args.avg)}"
+        raise UserError("averages more epochs than there are", flag=epochs, fix=f"lower {option('avg')}")
     if unknown:
         raise UserError(
             f"{command.command} has no such flag", flag=shlex.join(unknown), fix="see its --help; write flags in full"

@@ -18,7 +18,7 @@ def add_runner_flags(parser: argparse.ArgumentParser, seeds: str) -> None:
     add("--seeds", type=integers, default=seeds, help="Seeds of training (default: %(default)s)")
     add("--jobs", type=int, default=1, help="Cells that run at a time (default: %(default)s)")
     for name, what in (("--train-flags", "Of every training"), ("--decode-flags", "Of every decoding")):
-        add(name, type=shlex.split, default=(), help=f"{what}; paths as seen from --recipe (default: none)")
+        add(name, type=shared_flags, default=(), help=f"{what}; paths as seen from --recipe (default: none)")
     add(
         "--recipe",
         type=directory,
@@ -26,6 +26,15 @@ def add_runner_flags(parser: argparse.ArgumentParser, seeds: str) -> None:
         help="Where the commands run: train.py and decode.py there, else `kdstream train` and so on (default: "
         "egs/librispeech of the checkout; without one the current directory)",
     )
+
+
+def shared_flags(text: str) -> list[str]:
+    """Flags that all cells have.  Raises UserError for one that each has for itself."""
+    flags = shlex.split(text)
+    for name, instead in (("--exp-dir", "--exp-root"), ("--seed", "--seeds")):
+        if any(flag.partition("=")[0] == name for flag in flags):
+            raise UserError("each cell has its own", flag=name, fix=f"leave it out, and give {instead}")
+    return flags
 
 
 def directory(text: str) -> Path:

@@ -12,7 +12,7 @@ from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import add_record
 from kdstream.experiments.cells import Cell, CommandLine, seen_from
-from kdstream.experiments.flags import CHECKOUT_RECIPE
+from kdstream.experiments.flags import CHECKOUT_RECIPE, shared_flags
 from kdstream.experiments.runner import run_cells
 from support.checkpoints import make_model, save_model
 from support.experiments import events, make_cell, make_recipe, run
@@ -26,11 +26,11 @@ def recipe(tmp_path) -> Path:
 
 
 def test_a_cell_is_trained_then_decoded_with_its_last_epoch(recipe):
-    cell = make_cell(recipe, "a", "--seed", 7, decodings=(("decode", "--avg", "3"),))
+    cell = make_cell(recipe, "a", "--seed", 7, decodings=(("decode", "--avg", "2"),))
     run([cell])
     assert [line[0] for line in events(recipe)] == ["train", "epoch", "epoch", "trained", "decode"]
     (command,) = cell.decode_commands()
-    assert command.typed == "python decode.py --exp-dir exp/a --epoch 2 --avg 3"
+    assert command.typed == "python decode.py --exp-dir exp/a --epoch 2 --avg 2"
     assert [(r.test_set, r.seed) for r in cell.records(command)] == [("clean", 7), ("other", 7)]
     (command,) = make_cell(recipe, "a", decodings=(("decode", "--epoch", "1"),)).decode_commands()
     assert command.typed == "python decode.py --exp-dir exp/a --epoch 1"
@@ -96,6 +96,19 @@ def test_flags_that_decoding_does_not_have_are_refused_before_anything_runs(reci
     with pytest.raises(UserError, match=f"^{unknown}: decode has no such flag; "):
         run_cells([make_cell(recipe, "a"), make_cell(recipe, "b", decodings=(("decode", *flags),))], 1)
     assert events(recipe) == []
+
+
+def test_more_epochs_than_there_will_be_are_refused_before_anything_runs(recipe):
+    with pytest.raises(UserError, match="--epoch 2 --avg 3: averages more epochs than there are; lower --avg"):
+        run_cells([make_cell(recipe, "a", decodings=(("decode", "--avg", "3"),))], 1)
+    assert events(recipe) == []
+
+
+@pytest.mark.parametrize("flag, instead", [("--exp-dir foo", "--exp-root"), ("--seed=7", "--seeds")])
+def test_what_each_cell_has_for_itself_is_no_shared_flag(flag, instead):
+    with pytest.raises(UserError, match=f"each cell has its own; leave it out, and give {instead}$"):
+        shared_flags(f"--base-lr 0.1 {flag}")
+    assert shared_flags("--base-lr 0.1") == ["--base-lr", "0.1"]
 
 
 def test_a_command_is_the_recipes_script_where_it_has_one_and_else_kdstreams(recipe):

@@ -65,7 +65,7 @@ def test_points_are_all_combinations_or_a_star():
     [
         ([], "nothing to sweep"),
         (["--grid", "a=1,2", "--exp-dirs", "exp/a"], "leave one of them out"),
-        (["--decode-grid", "a=1,2", "--exp-dirs", "exp/a", "--train-flags", "--seed 1"], "are not trained"),
+        (["--decode-grid", "a=1,2", "--exp-dirs", "exp/a", "--train-flags", "--base-lr 1"], "are not trained"),
         (["--grid", "a=1,2", "--grid", "a=3,4"], "given twice"),
         (["--grid", "lm-exp-dir=a/b,a-b"], "several points are called lm-exp-dir-a-b"),
         (["--grid", "a=1,2", "--train-flags", "--max-train-batches 5"], "trained to the end of an epoch"),
