@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,6 +89,7 @@ class Report:
                 f"Comparison: nothing was decoded as {self.baseline} was, with its settings; --baseline takes "
                 f"any of {', '.join(self.colours)}"
             )
+            logging.warning(missing[0])
         with phone_style():
             for title, build in self.parts().items():
                 try:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,8 +47,13 @@ class Member(NamedTuple):
 
 
 def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
-    """The newest records of each system's experiment.  Raises UserError if a system has none."""
-    runs = {}
+    """The newest records of each system's experiment.
+
+    Raises:
+      UserError: a system has none, or two have one name.
+    """
+    runs: Runs = {}
+    seen: dict[tuple[Any, ...], Path] = {}  # by training and setting: which results JSON has it
     for system in systems:
         path = exp_root / system / RESULTS_JSON
         if not path.is_file():
@@ -57,6 +62,12 @@ def read_runs(exp_root: Path, systems: Sequence[str]) -> Runs:
                 fix=f"run decode.py --exp-dir {path.parent}, or leave {system} out of --systems",
             )
         runs[path] = load_newest(path)
+        for record in runs[path]:
+            if (other := seen.setdefault(record.training, path)) != path:
+                raise UserError(
+                    f"{other.parent} and {path.parent}: both call their system {record.system}, seed {record.seed}",
+                    fix="decode one of them with --system NAME, or leave it out of --systems",
+                )
     return runs
 
 

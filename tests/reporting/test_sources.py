@@ -38,6 +38,16 @@ def test_a_report_counts_a_system_once_whatever_checkpoints_were_decoded(tmp_pat
     assert [record.message for record in caplog.records] == [line]
 
 
+def test_two_directories_of_one_system_are_refused(tmp_path):
+    for folder, seed in (("a/x", 1), ("b/x", 2), ("c/x", 1)):
+        add_record(tmp_path / folder / "results.json", make_record(system="x", seed=seed))
+    assert len(sources.read_runs(tmp_path, ["a/x", "b/x"])) == 2
+    with pytest.raises(
+        UserError, match=r"a/x and .*c/x: both call their system x, seed 1; decode one .* --system NAME"
+    ):
+        sources.read_runs(tmp_path, ["a/x", "b/x", "c/x"])
+
+
 def test_losses_are_read_whole_and_shown_in_a_fixed_order(tmp_path):
     for system, losses in (("baseline", []), ("distilled", ["feature_loss", "token_loss"])):
         write_curves(tmp_path / system, ["loss", "pruned_loss", *losses])
