@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -29,6 +30,12 @@ MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are whe
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
     "other_rates": {},
     "cuts": "", "inputs": "",
+}  # fmt: skip
+
+
+KINDS = {  # of values in a record's file, by the types of Record's fields
+    "str": str, "int": int, "float": (int, float), "int | None": (int, type(None)),
+    "tuple[float, float]": (list, tuple), "tuple[int, ...]": (list, tuple), "dict[str, float]": dict,
 }  # fmt: skip
 
 
@@ -148,8 +155,19 @@ def to_record(path: Path, item: dict[str, Any]) -> Record:
         latency = latency_from_json(item["latency"])
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}", fix=DECODE_AGAIN) from error
+    _check_values(path, item)
     tuples = {name: tuple(item[name]) for name in ("interval", "utterance_errors", "utterance_words")}
     return Record(**{**item, **tuples, "latency": latency})
+
+
+def _check_values(path: Path, item: dict[str, Any]) -> None:
+    """Raises UserError where a value of a record's file is not of its kind, or a number that is not finite."""
+    for each in fields(Record):
+        value, kinds = item[each.name], KINDS.get(str(each.type))
+        if kinds and (not isinstance(value, kinds) or isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{path}: {each.name} of a record is {value!r}", fix=REPAIR)
+    if len(item["utterance_errors"]) != len(item["utterance_words"]):
+        raise UserError(f"{path}: a record has the errors of some of its utterances alone", fix=REPAIR)
 
 
 def newest(records: Sequence[Record]) -> list[Record]:

@@ -133,6 +133,26 @@ def test_a_file_of_something_else_is_named_and_kept(tmp_path, content):
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"wer": "x"},
+        {"wer": float("nan")},
+        {"errors": 1.5},
+        {"interval": None},
+        {"utterance_errors": [1, 2]},
+        {"search": 3},
+    ],
+)
+def test_a_value_that_is_none_is_named(tmp_path, damage):
+    path = tmp_path / "results.json"
+    add_record(path, make_record())
+    (item,) = json.loads(path.read_text())
+    path.write_text(json.dumps([{**item, **damage}]))
+    with pytest.raises(UserError, match="results.json: .* record .*; mend it, or delete it and decode again"):
+        load_records(path)
+
+
 def test_a_record_scores_as_what_was_scored():
     score = scoring.score(scoring.align(random_transcripts(20, seed=3)))
     again = scored(score).score
