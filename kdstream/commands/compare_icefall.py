@@ -29,9 +29,11 @@ HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search
 def our_rows(records: Sequence[Record]) -> list[list[Any]]:
     """One row for each system, seed and way of decoding, with WERs in the order of `test_sets_of`."""
     rows: dict[tuple, dict[str, float]] = {}
+    rates = {r.rate for r in records}
     seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
         name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
+        name += f", {r.rate}" if len(rates) > 1 else ""
         name += f", right context {r.right_ms} ms" if r.right_ms else ""
         key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
         rows.setdefault(key, {})[r.test_set] = r.wer

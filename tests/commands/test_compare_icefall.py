@@ -44,6 +44,14 @@ def test_seeds_of_a_system_have_rows_of_their_own(monkeypatch, capsys, tmp_path)
     assert (two[0], two[-2:]) == ("baseline, seed 2", ["5.00", "-"])
 
 
+def test_rates_of_one_test_set_do_not_share_a_cell(monkeypatch, capsys, tmp_path):
+    for unit, wer in (("char", 4.0), ("word", 9.0)):
+        add_record(tmp_path / "results.json", make_record(test_set="x", unit=unit, wer=wer))
+    assert run_script(monkeypatch, SCRIPT, tmp_path) == ""
+    one, two = [cells(line) for line in capsys.readouterr().out.splitlines() if "baseline, " in line]
+    assert ((one[0], one[-1]), (two[0], two[-1])) == (("baseline, CER", "4.00"), ("baseline, WER", "9.00"))
+
+
 def test_an_experiment_without_results_is_a_clear_error(monkeypatch, tmp_path):
     assert "results.json: no such file; run decode.py" in run_script(monkeypatch, SCRIPT, tmp_path)
 
