@@ -67,6 +67,9 @@ def choose_search(decode: DecodeConfig) -> Search:
     decode.check_used(own)
     of_others = dict.fromkeys(name for method in SEARCHES for name in settings_of(method) if name not in own)
     decode.warn_of_unread(of_others, f"in {decode.decoding_method}")
+    for scale, of in (("hotwords_score", "hotwords_file"), ("lm_scale_decode", "lm_exp_dir")):
+        if scale in own and not getattr(decode, of):
+            decode.warn_of_unread([scale], f"without {option(of)}")
     return search(**{name: getattr(decode, name) for name in own})
 
 

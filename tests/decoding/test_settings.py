@@ -63,6 +63,11 @@ def test_the_search_and_its_settings_are_those_of_the_flags():
 def test_settings_of_another_search_are_pointed_out(caplog):
     assert choose_search(parse("--beam-size", "8", "--max-sym-per-frame", "2")) == GreedySearch(max_sym_per_frame=2)
     assert caplog.messages == ["--beam-size 8: has no effect in greedy_search"]
+    choose_search(parse("--decoding-method", "modified_beam_search", "--hotwords-score", "3", "--lm-scale-decode", "1"))
+    assert caplog.messages[1:] == [
+        "--hotwords-score 3.0: has no effect without --hotwords-file",
+        "--lm-scale-decode 1.0: has no effect without --lm-exp-dir",
+    ]
 
 
 def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
