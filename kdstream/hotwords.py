@@ -10,7 +10,9 @@ from typing import NamedTuple
 from kdstream.errors import UserError
 from kdstream.words import WORD_START
 
+LONGEST = 200  # letters of a phrase: more than any name has, and no load for whoever decodes with it
 SHOWN = 5  # lines at fault that a message names
+SHOWN_LETTERS = 40  # of a line at fault
 
 
 class Hotword(NamedTuple):
@@ -45,7 +47,8 @@ def parse_hotwords(
       unknown_letters: the letters of a text that the model's tokens do not spell.
       flag: that names the source.
     Raises:
-      UserError: no phrase, a score that is no number, or a phrase that no path could ever say.
+      UserError: no phrase, a score that is no number, a phrase of more than LONGEST letters, or one that no path could
+        ever say.
     """
     hotwords, faults = [], []
     for number, line in enumerate(lines, 1):
@@ -56,6 +59,9 @@ def parse_hotwords(
                 faults.append(f"line {number} has a score and no phrase")
             continue
         phrase = " ".join(words)
+        if len(phrase) > LONGEST:
+            faults.append(f"line {number}, {shown(phrase)}: {len(phrase)} letters are more than {LONGEST}")
+            continue
         spelt = next((text for text in (phrase, phrase.upper(), phrase.lower()) if not unknown_letters(text)), None)
         if spelt is None:
             unknown = unknown_letters(phrase).replace(WORD_START, "")
@@ -68,7 +74,7 @@ def parse_hotwords(
         if hotword is not None and math.isfinite(hotword.score):
             hotwords.append(hotword)
         else:
-            faults.append(f"line {number}, {own!r}: not a score such as :2.5")
+            faults.append(f"line {number}, {shown(own or '')}: not a score such as :2.5")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         problem = f"{source}: {'; '.join(faults[:SHOWN])}{more}"
@@ -76,3 +82,8 @@ def parse_hotwords(
     if not hotwords:
         raise UserError(f"{source}: holds no phrase", flag=flag, fix="write one phrase a line")
     return hotwords
+
+
+def shown(text: str) -> str:
+    """How a message quotes it: a client could have it say a megabyte."""
+    return repr(text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}...")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdstream.errors import UserError
-from kdstream.hotwords import Hotword, read_hotwords
+from kdstream.hotwords import LONGEST, Hotword, read_hotwords
 
 
 def outside(text: str) -> str:
@@ -27,6 +27,12 @@ def test_a_phrase_takes_the_case_of_the_model(tmp_path):
     assert read(tmp_path, "New York\n") == [Hotword("NEW YORK", 1.5)]
 
 
+def test_a_phrase_may_have_200_letters_and_a_score_besides(tmp_path):
+    phrase = "A " * 99 + "AB"
+    assert len(phrase) == LONGEST == 200
+    assert read(tmp_path, f"{phrase} :2.5\n") == [Hotword(phrase, 2.5)]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -36,6 +42,8 @@ def test_a_phrase_takes_the_case_of_the_model(tmp_path):
         ("GOOD :1e999\n", "line 1, ':1e999': not a score such as :2.5"),
         ("GOOD\n:2.5\n", "line 2 has a score and no phrase"),
         ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':1'"),
+        ("GOOD\n" + "A" * 201, f"line 2, '{'A' * 40}...': 201 letters are more than 200; correct these lines"),
+        ("GOOD :" + "9" * 40 + "high", f"line 1, ':{'9' * 39}...': not a score such as :2.5"),
         ("\n \n", "holds no phrase; write one phrase a line"),
         ("é\n" * 7, "line 5, 'é': the model has no token for 'é'; and 2 more;"),
     ],

@@ -33,7 +33,7 @@ from kdstream.serving.engine import News
 from kdstream.units import SAMPLE_RATES
 
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
-HOTWORDS = 200  # that a client may have
+HOTWORDS = 200  # that a client may have; hotwords.py bounds each
 
 
 class Refusal(Exception):

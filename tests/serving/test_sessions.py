@@ -153,13 +153,13 @@ def test_a_client_has_hotwords_of_its_own(served, serving, said):
     served.tokenizer.save_vocabulary(served.files.vocabulary)
     runtime = Runtime(served.files, method="modified_beam_search", hotwords_score=2.0)
 
-    async def run() -> tuple[Heard, Heard, Heard]:
+    async def run() -> list[Heard]:
         async with serving(runtime=runtime) as running:
-            own = {**START, "hotwords": ["f", "be :3"]}
-            both = speak(running.url, said[1][0], own, None), speak(running.url, said[1][0], START, None)
-            odd = speak(running.url, said[1][0], {**START, "hotwords": ["BÉD"]}, None)
-            return tuple(await asyncio.gather(*both, odd))
+            lists = (["f", "be :3"], [], ["BÉD"], ["be", "b" * 201])
+            clients = [speak(running.url, said[1][0], {**START, "hotwords": hotwords}, None) for hotwords in lists]
+            return await asyncio.gather(*clients)
 
-    biased, plain, odd = asyncio.run(run())
+    biased, plain, odd, long = asyncio.run(run())
     assert biased.final != plain.final and biased.final.count("BE") > plain.final.count("BE")
     assert odd.error.startswith("hotwords: line 1, 'BÉD': the model has no token for 'É'")
+    assert long.error.startswith(f"hotwords: line 2, '{'b' * 40}...': 201 letters are more than 200")
