@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.words import WORD_START
 
 LONGEST = 200  # letters of a phrase: more than any name has, and no load for whoever decodes with it
+LARGEST_SCORE = 100.0  # which drowns the model's own; sherpa-onnx fails over what is no float32
+RANGE = f"from {-LARGEST_SCORE:g} to {LARGEST_SCORE:g}"
 SHOWN = 5  # lines at fault that a message names
 SHOWN_LETTERS = 40  # of a line at fault
 
@@ -47,9 +48,10 @@ def parse_hotwords(
       unknown_letters: the letters of a text that the model's tokens do not spell.
       flag: that names the source.
     Raises:
-      UserError: no phrase, a score that is no number, a phrase of more than LONGEST letters, or one that no path could
-        ever say.
+      UserError: no phrase, a score that is no number or out of RANGE, a phrase of more than LONGEST letters, or one
+        that no path could ever say.
     """
+    check_score(score)
     hotwords, faults = [], []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -71,10 +73,10 @@ def parse_hotwords(
             hotword = Hotword(spelt, score if own is None else float(own[1:]))
         except ValueError:
             hotword = None
-        if hotword is not None and math.isfinite(hotword.score):
+        if hotword is not None and may_be_score(hotword.score):
             hotwords.append(hotword)
         else:
-            faults.append(f"line {number}, {shown(own or '')}: not a score such as :2.5")
+            faults.append(f"line {number}, {shown(own or '')}: not a score such as :2.5, {RANGE}")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         problem = f"{source}: {'; '.join(faults[:SHOWN])}{more}"
@@ -82,6 +84,16 @@ def parse_hotwords(
     if not hotwords:
         raise UserError(f"{source}: holds no phrase", flag=flag, fix="write one phrase a line")
     return hotwords
+
+
+def may_be_score(score: float) -> bool:
+    return abs(score) <= LARGEST_SCORE  # nor is NaN
+
+
+def check_score(score: float) -> None:
+    """Raises UserError for a --hotwords-score that is out of RANGE."""
+    if not may_be_score(score):
+        raise UserError(f"must be {RANGE}", flag=option("hotwords_score", score), fix="try 0.5")
 
 
 def shown(text: str) -> str:

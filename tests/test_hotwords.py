@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kdstream.errors import UserError
@@ -40,6 +42,8 @@ def test_a_phrase_may_have_200_letters_and_a_score_besides(tmp_path):
         ("GOOD :high\n", "line 1, ':high': not a score such as :2.5"),
         ("GOOD :nan\n", "line 1, ':nan': not a score such as :2.5"),
         ("GOOD :1e999\n", "line 1, ':1e999': not a score such as :2.5"),
+        ("GOOD :100\nBAD :100.1\n", "line 2, ':100.1': not a score such as :2.5, from -100 to 100; correct"),
+        ("GOOD :-100\nBAD :-1e300\n", "line 2, ':-1e300': not a score such as :2.5, from -100 to 100; correct"),
         ("GOOD\n:2.5\n", "line 2 has a score and no phrase"),
         ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':1'"),
         ("GOOD\n" + "A" * 201, f"line 2, '{'A' * 40}...': 201 letters are more than 200; correct these lines"),
@@ -60,3 +64,12 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="bytes: .* can't decode"):
         read_hotwords(tmp_path / "bytes", 1.5, outside)
+
+
+@pytest.mark.parametrize("score", [1e300, -100.5, float("nan")])
+def test_a_score_of_all_phrases_is_in_the_same_range(tmp_path, score):
+    (tmp_path / "hotwords.txt").write_text("GOOD\n")
+    with pytest.raises(
+        UserError, match=rf"^--hotwords-score {re.escape(str(score))}: must be from -100 to 100; try 0.5$"
+    ):
+        read_hotwords(tmp_path / "hotwords.txt", score, outside)

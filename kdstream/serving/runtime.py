@@ -17,7 +17,7 @@ from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
 from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, Tokens
 from kdstream.errors import UserError, option
-from kdstream.hotwords import Hotword, parse_hotwords, read_hotwords
+from kdstream.hotwords import Hotword, check_score, parse_hotwords, read_hotwords
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME, FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
@@ -121,11 +121,12 @@ def load_recognizer(
       method: greedy_search, or modified_beam_search, with `beam_size` paths and hotwords.
       hotwords_file, hotwords_score: see `read_hotwords`.
     Raises:
-      UserError: hotwords that cannot be read or spelt.
+      UserError: hotwords that cannot be read or spelt, or a score out of range.
     """
     settings: dict[str, Any] = {}
     speller = Speller(model) if hotwords_file or takes_hotwords(model, method) else None
     if speller is not None:  # those of a stream are spelt with the vocabulary too
+        check_score(hotwords_score)
         unit = "cjkchar" if speller.by_letter else "bpe"
         settings = {"modeling_unit": unit, "bpe_vocab": str(model.vocabulary), "hotwords_score": hotwords_score}
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf8") as spelt:
@@ -189,7 +190,7 @@ class Speller:
         phrase = words.in_case(hotword.phrase, self._case)
         if self.by_letter:  # sherpa-onnx would take a Latin word for one letter
             phrase = " ".join(words.without_blanks_beside_unspaced(phrase).replace(" ", words.WORD_START))
-        return f"{phrase} :{hotword.score}"
+        return f"{phrase} :{hotword.score:.9f}"  # sherpa-onnx fails over 1e-300
 
 
 class Runtime:

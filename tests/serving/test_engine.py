@@ -15,7 +15,7 @@ from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import ClientStream, Engine
-from kdstream.serving.runtime import ExportedModel, Runtime, Speller, find_model
+from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, Speller, find_model
 from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
 from support.decoding import run_script
@@ -132,6 +132,23 @@ def test_a_client_hears_among_15_loud_ones_what_it_hears_alone(served, int8, nam
 def test_signs_that_sherpa_onnx_reads_as_scores_are_no_letters_of_hotwords(served, tmp_path, pieces, phrase, unknown):
     (tmp_path / "bpe.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces.split()), encoding="utf8")
     assert Speller(served.files._replace(tokens=tmp_path / "tokens.txt")).unknown_letters(phrase) == unknown
+
+
+@pytest.fixture(scope="module")
+def biased(served) -> Runtime:
+    """One whose clients may have hotwords."""
+    served.tokenizer.save_vocabulary(served.files.vocabulary)
+    return Runtime(served.files, method="modified_beam_search")
+
+
+@pytest.mark.parametrize("score", ["1e-300", "-1e-300", "0", "100", "-100"])
+def test_sherpa_onnx_takes_each_score_that_a_client_may_give(biased, score):
+    SegmentedStream(biased, biased.spell([f"be :{score}"]))
+
+
+def test_a_score_of_all_hotwords_is_refused_before_clients_come(biased):
+    with pytest.raises(UserError, match=r"--hotwords-score 1e\+300: must be from -100 to 100"):
+        Runtime(biased.model, method="modified_beam_search", hotwords_score=1e300)
 
 
 @pytest.mark.slow
