@@ -41,7 +41,7 @@ class News(NamedTuple):
 
 
 class EngineError(Exception):
-    """The recogniser failed on a batch."""
+    """Why a client is heard no further, as it is told."""
 
 
 class ClientStream:
@@ -67,7 +67,7 @@ class ClientStream:
         self._untold: set[int] = set()
         self._growing, self._final = "", False
         self._told: tuple[str, bool] = "", False
-        self._failed = False
+        self._failure = ""
         self._room, self._news = asyncio.Event(), asyncio.Event()
         self._room.set()
 
@@ -105,11 +105,11 @@ class ClientStream:
 
         Raises EngineError where there will be none.
         """
-        while not self._untold and self._told == (self._growing, self._final) and not self._failed:
+        while not self._untold and self._told == (self._growing, self._final) and not self._failure:
             self._news.clear()
             await self._news.wait()
-        if self._failed:
-            raise EngineError("the recogniser failed")
+        if self._failure:
+            raise EngineError(self._failure)
         segments = {number: self._kept[number] for number in sorted(self._untold)}
         self._untold.clear()
         self._told = self._growing, self._final
@@ -132,8 +132,8 @@ class ClientStream:
         self.unfinished, self._growing, self._final = progress.unfinished, progress.news.growing, progress.news.final
         self._news.set()
 
-    def fail(self) -> None:
-        self._failed = True
+    def fail(self, why: str) -> None:
+        self._failure = why
         self._news.set()
         self._room.set()
 
@@ -154,7 +154,7 @@ class Engine:
         `ExportedModel.mixes_rows`.
 
     steps: seconds that each step took.  audio: seconds that were decoded.  segments: that were finished.
-    failures: batches that failed.
+    failures: steps that failed, for all their clients or for one.
     """
 
     def __init__(self, runtime: Runtime, together: bool | None = None) -> None:
@@ -211,34 +211,49 @@ class Engine:
             progress = await asyncio.get_running_loop().run_in_executor(self._thread, self._step, batch)
         except Exception:
             logging.exception("a batch of %d clients failed", len(batch))
-            self.failures += 1
             for client in batch:
-                client.fail()
-                self.close(client)
+                self._give_up(client, "the recogniser failed")
+            self.failures += 1
             return
         finally:
             begin, self._since = self._since, None
         self.steps.observe(time.monotonic() - begin)
-        for client, done in zip(batch, progress, strict=True):
+        for client, done in progress.items():
             self.audio += done.taken / client.sample_rate
             self.segments += len(done.news.segments)
             client.update(done)
+        for client in batch:
+            if client not in progress:
+                self._give_up(client, "the recogniser cannot take this audio or these hotwords")
+                self.failures += 1
 
-    def _step(self, batch: Sequence[ClientStream]) -> list[Progress]:
-        """In the thread: gives each stream a chunk, if there is one, and decodes all that have one."""
-        fed = [self._feed(client) for client in batch]
-        ready = [stream for stream, _ in fed if stream.ready]
+    def _give_up(self, client: ClientStream, why: str) -> None:
+        client.fail(why)
+        self.close(client)
+
+    def _step(self, batch: Sequence[ClientStream]) -> dict[ClientStream, Progress]:
+        """In the thread: gives each stream a chunk, if there is one, and decodes all that have one.
+
+        A client whose stream takes nothing is missing from what is returned: its neighbours are heard on.
+        """
+        fed: dict[ClientStream, tuple[SegmentedStream, int]] = {}
+        for client in batch:
+            try:
+                fed[client] = self._feed(client)
+            except Exception:
+                logging.exception("a client's audio or hotwords cannot be taken")
+        ready = [stream for stream, _ in fed.values() if stream.ready]
         for streams in [ready] if self._together and ready else [[stream] for stream in ready]:
             self.runtime.recognizer.decode_streams([stream.stream for stream in streams])
         for stream in ready:
             stream.decoded()
-        progress = []
-        for client, (stream, samples) in zip(batch, fed, strict=True):
+        progress = {}
+        for client, (stream, samples) in fed.items():
             final = client.ended and not stream.ready
             if final:
                 stream.end()
             news = News(stream.take(), stream.growing, final)
-            progress.append(Progress(samples, news, stream.ready))
+            progress[client] = Progress(samples, news, stream.ready)
         return progress
 
     def _feed(self, client: ClientStream) -> tuple[SegmentedStream, int]:

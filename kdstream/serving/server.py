@@ -124,7 +124,12 @@ class Server:
             ("segments_total", "counter", "Segments that were finished.", each(lambda _, engine: engine.segments)),
             ("lag_seconds", "gauge", "Audio that waits, of the client with most.", each(lambda _, engine: engine.lag)),
             ("step_seconds", "histogram", "Time of the steps.", each(lambda _, engine: engine.steps)),
-            ("errors_total", "counter", "Steps that failed.", each(lambda _, engine: engine.failures)),
+            (
+                "errors_total",
+                "counter",
+                "Steps that failed, for all their clients or for one.",
+                each(lambda _, engine: engine.failures),
+            ),
         ]
         text = "".join(family(name, kind, what, "model", values) for name, kind, what, values in families)
         text += family("refusals_total", "counter", "Clients that were let go.", "reason", self._refusals)

@@ -14,7 +14,7 @@ from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
-from kdstream.serving.engine import ClientStream, Engine
+from kdstream.serving.engine import ClientStream, Engine, EngineError
 from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, Speller, find_model
 from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
@@ -149,6 +149,26 @@ def test_sherpa_onnx_takes_each_score_that_a_client_may_give(biased, score):
 def test_a_score_of_all_hotwords_is_refused_before_clients_come(biased):
     with pytest.raises(UserError, match=r"--hotwords-score 1e\+300: must be from -100 to 100"):
         Runtime(biased.model, method="modified_beam_search", hotwords_score=1e300)
+
+
+def test_a_client_whose_stream_cannot_be_made_fails_alone(biased, said):
+    audio, _ = said[0]
+
+    async def run() -> tuple[str, str, int]:
+        engine = Engine(biased)
+        good, bad = engine.open(16000), engine.open(16000, "BE :1e300")  # as no spelling of ours would be
+        for client in (good, bad):
+            await client.accept(audio)
+            client.finish()
+        running = asyncio.create_task(engine.run())
+        with pytest.raises(EngineError) as error:
+            await bad.next_news()
+        text = await hear_out(good)
+        running.cancel()
+        return text, str(error.value), engine.failures
+
+    alone = finals(Engine(biased), [audio])
+    assert asyncio.run(run()) == (*alone, "the recogniser cannot take this audio or these hotwords", 1)
 
 
 @pytest.mark.slow
