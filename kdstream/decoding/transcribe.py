@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdstream.audio.files import LongSound
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
@@ -77,17 +78,24 @@ class Transcriber:
         """Transcribes each file, in the order in which they end.
 
         Args:
-          report: gets errors of files that cannot be read.
+          report: gets errors of files that cannot be read, be it after their beginning was decoded.
           interrupted: asked between two steps; once it says so, those that have begun end where they are.
         """
-        seconds: dict[str, float] = {}
+        seconds: dict[str, float] = {}  # of each file, but those that broke while they were decoded
+
+        def pieces(path: Path, sound: LongSound) -> Iterator[Tensor]:
+            try:
+                yield from read_features(sound)
+            except UserError as error:
+                seconds.pop(str(path), None)  # a file may be named twice
+                report(path, error)
 
         def utterances() -> Iterator[tuple[str, Tensor | Iterator[Tensor]]]:
             for path in paths:
                 try:
                     if self.chunk is not None and (sound := find_long_audio(path)):
                         seconds[str(path)] = sound.seconds
-                        yield str(path), read_features(sound)
+                        yield str(path), pieces(path, sound)
                         continue
                     samples = read_audio_file(path)
                     seconds[str(path)] = len(samples) / SAMPLE_RATE
@@ -97,7 +105,8 @@ class Transcriber:
                     report(path, error)
 
         for name, segmenter, result in self._decode(utterances(), interrupted):
-            yield segmenter.end(name, seconds[name], result.as_tokens())
+            if name in seconds:
+                yield segmenter.end(name, seconds[name], result.as_tokens())
 
     def samples(self, samples: Tensor) -> Transcription:
         """Transcribes samples (S,) at 16 kHz, at least 160 of them, as `files` transcribes a file.

@@ -27,7 +27,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.audio import microphone, read_audio_file
+from kdstream.decoding.audio import find_long_audio, microphone, read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.decoding.transcribe import LOOKING, Transcriber
@@ -224,6 +224,31 @@ def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decode
     transcriber = make_transcriber(exp_dir, on_partial=lambda text: partial.append(sum(read)))
     list(transcriber.files([audio / "mono.wav"], refuse))
     assert partial[0] <= 8000 and partial[-1] == 32000
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_that_breaks_while_it_is_decoded_is_reported_and_ends_no_other(exp_dir, audio, monkeypatch, begun):
+    paths = [audio / "mono.wav", audio / "below" / "telephone.wav", audio / "below" / "cd.wav"]
+    expected = {heard.audio: heard.words for heard in make_transcriber(exp_dir).files(paths[1:], refuse)}
+    error = UserError("mono.wav: cut short or damaged")
+
+    def breaking(self):
+        if begun:
+            yield np.zeros(16000, np.float32)
+        raise error
+
+    monkeypatch.setattr(LongSound, "blocks", breaking)
+    find = find_long_audio
+    monkeypatch.setattr("kdstream.decoding.audio.WHOLE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "kdstream.decoding.transcribe.find_long_audio", lambda path: find(path) if path == paths[0] else None
+    )
+    told: list[tuple[Path, UserError]] = []
+    transcriber = make_transcriber(exp_dir)
+    heard = {heard.audio: heard.words for heard in transcriber.files(paths, lambda *report: told.append(report))}
+    assert heard == expected and told == [(paths[0], error)]
+    with pytest.raises(UserError, match="mono.wav: cut short"):
+        list(transcriber.files(paths[:1], refuse))
 
 
 def test_partial_texts_take_a_bounded_part_of_the_time(exp_dir, monkeypatch):
