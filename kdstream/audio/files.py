@@ -72,10 +72,17 @@ class LongSound(NamedTuple):
         return self.samples / self.sample_rate
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(S,) samples as `mono` gives them, block by block."""
+        """(S,) samples as `mono` gives them, block by block.
+
+        Raises UserError where the file can no longer be read, or has another length than when it was looked through.
+        """
+        left = self.samples
         with open_sound(self.path, read_head(self.path), look_for_more=False) as file:
             for block in blocks(self.path, file, SHORT_BLOCK):
+                left -= len(block)
                 yield block.mean(axis=1) if self.channel is None else block[:, self.channel]
+        if left:
+            raise UserError(f"{self.path}: has changed while it was read", fix="wait until it is written")
 
 
 def find_long(path: Path, seconds: float) -> LongSound | None:

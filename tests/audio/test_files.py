@@ -254,6 +254,25 @@ def test_a_long_file_is_found_and_read_in_blocks(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.concatenate(blocks), mono(read_sound(path).samples, path), atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "heard, changed",
+    [(0, WAV[:20000]), (3, WAV[:20000]), (0, wav(np.append(SOUND, SOUND)))],
+    ids=["cut before", "cut meanwhile", "grown before"],
+)
+def test_a_long_file_whose_length_has_changed_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, heard, changed):
+    monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 1000)
+    path = tmp_path / "a.wav"
+    path.write_bytes(WAV)
+    sound = find_long(path, 0.99)
+    assert sound is not None
+    blocks = sound.blocks()
+    for _ in range(heard):
+        next(blocks)
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=f"{path}: has changed while it was read; wait until it is written"):
+        list(blocks)
+
+
 def test_channels_of_a_long_file_that_cancel_are_heard_by_the_loudest_one(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 1000)
     path = tmp_path / "a.flac"
