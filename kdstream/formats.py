@@ -62,6 +62,7 @@ FORMATS: dict[str, Callable[[Transcription], str]] = {
     "ctm": to_ctm,
     "stm": to_stm,
 }
+BY_RECORDING = ("ctm", "stm")  # a line belongs to the recording whose name, without folder and ending, stands in it
 OF_ONE_FILE = ("srt", "vtt")  # nothing in them says to which recording a line belongs
 
 

@@ -18,7 +18,7 @@ import logging
 import shutil
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from kdstream.config.flags import add_arguments, from_args, str2bool
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, option, printable
 from kdstream.files import replacing
-from kdstream.formats import FORMATS, OF_ONE_FILE
+from kdstream.formats import BY_RECORDING, FORMATS, OF_ONE_FILE, recording
 from kdstream.transcription import Transcription
 
 
@@ -83,18 +83,25 @@ def output_path(audio: str, form: str, folder: Path) -> Path:
 
 def check_output(paths: Sequence[Path], form: str, folder: Path | None) -> None:
     """Raises UserError where two files would have one output, or what is printed could not be told apart."""
+    if form in BY_RECORDING:
+        check_names({path: recording(str(path)) for path in paths}, option("format", form))
     if folder is None:
         if form in OF_ONE_FILE and len(paths) > 1:
             fix = "give --output-dir DIR, which takes a file for each"
             raise UserError(f"{len(paths)} files: {form} is of one", flag=option("format", form), fix=fix)
         return
-    names: dict[Path, Path] = {}
-    for path in paths:
-        other = names.setdefault(output_path(str(path), form, folder), path)
-        if other != path:
-            problem = f"{other} and {path} would both be {output_path(str(path), form, folder).name}"
-            raise UserError(problem, flag=option("output_dir", folder), fix="transcribe them one after the other")
+    check_names({path: output_path(str(path), form, folder).name for path in paths}, option("output_dir", folder))
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_names(names: Mapping[Path, str], flag: str) -> None:
+    """Raises UserError where two files have one name."""
+    first: dict[str, Path] = {}
+    for path, name in names.items():
+        other = first.setdefault(name, path)
+        if other != path:
+            problem = f"{other} and {path} would both be {name}"
+            raise UserError(problem, flag=flag, fix="transcribe them one after the other")
 
 
 def can_write(text: str) -> bool:

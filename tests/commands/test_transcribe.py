@@ -63,6 +63,17 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(exp_dir, audio, tmp_p
     assert "would both be one.txt" in error and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["ctm", "stm"])
+@pytest.mark.parametrize("other, flags", [("tue/one.wav", ()), ("o n/a b.wav", ("--output-dir", "out"))])
+def test_lines_of_two_recordings_can_be_told_apart(exp_dir, tmp_path, monkeypatch, form, other, flags):
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("mon/one.wav"), Path("mon/a_b.wav"), Path(other)]
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--format", form, *flags, *paths)
+    name = Path(other).stem.replace(" ", "_")
+    problem = f"mon/{name}.wav and {other} would both be {name}; transcribe them one after the other"
+    assert error == f"error: --format {form}: {problem}" and not Path("out").exists()
+
+
 def test_ctrl_c_within_a_step_prints_what_was_heard_until_then(exp_dir, audio, monkeypatch, capsys):
     run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *audio)
     whole = capsys.readouterr().out.splitlines()[::2]
