@@ -23,10 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.benchmarks.names import CLOCKS, OWN, RUNTIMES
-from kdstream.config.command_line import RECORD_FLAGS
-from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_arguments, from_args, in_range, parser_of
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
+from kdstream.config.flags import in_range
 from kdstream.errors import UserError, option
 
 LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "engine", "device")
@@ -42,8 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
     def words(text: str) -> tuple[str, ...]:
         return tuple(part for part in text.split(",") if part)
 
-    parser = parser_of(__doc__)
-    add_arguments(parser, DecodeConfig, leave_out=LEAVE_OUT)
+    parser = make_parser(__doc__, leave_out=LEAVE_OUT, data_flags=("bpe_model",))
     parser.add_argument("--runtimes", type=words, default=RUNTIMES, help=f"Of {','.join(RUNTIMES)}.")
     parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
     parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")
@@ -65,20 +62,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.benchmarks.streaming import CLOCK_OF, Setup, export, measure, read_audio, waves_of
     from kdstream.benchmarks.streaming_plot import plot_speed
     from kdstream.checkpoints.trained import load_trained
-    from kdstream.decoding.settings import choose_chunk, choose_search
+    from kdstream.data.tokenizer import Tokenizer
+    from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
     from kdstream.evaluation.records import write_json
     from kdstream.evaluation.tables import rows_table
 
     unknown = [name for name in args.runtimes if name not in RUNTIMES]
     if unknown:
         raise UserError("unknown", flag=f"--runtimes {','.join(unknown)}", fix=f"use some of {','.join(RUNTIMES)}")
-    decode = from_args(DecodeConfig, args)
-    config = ExperimentConfig.load(decode.exp_dir)
+    config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
     if chunk is None:
         raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="see --chunk-size")
     audio = read_audio(args.audio)
-    trained, search = load_trained(config, decode), choose_search(decode)
+    search, tokenizer = choose_search(decode), Tokenizer(config.data.bpe_model)
     exported_runtimes = [name for name in args.runtimes if name not in OWN]
     if exported_runtimes and search.method != "greedy_search":
         raise UserError(
@@ -86,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             flag=option("decoding_method", search.method),
             fix=f"use --runtimes {','.join(OWN)}",
         )
+    trained = load_trained(config, decode)
+    fit_tokenizer(trained.model, tokenizer, config, decode)
+    search = search.for_tokens(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
         setups = {n: Setup(trained.model, chunk, search, n, CLOCK_OF[args.clock], exported) for n in args.threads}

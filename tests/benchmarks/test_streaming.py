@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from kdstream.benchmarks import streaming as bench_streaming
 from kdstream.benchmarks.names import FOR_ONE_STREAM, RUNTIMES
-from kdstream.config.distillation import DistillConfig
-from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render
 from kdstream.models.streaming import ChunkConfig
-from support.decoding import run_script, talkative_model
+from support.decoding import make_experiment, run_script, talkative_model
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +25,7 @@ SCRIPT = "local/bench_streaming.py"
 
 @pytest.fixture(scope="module")
 def exp_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exp")
-    model = talkative_model(causal=True, chunk_size=(8,))
-    ExperimentConfig(model.config, DataConfig(), TrainConfig(exp_dir=str(folder)), DistillConfig()).save(folder)
-    torch.save({"model": model.state_dict()}, folder / "pretrained.pt")
-    return folder
+    return make_experiment(tmp_path_factory.mktemp("streaming"), causal=True)
 
 
 def test_figures_are_those_of_the_steps_after_the_first_few():
@@ -86,6 +78,20 @@ def test_the_script_writes_a_table_that_renders_and_a_plot(exp_dir, tmp_path, mo
     assert "| torch | 1 | 2 |" in render(table)
     assert render(table) in capsys.readouterr().out
     assert picture.stat().st_size > 10000
+
+
+def test_a_search_with_hotwords_is_timed_as_it_decodes(exp_dir, tmp_path, monkeypatch, capsys):
+    """Fitted to the model's tokens, as the model is: it says no <unk>."""
+    (tmp_path / "names.txt").write_text("BED\n")
+    setups: list[bench_streaming.Setup] = []
+    runtime_of = bench_streaming.RUNTIME_OF["torch"]
+    monkeypatch.setitem(bench_streaming.RUNTIME_OF, "torch", lambda setup: runtime_of(setups.append(setup) or setup))
+    flags = f"--exp-dir {exp_dir} --streams 1 --threads 1 --seconds 1.5 --runtimes torch --decoding-method "
+    beam = ("modified_beam_search", "--hotwords-file", tmp_path / "names.txt")
+    assert run_script(monkeypatch, SCRIPT, *flags.split(), *beam) == ""
+    assert "hotwords-names-1.5" in capsys.readouterr().out
+    (setup,) = setups
+    assert setup.search.scorers and setup.model.unk_id == 2
 
 
 @pytest.mark.parametrize(
