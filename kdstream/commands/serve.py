@@ -22,7 +22,7 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import add_arguments, flags_of, from_args, parser_of
+from kdstream.config.flags import add_arguments, flags_of, from_args, in_range, parser_of
 from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", help=names)
     parser.add_argument("--tls-cert", help="Certificate, to serve https.")
     parser.add_argument("--tls-key", help="Its key.")
-    parser.add_argument("--num-threads", type=int, default=1, help="Threads of sherpa-onnx (default: 1).")
+    threads = in_range(int, minimum=1)
+    parser.add_argument("--num-threads", type=threads, default=1, help="Threads of sherpa-onnx (default: 1).")
     add_arguments(parser, Limits)
     # without endpoints a client's text would grow in memory for as long as it speaks
     add_arguments(parser, EndpointConfig, leave_out=["enable_endpoint"])

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from kdstream.errors import UserError, option
+
 
 class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
@@ -167,6 +169,19 @@ def range_fault(value: float, minimum: float | None, above: float | None) -> str
     if isinstance(value, int) and value > LARGEST:
         return f"must be at most {LARGEST}"
     return ""
+
+
+def check_values(section: Section) -> None:
+    """Raises UserError for a value that its flag would not take; for settings that no parser has read."""
+    values = settings_of(section)
+    for item in flags_of(type(section)):
+        value, choices = values[item.name], item.more.get("choices")
+        if choices and value not in choices:
+            raise UserError("unknown", flag=option(item.name, value), fix=f"use one of {', '.join(choices)}")
+        is_number = isinstance(value, (int, float))
+        fault = range_fault(value, item.more.get("minimum"), item.more.get("above")) if is_number else ""
+        if fault:
+            raise UserError(fault, flag=option(item.name, value))
 
 
 class Parser(argparse.ArgumentParser):

@@ -220,7 +220,7 @@ class DecodeConfig(Section):
         choices=SEARCHES,
     )
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
-    beam_size: int = flag(4, "Paths that modified_beam_search and ctc_prefix_beam_search keep.")
+    beam_size: int = flag(4, "Paths that modified_beam_search and ctc_prefix_beam_search keep.", minimum=1)
     hotwords_file: str = flag(
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
     )

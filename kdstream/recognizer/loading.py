@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.config.experiment import CONFIG_FILE
+from kdstream.config.flags import check_values, with_settings
 from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, packages_of
 from kdstream.recognizer.base import Recognizer
 
 RUNTIMES = ("torch", "sherpa-onnx")
+CHOICES = {  # settings that choose among exports, and the keywords of `load` for them
+    "epoch": "epoch",
+    "iter": "iter",
+    "avg": "avg",
+    "chunk_size": "chunk",
+    "left_context_frames": "left_context",
+    "right_context_frames": "right_context",
+}
 
 
 def load(
@@ -41,6 +50,7 @@ def load(
     Args:
       path: an exp-dir of train.py, which runs in torch; or a directory with the files that export.py wrote, or one
         encoder-*.onnx of them, which run in sherpa-onnx, without torch.  A directory that holds both runs in torch.
+        With a file, nothing that chooses among exports may be given: epoch, iter, avg, chunk, the contexts, int8.
       epoch: the model of epoch-N.pt (0: the last); in sherpa-onnx: its export.
       iter: the model of checkpoint-N.pt, instead of an epoch's (0: off); in sherpa-onnx: its export.
       avg: checkpoints to average, the given one and those before it.
@@ -61,7 +71,8 @@ def load(
     Returns:
       A recogniser; its transcribe and stream have the rest.
     Raises:
-      UserError: no such model, several exports that fit, a setting that the runtime lacks, or a missing package.
+      UserError: no such model, several exports that fit, a setting that the runtime lacks or that is out of its range,
+        or a missing package.
     """
     place, endpoints = Path(path), endpoints or EndpointConfig()
     decode = DecodeConfig(
@@ -69,6 +80,9 @@ def load(
         checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
         right_context_frames=right_context, device=device, engine=engine,
     )  # fmt: skip
+    check_values(with_settings(decode, **search_settings))
+    if num_threads < 1:
+        raise UserError(f"num_threads {num_threads}: must be at least 1")
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
         return load_trained(decode, search_settings, endpoints)
@@ -92,6 +106,8 @@ def load_exported(
     int8: bool | None,
     num_threads: int,
 ) -> Recognizer:
+    if place.is_file():
+        refuse_choice(place, decode, int8)
     encoder = place if place.is_file() else find_encoder(place, decode, int8)
     with packages_of("serve", "an exported model"):
         from kdstream.recognizer.exported import ExportedRecognizer
@@ -126,6 +142,15 @@ def refuse_settings(runtime: str, **given: bool) -> None:
         if is_given:
             other = next(other for other in RUNTIMES if other != runtime)
             raise UserError(f"{name}: not in {runtime}", fix=f'leave it out, or use runtime="{other}"')
+
+
+def refuse_choice(encoder: Path, decode: DecodeConfig, int8: bool | None) -> None:
+    """Raises UserError for a keyword that chooses among exports, where one of them is named."""
+    given = [keyword for name, keyword in CHOICES.items() if getattr(decode, name) != getattr(DecodeConfig, name)]
+    given += ["int8"] * (int8 is not None)
+    if given:
+        problem = f"{', '.join(given)}: for the exports of a directory, and {encoder} is one file"
+        raise UserError(problem, fix="leave out what chooses one, or give the directory")
 
 
 def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:

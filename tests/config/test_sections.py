@@ -52,6 +52,7 @@ def test_a_shift_is_a_number_or_auto():
         (TrainConfig, "--seed", "9999999999", "9999999999: must be at most 2147483647"),
         (TrainConfig, "--delay-penalty", "-0.1", "-0.1: must be at least 0"),
         (TrainConfig, "--prune-range", "1", "1: must be at least 2"),
+        (DecodeConfig, "--beam-size", "0", "0: must be at least 1"),
         (TrainConfig, "--num-epochs", "many", "invalid int value: 'many'"),
         (DataConfig, "--max-duration", "0", "0: must be more than 0"),
         (DistillConfig, "--kd-feature-scale", "-1", "-1: must be at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -260,6 +261,29 @@ def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
     assert isinstance(kdstream.load(both / "encoder-epoch-12-avg-2-chunk-8-left-32.onnx"), ExportedRecognizer)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(chunk=16),
+        dict(chunk=8),  # as the file has it
+        dict(left_context=128),
+        dict(right_context=0),
+        dict(epoch=3, avg=2),
+        dict(iter=4000),
+        dict(int8=True),
+        dict(int8=False),
+    ],
+    ids=str,
+)
+def test_a_file_is_an_export_and_nothing_chooses_another(exported, given):
+    encoder = exported / "encoder-epoch-3-avg-2-chunk-8-left-32.onnx"
+    problem = f"{', '.join(given)}: for the exports of a directory, and {encoder} is one file"
+    with pytest.raises(
+        kdstream.UserError, match=f"^{re.escape(problem)}; leave out what chooses one, or give the directory$"
+    ):
+        kdstream.load(encoder, **given)
+
+
 def test_a_directory_without_an_export_is_named(tmp_path: Path):
     with pytest.raises(kdstream.UserError, match=f"{tmp_path}: holds no exported encoder-.*write one with export.py"):
         kdstream.load(tmp_path, runtime="sherpa-onnx")
@@ -310,7 +334,15 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             dict(search="modified_beam_search", beam_width=3),
             "beam_width: not a setting of modified_beam_search; .*size",
         ),
-        (dict(search="modified_beam_search", beam_size=0), "--beam-size 0"),
+        *(
+            (dict(runtime=runtime, **out_of_range), named)
+            for runtime in ("torch", "sherpa-onnx")
+            for out_of_range, named in (
+                (dict(search="modified_beam_search", beam_size=0), "--beam-size 0: must be at least 1"),
+                (dict(engine="onxruntime"), "--engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
+                (dict(num_threads=0), "num_threads 0: must be at least 1"),
+            )
+        ),
         (dict(search="modified_beam_search", nbest=4), "nbest: not a setting of modified_beam_search; .*beam_size"),
         (dict(chunk=7, left_context=7), "chunk"),
     ],

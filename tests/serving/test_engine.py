@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from kdstream.commands import serve
 from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
@@ -169,6 +170,13 @@ def test_a_client_whose_stream_cannot_be_made_fails_alone(biased, said):
 
     alone = finals(Engine(biased), [audio])
     assert asyncio.run(run()) == (*alone, "the recogniser cannot take this audio or these hotwords", 1)
+
+
+@pytest.mark.parametrize("flag", ["--beam-size", "--num-threads"])
+def test_no_paths_and_no_threads_are_refused_before_a_model_is_read(flag, capsys):
+    with pytest.raises(SystemExit):
+        serve.main(["none.onnx", flag, "0"])
+    assert f"{flag}: 0: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
