@@ -184,6 +184,6 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
         raise UserError(f"{folder}: holds no exported encoder-*.onnx", fix="write one with export.py")
     names = ", ".join(path.name for path in fitting or encoders)
     if fitting:
-        fix = "choose one by chunk, left_context, right_context, epoch, avg"
-        raise UserError(f"{folder}: several exports fit: {names}", fix=fix)
-    raise UserError(f"{folder}: no export fits; there are: {names}", fix="write one with export.py")
+        raise UserError(f"{folder}: several exports fit: {names}", fix="name the file that you mean")
+    fix = "name the file that you mean, or write another with export.py"
+    raise UserError(f"{folder}: no export fits; there are: {names}", fix=fix)

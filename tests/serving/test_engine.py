@@ -172,6 +172,23 @@ def test_a_client_whose_stream_cannot_be_made_fails_alone(biased, said):
     assert asyncio.run(run()) == (*alone, "the recogniser cannot take this audio or these hotwords", 1)
 
 
+@pytest.mark.parametrize(
+    "names, problem",
+    [
+        (["epoch-1-avg-1-chunk-8-left-64", "epoch-1-avg-1-chunk-16-left-64"], "several exports fit"),
+        (["mine"], "no export fits; there are"),
+    ],
+)
+def test_a_directory_whose_export_is_in_doubt_is_refused_with_what_serve_takes_instead(tmp_path, names, problem):
+    """It has no flag by which one could be chosen."""
+    paths = sorted(tmp_path / f"encoder-{name}.onnx" for name in names)
+    for path in paths:
+        path.touch()
+    with pytest.raises(UserError) as error:
+        serve.main([str(tmp_path)])
+    assert f"{problem}: {', '.join(path.name for path in paths)}; name the file that you mean" in str(error.value)
+
+
 @pytest.mark.parametrize("flag", ["--beam-size", "--num-threads"])
 def test_no_paths_and_no_threads_are_refused_before_a_model_is_read(flag, capsys):
     with pytest.raises(SystemExit):
