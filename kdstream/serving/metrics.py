@@ -37,7 +37,7 @@ def family(name: str, kind: str, text: str, label: str, values: Mapping[str, flo
         shown = key.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         labels = f'{label}="{shown}"'
         if not isinstance(value, Histogram):
-            lines.append(f"kdstream_{name}{{{labels}}} {value:g}")
+            lines.append(f"kdstream_{name}{{{labels}}} {value:.15g}")  # all digits that a float surely has
             continue
         total = 0
         for bound, count in zip((*BOUNDS, "+Inf"), value.counts, strict=True):
