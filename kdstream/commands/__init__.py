@@ -3,13 +3,16 @@
 A command's module imports at its top what its flags need.  What it runs, torch above all, its functions import once the
 flags have been read, so that --help and a mistyped flag are answered at once.
 
-How commands end: one clear line for what the user can mend, a traceback for what only we can.
+How commands end: one clear line for what the user can mend, a traceback for what only we can.  Where nobody reads what
+a command writes any more, as behind `| head`, it ends without a word.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +20,8 @@ from typing import NamedTuple
 from kdstream import __version__
 from kdstream.errors import UserError, packages_of
 from kdstream.files import MENDED_BY_USER
+
+UNREAD = 141  # the status of a command whose output nobody reads any more: 128 and SIGPIPE, as shells count
 
 
 class Command(NamedTuple):
@@ -62,11 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that `argv` (by default the command line) begins with."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
-        return
+        return run(lambda: print(usage()))
     if name == "--version":
-        print(f"kdstream {__version__}")
-        return
+        return run(lambda: print(f"kdstream {__version__}"))
     if name not in COMMANDS:
         sys.exit(f"error: {name}: no such command; kdstream --help lists them")
     sys.argv = [f"kdstream {name}", *rest]
@@ -88,9 +91,14 @@ def run(command: Callable[[], int | None]) -> None:
     """Runs a command's `main`; a UserError, or a file that the system refuses, becomes one line and status 1."""
     try:
         status = command()
+        print(end="", flush=True)  # or an error would come after the last line of ours
     except UserError as error:
         logging.shutdown()
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        if not drop_unread():  # another pipe broke
+            raise
+        sys.exit(UNREAD)
     except OSError as error:
         if error.errno not in MENDED_BY_USER:
             raise
@@ -98,8 +106,23 @@ def run(command: Callable[[], int | None]) -> None:
         sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; {MENDED_BY_USER[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        drop_unread()
     if status:
         sys.exit(status)
+
+
+def drop_unread() -> bool:
+    """Whether nobody reads standard output any more; at its end Python then does not complain of what is left."""
+    try:
+        file, poll = sys.stdout.fileno(), select.poll()
+    except (AttributeError, OSError, ValueError):  # no standard output, one of a notebook, or Windows
+        return False
+    poll.register(file, 0)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return True
 
 
 def usage() -> str:

@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,36 @@ def test_an_error_of_the_system_that_nobody_can_mend_keeps_its_traceback():
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     with pytest.raises(OSError, match="Bad file descriptor"):
+        commands.run(command)
+
+
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("[print('a line', flush=True) for _ in range(3)]", commands.UNREAD),
+        ("print('a line')", commands.UNREAD),  # which is written at the end
+        ("print('a long line' * 100_000)", commands.UNREAD),
+        ("print('usage') or sys.exit(0)", 0),
+        ("print('a line') or sys.exit('error: no such file')", 1),
+    ],
+)
+def test_a_command_whose_output_nobody_reads_ends_quietly(code, status):
+    """As behind `| head`, which has read what it wants."""
+    read, write = os.pipe()
+    os.close(read)
+    script = f"import sys; from kdstream.commands import run; run(lambda: {code} and None)"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with open(write, "wb") as unread:
+        command = [sys.executable, "-c", script]
+        ended = subprocess.run(command, cwd=ROOT, env=buffered, stdout=unread, stderr=subprocess.PIPE, timeout=60)
+    assert (ended.returncode, ended.stderr) == (status, b"error: no such file\n" if status == 1 else b"")
+
+
+def test_another_pipe_that_breaks_keeps_its_traceback():
+    def command():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with pytest.raises(BrokenPipeError):
         commands.run(command)
 
 
