@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kdstream.units import ENCODER_FRAME_MS
+from kdstream.units import OUTPUT_FRAME_MS
 from kdstream.words import UNSPACED, Letter, locate
 
-OUTPUT_FRAME_SECONDS = 2 * ENCODER_FRAME_MS / 1000
+OUTPUT_FRAME_SECONDS = OUTPUT_FRAME_MS / 1000
 
 
 class Word(NamedTuple):

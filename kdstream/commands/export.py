@@ -27,6 +27,7 @@ from pathlib import Path
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
 from kdstream.errors import UserError
+from kdstream.units import FEATURE_FRAME_MS
 
 LM_FLAGS = ("beam_size", "lm_exp_dir", "lm_scale_decode", "lodr_scale")
 
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chunk is not None:
         parts = f"a chunk of {chunk.chunk_ms} ms" + (f", right context of {chunk.right_ms} ms" if chunk.right else "")
         print(f"algorithmic latency: {algorithmic_latency_ms(chunk)} ms, {parts} and a look-ahead of {LOOKAHEAD_MS} ms")
-        print(f"tail padding: {chunk.tail * 10} ms of zeros; a client sends them at the end, before input_finished()")
+        tail_ms = chunk.tail * FEATURE_FRAME_MS
+        print(f"tail padding: {tail_ms} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
         check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)
     if speech and search and chunk is not None:

@@ -22,10 +22,8 @@ from kdstream.errors import UserError
 from kdstream.evaluation.scoring import NOTHING, Alignment, Interval, bootstrap_ratio
 from kdstream.files import write_text
 from kdstream.models.streaming import LOOKAHEAD, ChunkConfig
-from kdstream.units import ENCODER_FRAME_MS, SUBSAMPLING_LOSS
+from kdstream.units import ENCODER_FRAME_MS, FEATURE_FRAME_MS, OUTPUT_FRAME_MS, SUBSAMPLING_LOSS
 
-FEATURE_FRAME_MS = 10
-OUTPUT_FRAME_MS = 2 * ENCODER_FRAME_MS
 # The front end's convolutions read SUBSAMPLING_LOSS more feature frames than they cover, half of them ahead.  Its
 # ConvNeXt then reads LOOKAHEAD of its own frames further ahead.  A feature frame counts as the 10 ms in its middle.
 # Two things count nowhere: the 7.5 ms by which its window is longer, and the frame more for which sherpa-onnx waits.

@@ -14,7 +14,6 @@ from kdstream.evaluation import latency, scoring
 from kdstream.evaluation.latency import (
     FRAME,
     LOOKAHEAD_MS,
-    OUTPUT_FRAME_MS,
     Delays,
     Spread,
     algorithmic_latency_ms,
@@ -27,6 +26,7 @@ from kdstream.evaluation.latency import (
 )
 from kdstream.evaluation.scoring import Transcript
 from kdstream.models.streaming import ChunkConfig
+from kdstream.units import OUTPUT_FRAME_MS
 from support.decoding import talkative_model
 from support.models import random_batch, tiny_test_model
 
