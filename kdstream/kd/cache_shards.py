@@ -114,19 +114,28 @@ def map_shard(path: Path) -> Shard | None:
     size = path.stat().st_size
     if size < DATA:
         return None
+    try:
+        return _map(path, size)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if path.stat().st_size != size:  # meanwhile a writer has appended, or cut off what a killed one had left
+            return map_shard(path)
+        if isinstance(error, RuntimeError):  # no memory
+            raise
+        raise UserError(f"{path}: damaged, or no shard of a teacher's cache ({error})", fix=WRITE_ANEW) from error
+
+
+def _map(path: Path, size: int) -> Shard:
+    """Maps so many bytes.  Raises RuntimeError where that cannot be done, and another error if they are damaged."""
     # numpy's memmap would keep a file descriptor open for each of perhaps hundreds of shards
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    try:
-        header = json.loads(bytes(data[:HEADER_BYTES].numpy()))
-        if header["version"] != VERSION:
-            raise ValueError(f"of version {header['version']}, not {VERSION}")
-        columns_of(header)
-        slots = data[HEADER_BYTES:DATA].numpy().view(ENTRY)
-        entries = slots[: np.count_nonzero(slots["feature_frames"])]
-        if len(entries) and (entries["feature_frames"].min() == 0 or end_of(entries[-1], header) > size):
-            raise ValueError("cut short")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or no shard of a teacher's cache ({error})", fix=WRITE_ANEW) from error
+    header = json.loads(bytes(data[:HEADER_BYTES].numpy()))
+    if header["version"] != VERSION:
+        raise ValueError(f"of version {header['version']}, not {VERSION}")
+    columns_of(header)
+    slots = data[HEADER_BYTES:DATA].numpy().view(ENTRY)
+    entries = slots[: np.count_nonzero(slots["feature_frames"])]
+    if len(entries) and (entries["feature_frames"].min() == 0 or end_of(entries[-1], header) > size):
+        raise ValueError("cut short")
     return Shard(path, header, data, entries)
 
 

@@ -149,6 +149,25 @@ def test_writers_at_once_have_a_shard_each_and_the_next_one_continues_theirs(tmp
     assert_holds(tmp_path, "abcde")
 
 
+@pytest.mark.parametrize("meanwhile", ["appended", "cut off"])
+def test_a_reader_maps_a_shard_anew_where_a_writer_changes_its_size_meanwhile(tmp_path, monkeypatch, meanwhile):
+    """Between the look at the file's size and that at its entries; cut off is what a killed writer left."""
+    writer = ShardWriter(tmp_path, header())
+    append(writer, "ab")
+    path, from_file = tmp_path / "00000.shard", torch.from_file
+    end = path.stat().st_size
+
+    def map_late(*args, **settings):
+        monkeypatch.undo()
+        append(writer, "c") if meanwhile == "appended" else os.truncate(path, end)
+        return from_file(*args, **settings)
+
+    if meanwhile == "cut off":
+        os.truncate(path, end + 100)
+    monkeypatch.setattr(torch, "from_file", map_late)
+    assert_holds(tmp_path, "abc" if meanwhile == "appended" else "ab")
+
+
 def test_where_there_are_no_locks_a_writer_leaves_the_shards_of_others_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_shards, "try_lock", lambda file: None)
     first, second = (ShardWriter(tmp_path, header()) for _ in range(2))
