@@ -65,7 +65,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--storage", default="float16", choices=CACHE_STORAGES, help="float16, or int8 in half the space."
     )
-    parser.add_argument("--device", default="", help="cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", default="", help="cpu or cuda, of which each process takes its own (default: a GPU if there is one)"
+    )
     parser.add_argument(
         "--world-size", type=in_range(int, minimum=1), default=1, help="Processes (GPUs, or CPU processes)."
     )
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = override(config.data, args)
     with_texts, data = not data.unlabelled_cuts, all_cuts(data)
     train = replace(config.train, world_size=args.world_size)
-    launch(partial(store, args, with_texts), replace(config, data=data, train=train, distill=distill))
+    launch(partial(store, args, with_texts), replace(config, data=data, train=train, distill=distill), args.device)
 
 
 def store(args: argparse.Namespace, with_texts: bool, config: ExperimentConfig, rank: int, world_size: int) -> None:
@@ -108,13 +110,12 @@ def store(args: argparse.Namespace, with_texts: bool, config: ExperimentConfig, 
     from tqdm import tqdm
 
     from kdstream.data.module import AsrDataModule
-    from kdstream.devices import find_device
     from kdstream.kd.teacher_cache import CacheWriter, fingerprint
     from kdstream.kd.teachers import load_teacher, needs_audio
     from kdstream.training.dist import device_of
 
     log_to_stderr()
-    device = find_device(args.device) if args.device else device_of(rank)
+    device = device_of(rank, args.device)
     teacher = load_teacher(config, device)
     if teacher is None:
         raise UserError("no teacher is named", flag="--teacher-exp-dir, --teacher-checkpoint", fix="name one to store")

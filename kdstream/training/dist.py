@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from kdstream.config.command_line import LOG_FORMAT
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.devices import find_device
 from kdstream.errors import UserError, option
 
 HANDLER_NAME = "kdstream"
@@ -36,9 +37,11 @@ class LostPartner(UserError):
     """Another process ended, so this one cannot go on."""
 
 
-def launch(run: Run, config: ExperimentConfig) -> None:
+def launch(run: Run, config: ExperimentConfig, device: str = "") -> None:
     """Calls `run` once in this process, in each of --world-size new ones, or as a worker of torchrun.
 
+    Args:
+      device: --device of a command that has it; see `device_of`.
     Raises:
       UserError: that of any process, so that the user reads one line and no traceback.
     """
@@ -48,7 +51,8 @@ def launch(run: Run, config: ExperimentConfig) -> None:
     world_size = config.train.world_size
     if world_size < 1:
         raise UserError("must be at least 1", flag=option("world_size", world_size))
-    if torch.cuda.is_available() and world_size > torch.cuda.device_count():
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and world_size > torch.cuda.device_count():
         problem = f"there are {torch.cuda.device_count()} GPUs"
         raise UserError(problem, flag=option("world_size", world_size), fix="lower it")
     if world_size == 1:
@@ -56,7 +60,7 @@ def launch(run: Run, config: ExperimentConfig) -> None:
         return
     errors = get_context("spawn").SimpleQueue()
     try:
-        spawn(_run_child, args=(run, config, world_size, errors), nprocs=world_size, join=True)
+        spawn(_run_child, args=(run, config, world_size, on_gpus, errors), nprocs=world_size, join=True)
     except (ProcessExitedException, ProcessRaisedException) as ended:  # perhaps of one that lost its partner
         messages = {}  # by whether they are of a process that only lost another one
         while not errors.empty():
@@ -72,8 +76,8 @@ def launch(run: Run, config: ExperimentConfig) -> None:
         raise UserError(messages.get(False) or messages[True]) from None
 
 
-def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, errors: Any) -> None:
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, on_gpus: bool, errors: Any) -> None:
+    if not on_gpus and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     try:
         run(config, rank, world_size)
@@ -194,10 +198,22 @@ def local_rank(rank: int) -> int:
     return int(os.environ.get("LOCAL_RANK", rank))
 
 
-def device_of(rank: int) -> torch.device:
-    """The GPU of this process, by its number on its machine, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+def device_of(rank: int, named: str = "") -> torch.device:
+    """The GPU of this process, by its number on its machine, or the CPU.
+
+    Args:
+      named: --device of a command that has it: cpu or cuda; "" is a GPU if there is one.
+    Raises:
+      UserError: there is no such device, or it is one GPU for several processes.
+    """
+    if rank > 0 and named.startswith("cuda:"):
+        problem, fix = (
+            "is one GPU for several processes",
+            f"give {option('device', 'cuda')}, of which each takes its own",
+        )
+        raise UserError(problem, flag=option("device", named), fix=fix)
+    if named not in ("", "cuda") or not torch.cuda.is_available():
+        return find_device(named)
     index, count = local_rank(rank), torch.cuda.device_count()
     if index >= count:
         raise UserError(f"process {rank} has no GPU: {socket.gethostname()} has {count}", fix="start fewer processes")

@@ -152,6 +152,29 @@ def test_a_process_is_on_the_gpu_of_its_number_on_its_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert dist.device_of(3) == torch.device("cuda", 1) == chosen[0]
+    assert dist.device_of(3, "cuda") == torch.device("cuda", 1) == chosen[1]
+    assert dist.device_of(3, "cpu") == torch.device("cpu") and len(chosen) == 2
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="process 6 has no GPU: .* has 2; start fewer processes"):
         dist.device_of(6)
+
+
+def test_a_device_that_is_not_there_or_is_for_one_process_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dist.device_of(0) == dist.device_of(1, "cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda:1: is one GPU for several processes; give --device cuda"):
+        dist.device_of(1, "cuda:1")
+    monkeypatch.setattr(dist, "find_device", lambda name: name)
+    assert dist.device_of(0, "cuda:1") == "cuda:1" and dist.device_of(1, "cuda") == "cuda"  # looked for, not replaced
+
+
+def test_processes_on_the_cpu_need_no_gpu_each(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    started = []
+    monkeypatch.setattr(dist, "spawn", lambda run, args, nprocs, join: started.append(nprocs))
+    dist.launch(note_rank, experiment(tmp_path, 2), "cpu")
+    assert started == [2]
+    for device in ("", "cuda"):
+        with pytest.raises(UserError, match="--world-size 2: there are 1 GPUs; lower it"):
+            dist.launch(note_rank, experiment(tmp_path, 2), device)
