@@ -91,14 +91,13 @@ class AsrDataModule:
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
         self._test: dict[str, Utterances] | None = None
 
-    def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, start_batch: int = 0) -> BatchLoader:
+    def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, done: int = 0) -> BatchLoader:
         """Batches of one epoch for process `rank` of `world_size`, which takes every world_size-th of them.
 
-        `start_batch` leaves out the first batches (of this process) unread: a resumed epoch goes on
-        exactly where the interrupted one stopped.
+        `done` leaves out the first batches, of all processes, unread: a resumed epoch goes on exactly where the
+        interrupted one stopped, with any number of processes.
         """
         config, train = self.config, self.look_at_training_cuts()
-        done = start_batch * world_size
         first = self.resumed_window if self.resumed_window[1] <= done else (0, 0)
         self.resumed_window = (0, 0)  # it is of the resumed epoch alone
         self._batches = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), first)

@@ -226,8 +226,7 @@ class Trainer:
         epoch = progress.cur_epoch
         per_step = train.accum_grad * self.world_size
         self.scheduler.step_epoch(epoch - 1)
-        start_batch = self.data_position // self.world_size
-        loader = self.data.train_dataloader(epoch, self.world_size, self.rank, start_batch)
+        loader = self.data.train_dataloader(epoch, self.world_size, self.rank, self.data_position)
         if self.writer is not None:
             self.writer.add_scalar("train/epoch", epoch, progress.batch_idx_train)
         # the last step of an epoch may have taken fewer batches than the others

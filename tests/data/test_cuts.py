@@ -114,7 +114,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches(data):
     for epoch in (1, 2):
         whole = batches_of(data, epoch)
         assert len(whole) > 6
-        assert_same(whole[4:], batches_of(data, epoch, start_batch=4))
+        assert_same(whole[4:], batches_of(data, epoch, done=4))
 
 
 def test_two_processes_see_the_batches_of_one_in_turn(data):

@@ -42,14 +42,27 @@ def test_a_resumed_epoch_gives_the_batches_and_the_augmentation_of_an_uninterrup
     plain = batches_of(replace(config, enable_spec_aug=False))
     assert not torch.equal(whole[-1].features, plain[-1].features)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    assert_same(whole[5:], batches_of(config, start_batch=5))
+    assert_same(whole[5:], batches_of(config, done=5))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_an_epoch_goes_on_in_any_number_of_processes_without_a_cut_twice(corpus, world_size):
+    """Left out is what an epoch that was not interrupted leaves out too: in the end, fewer cuts than processes."""
+    config = config_of(corpus)
+    whole = batches_of(config)
+    for done in range(len(whole)):
+        ranks = [batches_of(config, world_size=world_size, rank=rank, done=done) for rank in range(world_size)]
+        assert len({len(batches) for batches in ranks}) == 1
+        taken = [i for batches in ranks for b in batches for i in b.cut_ids]
+        left = {i for b in whole[done:] for i in b.cut_ids}
+        assert len(set(taken)) == len(taken) and set(taken) <= left and len(taken) > len(left) - world_size
 
 
 def test_skipped_batches_are_not_read(corpus, monkeypatch):
     read = []
     original = MonoCut.load_features
     monkeypatch.setattr(MonoCut, "load_features", lambda self: read.append(self.id) or original(self))
-    batches = batches_of(config_of(corpus), start_batch=5)
+    batches = batches_of(config_of(corpus), done=5)
     assert read == [i for b in batches for i in b.cut_ids]
 
 
@@ -127,7 +140,7 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
     make_noise(corpus, tmp_path)
     config = config_of(corpus, enable_spec_aug=False, on_the_fly_feats=on_the_fly)
     clean, noisy = batches_of(config), batches_of(replace(config, enable_musan=True))
-    assert_same(noisy[2:], batches_of(replace(config, enable_musan=True), start_batch=2))
+    assert_same(noisy[2:], batches_of(replace(config, enable_musan=True), done=2))
     assert [b.cut_ids for b in clean] == [b.cut_ids for b in noisy]
     changed = [
         not torch.equal(a[:n], b[:n])
@@ -207,4 +220,4 @@ def test_one_long_cut_among_short_ones_makes_no_batch_larger_than_max_duration(c
         halves = [list(module.train_dataloader(epoch, world_size=2, rank=rank)) for rank in (0, 1)]
         together = sorted(i for batches in halves for b in batches for i in b.cut_ids)
         assert len(together) in (62, 63) and len(set(together)) == len(together)  # one left over may be dropped
-        assert_same(batches[2:], list(module.train_dataloader(epoch, start_batch=2)))
+        assert_same(batches[2:], list(module.train_dataloader(epoch, done=2)))

@@ -100,12 +100,12 @@ def test_what_an_epoch_takes_depends_on_seed_and_epoch_alone(data):
 def test_one_process_and_two_resume_in_the_middle_of_an_epoch_to_the_last_bit(data, epoch):
     whole = batches_of(data, epoch)
     assert len(whole) > 6
-    assert_same(whole[5:], batches_of(data, epoch, start_batch=5))
+    assert_same(whole[5:], batches_of(data, epoch, done=5))
     two = [batches_of(data, epoch, world_size=2, rank=rank) for rank in (0, 1)]
     pairs = len(whole) // 2
     assert_same([batch for pair in zip(*two, strict=True) for batch in pair][: 2 * pairs], whole[: 2 * pairs])
     for rank in (0, 1):
-        assert_same(two[rank][2:], batches_of(data, epoch, world_size=2, rank=rank, start_batch=2))
+        assert_same(two[rank][2:], batches_of(data, epoch, world_size=2, rank=rank, done=4))
 
 
 def test_pseudo_labelled_cuts_join_a_mixture(data, tmp_path):

@@ -56,19 +56,22 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path, data, teacher, ki
 
 
 def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None:
-    """What each process of the test below runs."""
+    """What each process of the tests below runs."""
     torch.set_num_threads(1)
     losses: dict[int, float] = {}
+    cut_ids: list[str] = []
 
     class Recorder(loop.Trainer):
         def train_step(self, batches) -> MetricsTracker:
             metrics = super().train_step(batches)
             losses[self.progress.batch_idx_train] = metrics.mean()
+            cut_ids.extend(cut_id for batch in batches for cut_id in batch.cut_ids)
             return metrics
 
     loop.Trainer = Recorder
     loop.train_experiment(config, rank, world_size)
     (Path(config.train.exp_dir) / f"losses-{rank}.json").write_text(json.dumps(losses))
+    (Path(config.train.exp_dir) / f"cuts-{rank}-of-{world_size}.json").write_text(json.dumps(cut_ids))
 
 
 @pytest.mark.slow
@@ -89,6 +92,18 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
             torch.testing.assert_close(saved[1][part][name], value, atol=1e-5, rtol=1e-4)
     assert saved[0]["best_valid_loss"] == pytest.approx(saved[1]["best_valid_loss"], rel=1e-5)
     assert saved[0]["speech_seconds_trained"] == pytest.approx(saved[1]["speech_seconds_trained"])
+
+
+@pytest.mark.slow
+def test_more_processes_train_on_each_cut_of_a_begun_epoch_once(tmp_path: Path, data, monkeypatch):
+    monkeypatch.setattr(loop, "Trainer", loop.Trainer)  # so that it comes back
+    begun = experiment(tmp_path, data, num_epochs=1, max_train_batches=3)
+    run_and_record(begun, 0, 1)
+    monkeypatch.undo()
+    goes_on = dict(max_train_batches=0, resume=True, world_size=2, master_port=29518)
+    dist.launch(run_and_record, replace(begun, train=replace(begun.train, **goes_on)))
+    trained = [cut_id for path in tmp_path.glob("cuts-*.json") for cut_id in json.loads(path.read_text())]
+    assert sorted(trained) == sorted(AsrDataModule(data, 0).training_cut_ids())
 
 
 def gradients_of(config: ExperimentConfig, group_sizes: list[int]) -> dict[str, torch.Tensor]:
