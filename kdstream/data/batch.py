@@ -68,14 +68,14 @@ class Batch:
             return [self]
         return [replace(self, features=features, second_view=None) for features in (self.features, self.second_view)]
 
-    def for_teacher(self) -> list[Batch]:
-        """What the teacher hears: the clean features, where the batch has them, or else what the student hears.
+    def for_teacher(self, of_samples: bool = False) -> list[Batch]:
+        """What a teacher hears: the clean features, where the batch has them, or else what the student hears.
 
-        Both views, then, unless the teacher reads a cache or listens to samples, in which there are no masks.
+        Both views, then, unless the teacher reads a cache or is one `of_samples`: in these there are no masks.
         """
         if self.clean_features is not None:
             return [replace(self, features=self.clean_features)]
-        return self.views() if self.stored is None and self.audio is None else [self]
+        return self.views() if self.stored is None and not of_samples else [self]
 
     @property
     def duration(self) -> float:

@@ -154,7 +154,7 @@ class Distiller(nn.Module):
         """What the teacher makes of a batch, in all its views: of its clean features, where it has them."""
         with record_function("loss: teacher"):
             layers, views = {pair.teacher for pair in self.pairs}, len(batch.views())
-            parts = [self.teacher.listen(each, layers) for each in batch.for_teacher()]
+            parts = [self.teacher.listen(each, layers) for each in batch.for_teacher(self.teacher.needs_audio)]
             return as_batch(parts * (views // len(parts)))
 
     def heard_by(self, teacher: Teacher, heard: Any) -> Heard:

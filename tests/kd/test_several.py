@@ -11,6 +11,7 @@ import torch
 
 from kdstream.commands import cache_teacher
 from kdstream.config.distillation import DistillConfig
+from kdstream.data.batch import Batch
 from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.several import Member, SeveralDistillers, SeveralTeachers, of_each
@@ -140,6 +141,26 @@ def test_several_teachers_give_the_losses_that_each_gives_alone():
         "teacher3_feature_loss", "teacher3_apc_loss",
     ]  # fmt: skip
     assert set(several.weights(1e9)) == set(several.scales) == set(expected)
+
+
+def test_beside_a_teacher_of_samples_a_transducer_hears_both_views():
+    student, batch = tiny_test_model(causal=True), spoken()
+    batch.second_view = batch.features + 1
+    those = members()
+    heard: list[list[Batch]] = [[] for _ in those]
+    for member, seen in zip(those, heard, strict=True):
+        listen = member.teacher.listen
+        member.teacher.listen = lambda batch, names, seen=seen, listen=listen: (
+            seen.append(batch) or listen(batch, names)
+        )
+    ours, *of_samples = SeveralDistillers(SeveralTeachers(those), student).listen(batch)
+    assert [len(seen) for seen in heard] == [2, 1, 1]
+    assert torch.equal(heard[0][1].features, batch.second_view)
+    first, second = ours.layers["1.1"].features.chunk(2)
+    assert not torch.equal(first, second)
+    for one in of_samples:
+        first, second = next(iter(one.layers.values())).features.chunk(2)
+        assert torch.equal(first, second) and len(first) == len(batch.cut_ids)
 
 
 def test_several_caches_and_a_live_teacher_give_the_losses_of_live_ones(tmp_path):
