@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kdstream.checkpoints.initial import begin_with, read_source
+from kdstream.checkpoints.initial import OF_AN_EXP_DIR, begin_with, read_source
 from kdstream.checkpoints.store import (
     find_checkpoints,
     find_epochs,
@@ -24,7 +24,7 @@ from kdstream.checkpoints.store import (
 from kdstream.config.command_line import override_data
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE, ExperimentConfig, find_bpe_model
-from kdstream.config.flags import flag_value, flags_of, from_args, override, settings_of, with_settings
+from kdstream.config.flags import Section, flag_value, flags_of, from_args, override, settings_of, with_settings
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
@@ -311,15 +311,40 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
 
 
 def warn_of_flags_without_effect(config: ExperimentConfig) -> None:
-    """Logs which flags of data and distillation were given in vain."""
-    data, distill = config.data, config.distill
-    for share, cuts in (("pseudo_ratio", "pseudo_cuts"), ("unlabelled_ratio", "unlabelled_cuts")):
-        if getattr(data, share) != getattr(DataConfig, share) and not getattr(data, cuts):
-            logging.warning(f"{option(share, flag_value(getattr(data, share)))}: has no effect without {option(cuts)}")
+    """Logs which flags were given in vain."""
+    for section, name, why in settings_without_effect(config):
+        logging.warning(f"{option(name, flag_value(getattr(section, name)))}: has no effect {why}")
+    distill = config.distill
     names = ", ".join(map(option, flags_without_effect(distill)))
     if names:
         why = "beside the others" if distill.has_teacher else f"without a teacher ({option('teacher_exp_dir')})"
         logging.warning(f"Flags that have no effect {why}: {names}")
+
+
+def settings_without_effect(config: ExperimentConfig) -> list[tuple[Section, str, str]]:
+    """Settings of model, data and training that are not at their defaults and that nothing reads, and why not."""
+    model, data, train = config.model, config.data, config.train
+    read_by: list[tuple[Section, tuple[str, ...], bool, str]] = [
+        (
+            model,
+            ("chunk_size", "left_context_frames", "right_context_frames"),
+            model.causal,
+            "with --causal 0, which hears the whole utterance",
+        ),
+        (data, ("pseudo_ratio",), bool(data.pseudo_cuts), "without --pseudo-cuts"),
+        (data, ("unlabelled_ratio",), bool(data.unlabelled_cuts), "without --unlabelled-cuts"),
+        (data, ("spec_aug_time_warp_factor",), data.enable_spec_aug, "with --enable-spec-aug 0"),
+        (data, ("time_mask_ratio",), train.cr_ctc_scale > 0, "without --cr-ctc-scale"),
+        (train, ("ctc_loss_scale",), model.use_ctc, "without --use-ctc 1"),
+        (train, OF_AN_EXP_DIR, bool(train.init_checkpoint), "without --init-checkpoint"),
+        (train, ("start_epoch",), train.start_batch == 0, "beside --start-batch"),
+    ]
+    return [
+        (section, name, why)
+        for section, names, is_read, why in read_by
+        for name in names
+        if not is_read and getattr(section, name) != getattr(type(section), name)
+    ]
 
 
 def warn_of_high_learning_rate(train: TrainConfig) -> None:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.config.distillation import DistillConfig
-from kdstream.config.flags import flag_value
 from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
@@ -239,9 +238,6 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
       UserError: a chunk that the encoder cannot run, or one that no left or right context fits.
     """
     if not config.causal:
-        if any(config.right_context_frames):
-            flag = option("right_context_frames", flag_value(config.right_context_frames))
-            logging.warning(f"{flag}: has no effect with --causal 0, which hears the whole utterance")
         return [[None]]
     choices: list[list[ChunkConfig | None]] = []
     for size in config.chunk_size:

@@ -43,15 +43,6 @@ def test_right_contexts_are_drawn_like_left_ones_and_never_with_an_unlimited_one
     assert set(drawn) == {chunk for group in choices for chunk in group}
 
 
-def test_a_right_context_without_effect_is_said(tmp_path: Path, data, caplog):
-    config = replace(experiment(tmp_path, data).model, vocab_size=10, causal=False)
-    model = build_model(config)
-    assert chunk_choices(config, model) == [[None]] and not caplog.messages
-    assert chunk_choices(replace(config, right_context_frames=(8, 0)), model) == [[None]]
-    (message,) = caplog.messages
-    assert message.startswith("--right-context-frames 8,0: has no effect with --causal 0")
-
-
 def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
     train = replace(experiment(tmp_path, data).train, warm_step=100, simple_loss_scale=0.5)
     others = {"ctc_loss": 0.2, "cr_ctc_loss": 0.0}
