@@ -50,8 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "decoding", "serving",
     },
     "reporting": {
-        "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "training", "decoding",
-        "evaluation",
+        "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "decoding", "evaluation",
     },
     "experiments": {"errors", "files", "words", "config", "checkpoints", "kd", "decoding", "evaluation", "reporting"},
     "benchmarks": {

@@ -200,6 +200,17 @@ class SeveralDistillers(nn.Module):
         return losses
 
 
+def build_distiller(
+    config: DistillConfig, model: Transducer, teacher: Teacher | None
+) -> Distiller | SeveralDistillers | None:
+    """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
+    if teacher is None or config.gives_weights_alone:
+        return None
+    several = isinstance(teacher, SeveralTeachers)
+    distiller = SeveralDistillers(teacher, model) if several else Distiller(config, model, teacher)
+    return distiller.to(next(model.parameters()).device)
+
+
 class StoredOfSeveral:
     """Reads what several caches hold of a batch, one behind the other: (N, F)."""
 

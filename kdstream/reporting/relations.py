@@ -24,11 +24,10 @@ from kdstream.errors import UserError
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.layer_map import LayerPair
 from kdstream.kd.losses import relation_loss
-from kdstream.kd.several import SeveralDistillers
+from kdstream.kd.several import SeveralDistillers, build_distiller
 from kdstream.kd.teachers import load_teacher, needs_audio, without_cache
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
-from kdstream.training.step import build_distiller
 from kdstream.units import ENCODER_FRAME_MS
 
 TEACHER, BRANCH, STUDENT = "teacher", "auxiliary branch", "student"

@@ -30,6 +30,7 @@ from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError, option
 from kdstream.files import writing
 from kdstream.kd.consistency import both_modes
+from kdstream.kd.several import build_distiller
 from kdstream.kd.teachers import load_teacher, needs_audio, needs_clean
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
@@ -61,7 +62,6 @@ from kdstream.training.start import (
 )
 from kdstream.training.step import (
     StudentWithBranches,
-    build_distiller,
     chunk_choices,
     draw_chunk,
     error_of_reading,

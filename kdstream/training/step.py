@@ -16,15 +16,13 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
-from kdstream.config.distillation import DistillConfig
 from kdstream.config.sections import ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.errors import UserError, option
 from kdstream.kd.consistency import BothModes, view_consistency
 from kdstream.kd.distiller import Distiller, output_frames_of
-from kdstream.kd.several import SeveralDistillers, SeveralTeachers
+from kdstream.kd.several import SeveralDistillers
 from kdstream.kd.taps import Taps
-from kdstream.kd.teacher import Teacher
 from kdstream.kd.unlabelled import tokens_with_guesses
 from kdstream.models.checkpointing import checkpoint_layers
 from kdstream.models.rnnt_loss import LossSettings
@@ -275,14 +273,3 @@ def seed_step(seed: int, batch_idx: int, index: int) -> None:
     number = zlib.crc32(f"step/{seed}/{batch_idx}/{index}".encode())
     random.seed(number)
     torch.manual_seed(number)
-
-
-def build_distiller(
-    config: DistillConfig, model: Transducer, teacher: Teacher | None
-) -> Distiller | SeveralDistillers | None:
-    """The distiller; None without a teacher, or where the teacher gives its weights to begin with and nothing else."""
-    if teacher is None or config.gives_weights_alone:
-        return None
-    several = isinstance(teacher, SeveralTeachers)
-    distiller = SeveralDistillers(teacher, model) if several else Distiller(config, model, teacher)
-    return distiller.to(next(model.parameters()).device)

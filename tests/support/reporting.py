@@ -16,9 +16,9 @@ from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.evaluation.latency import Delays, delays_file, summarise, write_delays
 from kdstream.evaluation.records import add_record
+from kdstream.kd.several import build_distiller
 from kdstream.kd.teachers import load_teacher
 from kdstream.models.transducer import build_model
-from kdstream.training.step import build_distiller
 from support.records import make_record
 from support.training import experiment, make_corpus, make_cut
 
