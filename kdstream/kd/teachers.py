@@ -33,7 +33,6 @@ from kdstream.kd.teacher import Teacher, TransducerTeacher, build_teacher
 from kdstream.kd.teacher_cache import CachedTeacher, fingerprint
 from kdstream.kd.torchaudio_teacher import TorchaudioTeacher, load_speech_encoder
 from kdstream.kd.transformers_teacher import TransformersTeacher, load_transformers_teacher
-from kdstream.kd.unlabelled import check_unlabelled
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,8 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
         augmentation that moves the student's frames away from what the teacher hears.
     """
     distill, each = config.distill, of_each(config.distill)
-    check_unlabelled(config)
     if len(each) > 1:
-        alone = replace(config, data=replace(config.data, unlabelled_cuts=()))  # checked for all of them together
-        loaded = ((one, load_teacher(replace(alone, distill=one), device)) for one in each)
+        loaded = ((one, load_teacher(replace(config, distill=one), device)) for one in each)
         return SeveralTeachers([Member(one, teacher) for one, teacher in loaded if teacher is not None])
     check_flags(distill, config.train.rnnt_type)
     if not distill.has_teacher:

@@ -32,6 +32,7 @@ from kdstream.files import writing
 from kdstream.kd.consistency import both_modes
 from kdstream.kd.several import build_distiller
 from kdstream.kd.teachers import load_teacher, needs_audio, needs_clean
+from kdstream.kd.unlabelled import check_unlabelled
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
@@ -98,6 +99,7 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         check_same_tokenizer(config)
         check_same_model(config)
+        check_unlabelled(config)
         resume_from = checkpoint_to_resume(config)
         config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)

@@ -198,6 +198,12 @@ def test_unlabelled_cuts_are_mixed_in_at_their_ratio_and_without_their_texts(tmp
         list(AsrDataModule(replace(data, unlabelled_ratio=1.0), seed=0).train_dataloader(1))
 
 
+def test_a_training_refuses_unlabelled_cuts_that_no_teacher_hears_before_it_looks_at_any(tmp_path):
+    data = replace(halves(tmp_path), unlabelled_cuts=("nowhere.jsonl.gz",))
+    with pytest.raises(UserError, match="--unlabelled-cuts nowhere.jsonl.gz: nothing is learned from them without"):
+        loop.train_experiment(experiment(tmp_path / "student", data))
+
+
 @pytest.mark.slow
 def test_a_training_on_unlabelled_cuts_live_and_cached(tmp_path):
     data = halves(tmp_path)
