@@ -13,6 +13,7 @@ from kdstream.config.registry import ListsOf, Registry
 TEACHER_HEARS = ("clean", "augmented")
 TOKEN_FORMS = ("full", "collapsed", "one-best")
 CACHE_STORAGES = ("float16", "int8")  # of a teacher's cache
+NO_LAYERS = "none"  # of the layers to store in it
 POSTERIORS = ("token", "ctc")  # losses that are not between layers
 SCALE_OF_A_LOSS = re.compile(r"kd_(\w+)_scale")
 

@@ -1,6 +1,6 @@
 """A teacher whose output is computed once, stored, and read back while students train.
 
-local/cache_teacher.py writes a cache; cache_shards.py says what its files are.  `CachedTeacher.reader` is for the
+cache_filling.py writes a cache, and cache_shards.py says what its files are.  `CachedTeacher.reader` is for the
 processes that load data: it reads what a cache holds of a batch into Batch.stored, which goes to the device with the
 rest of the batch.
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from lhotse import CutSet
 
-from kdstream.commands.cache_teacher import all_cuts
 from kdstream.config.sections import DataConfig
 from kdstream.data.mixture import Mixture
 from kdstream.data.module import AsrDataModule
 from kdstream.data.selection import Rules, Selection
 from kdstream.data.tokenizer import Tokenizer
+from kdstream.kd.cache_filling import all_cuts
 from support.data import assert_same, batches_of, error_of
 from support.training import make_corpus
 

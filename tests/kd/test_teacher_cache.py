@@ -21,6 +21,7 @@ from kdstream.data.mixture import REPEATED
 from kdstream.data.module import AsrDataModule
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
+from kdstream.kd.cache_filling import all_cuts
 from kdstream.kd.cache_shards import ENTRY, HEADER_BYTES, SUFFIX, Shards
 from kdstream.kd.distiller import Distiller
 from kdstream.kd.teacher import Teacher, TransducerTeacher
@@ -194,7 +195,7 @@ def test_a_live_teacher_gives_the_losses_of_a_cached_one_under_noise_and_masks(t
     data = with_noise_and_masks(tmp_path, 6)
     teacher, identity = live_teacher(), "of the test"
     writer = CacheWriter(tmp_path / "cache", teacher, LAYERS, "float16", identity)
-    for batch in AsrDataModule(cache_teacher.all_cuts(data), 0).train_dataloader(1):
+    for batch in AsrDataModule(all_cuts(data), 0).train_dataloader(1):
         writer.add(batch)
     cached = CachedTeacher(teacher, tmp_path / "cache", identity)
     student = tiny_test_model(causal=True).eval()
@@ -228,7 +229,7 @@ def test_several_processes_fill_one_cache_with_what_one_would_store(tmp_path, ca
     assert -1 not in two.find(names)
     teacher = live_teacher()
     both = [CachedTeacher(teacher, folder.directory, folder.header["fingerprint"]) for folder in (one, two)]
-    for batch in AsrDataModule(cache_teacher.all_cuts(data), 0).train_dataloader(1):
+    for batch in AsrDataModule(all_cuts(data), 0).train_dataloader(1):
         heard = [one.listen(batch, LAYERS) for one in both]
         assert torch.equal(heard[0].encoder_out, heard[1].encoder_out)
     assert capfd.readouterr().out.count("GB are free") == 2
