@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from kdstream.audio.files import read_sound
-from kdstream.benchmarks.names import CLOCKS, FOR_ONE_STREAM, RUNTIMES
+from kdstream.benchmarks.names import FOR_ONE_STREAM, RUNTIMES
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.features import compute_fbank
 from kdstream.decoding.chunk_step import chunk_step
@@ -28,7 +27,6 @@ from kdstream.models.transducer import Transducer
 from kdstream.units import SAMPLE_RATE
 
 WARM_UP = 5  # steps that are not counted
-CLOCK_OF = dict(zip(CLOCKS, (time.perf_counter, time.process_time), strict=True))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from kdstream.benchmarks.streaming import CLOCK_OF, Setup, export, measure, read_audio, waves_of
+    from kdstream.benchmarks.streaming import Setup, export, measure, read_audio, waves_of
     from kdstream.benchmarks.streaming_plot import plot_speed
     from kdstream.checkpoints.trained import load_trained
     from kdstream.data.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     search = search.for_tokens(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
-        setups = {n: Setup(trained.model, chunk, search, n, CLOCK_OF[args.clock], exported) for n in args.threads}
+        setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}
         rows = measure(setups, args.runtimes, args.streams, lambda count: waves_of(audio, count, args.seconds))
     ahead = f", right {chunk.right_ms} ms" if chunk.right else ""
     print(

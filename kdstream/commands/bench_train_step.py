@@ -29,49 +29,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import kdstream
-from kdstream.benchmarks.names import BOTH_MODES, CLOCKS, STEPS, SYNTHETIC_VOCABULARY
+from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
 from kdstream.config.distillation import DistillConfig
-from kdstream.config.flags import add_arguments, from_args, in_range, parser_of, str2bool
+from kdstream.config.flags import add_arguments, in_range, parser_of, str2bool
 from kdstream.config.sections import DataConfig, ModelConfig
-
-if TYPE_CHECKING:
-    from kdstream.data.batch import Batch
-
-
-def measure_memory(args: argparse.Namespace, batch: Batch, vocab_size: int) -> int:
-    """Peak bytes of the row --memory-of, in this process."""
-    from kdstream.benchmarks.memory import PeakMemory
-    from kdstream.benchmarks.train_step import Bench
-    from kdstream.devices import find_device
-
-    peak = PeakMemory(find_device(args.device))
-    peak.start()
-    bench = Bench(args, batch, vocab_size)
-    if args.memory_of != STEPS[0]:
-        bench.add_distillation()
-    bench.rows = {args.memory_of: bench.rows[args.memory_of]}
-    bench.run(args.memory_of, 0)  # makes the optimiser's state and the libraries' buffers
-    if args.memory_of not in (*STEPS, BOTH_MODES):
-        peak.start()
-    bench.run(args.memory_of, 1)
-    return peak.read()
-
-
-def memory_in_own_process(name: str, flags: Sequence[str]) -> float:
-    """Peak memory in MB of the row `name`, which this command measures with its `flags` in a process of its own."""
-    from kdstream.benchmarks.memory import told_by
-
-    program = str(Path(kdstream.__file__).with_name("__main__.py"))
-    return told_by([sys.executable, program, "bench-train-step", *flags, "--memory-of", name])
-
 
 SHORT_NAMES = dict(zip(("baseline", "distilled", "cached"), STEPS, strict=True))
 
@@ -148,46 +114,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(flags)
 
     import torch
-    from tqdm import tqdm
 
     from kdstream.benchmarks.layouts import measure_layouts
-    from kdstream.benchmarks.limit import measure_limit
-    from kdstream.benchmarks.train_step import Bench, measure_times, real_batch, synthetic_batch, table
+    from kdstream.benchmarks.step_costs import costs, limit_of_baseline, measure_memory
     from kdstream.devices import find_device
-    from kdstream.training.dist import keep_freed_memory
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = from_args(DataConfig, args)
-    if args.layouts:
-        show(measure_layouts(find_device(args.device), repetitions=args.repetitions), args.json)
-        return
-    if args.against:
-        show(compare_against(args, flags), args.json)
-        return
-    if args.train_cuts:
-        batch, vocab_size = real_batch(data)
-    else:
-        batch = synthetic_batch(data, args.utterance_seconds, args.vocab_size)
-        vocab_size = args.vocab_size
     if args.memory_of:
-        print(measure_memory(args, batch, vocab_size))
-        return
-    bench = Bench(args, batch, vocab_size)
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    keep_freed_memory()  # as training does
-    if args.limit:
-        show(measure_limit(partial(bench.run, STEPS[0]), args.repetitions, clock), args.json)
-        return
-    bench.add_distillation()
-    times = measure_times(bench, args.repetitions, clock)
-    names = tqdm(times, desc="memory", disable=None) if args.memory else ()
-    rows = table(times, {name: memory_in_own_process(name, flags) for name in names})
-    device = torch.cuda.get_device_name() if bench.batch.features.is_cuda else f"{torch.get_num_threads()} CPU threads"
-    sound = "speech" if args.train_cuts else "noise"
-    print(
-        f"{batch.duration:.0f} s of {sound} in {len(batch.texts)} utterances, {device}, torch "
-        f"{torch.__version__}, {args.clock} clock, medians of {args.repetitions}; layers "
-        f"{', '.join(f'{pair.student} <- {pair.teacher}' for pair in bench.pairs) or 'none'}\n"
-    )
-    show(rows, args.json)
+        print(measure_memory(args))
+    elif args.layouts:
+        show(measure_layouts(find_device(args.device), repetitions=args.repetitions), args.json)
+    elif args.against:
+        show(compare_against(args, flags), args.json)
+    elif args.limit:
+        show(limit_of_baseline(args), args.json)
+    else:
+        measured, rows = costs(args, flags)
+        print(measured)
+        show(rows, args.json)

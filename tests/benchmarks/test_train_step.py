@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from kdstream.benchmarks import against, layouts, limit, train_step
 from kdstream.benchmarks.names import BOTH_MODES
+from kdstream.benchmarks.step_costs import memory_in_own_process
 from kdstream.commands import bench_train_step
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig
@@ -91,10 +92,10 @@ print(peak.read())
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
 def test_memory_is_measured_by_the_same_command_in_a_process_of_its_own():
     flags = "--preset tiny --max-duration 4 --utterance-seconds 2".split()
-    megabytes = bench_train_step.memory_in_own_process("baseline step", flags)
+    megabytes = memory_in_own_process("baseline step", flags)
     assert 4 * 2.35 * 4 < megabytes < 1000  # float32 parameters, gradients and two moments at least
     with pytest.raises(UserError, match="--preset huge .*--memory-of.*: failed as shown above"):
-        bench_train_step.memory_in_own_process("baseline step", ["--preset", "huge"])
+        memory_in_own_process("baseline step", ["--preset", "huge"])
 
 
 SHORT = "--preset tiny --causal 1 --max-duration 4 --utterance-seconds 2 --threads 1".split()
