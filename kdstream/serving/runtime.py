@@ -190,7 +190,7 @@ class Speller:
         phrase = words.in_case(hotword.phrase, self._case)
         if self.by_letter:  # sherpa-onnx would take a Latin word for one letter
             phrase = " ".join(words.without_blanks_beside_unspaced(phrase).replace(" ", words.WORD_START))
-        return f"{phrase} :{hotword.score:.9f}"  # sherpa-onnx fails over 1e-300
+        return f"{phrase} :{hotword.score:.9f}"  # without an exponent: it reads those of a float32 alone
 
 
 class Runtime:
