@@ -30,6 +30,10 @@ GIVE_PARTS = "give them one by one, or join them with sox ONE TWO JOINED"
 HEAD = 1024  # bytes by which a file is known
 
 
+class NotOpened(UserError):
+    """A file that libsndfile does not open; other programs may."""
+
+
 class Sound(NamedTuple):
     """samples: (channels, S), float32 in about [-1, 1].  sample_rate: in Hz."""
 
@@ -117,6 +121,22 @@ def check_header(path: Path) -> None:
         _check_end(path, file, file.frames)
 
 
+def check_whole(path: Path, way_out: str) -> None:
+    """Raises UserError for a file without all of the sound that its header states: Lhotse takes the rest for all.
+
+    Nothing is said of a file that libsndfile does not open, as Lhotse may have read it otherwise.
+
+    way_out: beside mending the file.
+    """
+    try:
+        with open_sound(path, read_head(path), look_for_more=False) as file:
+            _check_end(path, file, file.frames)
+    except NotOpened:
+        return
+    except UserError as error:
+        raise UserError(error.problem, fix=f"{error.fix}, or {way_out}") from error
+
+
 def why_unreadable(path: Path) -> str:
     """What is wrong with a file, in the words of `read_sound`; "" where nothing is."""
     try:
@@ -172,7 +192,7 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
         return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") else file
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
         problem, fix = (JOINED, GIVE_PARTS) if is_joined(path, head) else why_not_opened(path, head, error)
-        raise UserError(f"{path}: {problem}", fix=fix) from error
+        raise NotOpened(f"{path}: {problem}", fix=fix) from error
     except OSError as error:
         raise _cannot_be_read(path, error) from error
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import RecordingSet, SupervisionSet
+from tqdm import tqdm
 
+from kdstream.audio.files import check_whole
 from kdstream.corpus.parts import Roles, apart_by_channel, choose_roles, hold_out
 from kdstream.corpus.recipes import Part, run_recipe
 from kdstream.corpus.segments import LeftOut, usable_part
 from kdstream.data.cuts import write_manifest
+from kdstream.data.sources import checked_sources
 from kdstream.errors import UserError
 from kdstream.files import write_text
 
@@ -53,12 +56,22 @@ def prepare_recipe(
         left_out.log(len(parts[name].segments), output_dir / f"{recipe}_left_out_{name}.txt")
         if not parts[name].segments:
             raise UserError(f"part {name}: has no segments", flag="--*-parts", fix=f"name others of {', '.join(found)}")
+    for name in roles.all:
+        _check_audio(parts[name], name)
     parts, roles = hold_out(parts, roles, held_out_share)
     for name in roles.all:
         _write(parts[name], output_dir, recipe, name)
     lines = {"train_parts": roles.train, "dev_parts": roles.dev, "test_parts": roles.test}
     write_text(parts_file(output_dir, recipe), "".join(f"{key}={','.join(names)}\n" for key, names in lines.items()))
     return roles
+
+
+def _check_audio(part: Part, name: str) -> None:
+    """Raises UserError for a file that ends before its header says: its transcript tells of more than is heard."""
+    for recording in tqdm(part.recordings.values(), desc=f"headers of {name}", unit=" files", disable=None):
+        for source in checked_sources(recording, 0.0, recording.duration):
+            if source.path is not None:
+                check_whole(source.path, f"take {recording.id} out of the corpus")
 
 
 def _write(part: Part, output_dir: Path, recipe: str, name: str) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from lhotse.cut import Cut
 from tqdm import tqdm
 
+from kdstream.audio.files import check_whole
 from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of
 from kdstream.data.reading import check_filter_bank, read_utterance
+from kdstream.data.sources import with_checked_sources
 from kdstream.errors import UserError
 
 
@@ -60,15 +62,20 @@ class Found:
 def check_manifest(path: Path, read: bool = False) -> Found:
     """What the manifest holds.  Raises UserError at the first cut that training or decoding could not take.
 
-    read: read every feature matrix too.
+    read: read every feature matrix too, and the headers of the audio files that are there.
     """
     check_filter_bank(iterate(read_manifest(path)), path)
     found, ids = Found(path), DistinctIds(str(path))
+    looked_at: set[Path] = set()
     for cut in tqdm(iterate(read_manifest(path)), desc=path.name, unit=" cuts", disable=None):
         check_cut(cut, path)
         ids.add(cut.id)
         if read:
             read_utterance(cut, from_audio=False)
+            for audio in {source.path for source in with_checked_sources(cut)[1] if source.path} - looked_at:
+                looked_at.add(audio)
+                if audio.exists():  # stored features may outlive their audio
+                    check_whole(audio, f"take cut {cut.id} out")
         found.add(cut)
     return found
 

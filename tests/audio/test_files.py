@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdstream.audio.files import check_header, find_long, read_sound, why_unreadable
+from kdstream.audio.files import check_header, check_whole, find_long, read_sound, why_unreadable
 from kdstream.audio.samples import mono
 from kdstream.errors import UserError
 from support.sound import (
@@ -240,6 +240,26 @@ def test_headers_that_do_not_say_how_much_sound_there_is_are_refused(tmp_path, d
     (tmp_path / "a.wav").write_bytes(data)
     with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
         check_header(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; .*, or leave it out"),
+        (WAV, ""),
+        (MP3[: len(MP3) // 2], "cut short"),
+        (MP3[MP3.index(b"\xff\xf3", 2) :], ""),  # Lhotse may count its frames
+        (b"\0\0\0\x20ftypM4A ", ""),  # Lhotse may read it by ffmpeg
+    ],
+    ids=without_bytes,
+)
+def test_what_others_read_is_refused_only_where_sound_is_lacking(tmp_path, data, named):
+    (tmp_path / "a.wav").write_bytes(data)
+    if named:
+        with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
+            check_whole(tmp_path / "a.wav", "leave it out")
+    else:
+        check_whole(tmp_path / "a.wav", "leave it out")
 
 
 def test_a_long_file_is_found_and_read_in_blocks(tmp_path, monkeypatch):

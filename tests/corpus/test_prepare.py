@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import CutSet
 from lhotse.cut.data import DataCut
 
@@ -109,6 +110,17 @@ def test_a_damaged_talk_is_named_before_features_are_written(tmp_path, change):
     cuts = cuts_of(tmp_path / "out", "train", "tedlium")
     last = max((cut for cut in cuts if cut.recording_id == "AaronHuey_2010X"), key=lambda cut: cut.start)
     assert f"{sphere}: " in error_of(lambda: read_audio(last))
+
+
+def test_a_wav_that_ends_before_its_header_says_is_refused_with_its_transcript(tmp_path):
+    aishell = corpora.make_aishell(tmp_path / "tree")
+    short = aishell / "data_aishell" / "wav" / "dev" / "S0724" / "BAC009S0724W0122.wav"
+    stated = soundfile.info(short).duration
+    short.write_bytes(short.read_bytes()[: 44 + 2 * 4480])
+    message = error_of(lambda: prepare("aishell", aishell, tmp_path / "out"))
+    assert f"{short}: cut short: 0.28 s of the {stated:.2f} s that its header states; restore it" in message
+    assert message.endswith(", or take BAC009S0724W0122 out of the corpus")
+    assert not list((tmp_path / "out").glob("*.jsonl.gz"))
 
 
 def test_a_cut_of_a_whole_recording_is_that_of_its_manifests(tmp_path):

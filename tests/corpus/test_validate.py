@@ -10,8 +10,11 @@ from lhotse import CutSet, Recording, SupervisionSegment
 
 from kdstream.corpus.validate import Found, check_manifest, table
 from kdstream.data.cuts import iterate, read_manifest
+from kdstream.data.features import compute_fbank
+from kdstream.data.reading import read_audio
 from kdstream.errors import UserError
-from support.data import feature_cut
+from support.data import error_of, feature_cut
+from support.sound import tone, wav
 
 
 @pytest.fixture
@@ -44,3 +47,23 @@ def test_two_cuts_with_one_id_are_refused_as_in_training(tmp_path):
     assert len(check_manifest(tmp_path / "2.jsonl.gz").durations) == 2
     with pytest.raises(UserError, match=r"3\.jsonl\.gz: two cuts have the id a; rename one with cut\.with_id"):
         check_manifest(tmp_path / "3.jsonl.gz")
+
+
+def test_reading_finds_a_wav_that_was_cut_short_before_its_manifest_was_made(tmp_path):
+    audio, manifest = tmp_path / "a.wav", tmp_path / "a.jsonl.gz"
+    audio.write_bytes(wav(tone(2.0))[: 44 + 2 * 16000])
+    recording = Recording.from_file(audio, recording_id="a")
+    assert recording.duration == 1.0  # Lhotse takes what is there for all of it
+    features = compute_fbank(read_audio(recording.to_cut())).numpy()
+    cut = feature_cut(tmp_path, "a", features, "ONE")
+    cut.recording = recording
+    CutSet.from_cuts([cut]).to_file(manifest)
+    for heard in (cut, cut.drop_features()):
+        CutSet.from_cuts([heard]).to_file(manifest)
+        check_manifest(manifest)
+        message = error_of(lambda: check_manifest(manifest, read=True))
+        assert f"{audio}: cut short: 1.00 s of the 2.00 s that its header states; " in message
+        assert message.endswith(", or take cut a out")
+    CutSet.from_cuts([cut]).to_file(manifest)
+    audio.unlink()  # stored features need it no more
+    assert len(check_manifest(manifest, read=True).durations) == 1
