@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lhotse import CutSet, Recording, SupervisionSegment, SupervisionSet, recipes
-from lhotse.audio import AudioSource
+from lhotse.audio import AudioLoadingError, AudioSource
 
+from kdstream.audio.files import open_sound, read_head
+from kdstream.audio.find import find_audio
 from kdstream.data.sources import last_line
 from kdstream.data.sphere import sphere_without_sph2pipe
 from kdstream.errors import UserError, option
@@ -92,13 +94,11 @@ def run_recipe(
         values = " ".join(f"{each}=..." for each in lacking)
         raise UserError(f"prepare_{name} needs {', '.join(lacking)}", flag="--recipe-args", fix=f"add '{values}'")
     output_dir.mkdir(parents=True, exist_ok=True)
-    with _left_out_is_counted(name), sphere_without_sph2pipe():
+    with _listening(name, recipe) as log, sphere_without_sph2pipe():
         try:
             found = recipe(**given)
         except Exception as error:  # each recipe raises its own kinds at a tree that is not as it expects
-            reason = f"{type(error).__name__}: {last_line(error)}"
-            fix = f"see the layout that it expects: python -c 'import lhotse.recipes as r; help(r.prepare_{name})'"
-            raise UserError(f"{corpus_dir}: Lhotse's prepare_{name} stopped ({reason})", fix=fix) from error
+            raise _explained(error, name, corpus_dir, log.last) from error
     parts = dict(_parts(found, ()))
     if not any(part.segments for part in parts.values()):
         fix = "a recipe for speech recognition is needed; see --recipe-args too"
@@ -106,26 +106,67 @@ def run_recipe(
     return {part: _with_whole_paths(its, corpus_dir) for part, its in parts.items()}
 
 
-@contextmanager
-def _left_out_is_counted(name: str) -> Iterator[None]:
-    """Repeats as one warning what a recipe logged that it left out, which scrolls by among its other lines."""
-    lines: list[str] = []
+def _explained(error: Exception, name: str, corpus_dir: Path, logged: str) -> UserError:
+    """Why a recipe stopped, with the file where it is one that cannot be opened: Lhotse's own error names none.
 
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            line = record.getMessage()
-            if any(word in line.lower() for word in LEFT_OUT):
-                lines.append(line)
+    logged: what the recipe logged last, which often says in which part it is.
+    """
+    stopped = f"Lhotse's prepare_{name} stopped"
+    unreadable = _first_unreadable(corpus_dir) if isinstance(error, AudioLoadingError) else None
+    if unreadable is not None:
+        return UserError(f"{unreadable.problem}: {stopped}", fix=f"{unreadable.fix}, or take it out of the corpus")
+    after = f" after '{logged}'" if logged else ""
+    fix = f"see the layout that it expects: python -c 'import lhotse.recipes as r; help(r.prepare_{name})'"
+    return UserError(f"{corpus_dir}: {stopped}{after} ({type(error).__name__}: {last_line(error)})", fix=fix)
 
-    collector = Collector(logging.INFO)
-    logging.getLogger().addHandler(collector)
+
+def _first_unreadable(corpus_dir: Path) -> UserError | None:
+    """What is wrong with the first audio file of the corpus that libsndfile does not open."""
     try:
-        yield
+        paths = find_audio([str(corpus_dir)])
+    except UserError:  # it lies elsewhere, or is of other kinds
+        return None
+    for path in paths:
+        try:
+            open_sound(path, read_head(path), look_for_more=False).close()
+        except UserError as error:
+            return error
+    return None
+
+
+class _Log(logging.Handler):
+    """Hears what is logged while a recipe runs.
+
+    module: of the recipe.
+    last: what that logged last.
+    left_out: lines by which Lhotse says that it passes something over.
+    """
+
+    def __init__(self, module: str) -> None:
+        super().__init__(logging.INFO)
+        self.module, self.last = module, ""
+        self.left_out: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if record.module == self.module:
+            self.last = line
+        if any(word in line.lower() for word in LEFT_OUT):
+            self.left_out.append(line)
+
+
+@contextmanager
+def _listening(name: str, recipe: Callable[..., Any]) -> Iterator[_Log]:
+    """Repeats as one warning what a recipe logged that it left out, which scrolls by among its other lines."""
+    log = _Log(recipe.__module__.rpartition(".")[2])
+    logging.getLogger().addHandler(log)
+    try:
+        yield log
     finally:
-        logging.getLogger().removeHandler(collector)
-    if lines:
-        shown = "; ".join(dict.fromkeys(lines[:3]))
-        logging.warning(f"prepare_{name} logged {len(lines)} times that something is not there: {shown}")
+        logging.getLogger().removeHandler(log)
+    if log.left_out:
+        shown = "; ".join(dict.fromkeys(log.left_out[:3]))
+        logging.warning(f"prepare_{name} logged {len(log.left_out)} times that something is not there: {shown}")
 
 
 def _parts(found: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Part]]:

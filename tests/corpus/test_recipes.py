@@ -86,8 +86,26 @@ def test_what_a_recipe_refuses_is_one_line_with_the_tree_and_the_reason(tmp_path
     corpora.write_sphere(calls / "swb1" / "sw02003.sph", tone(20.0)[:, None], 16000)  # one channel
     message = error_of(lambda: found_in("switchboard", calls, f"transcripts_dir={transcripts}"))
     assert "sw2003B-ms98-a-0002: channel 1 does not exist" in message
-    shutil.rmtree(corpora.make_aishell(tmp_path / "a") / "data_aishell" / "wav" / "dev")
-    assert "No recordings left" in error_of(lambda: found_in("aishell", tmp_path / "a"))
+
+
+def test_a_part_that_is_not_there_is_named(tmp_path, caplog):
+    shutil.rmtree(corpora.make_aishell(tmp_path) / "data_aishell" / "wav" / "dev")
+    with caplog.at_level(logging.INFO):
+        message = error_of(lambda: found_in("aishell", tmp_path))
+    assert "prepare_aishell stopped after 'Processing aishell subset: dev' (AssertionError: No recordings " in message
+
+
+@pytest.mark.parametrize(
+    "data, problem", [(b"", "an empty file; restore it"), (b"RIFF\0\0\0\0WAVE", "damaged, or in a coding ")]
+)
+def test_a_file_that_lhotse_cannot_open_is_named(tmp_path, data, problem):
+    aishell = corpora.make_aishell(tmp_path / "a")
+    unreadable = aishell / "data_aishell" / "wav" / "dev" / "S0724" / "BAC009S0724W0122.wav"
+    unreadable.write_bytes(data)
+    message = error_of(lambda: found_in("aishell", aishell))
+    problem, _, fix = problem.partition(";")
+    assert f"{unreadable}: {problem}" in message and message.endswith(f"{fix}, or take it out of the corpus")
+    assert "Lhotse's prepare_aishell stopped" in message
 
 
 def test_clips_that_are_not_there_are_counted_and_named(tmp_path, caplog):
