@@ -19,13 +19,20 @@ from lhotse.audio import AudioLoadingError, AudioSource
 
 from kdstream.audio.files import open_sound, read_head
 from kdstream.audio.find import find_audio
+from kdstream.corpus.unheard import warn_of_unheard
 from kdstream.data.sources import last_line
 from kdstream.data.sphere import sphere_without_sph2pipe
 from kdstream.errors import UserError, option
 
 WHOLE = "all"  # the name of the only part of a corpus that has no parts
 NO_NAME = re.compile(r"[^\w.-]+")  # what the name of a part may not hold: it becomes part of file names
-LEFT_OUT = ("no such file", "no transcript", "missing", "skipping")  # how recipes log what they pass over
+LEFT_OUT = (
+    "no such file",
+    "no transcript",
+    "no corresponding",
+    "missing",
+    "skipping",
+)  # how recipes log what they pass over
 
 
 class Part(NamedTuple):
@@ -103,6 +110,7 @@ def run_recipe(
     if not any(part.segments for part in parts.values()):
         fix = "a recipe for speech recognition is needed; see --recipe-args too"
         raise UserError(f"{corpus_dir}: Lhotse's prepare_{name} found no transcribed speech", fix=fix)
+    warn_of_unheard(name, corpus_dir, arguments, {each for part in parts.values() for each in part.recordings})
     return {part: _with_whole_paths(its, corpus_dir) for part, its in parts.items()}
 
 

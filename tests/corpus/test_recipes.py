@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet, fix_manifests, recipes
 from lhotse.recipes import commonvoice
 
 from kdstream.corpus.recipes import Part, parse_arguments, run_recipe
@@ -120,6 +121,36 @@ def test_clips_that_are_not_there_are_counted_and_named(tmp_path, caplog):
         record.getMessage() for record in caplog.records if "prepare_commonvoice logged" in record.getMessage()
     ]
     assert "logged 2 times" in warning and all(name in warning for name in names[:2])
+
+
+def test_transcripts_without_audio_are_counted_and_named_where_a_recipe_goes_by_the_audio(tmp_path, caplog):
+    wavs = sorted(corpora.make_aishell(tmp_path / "a").glob("data_aishell/wav/train/S0002/*.wav"))
+    for path in wavs[1:3]:
+        path.unlink()
+    assert counts(found_in("aishell", tmp_path / "a"))["train"] == (6, 6)
+    named = f"BAC009S0764W0999, {wavs[1].stem}, {wavs[2].stem}"  # the first is in the maker's transcripts alone
+    assert f"{tmp_path / 'a'}: 3 recordings have a transcript and no audio file: {named}" in caplog.messages
+    calls = corpora.make_switchboard(tmp_path / "s")
+    arguments = f"transcripts_dir={tmp_path / 's' / 'swb_ms98_transcriptions'}"
+    caplog.clear()
+    found_in("switchboard", calls, arguments)
+    assert not caplog.messages
+    (calls / "swb1" / "sw02003.sph").unlink()
+    found_in("switchboard", calls, arguments)
+    assert f"{calls}: 1 recordings have a transcript and no audio file: sw02003" in caplog.messages
+
+
+def test_segments_that_lhotse_takes_out_for_want_of_audio_are_said_again(tmp_path, caplog):
+    def recipe(corpus_dir):
+        recordings = RecordingSet.from_recordings([Recording("a", [], 16000, 16000, 1.0)])
+        spoken = [SupervisionSegment(name, name, 0.0, 1.0, text="ONE") for name in "abc"]
+        fixed = fix_manifests(recordings, SupervisionSet.from_segments(spoken))
+        return dict(zip(("recordings", "supervisions"), fixed, strict=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "prepare_mine", recipe, raising=False)
+        assert counts(found_in("mine", tmp_path)) == {"all": (1, 1)}
+    assert "prepare_mine logged 1 times that something is not there: Removed 2 supervisions with" in caplog.text
 
 
 def test_unknown_recipes_and_arguments_are_refused_with_what_there_is(tmp_path):
