@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from lhotse import CutSet
@@ -19,12 +19,19 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 
 
-class AsrDataset(Dataset):
-    """Maps the cuts of one batch to a `Batch`, or to the UserError that reading them met.
+@dataclass(frozen=True)
+class Unread:
+    """The error that reading a batch met, and the id of the cut at which it came; "" where it is of no cut alone.
 
-    The error travels as a value because a DataLoader would wrap an exception raised in its worker
-    in a traceback; `BatchLoader` raises it.
+    It travels as a value because a DataLoader would wrap an exception raised in its worker in a traceback.
     """
+
+    error: UserError
+    cut_id: str
+
+
+class AsrDataset(Dataset):
+    """Maps the cuts of one batch to a `Batch`, or to what `BatchLoader` raises in its place."""
 
     def __init__(
         self,
@@ -43,14 +50,18 @@ class AsrDataset(Dataset):
         self.with_audio, self.with_clean, self.read_stored = with_audio, with_clean, read_stored
         self.tokenizer, self.two_views = tokenizer, two_views
 
-    def __getitem__(self, cuts: Iterable[Cut]) -> Batch | UserError:
+    def __getitem__(self, cuts: Iterable[Cut]) -> Batch | Unread:
+        cut_id, utterances = "", []
         try:
-            utterances = [self._read(cut) for cut in cuts]
+            for cut in cuts:
+                cut_id = cut.id
+                utterances.append(self._read(cut))
+            cut_id = ""
             tokens = self.tokenizer and self.tokenizer.encode([utterance.text for utterance in utterances])
             batch = make_batch(utterances, tokens)
             return batch if self.read_stored is None else replace(batch, stored=self.read_stored(batch))
         except UserError as error:
-            return error
+            return Unread(error, cut_id)
 
     def _read(self, cut: Cut) -> Utterance:
         clean = cut = with_data(cut)
@@ -69,7 +80,11 @@ class AsrDataset(Dataset):
 
 
 class BatchLoader:
-    """Iterates over the `Batch`es of one epoch.  `num_batches` is how many (about, in training)."""
+    """Iterates over the `Batch`es of one epoch.
+
+    num_batches: how many they are (about, in training).
+    explain: says more of an error that reading a cut met.
+    """
 
     def __init__(
         self,
@@ -78,12 +93,14 @@ class BatchLoader:
         num_batches: int,
         num_workers: int,
         pin_memory: bool = False,
+        explain: Callable[[UserError, str], UserError] | None = None,
     ) -> None:
         self.dataset = dataset
         self.cut_batches = cut_batches
         self.num_batches = num_batches
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.explain = explain
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
@@ -95,8 +112,8 @@ class BatchLoader:
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
         )
         for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
+            if isinstance(batch, Unread):
+                raise self.explain(batch.error, batch.cut_id) if self.explain and batch.cut_id else batch.error
             yield batch
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,12 @@ from kdstream.data.selection import Selection
 from kdstream.errors import UserError, option
 
 REPEATED = "_repeat"  # between the id of a cut and the number of its repetition within an epoch
+REPETITION = re.compile(rf"{REPEATED}\d+$")
+
+
+def ids_in_manifest(cut_id: str) -> list[str]:
+    """The ids that a cut of an epoch may have in its manifest: this one, and that of which it may be a repetition."""
+    return list(dict.fromkeys((cut_id, REPETITION.sub("", cut_id))))
 
 
 class CutsInTurn:

@@ -31,7 +31,7 @@ from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import SHORTER, STREAM, check_data, check_length, check_readable, check_text
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
 from kdstream.data.loader import AsrDataset, BatchLoader
-from kdstream.data.mixture import CutsBeside, Mixture, mix
+from kdstream.data.mixture import CutsBeside, Mixture, ids_in_manifest, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
 from kdstream.data.sampler import Batches, Share, windows_of
 from kdstream.data.selection import Rules, Selection, select
@@ -106,7 +106,27 @@ class AsrDataModule:
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(self._batches, world_size, rank, done - first[1])
-        return BatchLoader(dataset, batches, num_batches, config.num_workers, self.pin_memory)
+        return BatchLoader(dataset, batches, num_batches, config.num_workers, self.pin_memory, self._with_manifest)
+
+    def _with_manifest(self, error: UserError, cut_id: str) -> UserError:
+        """An error at a training cut, with the manifest that holds the cut and the flag that names it."""
+        if isinstance(self._train, ShardedCuts):  # to look for a cut in them takes an epoch
+            return error
+        for flag, path in self._training_manifests():
+            ids = (cut.id for cut in iterate(read_manifest(path, trusted=True)))
+            name = next((each for each in ids if each in ids_in_manifest(cut_id)), None)
+            if name is not None:
+                problem, fix = (text.replace(cut_id, name) for text in (error.problem, error.fix))
+                named = problem if f"cut {name}" in problem else f"cut {name}: {problem}"
+                return UserError(f"{path}: {named}", flag=flag, fix=fix)
+        return error
+
+    def _training_manifests(self) -> Iterator[tuple[str, Path]]:
+        """The flag that names it, and the path, of each manifest that training takes cuts of."""
+        labelled = "--train-cuts" if self.config.train_cuts else "--train-parts"
+        yield from ((labelled, path) for path in self.paths("train"))
+        for name in ("pseudo_cuts", "unlabelled_cuts"):
+            yield from ((option(name), Path(path)) for path in getattr(self.config, name))
 
     def window_of(self, batch: int) -> tuple[int, int]:
         """What `resumed_window` must be to go on after so many batches, of all processes, of the epoch begun last."""

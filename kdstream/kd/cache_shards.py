@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from kdstream.config.distillation import CACHE_STORAGES
 from kdstream.data.cuts import id_number
-from kdstream.data.mixture import REPEATED
+from kdstream.data.mixture import ids_in_manifest
 from kdstream.errors import UserError
 from kdstream.files import try_lock, writing
 
@@ -48,7 +47,6 @@ ENTRY = np.dtype(
     [("key", "<u8"), ("offset", "<u8"), ("feature_frames", "<u4"), ("frames", "<u4"), ("mean", "<f4"), ("free", "<u4")]
 )
 DATA = HEADER_BYTES + SLOTS * ENTRY.itemsize  # where the data begin
-REPETITION = re.compile(rf"{REPEATED}\d+$")  # what the id of a cut's repetition ends in
 FLOAT16, INT8 = CACHE_STORAGES
 WRITE_ANEW = "delete the cache and write it anew with kdstream cache-teacher"
 
@@ -190,7 +188,7 @@ class Shards:
         return [self._find(cut_id) for cut_id in cut_ids]
 
     def _find(self, cut_id: str) -> int:
-        for name in dict.fromkeys((cut_id, REPETITION.sub("", cut_id))):
+        for name in ids_in_manifest(cut_id):
             key = np.uint64(id_number(name))
             place = int(np.searchsorted(self._keys, key))
             if place < len(self._keys) and self._keys[place] == key:

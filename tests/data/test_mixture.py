@@ -13,7 +13,7 @@ import pytest
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
-from kdstream.data.mixture import Mixture
+from kdstream.data.mixture import REPEATED, Mixture, ids_in_manifest
 from kdstream.data.module import AsrDataModule
 from kdstream.data.selection import Rules, Selection
 from kdstream.data.tokenizer import Tokenizer
@@ -154,3 +154,8 @@ def test_a_cut_of_two_manifests_is_refused(data, tmp_path):
     CutSet.from_cuts(list(CutSet.from_file(data.train_cuts[0]))[:3]).to_file(path)
     twice = replace(data, train_cuts=(*data.train_cuts[:2], str(path)))
     assert "training cuts: two cuts have the id new-utterance-00" in error_of(lambda: batches_of(twice))
+
+
+def test_a_repetition_may_have_the_id_of_its_cut_in_the_manifest():
+    assert ids_in_manifest(f"b{REPEATED}3") == [f"b{REPEATED}3", "b"]
+    assert ids_in_manifest(f"b{REPEATED}able") == [f"b{REPEATED}able"] and ids_in_manifest("b") == ["b"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet
+from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 
 from kdstream.corpus.fbank import compute_part
 from kdstream.data.module import AsrDataModule
@@ -81,6 +82,19 @@ def test_damaged_features_name_file_and_cut(corpus, tmp_path, num_workers):
     archive.unlink()
     assert str(archive) in error_of(lambda: batches_of(config))
     assert len(batches_of(replace(config, on_the_fly_feats=True))) > 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["train", "pseudo", "unlabelled"])
+def test_audio_that_training_lacks_is_named_with_manifest_and_flag(corpus, tmp_path, kind, num_workers):
+    recording = Recording("lost", [AudioSource("file", [0], "/nowhere/lost.flac")], 16000, 32000, 2.0)
+    cut = recording.to_cut().with_id("lost")
+    cut.supervisions = [SupervisionSegment("lost", "lost", 0.0, 2.0, text="ONE TWO")]
+    path = tmp_path / "cuts.jsonl.gz"
+    CutSet.from_cuts([cut]).to_file(path)
+    config = config_of(corpus, on_the_fly_feats=True, num_workers=num_workers, **{f"{kind}_cuts": (str(path),)})
+    said = "/nowhere/lost.flac: no such file; restore the file, or take cut lost out"  # not its repetition lost_repeat7
+    assert error_of(lambda: batches_of(config)) == f"--{kind}-cuts: {path}: cut lost: {said}"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
