@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -40,6 +41,8 @@ def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -
             raise UserError(f"{path}: a directory instead of a manifest", fix="name the manifests in it")
     elif not path.is_file():
         fix = "run prepare.sh, or see --manifest-dir, --*-parts and --*-cuts"
+        if all(map(os.path.exists, several := str(path).split(","))):
+            fix = f"only one is taken here: lhotse combine {' '.join(several)} together.jsonl.gz"
         raise UserError(f"{path}: no such manifest", fix=fix)
     return CutSet(CheckedManifest(path, needs_text, trusted))
 

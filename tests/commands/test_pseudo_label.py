@@ -224,6 +224,11 @@ def test_cuts_that_cannot_be_labelled_are_named(tmp_path, monkeypatch, data, tea
         ("--output", "pseudo.json", "--output pseudo.json: must be named"),
         ("--output", "given.jsonl", "--output given.jsonl: is what --cuts names"),
         ("--cuts", "nowhere.jsonl", "nowhere.jsonl: no such manifest"),
+        (
+            "--cuts",
+            "empty.jsonl,empty.jsonl",
+            "empty.jsonl,empty.jsonl: no such manifest; only one is taken here: lhotse combine empty.jsonl empty.jsonl",
+        ),
         ("--cuts", "empty.jsonl", "empty.jsonl: holds no cuts"),
         ("--exp-dir", "nowhere", "nowhere/config.json: no such file"),
         ("--model", "whisper", "--model whisper: is not read by --labeller teacher; add --labeller faster-whisper"),
