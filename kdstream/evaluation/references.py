@@ -87,6 +87,9 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
         for file in sorted(path.rglob(f"*{LIBRISPEECH}")):
             yield from _alignments(file)
         return
+    if not path.exists():
+        fix = "name a file that local/align.py wrote, or a directory of LibriSpeech's"
+        raise UserError("no such file", flag=option("alignments", path), fix=fix)
     try:
         if path.name.endswith(LIBRISPEECH):
             yield from (((name,), 0.0, items) for name, items in parse_alignments(path).items())

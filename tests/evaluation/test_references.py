@@ -104,13 +104,15 @@ def test_cuts_count_from_the_cuts_start_and_several_files_are_one(tmp_path):
         ("x.txt", LIBRISPEECH),
         ("missing.jsonl", None),
         ("missing.alignment.txt", None),
+        ("missing", None),
     ],
 )
 def test_files_of_something_else_are_named(tmp_path, name, content):
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=f"--alignments {path}") as error:
+    problem = ": no such file" if content is None else ""
+    with pytest.raises(UserError, match=f"--alignments {path}{problem}") as error:
         read_word_ends([path], [HE_BEGAN])
     assert "\n" not in str(error.value)
 
