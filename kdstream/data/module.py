@@ -293,11 +293,15 @@ class AsrDataModule:
         usable = Selection(self.tokenizer, rules)
         parts: list[tuple[CutSet, float]] = []
         for path in paths:
-            selection, numbers = select(path, self.tokenizer, rules, self._training_ids.what)
+            selection, numbers = select(path, self.tokenizer, rules, f"{path}: {self._training_ids.what}")
             manifest = read_manifest(path, bool(needs_text), trusted=True)
             if needs_text is None:
                 manifest = manifest.map(without_text)
-            self._training_ids.add_all(numbers, (cut.id for cut in iterate(manifest)))
+            try:
+                self._training_ids.add_all(numbers, (cut.id for cut in iterate(manifest)))
+            except UserError as error:
+                flag = [flag for flag, other in self._training_manifests() if other == path][-1]  # the last one read
+                raise UserError(f"{path}: {error.problem}", flag=flag, fix=error.fix) from error
             longest, seconds = selection.longest
             check_length(f"{path}: cut {longest}", seconds, config.max_duration, SHORTER)
             self._check_filter_bank(path)

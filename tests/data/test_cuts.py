@@ -143,7 +143,8 @@ def test_two_training_cuts_with_one_id_are_refused(data, tmp_path, twin):
     else:
         more = write([*pseudo, pseudo[0].with_id(named)], tmp_path / "pseudo.jsonl.gz")
     message = error_of(lambda: batches_of(replace(data, train_cuts=tuple(train), pseudo_cuts=(more,))))
-    assert f"training cuts: two cuts have the id {named}; rename one with cut.with_id()" in message
+    at = train[0] if twin == "within" else f"--pseudo-cuts: {more}"
+    assert message.startswith(f"{at}: training cuts: two cuts have the id {named}; rename one with cut.with_id()")
 
 
 def test_pseudo_labelled_cuts_that_the_loss_cannot_take_are_left_out_with_one_line(data, tmp_path, caplog):
