@@ -17,15 +17,12 @@ from lhotse.cut import Cut
 from kdstream.data.fields import field_fault
 from kdstream.data.shar import find_shards, read_shard
 from kdstream.errors import UserError
-from kdstream.files import replacing
+from kdstream.files import CUT_SUFFIXES, replacing
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
-EAGER = (
-    ".json",
-    ".json.gz",
-    ".yaml",
-    ".yaml.gz",
-)  # formats that Lhotse reads as a whole; all else is JSON, line by line
+# Formats that Lhotse reads as a whole; all else is JSON, line by line
+EAGER = (".json", ".json.gz", ".yaml", ".yaml.gz")
+MANIFEST_SUFFIXES = (*CUT_SUFFIXES, *EAGER)
 
 
 def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -> CutSet:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdstream.audio.find import find_audio
 from kdstream.config.experiment import TOKENS_FILE
-from kdstream.data.cuts import DistinctIds, read_manifest, text_of
+from kdstream.data.cuts import MANIFEST_SUFFIXES, DistinctIds, read_manifest, text_of
 from kdstream.data.reading import read_audio
 from kdstream.data.shar import find_shards
 from kdstream.data.tokenizer import Tokenizer, UnknownLetters
@@ -47,7 +47,6 @@ from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 from kdstream.words import BYTE_PIECE, RATES, WORD_START, as_text, spell, split_words, unit_of
 
 MOST_DIFFERENT = 0.5  # per cent of words: in a beam, rounding decides between paths that are as good
-MANIFESTS = (".jsonl", ".jsonl.gz", ".json")
 
 
 class Speech(NamedTuple):
@@ -73,7 +72,7 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     speech: dict[str, Speech] = {}
     for path in paths:
         is_shar = Path(path).is_dir() and bool(find_shards(Path(path)))
-        if is_shar or path.endswith(MANIFESTS):
+        if is_shar or path.endswith(MANIFEST_SUFFIXES):
             if not is_shar and not Path(path).is_file():
                 fix = "give audio, a directory of it, or a manifest of cuts"
                 raise UserError("no such file", flag=option("check", path), fix=fix)

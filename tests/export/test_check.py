@@ -11,6 +11,7 @@ import onnx
 import pytest
 import sherpa_onnx
 import torch
+from lhotse import CutSet
 from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +25,7 @@ from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
+from kdstream.errors import UserError
 from kdstream.export.check import compare_runtimes, read_speech, run_all, with_tail
 from kdstream.export.onnx import OnnxFiles, export_onnx
 from kdstream.export.runtimes import OnnxRecognizer, SherpaRecognizer, torch_runtime
@@ -243,6 +245,16 @@ def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeyp
         assert re.search(rf"^{runtime} +RTF \d+\.\d+ +the same tokens in 5 of 5$", printed, re.MULTILINE)
     assert re.search(r"^sherpa-onnx int8 +RTF .* of 5$", printed, re.MULTILINE)
     assert printed.count("noise0.wav: 1.50 s") == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz"])
+def test_a_manifest_of_any_kind_is_one_of_cuts_to_check_with(tmp_path, suffix):
+    noise_test_set(tmp_path)
+    path = tmp_path / f"same{suffix}"
+    CutSet.from_file(tmp_path / NOISE_CUTS).to_eager().to_file(path)
+    assert [text for _, text in read_speech([str(path)]).values()] == [*TEXTS]
+    with pytest.raises(UserError, match=f"--check {tmp_path / f'none{suffix}'}: no such file"):
+        read_speech([str(tmp_path / f"none{suffix}")])
 
 
 def test_the_check_of_cuts_ends_with_word_error_rates_beside_the_first_runtimes(tmp_path, capsys):
