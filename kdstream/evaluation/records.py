@@ -135,6 +135,8 @@ def load_list(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON file of records or of rows.  Raises UserError if it is not a list of objects."""
     try:
         items = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", fix=f"name a results JSON, such as EXP_DIR/{RESULTS_JSON}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a results JSON ({error})", fix=REPAIR) from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):

@@ -198,11 +198,14 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
     """The records of results JSONs that --add-results names.  Raises UserError if a system is no method."""
     added = []
     for path in paths:
-        records = load_records(path)
+        try:
+            records = load_records(path)
+        except UserError as error:
+            raise UserError(error.problem, flag=option("add_results"), fix=error.fix) from error
         unknown = {record.system for record in records}.difference(SYSTEMS)
         if unknown:
             raise UserError(
-                f"not from a comparison of methods; it has {', '.join(unknown)}", flag=f"--add-results {path}"
+                f"not from a comparison of methods; it has {', '.join(unknown)}", flag=option("add_results", path)
             )
         added += records
     return added

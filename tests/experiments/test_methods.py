@@ -374,7 +374,10 @@ def test_seeds_of_another_machine_count_too(monkeypatch, recipe):
 def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(monkeypatch, recipe):
     few = ("--methods", "baseline", "--seeds", "1", "--add-results")
     missing = recipe / "missing.json"
-    assert f"{missing}: not a results JSON" in compare(monkeypatch, recipe, *few, missing)
+    assert f"--add-results: {missing}: no such file; name a results JSON" in compare(monkeypatch, recipe, *few, missing)
+    (recipe / "damaged.json").write_text("[{")
+    damaged = compare(monkeypatch, recipe, *few, recipe / "damaged.json")
+    assert f"--add-results: {recipe / 'damaged.json'}: not a results JSON (" in damaged
     add_record(recipe / "other.json", make_record(system="distilled"))
     assert "other.json: not from a comparison of methods; it has distilled" in compare(
         monkeypatch, recipe, *few, recipe / "other.json"
