@@ -111,10 +111,16 @@ class BatchLoader:
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
         )
-        for batch in loader:
-            if isinstance(batch, Unread):
-                raise self.explain(batch.error, batch.cut_id) if self.explain and batch.cut_id else batch.error
-            yield batch
+        yield from map(self._checked, loader)
+
+    def read(self, cuts: CutSet) -> Batch:
+        """One batch, of these cuts.  Raises UserError where it cannot be read."""
+        return self._checked(self.dataset[cuts])
+
+    def _checked(self, batch: Batch | Unread) -> Batch:
+        if isinstance(batch, Unread):
+            raise self.explain(batch.error, batch.cut_id) if self.explain and batch.cut_id else batch.error
+        return batch
 
 
 class Once:

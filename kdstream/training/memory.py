@@ -37,9 +37,7 @@ def scan_for_oom(
     some = islice(loader.cut_batches, SCANNED)
     batches, values = find_pessimistic_batches(cast(CutSampler, some))  # it is only iterated over
     for criterion, cuts in batches.items():
-        batch = loader.dataset[cuts]
-        if isinstance(batch, UserError):
-            raise batch
+        batch = loader.read(cuts)
         try:
             try_batch(batch)
         except RuntimeError as error:
