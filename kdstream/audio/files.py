@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import soundfile
 
-from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, why_not_opened
+from kdstream.audio.kinds import convert, ends_as_ogg, is_joined, share_there, sphere_samples, why_not_opened
 from kdstream.audio.mpeg import count_frames, mended, parse_frame
 from kdstream.audio.riff import find_sound_chunk
 from kdstream.audio.samples import check_samples, heard_alone, power_of
@@ -252,7 +252,7 @@ def _with_all_samples(path: Path, file: soundfile.SoundFile) -> soundfile.SoundF
 
 
 def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
-    """Raises UserError where the file ends 10 ms or more before its header says; warns where nothing says it.
+    """Raises UserError where the file ends 10 ms or more before its header says; warns where that is not certain.
 
     Less than a feature frame is nothing that was said: some programs count the header itself.
     """
@@ -263,10 +263,19 @@ def _check_end(path: Path, file: soundfile.SoundFile, samples: int) -> None:
     stated = max(stated, round(samples / share))
     if (stated - samples) * FRAMES_PER_SECOND >= file.samplerate:
         _raise_cut_short(path, samples / file.samplerate, stated / file.samplerate)
+    if doubt := _doubt(path, file, samples):
+        logging.warning(f"{printable(str(path))}: {doubt}, so it may be cut short; what is there is heard")
+
+
+def _doubt(path: Path, file: soundfile.SoundFile, samples: int) -> str:
+    """What lets one think that the file is cut short, and does not prove it; ""."""
     if file.format == "OGG" and not ends_as_ogg(path):
-        logging.warning(
-            f"{printable(str(path))}: lacks Ogg's mark of the end, so it may be cut short; what is there is heard"
-        )
+        return "lacks Ogg's mark of the end"
+    stated = sphere_samples(read_head(path)) if file.format == "NIST" else 0
+    of_all_channels = stated == samples * file.channels  # so some programs count
+    if (stated - samples) * FRAMES_PER_SECOND < file.samplerate or of_all_channels:
+        return ""
+    return f"has {samples / file.samplerate:.2f} s of the {stated / file.samplerate:.2f} s that its header states"
 
 
 def _raise_cut_short(path: Path, seconds: float, stated: float) -> NoReturn:

@@ -145,6 +145,12 @@ def ends_as_ogg(path: Path) -> bool:
     return place >= 0 and len(data) > place + 5 and bool(data[place + 5] & 4)
 
 
+def sphere_samples(head: bytes) -> int:
+    """The samples of a channel that the header of a SPHERE file states; 0 where it does not say."""
+    stated = re.search(rb"^sample_count -i (\d+)", head, re.MULTILINE)
+    return int(stated[1]) if stated else 0
+
+
 def share_there(log: str) -> float:
     """How much of the sound that its header states the file holds, by libsndfile's log of opening it: in (0, 1]."""
     shares = [int(there) / int(stated) for stated, there in STATED_SIZE.findall(log) if int(stated) < ENDLESS]

@@ -14,6 +14,7 @@ import soundfile
 from kdstream.audio.files import check_header, check_whole, find_long, read_sound, why_unreadable
 from kdstream.audio.samples import mono
 from kdstream.errors import UserError
+from support.corpora import write_sphere
 from support.sound import (
     RATE,
     encoded,
@@ -201,6 +202,21 @@ def test_ogg_without_its_end_is_heard_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert 5 < read_sound(tmp_path / "stream.ogg").samples.shape[1] / RATE < 20
     assert "stream.ogg: lacks Ogg's mark of the end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "cut, stated, warned", [(24000, 1, "has 0.25 s of the 1.00 s"), (100, 1, ""), (0, 1, ""), (0, 2, "")]
+)
+def test_sphere_without_its_end_is_heard_with_a_warning(tmp_path, caplog, cut, stated, warned):
+    path = tmp_path / "a.sph"
+    write_sphere(path, np.stack([SOUND, SOUND], axis=1), RATE)
+    data = path.read_bytes().replace(b"sample_count -i 16000", b"sample_count -i %d" % (stated * 16000))
+    path.write_bytes(data[: len(data) - 2 * cut])
+    assert read_sound(path).samples.shape == (2, RATE - cut // 2)
+    if warned:
+        assert f"{path}: {warned} that its header states, so it may be cut short" in caplog.text
+    else:  # less than 10 ms, or the samples of both channels counted together
+        assert not caplog.messages
 
 
 def test_nothing_is_lost_at_the_border_of_a_block(tmp_path, monkeypatch):
