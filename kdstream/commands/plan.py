@@ -53,7 +53,8 @@ def read_costs(path: Path) -> tuple[float, float]:
         return live / baseline, cached / baseline
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         fix = "give a file that kdstream bench-train-step --json wrote"
-        raise UserError(f"not a table of steps ({error})", flag=option("bench", path), fix=fix) from error
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"not a table of steps ({error})"
+        raise UserError(problem, flag=option("bench", path), fix=fix) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

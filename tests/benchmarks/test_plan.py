@@ -92,3 +92,6 @@ def test_the_command_prints_a_table_and_reads_what_was_measured(reference, tmp_p
     path.write_text("[]")
     with pytest.raises(UserError, match="--bench .*: not a table of steps .*; give a file that kdstream bench-train"):
         command.main([*flags, "--bench", str(path)])
+    path.unlink()
+    with pytest.raises(UserError, match="--bench .*: no such file; give a file that kdstream bench-train"):
+        command.main([*flags, "--bench", str(path)])
