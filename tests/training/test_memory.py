@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdstream.config.distillation import DistillConfig
+from kdstream.data.module import AsrDataModule
+from kdstream.errors import UserError
 from kdstream.training import gradients, memory
 from support.recording import make_trainer
-from support.training import experiment
+from support.training import experiment, make_corpus
 
 
 @pytest.mark.slow
@@ -32,3 +36,11 @@ def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypa
     assert trainer.optimizer.state  # what the optimiser needs was there
     assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
     assert all(p.grad is None for p in trainer.student.parameters())
+
+
+def test_what_cannot_be_read_is_named_before_memory_is_tried(tmp_path):
+    config = make_corpus(tmp_path, 4)
+    shutil.rmtree(tmp_path / "feats")
+    loader = AsrDataModule(config, 0).train_dataloader(1)
+    with pytest.raises(UserError, match=f"--train-cuts: {config.train_cuts[0]}: .*cannot read the features of cut utt"):
+        memory.scan_for_oom(loader, lambda batch: None, 5.0, torch.device("cpu"))
