@@ -50,7 +50,7 @@ def load(
     Args:
       path: an exp-dir of train.py, which runs in torch; or a directory with the files that export.py wrote, or one
         encoder-*.onnx of them, which run in sherpa-onnx, without torch.  A directory that holds both runs in torch.
-        With a file, nothing that chooses among exports may be given: epoch, iter, avg, chunk, the contexts, int8.
+        Beside a file, what chooses among exports is refused: epoch, iter, avg, chunk, the contexts and int8.
       epoch: the model of epoch-N.pt (0: the last); in sherpa-onnx: its export.
       iter: the model of checkpoint-N.pt, instead of an epoch's (0: off); in sherpa-onnx: its export.
       avg: checkpoints to average, the given one and those before it.
@@ -61,8 +61,7 @@ def load(
       left_context, right_context: likewise, in encoder frames of 20 ms.  Unlimited left context, -1, cannot stream.
       search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
-      engine: what runs the encoder of a trained model chunk by chunk: "torch", "onnxruntime" or the faster one of those
-        that are installed, "auto" (torch only).
+      engine: runs the encoder chunk by chunk: "torch", "onnxruntime" or the faster one, "auto" (torch only).
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
       num_threads: of the runtime (sherpa-onnx only; for torch there is torch.set_num_threads).
       runtime: "torch" or "sherpa-onnx" ("": as `path` says).
@@ -71,8 +70,7 @@ def load(
     Returns:
       A recogniser; its transcribe and stream have the rest.
     Raises:
-      UserError: no such model, several exports that fit, a setting that the runtime lacks or that is out of its range,
-        or a missing package.
+      UserError: no such model, several that fit, a setting out of its range or not of the runtime, a missing package.
     """
     place, endpoints = Path(path), endpoints or EndpointConfig()
     decode = DecodeConfig(
@@ -81,8 +79,6 @@ def load(
         right_context_frames=right_context, device=device, engine=engine,
     )  # fmt: skip
     check_values(with_settings(decode, **search_settings))
-    if num_threads < 1:
-        raise UserError(f"num_threads {num_threads}: must be at least 1")
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
         return load_trained(decode, search_settings, endpoints)
@@ -106,6 +102,8 @@ def load_exported(
     int8: bool | None,
     num_threads: int,
 ) -> Recognizer:
+    if num_threads < 1:
+        raise UserError(f"num_threads {num_threads}: must be at least 1")
     if place.is_file():
         refuse_choice(place, decode, int8)
     encoder = place if place.is_file() else find_encoder(place, decode, int8)

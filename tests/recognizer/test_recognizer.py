@@ -317,6 +317,7 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
         (dict(runtime="onnx"), "runtime onnx: unknown; use torch or sherpa-onnx"),
         (dict(runtime="torch", int8=True), "int8: not in torch"),
         (dict(runtime="torch", num_threads=2), "num_threads: not in torch"),
+        (dict(runtime="sherpa-onnx", num_threads=0), "num_threads 0: must be at least 1"),
         (dict(runtime="sherpa-onnx", device="cpu"), "device: not in sherpa-onnx"),
         (dict(runtime="sherpa-onnx", checkpoint="a.pt"), "checkpoint: not in sherpa-onnx"),
         (dict(runtime="sherpa-onnx", use_averaged_model=False), "use_averaged_model: not in sherpa-onnx"),
@@ -340,7 +341,6 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             for out_of_range, named in (
                 (dict(search="modified_beam_search", beam_size=0), "--beam-size 0: must be at least 1"),
                 (dict(engine="onxruntime"), "--engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
-                (dict(num_threads=0), "num_threads 0: must be at least 1"),
             )
         ),
         (dict(search="modified_beam_search", nbest=4), "nbest: not a setting of modified_beam_search; .*beam_size"),

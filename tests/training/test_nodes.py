@@ -123,8 +123,8 @@ def test_two_machines_of_two_processes_equal_one_process_with_the_same_global_ba
     assert [step for step, _ in ours] == [step for step, _ in theirs] and len(ours) >= 4
     for (step, losses), (_, expected) in zip(ours, theirs, strict=True):
         assert losses == pytest.approx(expected, rel=1e-6), step
-    logs = sorted(path.name for path in (tmp_path / "two" / "log").iterdir())
-    assert [re.sub(r".*-", "", name) for name in logs] == ["0", "1", "2", "3"]
+    logs = [path.name for path in (tmp_path / "two" / "log").iterdir()]
+    assert sorted(re.sub(r".*-", "", name) for name in logs) == ["0", "1", "2", "3"]  # the seconds before may differ
     assert leftovers(tmp_path / "two") == []
 
 
