@@ -19,7 +19,6 @@ from kdstream.transcription import (
     group_words,
     join,
     mean_probability,
-    within,
 )
 from kdstream.words import UNSPACED, Letter, as_text, locate
 
@@ -146,7 +145,6 @@ class Segmenter:
         """Finishes the last segment at the end of the stream; `tokens` as in `finish`."""
         self._append(self._held + tokens)
         self._held = NOTHING
-        self.segments = [within(segment, seconds) for segment in self.segments]
         words = [word for segment in self.segments for word in segment.words]
         confidence = mean_probability([self._log_prob / self._count] if self._count else [])
         return Transcription(audio, seconds, self._text(), words, confidence, self.segments)

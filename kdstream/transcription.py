@@ -17,7 +17,7 @@ class Word(NamedTuple):
     """A word and when it was said, in seconds from the start of the audio.
 
     start, end: of the output frames (40 ms) that emitted its first and its last token.  A streaming model emits them
-      while it hears the word, or shortly after.  Neither lies past the end of the audio, though its last frames may.
+      while it hears the word, or shortly after.
     """
 
     text: str
@@ -95,18 +95,6 @@ def group_words(letters: Sequence[Letter], frames: Sequence[int]) -> list[Word]:
         start, end = frames[first], frames[last] + 1
         words.append(Word(text, round(start * OUTPUT_FRAME_SECONDS, 2), round(end * OUTPUT_FRAME_SECONDS, 2)))
     return words
-
-
-def within(segment: Segment, seconds: float) -> Segment:
-    """The segment of audio of so many seconds, with the times of words that frames past its end emitted moved into it.
-
-    Such a word begins in the last output frame that fits, so the order of words stays.
-    """
-    end = math.floor(round(100 * seconds, 6)) / 100  # times have two digits, and may not be rounded up
-    if segment.end <= end:
-        return segment
-    last = max(0.0, round(end - OUTPUT_FRAME_SECONDS, 2))
-    return segment._replace(words=[Word(w.text, min(w.start, last), min(w.end, end)) for w in segment.words])
 
 
 def mean_probability(log_probs: Sequence[float]) -> float | None:

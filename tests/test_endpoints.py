@@ -56,17 +56,6 @@ def test_a_pause_after_words_ends_a_segment_and_silence_makes_none():
     assert segments[0].confidence == pytest.approx(0.904837, abs=1e-6)
 
 
-def test_no_word_lies_past_the_end_of_the_audio():
-    """A talk of 37.066 s whose last chunk is filled up with silence."""
-    segmenter = Segmenter(EndpointConfig(), spell)
-    said = as_tokens([("▁A", 924, -0.1), ("▁BE", 925, -0.1), ("D", 927, -0.1), ("▁C", 928, -0.1)])
-    heard = segmenter.end("a.wav", 37.066, said)
-    assert heard.words == [Word("A", 36.96, 37.0), Word("BED", 37.0, 37.06), Word("C", 37.02, 37.06)]
-    assert heard.segments[0].end == 37.06 and heard.segments[0].text == "A BED C"
-    assert Segmenter(EndpointConfig(), spell).end("a.wav", 37.12, said).words[1] == Word("BED", 37.0, 37.12)
-    assert Segmenter(EndpointConfig(), spell).end("", 0.02, as_tokens([("▁A", 0, 0.0)])).words == [Word("A", 0.0, 0.02)]
-
-
 def test_a_word_that_a_search_finds_after_it_was_taken_for_silence_is_finished():
     segmenter = Segmenter(EndpointConfig(), spell)
     assert not segmenter.ends(60, -1)  # 2.4 s without a word; then another path is the best
