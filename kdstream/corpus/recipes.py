@@ -26,13 +26,8 @@ from kdstream.errors import UserError, option
 
 WHOLE = "all"  # the name of the only part of a corpus that has no parts
 NO_NAME = re.compile(r"[^\w.-]+")  # what the name of a part may not hold: it becomes part of file names
-LEFT_OUT = (
-    "no such file",
-    "no transcript",
-    "no corresponding",
-    "missing",
-    "skipping",
-)  # how recipes log what they pass over
+# How recipes log what they pass over
+LEFT_OUT = ("no such file", "no transcript", "no corresponding", "missing", "skipping")
 
 
 class Part(NamedTuple):
