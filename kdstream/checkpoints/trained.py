@@ -8,6 +8,7 @@ from pathlib import Path
 from kdstream.checkpoints.average import Averaged, CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import warn_of_unread
 from kdstream.config.sections import DecodeConfig
 from kdstream.errors import option
 from kdstream.models.presets import resolve
@@ -50,7 +51,7 @@ def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
 
 def _read_weights(decode: DecodeConfig) -> Averaged:
     if decode.checkpoint:
-        decode.warn_of_unread(("epoch", "iter", "avg", "use_averaged_model"), f"beside {option('checkpoint')}")
+        warn_of_unread(decode, ("epoch", "iter", "avg", "use_averaged_model"), f"beside {option('checkpoint')}")
         path = Path(decode.checkpoint)
         return Averaged(load_weights(path), path, {})
     return load_averaged(

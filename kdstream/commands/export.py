@@ -26,6 +26,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
+from kdstream.config.flags import warn_of_unread
 from kdstream.errors import UserError
 from kdstream.units import FEATURE_FRAME_MS
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
         fused = read_lm(Path(decode.lm_exp_dir), tokenizer, lodr=bool(decode.lodr_scale))
     else:
-        decode.warn_of_unread(LM_FLAGS, "without --lm-exp-dir")
+        warn_of_unread(decode, LM_FLAGS, "without --lm-exp-dir")
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)
     fit_tokenizer(trained.model, tokenizer, config, decode)
     written = save_pretrained(folder, trained.model)

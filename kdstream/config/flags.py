@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from types import UnionType
@@ -182,6 +183,13 @@ def check_values(section: Section) -> None:
         fault = range_fault(value, item.more.get("minimum"), item.more.get("above")) if is_number else ""
         if fault:
             raise UserError(fault, flag=option(item.name, value))
+
+
+def warn_of_unread(section: Section, names: Collection[str], why: str) -> None:
+    """Logs which of the settings `names` are not at their defaults, although nothing reads them."""
+    for item in flags_of(type(section)):
+        if item.name in names and (value := getattr(section, item.name)) != item.default:
+            logging.warning(f"{option(item.name, flag_value(value))}: has no effect {why}")
 
 
 class Parser(argparse.ArgumentParser):

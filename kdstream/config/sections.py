@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdstream.config.flags import Section, flag, flag_value
+from kdstream.config.flags import Section, flag
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 from kdstream.words import SCORE_BY
@@ -281,9 +280,3 @@ class DecodeConfig(Section):
                     flag=option(name, getattr(self, name)),
                     fix="use --decoding-method modified_beam_search",
                 )
-
-    def warn_of_unread(self, names: Iterable[str], why: str) -> None:
-        """Logs which of the settings `names` were given although nothing looks at them."""
-        for name in names:
-            if (value := getattr(self, name)) != getattr(DecodeConfig, name):
-                logging.warning(f"{option(name, flag_value(value))}: has no effect {why}")

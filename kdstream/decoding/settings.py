@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import flag_value
+from kdstream.config.flags import flag_value, warn_of_unread
 from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
@@ -44,7 +44,7 @@ def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None
     if chunk is None:
         chunk = model.chunk_size[0] if model.causal else -1
     if chunk == -1:
-        decode.warn_of_unread(("left_context_frames", "right_context_frames"), "in full context")
+        warn_of_unread(decode, ("left_context_frames", "right_context_frames"), "in full context")
         return None
     left = model.left_context_frames[0] if decode.left_context_frames is None else decode.left_context_frames
     right = model.right_context_frames[0] if decode.right_context_frames is None else decode.right_context_frames
@@ -65,11 +65,11 @@ def choose_search(decode: DecodeConfig) -> Search:
     """
     search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
     decode.check_used(own)
-    of_others = dict.fromkeys(name for method in SEARCHES for name in settings_of(method) if name not in own)
-    decode.warn_of_unread(of_others, f"in {decode.decoding_method}")
+    of_others = {name for method in SEARCHES for name in settings_of(method)}.difference(own)
+    warn_of_unread(decode, of_others, f"in {decode.decoding_method}")
     for scale, of in (("hotwords_score", "hotwords_file"), ("lm_scale_decode", "lm_exp_dir")):
         if scale in own and not getattr(decode, of):
-            decode.warn_of_unread([scale], f"without {option(of)}")
+            warn_of_unread(decode, [scale], f"without {option(of)}")
     return search(**{name: getattr(decode, name) for name in own})
 
 

@@ -15,6 +15,7 @@ from kdstream.checkpoints.store import PRETRAINED
 from kdstream.checkpoints.trained import Trained
 from kdstream.config.command_line import LOG_FORMAT, typed_command
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import warn_of_unread
 from kdstream.config.sections import DecodeConfig
 from kdstream.data.cuts import fingerprint_of
 from kdstream.data.module import AsrDataModule
@@ -60,7 +61,7 @@ class DecodingRun:
                 f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="use decode.py, or see --chunk-size"
             )
         if not chunkwise:
-            decode.warn_of_unread(("num_decode_streams", "engine"), "on whole utterances")
+            warn_of_unread(decode, ("num_decode_streams", "engine"), "on whole utterances")
         self.data = AsrDataModule(config.data, config.train.seed)
         self.search = choose_search(decode).for_tokens(self.data.tokenizer)
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"

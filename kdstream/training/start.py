@@ -24,7 +24,16 @@ from kdstream.checkpoints.store import (
 from kdstream.config.command_line import override_data
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import BPE_MODEL_FILE, CONFIG_FILE, TOKENS_FILE, ExperimentConfig, find_bpe_model
-from kdstream.config.flags import Section, flag_value, flags_of, from_args, override, settings_of, with_settings
+from kdstream.config.flags import (
+    Section,
+    flag_value,
+    flags_of,
+    from_args,
+    override,
+    settings_of,
+    warn_of_unread,
+    with_settings,
+)
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
@@ -312,8 +321,9 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
 
 def warn_of_flags_without_effect(config: ExperimentConfig) -> None:
     """Logs which flags were given in vain."""
-    for section, name, why in settings_without_effect(config):
-        logging.warning(f"{option(name, flag_value(getattr(section, name)))}: has no effect {why}")
+    for section, names, is_read, why in what_reads(config):
+        if not is_read:
+            warn_of_unread(section, names, why)
     distill = config.distill
     names = ", ".join(map(option, flags_without_effect(distill)))
     if names:
@@ -321,16 +331,12 @@ def warn_of_flags_without_effect(config: ExperimentConfig) -> None:
         logging.warning(f"Flags that have no effect {why}: {names}")
 
 
-def settings_without_effect(config: ExperimentConfig) -> list[tuple[Section, str, str]]:
-    """Settings of model, data and training that are not at their defaults and that nothing reads, and why not."""
+def what_reads(config: ExperimentConfig) -> list[tuple[Section, tuple[str, ...], bool, str]]:
+    """Settings of model, data and training that others switch on: whether they are read, and why not."""
     model, data, train = config.model, config.data, config.train
-    read_by: list[tuple[Section, tuple[str, ...], bool, str]] = [
-        (
-            model,
-            ("chunk_size", "left_context_frames", "right_context_frames"),
-            model.causal,
-            "with --causal 0, which hears the whole utterance",
-        ),
+    contexts = ("chunk_size", "left_context_frames", "right_context_frames")
+    return [
+        (model, contexts, model.causal, "with --causal 0, which hears the whole utterance"),
         (data, ("pseudo_ratio",), bool(data.pseudo_cuts), "without --pseudo-cuts"),
         (data, ("unlabelled_ratio",), bool(data.unlabelled_cuts), "without --unlabelled-cuts"),
         (data, ("spec_aug_time_warp_factor",), data.enable_spec_aug, "with --enable-spec-aug 0"),
@@ -338,12 +344,6 @@ def settings_without_effect(config: ExperimentConfig) -> list[tuple[Section, str
         (train, ("ctc_loss_scale",), model.use_ctc, "without --use-ctc 1"),
         (train, OF_AN_EXP_DIR, bool(train.init_checkpoint), "without --init-checkpoint"),
         (train, ("start_epoch",), train.start_batch == 0, "beside --start-batch"),
-    ]
-    return [
-        (section, name, why)
-        for section, names, is_read, why in read_by
-        for name in names
-        if not is_read and getattr(section, name) != getattr(type(section), name)
     ]
 
 

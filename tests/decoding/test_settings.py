@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 
+from kdstream.config import flags
 from kdstream.config.command_line import make_parser, search_flags
-from kdstream.config.flags import from_args
+from kdstream.config.flags import flag, from_args
 from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch
-from kdstream.decoding.settings import choose_chunk, choose_search
+from kdstream.decoding.settings import add_search, choose_chunk, choose_search
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
 from support.paths import ROOT
@@ -68,6 +69,21 @@ def test_settings_of_another_search_are_pointed_out(caplog):
         "--hotwords-score 3.0: has no effect without --hotwords-file",
         "--lm-scale-decode 1.0: has no effect without --lm-exp-dir",
     ]
+
+
+def test_a_search_from_outside_with_a_flag_of_its_own_leaves_the_others_as_they_are(caplog, monkeypatch):
+    @dataclass(frozen=True)
+    class PatientSearch(GreedySearch):
+        method = "patient_search"
+        patience: int = flag(3, "How long it waits.")
+
+    for table in ("settings", "_entries"):
+        monkeypatch.setattr(SEARCHES, table, dict(getattr(SEARCHES, table)))
+    monkeypatch.setattr(flags, "EXTENSIONS", {})
+    add_search(PatientSearch)
+    assert choose_search(parse()) == GreedySearch() and not caplog.messages
+    assert choose_search(parse("--patience", "5")) == GreedySearch()
+    assert caplog.messages == ["--patience 5: has no effect in greedy_search"]
 
 
 def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
