@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +79,14 @@ def shared_by_seeds(record: Record) -> tuple[Any, ...]:
     return (record.system, record.checkpoint, record.setting)
 
 
+def by_seeds(records: Iterable[Record]) -> list[list[Record]]:
+    """The records, with those together that differ in nothing but the seed of their training."""
+    together: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        together.setdefault(shared_by_seeds(record), []).append(record)
+    return list(together.values())
+
+
 def mean_wer(records: Sequence[Record]) -> float:
     """Per cent, over the seeds of one system."""
     return fmean(record.wer for record in records)
@@ -118,17 +125,15 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
     Raises:
       UserError: two records of a test set have different utterances.
     """
+    everything = [record for records in runs.values() for record in records]
     bases: dict[tuple[Any, ...], dict[int, Record]] = {}
-    systems: dict[tuple[Any, ...], list[Record]] = {}
-    for record in (record for records in runs.values() for record in records):
+    for record in everything:
         if record.system == baseline:
             bases.setdefault(record.setting, {})[record.seed] = record
-        else:
-            systems.setdefault(shared_by_seeds(record), []).append(record)
     reductions = []
-    for (*_, setting), records in systems.items():
-        if setting in bases:
-            before = list(bases[setting].values())
+    for records in by_seeds(record for record in everything if record.system != baseline):
+        if records[0].setting in bases:
+            before = list(bases[records[0].setting].values())
             wer = mean_wer(before)
             percent = scoring.relative_reduction(wer, mean_wer(records)) if wer else None
             interval = None if percent is None else _reduction_interval(before, records)
@@ -193,7 +198,7 @@ def _reduction_interval(baseline: Sequence[Record], system: Sequence[Record]) ->
 
 def interval_label(records: Sequence[Record]) -> str:
     """What `mean_interval` of each system in a picture is: `95 % interval, 1 to 5 seeds`."""
-    counts = Counter(map(shared_by_seeds, records)).values()
+    counts = list(map(len, by_seeds(records)))
     least, most = min(counts), max(counts)
     seeds = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
     return f"95 % interval, {seeds}"

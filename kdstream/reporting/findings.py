@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from kdstream.evaluation.compare import Reduction, mean_interval, mean_wer, shared_by_seeds
+from kdstream.evaluation.compare import Reduction, by_seeds, mean_interval, mean_wer, shared_by_seeds
 from kdstream.evaluation.records import MODES, Record
 from kdstream.evaluation.scoring import mean_and_deviation
 from kdstream.evaluation.tables import chunk_alone_shown, chunk_shown, interval_shown, rate_shown, wer_shown
@@ -57,10 +57,7 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
 
 def _lowest(records: Sequence[Record]) -> list[Record]:
     """The seeds of what has the lowest mean WER; none of no records."""
-    by_setting: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        by_setting.setdefault(shared_by_seeds(record), []).append(record)
-    return min(by_setting.values(), key=mean_wer, default=[])
+    return min(by_seeds(records), key=mean_wer, default=[])
 
 
 def _sentence(reduction: Reduction) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from kdstream.evaluation.compare import interval_label, mean_interval, mean_wer, shared_by_seeds
+from kdstream.evaluation.compare import by_seeds, interval_label, mean_interval, mean_wer
 from kdstream.evaluation.latency import SHOWN, Spread
 from kdstream.evaluation.records import Record
 from kdstream.evaluation.tables import chunk_alone_shown, rate_shown
@@ -200,12 +200,9 @@ def merged(records: Sequence[Record]) -> list[Record]:
     one record with their mean WER and their mean latency; its interval is over seeds and utterances.  It has no width
     where `mean_interval` has none.
     """
-    by_setting: dict[tuple, list[Record]] = {}
-    for record in records:
-        by_setting.setdefault(shared_by_seeds(record), []).append(record)
     chunkwise = {(r.system, r.test_set, *r.setting[2:]) for r in records if r.mode == "chunkwise"}
     kept = []
-    for seeds in by_setting.values():
+    for seeds in by_seeds(records):
         first, latencies = seeds[0], [record.latency for record in seeds]
         if first.mode == "simulated" and (first.system, first.test_set, *first.setting[2:]) in chunkwise:
             continue
