@@ -16,11 +16,11 @@ import torch
 
 from kdstream.checkpoints.store import save_pretrained
 from kdstream.commands import bench_train_step, cache_teacher, decode, streaming_decode, train
-from kdstream.config.command_line import search_flags
+from kdstream.config.decoding import SEARCHES, SearchConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import EXTENSIONS, with_settings
-from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig, ModelConfig
+from kdstream.config.flags import EXTENSIONS, flags_of, with_settings
+from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.data.augment import TRANSFORMS, active_transforms
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
@@ -55,7 +55,7 @@ def tables(monkeypatch):
     for table in (LOSSES, ENCODERS, TEACHERS, SEARCHES, TRANSFORMS):
         monkeypatch.setattr(table, "_entries", dict(table))
         monkeypatch.setattr(table, "settings", dict(table.settings))
-    for section in (DistillConfig, ModelConfig, DecodeConfig, DataConfig):
+    for section in (DistillConfig, ModelConfig, SearchConfig, DataConfig):
         monkeypatch.setitem(EXTENSIONS, section, dict(EXTENSIONS.get(section, {})))
 
 
@@ -254,7 +254,7 @@ def test_the_flag_of_a_search_has_its_default_and_is_left_out_with_those_of_othe
     assert run_script(monkeypatch, SCRIPTS["whole"], *flags) == ""
     (record,) = load_records(exp_dir / "results.json")
     assert record.search == "sparse_search_sparse-step-2"
-    assert "sparse_step" in search_flags()
+    assert "sparse_step" in {item.name for item in flags_of(SearchConfig)}
 
 
 def test_help_lists_a_search_with_its_flag(monkeypatch, capsys):

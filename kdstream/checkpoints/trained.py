@@ -7,9 +7,9 @@ from pathlib import Path
 
 from kdstream.checkpoints.average import Averaged, CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
+from kdstream.config.decoding import WeightsConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import warn_of_unread
-from kdstream.config.sections import DecodeConfig
 from kdstream.errors import option
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
@@ -31,29 +31,29 @@ class Trained:
     compute_seconds: float
 
 
-def load_trained(config: ExperimentConfig, decode: DecodeConfig) -> Trained:
-    """Builds the model of `config` with the weights that `decode` names.
+def load_trained(config: ExperimentConfig, chosen: WeightsConfig) -> Trained:
+    """Builds the model of `config` with the weights that `chosen` names.
 
     Args:
-      config: from decode.exp_dir.
+      config: from chosen.exp_dir.
     Raises:
       UserError: a checkpoint that is missing, damaged, or not of this config.
     """
-    averaged = _read_weights(decode)
+    averaged = _read_weights(chosen)
     model = build_model(resolve(config.model)).eval()
-    load_strictly(model, averaged.weights, decode.checkpoint or decode.exp_dir)
+    load_strictly(model, averaged.weights, chosen.checkpoint or chosen.exp_dir)
     name = averaged.last.stem
-    if not decode.checkpoint and averaged.last.name != PRETRAINED:
-        name = f"{name.replace('checkpoint', 'iter')}_avg-{decode.avg}"
+    if not chosen.checkpoint and averaged.last.name != PRETRAINED:
+        name = f"{name.replace('checkpoint', 'iter')}_avg-{chosen.avg}"
     params = averaged.params
     return Trained(model, name, params.get("speech_seconds_trained", 0.0), params.get("compute_seconds", 0.0))
 
 
-def _read_weights(decode: DecodeConfig) -> Averaged:
-    if decode.checkpoint:
-        warn_of_unread(decode, ("epoch", "iter", "avg", "use_averaged_model"), f"beside {option('checkpoint')}")
-        path = Path(decode.checkpoint)
+def _read_weights(chosen: WeightsConfig) -> Averaged:
+    if chosen.checkpoint:
+        warn_of_unread(chosen, ("epoch", "iter", "avg", "use_averaged_model"), f"beside {option('checkpoint')}")
+        path = Path(chosen.checkpoint)
         return Averaged(load_weights(path), path, {})
     return load_averaged(
-        CheckpointChoice(decode.exp_dir, decode.epoch, decode.iter, decode.avg, decode.use_averaged_model)
+        CheckpointChoice(chosen.exp_dir, chosen.epoch, chosen.iter, chosen.avg, chosen.use_averaged_model)
     )

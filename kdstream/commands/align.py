@@ -16,12 +16,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
+from kdstream.config.command_line import make_parser, read_experiment
+from kdstream.config.decoding import ContextConfig, DeviceConfig, WeightsConfig
 from kdstream.errors import UserError, option
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, leave_out=(*search_flags(), *RECORD_FLAGS, "num_decode_streams", "engine"))
+    parser = make_parser(__doc__, (WeightsConfig, ContextConfig, DeviceConfig))
     parser.add_argument("--output", type=Path, help="What to write (default: EXP_DIR/alignments.jsonl.gz)")
     args = parser.parse_args(argv)
 

@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.benchmarks.names import CLOCKS, OWN, RUNTIMES
-from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
+from kdstream.config.command_line import make_parser, read_experiment
+from kdstream.config.decoding import ContextConfig, SearchConfig, WeightsConfig
 from kdstream.config.flags import in_range
 from kdstream.errors import UserError, option
 
-LEAVE_OUT = (*RECORD_FLAGS, "num_decode_streams", "engine", "device")
+SECTIONS = (WeightsConfig, ContextConfig, SearchConfig)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
     def words(text: str) -> tuple[str, ...]:
         return tuple(part for part in text.split(",") if part)
 
-    parser = make_parser(__doc__, leave_out=LEAVE_OUT, data_flags=("bpe_model",))
+    parser = make_parser(__doc__, SECTIONS, data_flags=("bpe_model",))
     parser.add_argument("--runtimes", type=words, default=RUNTIMES, help=f"Of {','.join(RUNTIMES)}.")
     parser.add_argument("--streams", type=numbers, default=(1, 4, 16, 64), help="Streams at once, e.g. 1,4,16,64.")
     parser.add_argument("--threads", type=numbers, default=(1, 2), help="Threads, e.g. 1,2.")

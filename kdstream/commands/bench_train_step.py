@@ -36,7 +36,7 @@ from typing import Any
 from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
 from kdstream.config.distillation import DistillConfig
-from kdstream.config.flags import add_arguments, in_range, parser_of, str2bool
+from kdstream.config.flags import add_arguments, flags_of, in_range, parser_of, str2bool
 from kdstream.config.sections import DataConfig, ModelConfig
 
 SHORT_NAMES = dict(zip(("baseline", "distilled", "cached"), STEPS, strict=True))
@@ -86,7 +86,8 @@ def get_parser() -> argparse.ArgumentParser:
     add_arguments(parser, ModelConfig, causal=True)
     add_arguments(parser, DataConfig, max_duration=120.0)
     of_trained_teachers = [*teacher_flags(), "teacher_cache", "init_from_teacher"]
-    add_arguments(parser, DistillConfig, leave_out=of_trained_teachers)
+    losses = [item.name for item in flags_of(DistillConfig) if item.name not in of_trained_teachers]
+    add_arguments(parser, DistillConfig, losses)
     return parser
 
 

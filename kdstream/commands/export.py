@@ -24,9 +24,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment, search_flags
+from kdstream.config.command_line import make_parser, read_experiment
+from kdstream.config.decoding import ContextConfig, SearchConfig, WeightsConfig
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
-from kdstream.config.flags import warn_of_unread
+from kdstream.config.flags import add_arguments, warn_of_unread
 from kdstream.errors import UserError
 from kdstream.units import FEATURE_FRAME_MS
 
@@ -38,9 +39,8 @@ def print_sizes(paths: Sequence[Path]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    unused = [name for name in search_flags() if name not in LM_FLAGS]
-    not_of_export = (*unused, *RECORD_FLAGS, "num_decode_streams", "engine", "device")
-    parser = make_parser(__doc__, leave_out=not_of_export, data_flags=("bpe_model",))
+    parser = make_parser(__doc__, (WeightsConfig, ContextConfig), data_flags=("bpe_model",))
+    add_arguments(parser, SearchConfig, LM_FLAGS)
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)
 

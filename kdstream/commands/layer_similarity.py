@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr, teacher_flags
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of
-from kdstream.config.sections import DataConfig, DecodeConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError
 from kdstream.files import write_text
 

@@ -33,10 +33,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdstream.config.command_line import RECORD_FLAGS, log_to_stderr
+from kdstream.config.command_line import log_to_stderr
+from kdstream.config.decoding import ContextConfig, DecodeConfig, DeviceConfig, SearchConfig, WeightsConfig
 from kdstream.config.flags import add_arguments, add_overrides, from_args, override, parser_of
 from kdstream.config.labels import LABELLERS, LabelConfig
-from kdstream.config.sections import DataConfig, DecodeConfig
+from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError
 from kdstream.files import check_output_of_cuts
 
@@ -91,8 +92,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--cuts", type=Path, required=True, help="Lhotse cut manifest to transcribe.")
     parser.add_argument("--output", type=Path, required=True, help="Cut manifest to write, .jsonl.gz or .jsonl.")
-    add_arguments(parser, LabelConfig)
-    add_arguments(parser, DecodeConfig, leave_out=("num_decode_streams", "engine", *RECORD_FLAGS))
+    for section in (LabelConfig, WeightsConfig, ContextConfig, SearchConfig, DeviceConfig):
+        add_arguments(parser, section)
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args(argv)
     if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:

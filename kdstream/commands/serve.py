@@ -22,8 +22,8 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdstream.config.decoding import DecodeConfig, SearchConfig
 from kdstream.config.flags import add_arguments, flags_of, from_args, in_range, parser_of
-from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.serving.limits import LOOPBACK_NAMES, Limits
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-threads", type=threads, default=1, help="Threads of sherpa-onnx (default: 1).")
     add_arguments(parser, Limits)
     # without endpoints a client's text would grow in memory for as long as it speaks
-    add_arguments(parser, EndpointConfig, leave_out=["enable_endpoint"])
-    not_of_search = [item.name for item in flags_of(DecodeConfig) if item.name not in SEARCH_FLAGS]
-    add_arguments(parser, DecodeConfig, leave_out=not_of_search)
+    rules = [item.name for item in flags_of(EndpointConfig) if item.name != "enable_endpoint"]
+    add_arguments(parser, EndpointConfig, rules)
+    add_arguments(parser, SearchConfig, SEARCH_FLAGS)
     args = parser.parse_args(argv)
 
     from kdstream.recognizer.loading import find_encoder

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kdstream.config.command_line import RECORD_FLAGS, make_parser, read_experiment
+from kdstream.config.command_line import make_parser, read_experiment
+from kdstream.config.decoding import DECODE_SECTIONS, ScoringConfig
 from kdstream.config.flags import add_arguments, from_args, str2bool
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, option, printable
@@ -123,7 +124,8 @@ def encoding() -> str:
 
 
 def flags() -> ArgumentParser:
-    parser = make_parser(__doc__, leave_out=RECORD_FLAGS, data_flags=("bpe_model", "max_duration"))
+    sections = [section for section in DECODE_SECTIONS if section is not ScoringConfig]
+    parser = make_parser(__doc__, sections, data_flags=("bpe_model", "max_duration"))
     parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
     parser.add_argument("--format", choices=list(FORMATS), default="txt", help="What is written (default: txt).")

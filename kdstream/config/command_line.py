@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kdstream.config.decoding import DECODE_SECTIONS, DecodeConfig
 from kdstream.config.distillation import TEACHERS, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import (
+    Section,
     add_arguments,
     add_overrides,
     flags_of,
@@ -21,7 +23,7 @@ from kdstream.config.flags import (
     parser_of,
     with_settings,
 )
-from kdstream.config.sections import SEARCHES, DataConfig, DecodeConfig
+from kdstream.config.sections import DataConfig
 
 DATA_FLAGS = (
     "manifest_dir", "test_parts", "test_cuts", "bpe_model", "max_duration", "num_workers", "feature_extractor",
@@ -31,12 +33,6 @@ CACHE_DATA_FLAGS = (
     "num_workers", "min_utterance_seconds", "max_utterance_seconds", "on_the_fly_feats", "feature_extractor",
 )  # fmt: skip
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(filename)s:%(lineno)d] %(message)s"
-RECORD_FLAGS = ("alignments", "score_by", "system", "results_json", "nbest")  # of what is scored and kept
-
-
-def search_flags() -> tuple[str, ...]:
-    """The flags that choose a search, and those that the searches have brought."""
-    return ("decoding_method", *(name for names in SEARCHES.settings.values() for name in names))
 
 
 def teacher_flags() -> list[str]:
@@ -57,11 +53,14 @@ def read_flags(description: str | None, argv: Sequence[str] | None = None) -> tu
 
 
 def make_parser(
-    description: str | None, leave_out: Sequence[str] = (), data_flags: Sequence[str] = DATA_FLAGS
+    description: str | None,
+    sections: Sequence[type[Section]] = DECODE_SECTIONS,
+    data_flags: Sequence[str] = DATA_FLAGS,
 ) -> argparse.ArgumentParser:
-    """A parser of DecodeConfig's flags but `leave_out`, and of `data_flags` that go before config.json."""
+    """A parser of the flags of `sections` of DECODE_SECTIONS, and of `data_flags`, which go before config.json."""
     parser = parser_of(description)
-    add_arguments(parser, DecodeConfig, leave_out)
+    for section in sections:
+        add_arguments(parser, section)
     add_overrides(parser, DataConfig, *data_flags)
     return parser
 

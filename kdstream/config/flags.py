@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from types import UnionType
@@ -44,7 +44,7 @@ class Section:
 
     def __getattr__(self, name: str) -> Any:
         given = self.__dict__.get("extensions", {})
-        added = EXTENSIONS.get(type(self), {})
+        added = added_to(type(self))
         if name in given:
             return given[name]
         if name not in added:
@@ -78,6 +78,11 @@ def extend(section: type, **flags: Any) -> None:
         added[name] = Flag(name, _annotation_of(item.default), item.default, more.pop("help"), more)
 
 
+def added_to(section: type) -> dict[str, Flag]:
+    """The flags that `extend` has added to a section, or to those that it is made of."""
+    return {name: item for part in reversed(section.__mro__) for name, item in EXTENSIONS.get(part, {}).items()}
+
+
 def _annotation_of(default: Any) -> Any:
     if isinstance(default, tuple):
         return tuple[type(default[0]) if default else str, ...]
@@ -92,14 +97,14 @@ def flags_of(section: type) -> list[Flag]:
         for f in fields(section)
         if "help" in f.metadata
     ]
-    return [*own, *EXTENSIONS.get(section, {}).values()]
+    return [*own, *added_to(section).values()]
 
 
 def settings_of(section: Any) -> dict[str, Any]:
     """All settings by name, those of added flags among them, with their defaults where they are not given."""
     values = asdict(section)
     given = values.pop("extensions", {})
-    defaults = {name: item.default for name, item in EXTENSIONS.get(type(section), {}).items()}
+    defaults = {name: item.default for name, item in added_to(type(section)).items()}
     return {**values, **defaults, **given}
 
 
@@ -109,7 +114,7 @@ def with_settings(section: Config, **values: Any) -> Config:
     added = {name: value for name, value in values.items() if name not in own}
     values = {name: value for name, value in values.items() if name in own}
     if added:
-        flags = EXTENSIONS.get(type(section), {})
+        flags = added_to(type(section))
         kept = {**section.extensions, **added}
         values["extensions"] = {
             name: value for name, value in kept.items() if name not in flags or value != flags[name].default
@@ -217,19 +222,20 @@ def parser_of(description: str | None, **more: Any) -> argparse.ArgumentParser:
 def add_arguments(
     parser: argparse.ArgumentParser,
     config_class: type,
-    leave_out: Sequence[str] = (),
+    names: Collection[str] | None = None,
     typed_only: bool = False,
     **defaults: Any,
 ) -> None:
-    """Adds one flag per flag of `config_class` but `leave_out`.
+    """Adds one flag per flag of `config_class`, in a group of its own.
 
     Args:
+      names: of these flags alone.
       typed_only: parsed arguments then hold the flags that were typed and no others; `from_args` knows the defaults.
       defaults: override the flags' own.
     """
     group = parser.add_argument_group((config_class.__doc__ or config_class.__name__).splitlines()[0].rstrip("."))
     for item in flags_of(config_class):
-        if item.name not in leave_out:
+        if names is None or item.name in names:
             default = defaults.get(item.name, item.default)
             shown = _shown(default, item.more.get("unset", "by preset"))
             _add_flag(group, item, argparse.SUPPRESS if typed_only else default, shown)

@@ -9,9 +9,10 @@ from pathlib import Path
 from lhotse.cut.data import DataCut
 
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.labels import LABELLERS, LabelConfig
-from kdstream.config.sections import DataConfig, DecodeConfig
+from kdstream.config.sections import DataConfig
 from kdstream.corpus.pseudo_labels import Hypothesis, transcribe_cuts
 from kdstream.corpus.whisper import FasterWhisper
 from kdstream.evaluation.run import DecodingRun

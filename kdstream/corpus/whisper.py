@@ -24,8 +24,9 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.labels import WINDOW_SECONDS, LabelConfig
-from kdstream.config.sections import DataConfig, DecodeConfig
+from kdstream.config.sections import DataConfig
 from kdstream.corpus.label_journal import Heard, Journal
 from kdstream.corpus.label_text import SPOKEN, StudentText
 from kdstream.corpus.pseudo_labels import Hypothesis

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.decoding import ScoringConfig, SearchConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.fusion import Lodr, ShallowFusion
 from kdstream.decoding.hotwords import ContextGraph
@@ -45,13 +45,13 @@ class ModifiedBeamSearch(Search[PathState]):
     """
 
     method = "modified_beam_search"
-    beam_size: int = DecodeConfig.beam_size
-    hotwords_file: str = DecodeConfig.hotwords_file
-    hotwords_score: float = DecodeConfig.hotwords_score
-    lm_exp_dir: str = DecodeConfig.lm_exp_dir
-    lm_scale_decode: float = DecodeConfig.lm_scale_decode
-    lodr_scale: float = DecodeConfig.lodr_scale
-    nbest: int = DecodeConfig.nbest
+    beam_size: int = SearchConfig.beam_size
+    hotwords_file: str = SearchConfig.hotwords_file
+    hotwords_score: float = SearchConfig.hotwords_score
+    lm_exp_dir: str = SearchConfig.lm_exp_dir
+    lm_scale_decode: float = SearchConfig.lm_scale_decode
+    lodr_scale: float = SearchConfig.lodr_scale
+    nbest: int = ScoringConfig.nbest
     scorers: tuple[Scorer, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:

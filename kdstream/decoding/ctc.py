@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.decoding import SearchConfig
 from kdstream.decoding.paths import (
     NO_TOKENS,
     History,
@@ -160,7 +160,7 @@ class CtcPrefixBeamSearch(CtcSearch):
     """
 
     method = "ctc_prefix_beam_search"
-    beam_size: int = DecodeConfig.beam_size
+    beam_size: int = SearchConfig.beam_size
 
     def __post_init__(self) -> None:
         self._require("beam_size", self.beam_size >= 1, "must be at least 1")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.decoding import SearchConfig
 from kdstream.decoding.paths import History, PathState, add_lens, start_paths
 from kdstream.decoding.search import Search, joiner_log_probs, predict
 from kdstream.models.transducer import Transducer
@@ -77,7 +77,7 @@ class GreedySearch(Search[PathState]):
     """Takes the best symbol; moves to the next frame at a blank or after `max_sym_per_frame` symbols."""
 
     method = "greedy_search"
-    max_sym_per_frame: int = DecodeConfig.max_sym_per_frame
+    max_sym_per_frame: int = SearchConfig.max_sym_per_frame
 
     def __post_init__(self) -> None:
         self._require("max_sym_per_frame", self.max_sym_per_frame >= 1, "must be at least 1")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdstream.config.sections import DecodeConfig
+from kdstream.config.decoding import SearchConfig
 from kdstream.decoding.search import Result, Search, joiner_log_probs, predict
 from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
@@ -112,9 +112,9 @@ class FastBeamSearch(Search[LatticeState]):
     """
 
     method = "fast_beam_search"
-    beam: float = DecodeConfig.beam
-    max_contexts: int = DecodeConfig.max_contexts
-    max_states: int = DecodeConfig.max_states
+    beam: float = SearchConfig.beam
+    max_contexts: int = SearchConfig.max_contexts
+    max_states: int = SearchConfig.max_states
 
     def __post_init__(self) -> None:
         for name in ("beam", "max_contexts", "max_states"):

@@ -111,9 +111,9 @@ class Search(ABC, Generic[AnyState]):
     """A decoding method and its settings.
 
     A subclass is a frozen dataclass.  Each of its fields is a flag of the commands that decode, but those that __init__
-    does not take.  A search that is added
-    brings its flags: `my_size: int = flag(4, "Paths that are kept.")`.  A plain field, `beam_size: int = 4`, reads the
-    flag of this name that there is already; those of kdstream's own searches stand in DecodeConfig.
+    does not take.  A search that is added brings its flags: `my_size: int = flag(4, "Paths that are kept.")`.  A plain
+    field, `beam_size: int = 4`, reads the flag of this name that there is already; those of kdstream's own searches
+    stand in SearchConfig.
 
     method: what --decoding-method calls it, and the directory of its results.
     """

@@ -6,9 +6,10 @@ import logging
 from dataclasses import fields
 from typing import Any
 
+from kdstream.config.decoding import SEARCHES, DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flag_value, warn_of_unread
-from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
@@ -21,7 +22,7 @@ from kdstream.models.transducer import Transducer
 
 
 def add_search(search: Any) -> Any:
-    """Adds a search to the table of --decoding-method, and its flags to DecodeConfig.  Serves as a class decorator.
+    """Adds a search to the table of --decoding-method, and its flags to SearchConfig.  Serves as a class decorator.
 
     Args:
       search: a dataclass that is a subclass of Search.

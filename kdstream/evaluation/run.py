@@ -14,9 +14,9 @@ from pathlib import Path
 from kdstream.checkpoints.store import PRETRAINED
 from kdstream.checkpoints.trained import Trained
 from kdstream.config.command_line import LOG_FORMAT, typed_command
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import warn_of_unread
-from kdstream.config.sections import DecodeConfig
 from kdstream.data.cuts import fingerprint_of
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.search import Result

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kdstream.checkpoints.store import awaits_validation, has_begun, last_epoch
 from kdstream.config.command_line import make_parser, read_flags
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
-from kdstream.config.sections import DecodeConfig, TrainConfig
+from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError, option
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_records, newest
 from kdstream.experiments.train_flags import FLAGS_FILE, flags_begun_with, read_section, same_training

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import CONFIG_FILE
 from kdstream.config.flags import check_values, with_settings
-from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, packages_of
 from kdstream.recognizer.base import Recognizer

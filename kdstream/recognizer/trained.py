@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from kdstream.checkpoints.trained import load_trained
-from kdstream.config.command_line import RECORD_FLAGS
+from kdstream.config.decoding import SEARCHES, DecodeConfig, SearchConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import with_settings
-from kdstream.config.sections import SEARCHES, DecodeConfig
+from kdstream.config.flags import flags_of, with_settings
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer, settings_of
@@ -36,7 +35,8 @@ class TrainedRecognizer(Recognizer):
 
     def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> None:
         method = decode.decoding_method
-        known = [name for name in settings_of(method) if name not in RECORD_FLAGS]
+        of_searches = {item.name for item in flags_of(SearchConfig)}
+        known = [name for name in settings_of(method) if name in of_searches]
         check_settings(method, search_settings, known, SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kdstream.checkpoints.store import find_epochs, load_checkpoint, restore
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig
 from kdstream.data.batch import Utterance, make_batch
 from kdstream.data.module import AsrDataModule
 from kdstream.data.reading import read_audio

@@ -13,8 +13,8 @@ import onnxruntime
 import sherpa_onnx
 
 from kdstream import words
+from kdstream.config.decoding import SearchConfig
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
-from kdstream.config.sections import DecodeConfig
 from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, Tokens
 from kdstream.errors import UserError, option
 from kdstream.hotwords import Hotword, check_score, parse_hotwords, read_hotwords
@@ -110,9 +110,9 @@ def load_recognizer(
     model: ExportedModel,
     num_threads: int,
     method: str = GREEDY,
-    beam_size: int = DecodeConfig.beam_size,
+    beam_size: int = SearchConfig.beam_size,
     hotwords_file: str = "",
-    hotwords_score: float = DecodeConfig.hotwords_score,
+    hotwords_score: float = SearchConfig.hotwords_score,
 ) -> sherpa_onnx.OnlineRecognizer:
     """sherpa-onnx on the model's files.
 
@@ -210,7 +210,7 @@ class Runtime:
     ) -> None:
         self.model, self.rules = model, rules
         self.recognizer = load_recognizer(model, num_threads, method, **settings)
-        self._score = settings.get("hotwords_score", DecodeConfig.hotwords_score)
+        self._score = settings.get("hotwords_score", SearchConfig.hotwords_score)
         self._speller = Speller(model) if takes_hotwords(model, method) else None
 
     @property

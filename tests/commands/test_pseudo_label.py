@@ -14,9 +14,10 @@ from lhotse.supervision import AlignmentItem
 from matplotlib.image import imread
 
 from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DataConfig, DecodeConfig, TrainConfig
+from kdstream.config.sections import DataConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.search import Search
 from kdstream.decoding.settings import choose_search

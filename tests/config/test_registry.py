@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdstream.config.decoding import SEARCHES
 from kdstream.config.distillation import TEACHERS
 from kdstream.config.flags import (
     EXTENSIONS,
@@ -24,7 +25,7 @@ from kdstream.config.flags import (
     with_settings,
 )
 from kdstream.config.registry import Registry
-from kdstream.config.sections import ENCODERS, SEARCHES
+from kdstream.config.sections import ENCODERS
 from kdstream.errors import UserError
 
 

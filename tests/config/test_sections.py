@@ -7,9 +7,10 @@ import argparse
 import pytest
 
 import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of which --decoding-method names one
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, from_dict, settings_of, to_dict
-from kdstream.config.sections import DataConfig, DecodeConfig, ModelConfig, TrainConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from kdstream.config import flags
-from kdstream.config.command_line import make_parser, search_flags
-from kdstream.config.flags import flag, from_args
-from kdstream.config.sections import SEARCHES, DecodeConfig, ModelConfig
+from kdstream.config.command_line import make_parser
+from kdstream.config.decoding import DECODE_SECTIONS, SEARCHES, DecodeConfig
+from kdstream.config.flags import flag, flags_of, from_args
+from kdstream.config.sections import ModelConfig
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.settings import add_search, choose_chunk, choose_search
@@ -91,7 +92,11 @@ def test_every_setting_of_a_search_is_a_flag_with_the_same_default():
     for search in SEARCHES.values():
         own = [item for item in fields(search) if item.init]
         assert {item.name: getattr(parse(), item.name) for item in own} == {item.name: item.default for item in own}
-    assert set(search_flags()) >= {"decoding_method", "beam_size", "beam", "max_contexts", "max_states"}
+
+
+def test_the_sections_of_decoding_share_no_flag_and_are_all_of_its_settings():
+    names = [item.name for section in DECODE_SECTIONS for item in flags_of(section)]
+    assert sorted(names) == sorted(item.name for item in flags_of(DecodeConfig)) == sorted(set(names))
 
 
 def test_an_unknown_search_is_refused_with_the_known_ones():

@@ -23,8 +23,8 @@ import torch
 from kdstream.audio.files import LongSound
 from kdstream.audio.find import find_audio
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.audio import find_long_audio, microphone, read_audio_file

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kdstream.checkpoints.store import load_checkpoint
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig, ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import WORD_START, Tokenizer
 from kdstream.decoding.audio import read_audio_file

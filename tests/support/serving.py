@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from kdstream.checkpoints.trained import load_trained
+from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.sections import DecodeConfig, ModelConfig
+from kdstream.config.sections import ModelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.transcribe import Transcriber
