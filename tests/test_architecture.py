@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation", "export", "reporting",
     },
     "corpus": {
-        "units", "errors", "audio", "files", "words", "config", "data", "models", "checkpoints", "decoding",
+        "units", "errors", "audio", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
         "evaluation",
     },
     "__init__": {"errors", "transcription", "recognizer"},

@@ -1,4 +1,4 @@
-"""What training leaves to decoding and export: a model with averaged weights, and what it cost to train."""
+"""What training leaves to decoding and export: a model with averaged weights, its tokens, and what it cost to train."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
 from kdstream.config.decoding import WeightsConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import warn_of_unread
-from kdstream.errors import option
+from kdstream.data.tokenizer import Tokenizer
+from kdstream.errors import UserError, option
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model in eval mode, on the CPU.
+    """A trained model in eval mode, on the CPU, which knows the <unk> of its tokenizer.
 
     name: which checkpoints it is, as file names spell it: epoch-30_avg-9, iter-8000_avg-3, or the stem of
       pretrained.pt or of --checkpoint.
@@ -26,6 +27,7 @@ class Trained:
     """
 
     model: Transducer
+    tokenizer: Tokenizer
     name: str
     speech_seconds: float
     compute_seconds: float
@@ -37,16 +39,24 @@ def load_trained(config: ExperimentConfig, chosen: WeightsConfig) -> Trained:
     Args:
       config: from chosen.exp_dir.
     Raises:
-      UserError: a checkpoint that is missing, damaged, or not of this config.
+      UserError: a checkpoint that is missing, damaged, or not of this config; tokens that it was not trained with.
     """
     averaged = _read_weights(chosen)
     model = build_model(resolve(config.model)).eval()
     load_strictly(model, averaged.weights, chosen.checkpoint or chosen.exp_dir)
+    tokenizer = Tokenizer(config.data.bpe_model)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {chosen.exp_dir} has "
+            f"{config.model.vocab_size}",
+            fix="give the --bpe-model it was trained with",
+        )
+    model.unk_id = tokenizer.unk_id
     name = averaged.last.stem
     if not chosen.checkpoint and averaged.last.name != PRETRAINED:
         name = f"{name.replace('checkpoint', 'iter')}_avg-{chosen.avg}"
-    params = averaged.params
-    return Trained(model, name, params.get("speech_seconds_trained", 0.0), params.get("compute_seconds", 0.0))
+    speech, compute = (averaged.params.get(count, 0.0) for count in ("speech_seconds_trained", "compute_seconds"))
+    return Trained(model, tokenizer, name, speech, compute)
 
 
 def _read_weights(chosen: WeightsConfig) -> Averaged:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.command_line import make_parser, read_experiment
+from kdstream.config.command_line import log_to_stderr, make_parser, read_experiment
 from kdstream.config.decoding import ContextConfig, DeviceConfig, WeightsConfig
 from kdstream.errors import UserError, option
 
@@ -30,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from kdstream.checkpoints.trained import load_trained
     from kdstream.data.cuts import write_manifest
+    from kdstream.data.module import AsrDataModule
+    from kdstream.decoding.settings import choose_chunk
+    from kdstream.devices import to_device
     from kdstream.evaluation.forced_alignment import aligned_cuts
     from kdstream.evaluation.references import WORD
-    from kdstream.evaluation.run import DecodingRun
 
+    log_to_stderr()
     config, decode = read_experiment(args)
     if not config.model.use_ctc:
         raise UserError(f"{decode.exp_dir}: has no CTC head to align with", fix="train a model with --use-ctc 1")
@@ -41,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError("is a manifest of Lhotse", flag=option("output", output), fix="end it with .jsonl.gz")
     output.parent.mkdir(parents=True, exist_ok=True)
-    run = DecodingRun(config, decode, load_trained(config, decode), chunkwise=False)
+    chunk, data = choose_chunk(config.model, decode), AsrDataModule(config.data, config.train.seed)
+    model = to_device(load_trained(config, decode).model, decode.device)
     aligned = [
         supervision
-        for test_set, utterances in run.data.test_sets().items()
-        for supervision in aligned_cuts(run, test_set, utterances.cuts)
+        for test_set, utterances in data.test_sets().items()
+        for supervision in aligned_cuts(model, data, chunk, test_set, utterances.cuts)
     ]
     if not aligned:
         raise UserError(f"{decode.exp_dir}: no cut could be aligned; is it the --bpe-model of these transcripts?")

@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.benchmarks.streaming import Setup, export, measure, read_audio, waves_of
     from kdstream.benchmarks.streaming_plot import plot_speed
     from kdstream.checkpoints.trained import load_trained
-    from kdstream.data.tokenizer import Tokenizer
-    from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
+    from kdstream.decoding.settings import choose_chunk, choose_search
     from kdstream.evaluation.records import write_json
     from kdstream.evaluation.tables import rows_table
 
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chunk is None:
         raise UserError(f"{decode.exp_dir}: full context cannot go chunk by chunk", fix="see --chunk-size")
     audio = read_audio(args.audio)
-    search, tokenizer = choose_search(decode), Tokenizer(config.data.bpe_model)
+    search = choose_search(decode)
     exported_runtimes = [name for name in args.runtimes if name not in OWN]
     if exported_runtimes and search.method != "greedy_search":
         raise UserError(
@@ -85,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             fix=f"use --runtimes {','.join(OWN)}",
         )
     trained = load_trained(config, decode)
-    fit_tokenizer(trained.model, tokenizer, config, decode)
-    search = search.for_tokens(tokenizer)
+    search = search.for_tokens(trained.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         exported = export(trained.model, chunk, Path(folder)) if exported_runtimes else None
         setups = {n: Setup(trained.model, chunk, search, n, CLOCKS[args.clock], exported) for n in args.threads}

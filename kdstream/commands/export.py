@@ -46,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from kdstream.checkpoints.store import save_pretrained
     from kdstream.checkpoints.trained import load_trained
-    from kdstream.data.tokenizer import Tokenizer
     from kdstream.decoding.beam import ModifiedBeamSearch
-    from kdstream.decoding.settings import choose_chunk, fit_tokenizer
+    from kdstream.decoding.settings import choose_chunk
     from kdstream.evaluation.latency import LOOKAHEAD_MS, algorithmic_latency_ms
     from kdstream.export.check import check_exported, check_fused, read_speech
     from kdstream.export.language_model import export_lm, read_lm
@@ -60,15 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     chunk = choose_chunk(config.model, decode)
     if decode.lm_exp_dir and chunk is None:
         raise UserError("goes with a streaming model alone", flag="--lm-exp-dir", fix="leave it out")
-    tokenizer = Tokenizer(config.data.bpe_model)
+    trained, folder = load_trained(config, decode), Path(decode.exp_dir)
+    tokenizer = trained.tokenizer
     search = fused = None
     if decode.lm_exp_dir:
         search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
         fused = read_lm(Path(decode.lm_exp_dir), tokenizer, lodr=bool(decode.lodr_scale))
     else:
         warn_of_unread(decode, LM_FLAGS, "without --lm-exp-dir")
-    trained, folder = load_trained(config, decode), Path(decode.exp_dir)
-    fit_tokenizer(trained.model, tokenizer, config, decode)
     written = save_pretrained(folder, trained.model)
     if chunk is None and not speech and ENCODERS.find(config.model.encoder).step is None:
         print_sizes(written)  # there are its weights, at least

@@ -140,9 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from kdstream.audio.find import find_audio
     from kdstream.checkpoints.trained import load_trained
-    from kdstream.data.tokenizer import Tokenizer
     from kdstream.decoding.audio import microphone
-    from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
+    from kdstream.decoding.settings import choose_chunk, choose_search
     from kdstream.decoding.transcribe import Transcriber, interruption
     from kdstream.devices import to_device
 
@@ -154,14 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = find_audio(args.audio)
     check_output(paths, form, args.output_dir)
     config, decode = read_experiment(args)
-    tokenizer = Tokenizer(config.data.bpe_model)
-    model = load_trained(config, decode).model
-    fit_tokenizer(model, tokenizer, config, decode)
+    trained = load_trained(config, decode)
     line = GrowingLine()
     transcriber = Transcriber(
-        to_device(model, decode.device),
-        tokenizer,
-        choose_search(decode).for_tokens(tokenizer),
+        to_device(trained.model, decode.device),
+        trained.tokenizer,
+        choose_search(decode).for_tokens(trained.tokenizer),
         choose_chunk(config.model, decode),
         min(decode.num_decode_streams, len(paths) or 1),
         config.data.max_duration,

@@ -15,7 +15,9 @@ from kdstream.config.labels import LABELLERS, LabelConfig
 from kdstream.config.sections import DataConfig
 from kdstream.corpus.pseudo_labels import Hypothesis, transcribe_cuts
 from kdstream.corpus.whisper import FasterWhisper
-from kdstream.evaluation.run import DecodingRun
+from kdstream.data.module import AsrDataModule
+from kdstream.decoding.settings import choose_chunk, choose_search
+from kdstream.devices import to_device
 
 
 class OurTeacher:
@@ -30,8 +32,10 @@ class OurTeacher:
 
     def label(self, cuts: Sequence[DataCut], journal: Path) -> list[Hypothesis]:
         """The hypotheses of all cuts, longest first; it keeps no journal."""
-        trained = load_trained(self.config, self.decode)
-        return transcribe_cuts(DecodingRun(self.config, self.decode, trained, chunkwise=False), cuts)
+        data = AsrDataModule(self.config.data, self.config.train.seed)
+        search = choose_search(self.decode).for_tokens(data.tokenizer)
+        model = to_device(load_trained(self.config, self.decode).model, self.decode.device)
+        return transcribe_cuts(model, data, choose_chunk(self.config.model, self.decode), search, cuts)
 
 
 # A labeller is built of the settings, of how to decode, and of a function that puts typed flags into data settings.  It

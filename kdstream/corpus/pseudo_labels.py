@@ -14,12 +14,16 @@ from tqdm import tqdm
 
 from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import DistinctIds, iterate, read_manifest
+from kdstream.data.module import AsrDataModule
 from kdstream.data.reading import check_filter_bank
 from kdstream.data.tokenizer import UnknownLetters
+from kdstream.decoding.search import Search
 from kdstream.decoding.stream import decode_whole
 from kdstream.errors import UserError
-from kdstream.evaluation.run import DecodingRun
 from kdstream.evaluation.scoring import Transcript
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
+from kdstream.words import split_words
 
 
 class Hypothesis(NamedTuple):
@@ -65,21 +69,23 @@ def read_cuts(path: Path, from_audio: bool = False) -> list[DataCut]:
     return cuts
 
 
-def transcribe_cuts(run: DecodingRun, cuts: Sequence[DataCut]) -> list[Hypothesis]:
-    """The hypotheses of the teacher of `run`, from stored features where there are any; longest cuts first."""
+def transcribe_cuts(
+    model: Transducer, data: AsrDataModule, chunk: ChunkConfig | None, search: Search, cuts: Sequence[DataCut]
+) -> list[Hypothesis]:
+    """The hypotheses of a teacher, from stored features where there are any; longest cuts first."""
     by_id = {cut.id: cut for cut in cuts}
-    tokenizer = run.data.tokenizer
-    run.model.unk_id = None  # where <unk> is not said, a label would have a hole; so it is, and the cut is left out
+    tokenizer = data.tokenizer
+    model.unk_id = None  # where <unk> is not said, a label would have a hole; so it is, and the cut is left out
     unknown = UnknownLetters(tokenizer)
     hypotheses = []
     copies = [fastcopy(cut, custom=dict(cut.custom or {})) for cut in cuts]  # Lhotse's samplers write into custom
-    batches = run.data.in_order(copies, from_audio=False, chunk=run.chunk)
+    batches = data.in_order(copies, from_audio=False, chunk=chunk)
     for batch in tqdm(batches, total=batches.num_batches, desc="pseudo labels", disable=None):
-        results = decode_whole(run.model, batch.features, batch.feature_lens, run.chunk, run.search)
+        results = decode_whole(model, batch.features, batch.feature_lens, chunk, search)
         for cut_id, text, result in zip(batch.cut_ids, batch.texts, results, strict=True):
-            transcript = run.transcript(cut_id, text, result)
-            is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
             said = tokenizer.normalise(tokenizer.decode(result.tokens))
+            transcript = Transcript(cut_id, split_words(tokenizer.normalise(text)), split_words(said))
+            is_text = transcript.hyp and tokenizer.unk_id not in result.tokens
             hypotheses.append(Hypothesis(by_id[cut_id], transcript, said, result.confidence if is_text else None))
             unknown.add(text)
     unknown.warn("transcripts that the cuts have")

@@ -103,9 +103,7 @@ class FasterWhisper:
 
     def _hypothesis(self, cut: DataCut, heard: Heard) -> Hypothesis:
         text = self._text.spell(heard.text)
-        words, said = (
-            split_words(self._tokenizer.normalise(some), self.decode.score_by) for some in (text_of(cut), text)
-        )
+        words, said = (split_words(self._tokenizer.normalise(some)) for some in (text_of(cut), text))
         return Hypothesis(
             cut if heard.duration == cut.duration else piece_of(cut, heard),
             Transcript(cut.id, words, said),

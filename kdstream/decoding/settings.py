@@ -7,18 +7,15 @@ from dataclasses import fields
 from typing import Any
 
 from kdstream.config.decoding import SEARCHES, DecodeConfig
-from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flag_value, warn_of_unread
 from kdstream.config.sections import ModelConfig
-from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
-from kdstream.errors import UserError, option
+from kdstream.errors import option
 from kdstream.models.streaming import ChunkConfig
-from kdstream.models.transducer import Transducer
 
 
 def add_search(search: Any) -> Any:
@@ -77,14 +74,3 @@ def choose_search(decode: DecodeConfig) -> Search:
 def settings_of(method: str) -> list[str]:
     """The settings of a search, by the names of their flags.  Raises UserError if it is unknown."""
     return [item.name for item in fields(SEARCHES.find(method)) if item.init]
-
-
-def fit_tokenizer(model: Transducer, tokenizer: Tokenizer, config: ExperimentConfig, decode: DecodeConfig) -> None:
-    """Tells the model of `decode` which token is <unk>.  Raises UserError where it was trained with other tokens."""
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {decode.exp_dir} has "
-            f"{config.model.vocab_size}",
-            fix="give the --bpe-model it was trained with",
-        )
-    model.unk_id = tokenizer.unk_id

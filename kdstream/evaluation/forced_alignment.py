@@ -17,11 +17,13 @@ from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
 from kdstream.data.cuts import text_of
+from kdstream.data.module import AsrDataModule
 from kdstream.data.tokenizer import BLANK, BLANK_ID
 from kdstream.decoding.stream import encode_whole
 from kdstream.evaluation.latency import frame_start_ms
 from kdstream.evaluation.references import WORD
-from kdstream.evaluation.run import DecodingRun
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer
 from kdstream.words import Located
 
 
@@ -64,14 +66,16 @@ def supervision_of(cut: Cut, words: Sequence[Located], spans: Sequence[tuple[int
 
 
 @torch.no_grad()
-def aligned_cuts(run: DecodingRun, test_set: str, cuts: Sequence[Cut]) -> Iterator[SupervisionSegment]:
+def aligned_cuts(
+    model: Transducer, data: AsrDataModule, chunk: ChunkConfig | None, test_set: str, cuts: Sequence[Cut]
+) -> Iterator[SupervisionSegment]:
     """The cuts of a test set with their alignments; the log counts those that cannot be aligned."""
     by_id = {cut.id: cut for cut in cuts}
-    tokenizer, failed = run.data.tokenizer, []
-    batches = run.data.in_order(cuts, from_audio=True, chunk=run.chunk)
+    tokenizer, failed = data.tokenizer, []
+    batches = data.in_order(cuts, from_audio=True, chunk=chunk)
     for batch in tqdm(batches, total=batches.num_batches, desc=f"alignments of {test_set}", disable=None):
-        encoder_out, lens = encode_whole(run.model, batch.features, batch.feature_lens, run.chunk)
-        log_probs = run.model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
+        encoder_out, lens = encode_whole(model, batch.features, batch.feature_lens, chunk)
+        log_probs = model.ctc_output(encoder_out).float().cpu()  # (N, T, V)
         for cut_id, text, of_cut, length in zip(batch.cut_ids, batch.texts, log_probs, lens.tolist(), strict=True):
             ids, words = tokenizer.words_of(text)
             can_be_said = ids and BLANK_ID not in ids

@@ -20,7 +20,7 @@ from kdstream.config.flags import warn_of_unread
 from kdstream.data.cuts import fingerprint_of
 from kdstream.data.module import AsrDataModule
 from kdstream.decoding.search import Result
-from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer
+from kdstream.decoding.settings import choose_chunk, choose_search
 from kdstream.devices import to_device
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
@@ -67,7 +67,6 @@ class DecodingRun:
         self.mode = "chunkwise" if chunkwise else "simulated" if self.chunk else "full"
         self.folder = Path(decode.exp_dir, *["streaming"] * chunkwise, self.search.method)
         self.model = to_device(trained.model, decode.device)
-        fit_tokenizer(self.model, self.data.tokenizer, config, decode)
         _log_to(self.folder / f"log-decode-{self._suffix()}")
         logging.info(
             f"{decode.exp_dir}, {trained.name}: {self.mode}, {self.chunk or 'full context'}, {self.search.name}"

@@ -13,8 +13,7 @@ from kdstream.config.decoding import SEARCHES, DecodeConfig, SearchConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of, with_settings
 from kdstream.data.resampling import ResamplingStream, resample
-from kdstream.data.tokenizer import Tokenizer
-from kdstream.decoding.settings import choose_chunk, choose_search, fit_tokenizer, settings_of
+from kdstream.decoding.settings import choose_chunk, choose_search, settings_of
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.endpoints import EndpointConfig
@@ -40,13 +39,11 @@ class TrainedRecognizer(Recognizer):
         check_settings(method, search_settings, known, SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
-        tokenizer = Tokenizer(config.data.bpe_model)
-        model = load_trained(config, decode).model
-        fit_tokenizer(model, tokenizer, config, decode)
+        trained = load_trained(config, decode)
         self._transcriber = Transcriber(
-            to_device(model, decode.device),
-            tokenizer,
-            choose_search(decode).for_tokens(tokenizer),
+            to_device(trained.model, decode.device),
+            trained.tokenizer,
+            choose_search(decode).for_tokens(trained.tokenizer),
             choose_chunk(config.model, decode),
             num_streams=1,
             max_seconds=config.data.max_duration,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -162,14 +163,15 @@ def test_the_hypothesis_replaces_the_text_and_all_else_stays(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_it_prints_what_it_kept_and_error_rates_where_there_are_transcripts(
-    tmp_path, monkeypatch, capsys, data, teacher
+    tmp_path, monkeypatch, caplog, data, teacher
 ):
     given = list(CutSet.from_file(data.test_cuts[0]))
     cuts = label(monkeypatch, teacher, data.test_cuts[0], tmp_path / "pseudo.jsonl.gz", 0)
     threshold = sorted(cut.supervisions[0].custom["confidence"] for cut in cuts)[-3]
-    capsys.readouterr()
+    caplog.set_level(logging.INFO)
+    caplog.clear()
     label(monkeypatch, teacher, data.test_cuts[0], tmp_path / "pseudo.jsonl.gz", threshold)
-    printed = capsys.readouterr().err
+    printed = caplog.text
     hours = sum(cut.duration for cut in given) / 3600
     assert "3 of 10 cuts kept (" in printed and f"of {hours:.2f} h)" in printed
     kept_words, all_words = (
@@ -184,8 +186,9 @@ def test_it_prints_what_it_kept_and_error_rates_where_there_are_transcripts(
     for cut in given:
         cut.supervisions = []
     CutSet.from_cuts(given).to_file(tmp_path / "given.jsonl.gz")
+    caplog.clear()
     label(monkeypatch, teacher, tmp_path / "given.jsonl.gz", tmp_path / "pseudo.jsonl.gz", threshold)
-    printed = capsys.readouterr().err
+    printed = caplog.text
     assert "3 of 10 cuts kept (" in printed and "WER" not in printed
 
 
