@@ -41,22 +41,22 @@ class EndpointConfig(Section):
         )
 
 
-class Tokens(NamedTuple):
+class TimedTokens(NamedTuple):
     """Tokens of a path, the output frame (40 ms, from the stream's start) of each, and its log probability."""
 
     tokens: Sequence[Any]
     frames: Sequence[int]
     log_probs: Sequence[float]
 
-    def __add__(self, more: Tokens) -> Tokens:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __add__(self, more: TimedTokens) -> TimedTokens:  # pyright: ignore[reportIncompatibleMethodOverride]
         frames, log_probs = [*self.frames, *more.frames], [*self.log_probs, *more.log_probs]
-        return Tokens([*self.tokens, *more.tokens], frames, log_probs)
+        return TimedTokens([*self.tokens, *more.tokens], frames, log_probs)
 
-    def part(self, begin: int, end: int) -> Tokens:
-        return Tokens(self.tokens[begin:end], self.frames[begin:end], self.log_probs[begin:end])
+    def part(self, begin: int, end: int) -> TimedTokens:
+        return TimedTokens(self.tokens[begin:end], self.frames[begin:end], self.log_probs[begin:end])
 
 
-NOTHING = Tokens((), (), ())
+NOTHING = TimedTokens((), (), ())
 
 
 class Segmenter:
@@ -104,7 +104,7 @@ class Segmenter:
             return False
         return True
 
-    def finish(self, now: int, tokens: Tokens) -> None:
+    def finish(self, now: int, tokens: TimedTokens) -> None:
         """Finishes the growing segment at the output frame `now`.
 
         Args:
@@ -120,11 +120,11 @@ class Segmenter:
         self._held = tokens.part(end, len(tokens.tokens))
         self._begin = self._held.frames[0] if self._held.frames else now
 
-    def growing(self, tokens: Tokens) -> str:
+    def growing(self, tokens: TimedTokens) -> str:
         """The text since the last segment; `tokens` as in `finish`."""
         return as_text(self._spell([*self._held.tokens, *tokens.tokens]))
 
-    def text(self, tokens: Tokens) -> str:
+    def text(self, tokens: TimedTokens) -> str:
         """All text so far; `tokens` as in `finish`."""
         letters = self._spell([*self._held.tokens, *tokens.tokens])
         begin = self._completing(letters)
@@ -141,7 +141,7 @@ class Segmenter:
         self._taken = self.segments[-1] if self.segments else None
         return changed
 
-    def end(self, audio: str, seconds: float, tokens: Tokens) -> Transcription:
+    def end(self, audio: str, seconds: float, tokens: TimedTokens) -> Transcription:
         """Finishes the last segment at the end of the stream; `tokens` as in `finish`."""
         self._append(self._held + tokens)
         self._held = NOTHING
@@ -164,7 +164,7 @@ class Segmenter:
         ends = (n for n, letter in enumerate(letters) if letter.character == " " or UNSPACED.match(letter.character))
         return next(ends, len(letters))
 
-    def _append(self, tokens: Tokens) -> None:
+    def _append(self, tokens: TimedTokens) -> None:
         letters = self._spell(tokens.tokens)
         begin = self._completing(letters)
         self._blank = letters[-1].character == " " if letters else self._blank

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, Tokens
+from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, TimedTokens
 from kdstream.transcription import Word
 from kdstream.words import spell
 
@@ -41,8 +41,8 @@ def segment_all(tokens: list[tuple[str, int]], frames: int, **rules: Any) -> Seg
     return segmenter
 
 
-def as_tokens(tokens: list[tuple[str, int, float]]) -> Tokens:
-    return Tokens(*(list(column) for column in zip(*tokens, strict=True))) if tokens else Tokens([], [], [])
+def as_tokens(tokens: list[tuple[str, int, float]]) -> TimedTokens:
+    return TimedTokens(*(list(column) for column in zip(*tokens, strict=True))) if tokens else TimedTokens([], [], [])
 
 
 def test_a_pause_after_words_ends_a_segment_and_silence_makes_none():
@@ -75,8 +75,8 @@ def test_a_piece_that_comes_after_the_pause_completes_its_word():
     assert [segment.text for segment in heard.segments] == ["SETS", "A"]
     assert heard.segments[0].words == [Word("SETS", 0.4, 2.44)]
     partial = Segmenter(EndpointConfig(), spell)
-    partial.finish(50, Tokens(["▁SE"], [10], [-0.1]))
-    assert partial.text(Tokens(["TS", "▁A"], [60, 65], [-0.1, -0.1])) == "SETS A"
+    partial.finish(50, TimedTokens(["▁SE"], [10], [-0.1]))
+    assert partial.text(TimedTokens(["TS", "▁A"], [60, 65], [-0.1, -0.1])) == "SETS A"
 
 
 def test_a_blank_before_the_pause_ends_its_word():
@@ -87,14 +87,14 @@ def test_a_blank_before_the_pause_ends_its_word():
 def test_a_word_without_an_end_is_cut():
     segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
     assert segmenter.ends(25, 24)
-    segmenter.finish(25, Tokens(["A"] * 25, list(range(25)), [-0.1] * 25))
+    segmenter.finish(25, TimedTokens(["A"] * 25, list(range(25)), [-0.1] * 25))
     assert [segment.text for segment in segmenter.segments] == ["A" * 25] and segmenter.growing(NOTHING) == ""
 
 
 def test_scripts_without_blanks_are_joined_without_them():
     heard = segment_all([("日", 10), ("本", 20), ("語", 100), ("▁A", 200), ("▁B", 300)], 400)
     assert [segment.text for segment in heard.segments] == ["日本", "語", "A", "B"]
-    assert heard.text(Tokens([], [], [])) == "日本語 A B"
+    assert heard.text(TimedTokens([], [], [])) == "日本語 A B"
 
 
 def test_without_endpoints_there_is_one_segment():
@@ -106,11 +106,11 @@ def test_without_endpoints_there_is_one_segment():
 
 def test_partial_text_holds_the_word_that_was_held_back():
     segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
-    first = Tokens(["▁A", "▁BE"], [10, 24], [-0.1, -0.1])
+    first = TimedTokens(["▁A", "▁BE"], [10, 24], [-0.1, -0.1])
     assert segmenter.growing(first) == "A BE" and segmenter.ends(25, 24)
     segmenter.finish(25, first)
     assert [segment.text for segment in segmenter.segments] == ["A"]
-    rest = Tokens(["D"], [26], [-0.1])
+    rest = TimedTokens(["D"], [26], [-0.1])
     assert (segmenter.growing(rest), segmenter.text(rest)) == ("BED", "A BED")
     assert not segmenter.ends(27, 26) and segmenter.ends(27 + 30, 26)
 
@@ -119,7 +119,7 @@ def test_segments_are_taken_once_and_the_last_again_where_its_word_is_completed(
     segmenter = Segmenter(EndpointConfig(), spell)
     taken = []
     for now, tokens in ((50, (["▁A"], [10])), (100, (["▁SE"], [60])), (150, (["TS", "▁B"], [101, 110]))):
-        segmenter.finish(now, Tokens(*tokens, [-0.1] * len(tokens[0])))
+        segmenter.finish(now, TimedTokens(*tokens, [-0.1] * len(tokens[0])))
         taken.append({n: segment.text for n, segment in segmenter.take().items()})
     assert taken == [{0: "A"}, {1: "SE"}, {1: "SETS", 2: "B"}]
     assert segmenter.take() == {} and len(segmenter.segments) == 1

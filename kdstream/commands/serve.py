@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from kdstream.recognizer.loading import find_encoder
     from kdstream.serving.engine import Engine
-    from kdstream.serving.runtime import Runtime, find_model, settings_of
+    from kdstream.serving.runtime import Runtime, find_model, settings_of_search
     from kdstream.serving.server import Server, serve
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     tls = tls_context(args.tls_cert, args.tls_key)
     decode, rules, limits = from_args(DecodeConfig, args), from_args(EndpointConfig, args), from_args(Limits, args)
-    own = settings_of(decode.decoding_method)
+    own = settings_of_search(decode.decoding_method)
     decode.check_used(own)
     settings = {name: getattr(decode, name) for name in own}
     engines: dict[str, Engine] = {}

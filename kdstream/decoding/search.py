@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.endpoints import Tokens
+from kdstream.endpoints import TimedTokens
 from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
 from kdstream.transcription import mean_probability
@@ -51,8 +51,8 @@ class Result:
         """The geometric mean of the tokens' probabilities, in (0, 1]; None where nothing is said."""
         return mean_probability(self.token_log_probs)
 
-    def as_tokens(self) -> Tokens:
-        return Tokens(self.tokens, self.timestamps, self.token_log_probs)
+    def as_tokens(self) -> TimedTokens:
+        return TimedTokens(self.tokens, self.timestamps, self.token_log_probs)
 
 
 class State(Protocol):

@@ -61,9 +61,9 @@ def choose_search(decode: DecodeConfig) -> Search:
     Raises UserError for a search that is unknown or cannot run here, for a setting that is out of range, and for
     hotwords or a language model that the search would not look at.  Other settings of other searches are warned of.
     """
-    search, own = SEARCHES.find(decode.decoding_method), settings_of(decode.decoding_method)
+    search, own = SEARCHES.find(decode.decoding_method), settings_of_search(decode.decoding_method)
     decode.check_used(own)
-    of_others = {name for method in SEARCHES for name in settings_of(method)}.difference(own)
+    of_others = {name for method in SEARCHES for name in settings_of_search(method)}.difference(own)
     warn_of_unread(decode, of_others, f"in {decode.decoding_method}")
     for scale, of in (("hotwords_score", "hotwords_file"), ("lm_scale_decode", "lm_exp_dir")):
         if scale in own and not getattr(decode, of):
@@ -71,6 +71,6 @@ def choose_search(decode: DecodeConfig) -> Search:
     return search(**{name: getattr(decode, name) for name in own})
 
 
-def settings_of(method: str) -> list[str]:
+def settings_of_search(method: str) -> list[str]:
     """The settings of a search, by the names of their flags.  Raises UserError if it is unknown."""
     return [item.name for item in fields(SEARCHES.find(method)) if item.init]

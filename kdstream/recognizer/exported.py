@@ -11,7 +11,7 @@ from kdstream.audio.files import read_sound
 from kdstream.audio.samples import mono
 from kdstream.endpoints import EndpointConfig
 from kdstream.recognizer.base import Recognizer, Stream, check_settings
-from kdstream.serving.runtime import SEARCH_SETTINGS, ExportedModel, Runtime, SegmentedStream, settings_of
+from kdstream.serving.runtime import SEARCH_SETTINGS, ExportedModel, Runtime, SegmentedStream, settings_of_search
 from kdstream.transcription import Transcription
 
 
@@ -29,7 +29,7 @@ class ExportedRecognizer(Recognizer):
     def __init__(
         self, model: ExportedModel, num_threads: int, endpoints: EndpointConfig, method: str, **settings: Any
     ) -> None:
-        check_settings(method, settings, settings_of(method), SEARCH_SETTINGS)
+        check_settings(method, settings, settings_of_search(method), SEARCH_SETTINGS)
         self._runtime = Runtime(model, num_threads, endpoints, method, **settings)
 
     def stream(self) -> Stream:

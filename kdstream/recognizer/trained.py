@@ -13,7 +13,7 @@ from kdstream.config.decoding import SEARCHES, DecodeConfig, SearchConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import flags_of, with_settings
 from kdstream.data.resampling import ResamplingStream, resample
-from kdstream.decoding.settings import choose_chunk, choose_search, settings_of
+from kdstream.decoding.settings import choose_chunk, choose_search, settings_of_search
 from kdstream.decoding.transcribe import Transcriber
 from kdstream.devices import to_device
 from kdstream.endpoints import EndpointConfig
@@ -35,7 +35,7 @@ class TrainedRecognizer(Recognizer):
     def __init__(self, decode: DecodeConfig, search_settings: dict[str, Any], endpoints: EndpointConfig) -> None:
         method = decode.decoding_method
         of_searches = {item.name for item in flags_of(SearchConfig)}
-        known = [name for name in settings_of(method) if name in of_searches]
+        known = [name for name in settings_of_search(method) if name in of_searches]
         check_settings(method, search_settings, known, SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)

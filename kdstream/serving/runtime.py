@@ -15,7 +15,7 @@ import sherpa_onnx
 from kdstream import words
 from kdstream.config.decoding import SearchConfig
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
-from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, Tokens
+from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, TimedTokens
 from kdstream.errors import UserError, option
 from kdstream.hotwords import Hotword, check_score, parse_hotwords, read_hotwords
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
@@ -99,7 +99,7 @@ def _lengths(encoder: Path) -> tuple[int, int]:
         raise UserError(f"{encoder}: {error}", fix="export it anew with export.py") from error
 
 
-def settings_of(method: str) -> tuple[str, ...]:
+def settings_of_search(method: str) -> tuple[str, ...]:
     """The settings of a search.  Raises UserError if sherpa-onnx does not have it."""
     if method not in SEARCH_SETTINGS:
         raise UserError(f"search {method}: not in sherpa-onnx", fix=f"use {' or '.join(SEARCH_SETTINGS)}")
@@ -151,7 +151,7 @@ def load_recognizer(
 
 
 def takes_hotwords(model: ExportedModel, method: str) -> bool:
-    return "hotwords_file" in settings_of(method) and model.vocabulary.is_file()
+    return "hotwords_file" in settings_of_search(method) and model.vocabulary.is_file()
 
 
 class Speller:
@@ -257,7 +257,7 @@ class SegmentedStream:
         self._now += self._runtime.model.chunk
         result = self._recognizer.get_result_all(self.stream)
         frames = [self._begin + round(seconds / OUTPUT_FRAME_SECONDS) for seconds in result.timestamps]
-        self._tokens = Tokens(result.tokens, frames, result.ys_probs)
+        self._tokens = TimedTokens(result.tokens, frames, result.ys_probs)
         if not self._segmenter.ends(self._now, frames[-1] if frames else -1):
             return
         self._segmenter.finish(self._now, self._tokens)
