@@ -43,6 +43,23 @@ def check_output_of_cuts(output: Path, cuts: Iterable[Path]) -> None:
         raise UserError("is what --cuts names", flag=option("output", output), fix="give it another name")
 
 
+def read_utf8(path: Path, flag: str = "") -> str:
+    """The text of a file; the mark of its encoding, which some editors write first, is no part of it.
+
+    Args:
+      flag: that names the file, with its value; see `option`.
+    Raises:
+      UserError: there is no such file, or its text is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError("no such file", flag=flag or str(path), fix="name a text file") from error
+    except UnicodeDecodeError as error:
+        problem = f"is not in UTF-8 ({error})"
+        raise UserError(problem, flag=flag or str(path), fix="convert it, say with iconv") from error
+
+
 @contextmanager
 def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """Gives a temporary file to write; on success it takes the place of `path`, on failure it goes away.

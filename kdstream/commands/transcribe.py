@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -128,11 +128,19 @@ def flags() -> ArgumentParser:
     parser = make_parser(__doc__, sections, data_flags=("bpe_model", "max_duration"))
     parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
-    parser.add_argument("--format", choices=list(FORMATS), default="txt", help="What is written (default: txt).")
+    parser.add_argument("--format", choices=list(FORMATS), help="What is written (default: txt).")
     parser.add_argument("--json", type=str2bool, default=False, help="The same as --format json (default: 0).")
     parser.add_argument("--output-dir", type=Path, help="Write NAME.FORMAT of each file there, instead of printing it.")
     add_arguments(parser, EndpointConfig)
     return parser
+
+
+def format_of(args: Namespace) -> str:
+    """--format, of which --json 1 is one.  Raises UserError where they contradict each other."""
+    if args.json and args.format not in (None, "json"):
+        flags = f"{option('format', args.format)} {option('json', 1)}"
+        raise UserError("name two formats", flag=flags, fix="give one of them")
+    return "json" if args.json else args.format or "txt"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if bool(args.audio) == args.microphone:
         fix = "name audio files or directories, or give --microphone 1"
         raise UserError("no audio, or files and the microphone at once", fix=fix)
-    form = "json" if args.json else args.format
+    form = format_of(args)
     paths = find_audio(args.audio)
     check_output(paths, form, args.output_dir)
     config, decode = read_experiment(args)

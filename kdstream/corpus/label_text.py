@@ -9,6 +9,7 @@ from pathlib import Path
 from kdstream.config.labels import LabelConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
+from kdstream.files import read_utf8
 from kdstream.words import in_case
 
 APOSTROPHE = "'"
@@ -52,10 +53,8 @@ class StudentText:
 def read_spellings(path: Path) -> dict[str, str]:
     """By word, casefolded, what stands for it: one of each a line, the word first."""
     flag = option("spellings", path)
-    if not path.is_file():
-        raise UserError("no such file", flag=flag, fix="name a text file with lines such as MR MISTER")
     spellings: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_utf8(path, flag).splitlines(), 1):
         word, _, instead = line.strip().partition(" ")
         if word and not instead.strip():
             raise UserError(f"line {number}: {word} has no other spelling", flag=flag, fix="write e.g. MR MISTER")

@@ -16,6 +16,7 @@ from kdstream.audio.files import check_header
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
 from kdstream.errors import UserError
+from kdstream.files import read_utf8
 from kdstream.units import FRAMES_PER_SECOND
 
 SUFFIXES = (".flac", ".wav")
@@ -43,10 +44,7 @@ def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:
     for transcripts in sorted(path for path in _files_below(part_dir) if path.name.lower().endswith(".trans.txt")):
         if transcripts.parent == part_dir:
             raise UserError(f"{transcripts}: lies beside the speakers' directories", fix="move it into SPEAKER/CHAPTER")
-        try:
-            lines = transcripts.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
-        except UnicodeDecodeError as error:
-            raise UserError(f"{transcripts}: is not in UTF-8 ({error})", fix="convert it, say with iconv") from error
+        lines = read_utf8(transcripts).split("\n")  # splitlines would split at U+2028 too
         for number, line in enumerate(lines, start=1):
             utterance, *texts = line.split(maxsplit=1) or [""]
             if not utterance:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdstream.files import read_utf8
+
 NAMED = 3  # recordings in the log's line
 
 
 def _of_aishell(corpus_dir: Path, _: Mapping[str, Any]) -> Iterator[str]:
-    with open(corpus_dir / "data_aishell" / "transcript" / "aishell_transcript_v0.8.txt", encoding="utf-8") as lines:
-        yield from (line.split()[0] for line in lines if line.strip())
+    transcripts = read_utf8(corpus_dir / "data_aishell" / "transcript" / "aishell_transcript_v0.8.txt")
+    yield from (line.split()[0] for line in transcripts.split("\n") if line.strip())
 
 
 def _of_switchboard(_: Path, arguments: Mapping[str, Any]) -> Iterator[str]:

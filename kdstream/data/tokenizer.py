@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from kdstream.errors import UserError
-from kdstream.files import write_text
+from kdstream.files import read_utf8, write_text
 from kdstream.words import (
     BLANKS_BESIDE_UNSPACED,
     WORD_START,
@@ -164,7 +164,7 @@ def read_tokens(path: Path) -> list[str]:
     """The pieces of a tokens.txt, in the order of their ids.  Raises UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
-    lines = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.rsplit(maxsplit=1) for line in read_utf8(path).splitlines() if line.strip()]
     return [token for token, _ in sorted(lines, key=lambda line: int(line[-1]))]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdstream.audio.files import LongSound
+from kdstream.config.flags import flags_of, warn_of_unread
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
@@ -65,7 +66,9 @@ class Transcriber:
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
         self.endpoints, self.on_segment = endpoints, on_segment
         self.encode: PatientStep | None = None
-        if chunk is not None:
+        if chunk is None:
+            warn_of_unread(endpoints, [item.name for item in flags_of(EndpointConfig)], "in full context")
+        else:
             engine = choose_engine(engine, model, num_streams)
             self.encode = PatientStep(chunk_step(model, chunk), lambda: chunk_step(model, chunk, engine))
 

@@ -48,6 +48,20 @@ def test_endpoints_change_no_word_of_greedy_search(exp_dir, audio, monkeypatch, 
     assert printed[0] == printed[1] == printed[2] != ""
 
 
+def test_rules_of_endpoints_in_full_context_are_pointed_out(exp_dir, audio, monkeypatch, caplog):
+    flags = ("--chunk-size", -1, "--rule2-min-trailing-silence", 0.2)
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags, audio[0]) == ""
+    assert "--rule2-min-trailing-silence 0.2: has no effect in full context" in caplog.messages
+
+
+def test_two_formats_are_refused(exp_dir, audio, monkeypatch, capsys):
+    flags = ("--json", 1, "--format", "srt")
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags, audio[0])
+    assert error == "error: --format srt --json 1: name two formats; give one of them"
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--json", 1, "--format", "json", audio[0]) == ""
+    assert json.loads(capsys.readouterr().out)["audio"] == str(audio[0])
+
+
 @pytest.mark.parametrize("form", ["srt", "vtt"])
 def test_subtitles_of_two_files_are_not_printed_as_one(exp_dir, audio, monkeypatch, form):
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--format", form, *audio)

@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 
 from kdstream.config.labels import LabelConfig
-from kdstream.corpus.label_text import StudentText
+from kdstream.corpus.label_text import StudentText, read_spellings
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 from support.tokenizers import ICEFALLS
@@ -69,6 +69,19 @@ def test_words_are_replaced_in_any_case(tokenizers, tmp_path):
     path.write_text("mr Mister\nmrs\n")
     with pytest.raises(UserError, match=f"--spellings {path}: line 2: mrs has no other spelling"):
         StudentText(tokenizers["upper"], config)
+
+
+def test_spellings_in_another_encoding_are_refused(tokenizers, tmp_path):
+    path = tmp_path / "spellings.txt"
+    path.write_bytes("café CAFE\n".encode("latin-1"))
+    with pytest.raises(UserError, match=f"--spellings {path}: is not in UTF-8 .*; convert it, say with iconv"):
+        StudentText(tokenizers["upper"], LabelConfig(spellings=str(path)))
+
+
+def test_the_mark_of_utf8_is_no_part_of_the_first_spelling(tmp_path):
+    path = tmp_path / "spellings.txt"
+    path.write_bytes("MR MISTER\n".encode("utf-8-sig"))
+    assert read_spellings(path) == {"mr": "MISTER"}
 
 
 def test_no_such_file_of_spellings(tokenizers):
