@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -89,7 +89,7 @@ class Batches:
         batches = sorted(filled(self._by_length(cuts, rng), self.max_duration), key=cost_of)
         is_small = is_last and len(batches) < FEWEST_GROUPS * HELD
         if not is_last:  # the next window must begin with a whole group
-            batches = sorted(made_divisible(batches), key=cost_of)
+            batches = sorted(halved(batches, -(-len(batches) // HELD) * HELD), key=cost_of)
         left_over = len(batches) if is_small else len(batches) % HELD
         begin = rng.randrange(0, len(batches) - left_over + 1, HELD)
         rest = batches[:begin] + batches[begin + left_over :]
@@ -129,12 +129,16 @@ def filled(cuts: Iterable[Cut], max_duration: float) -> Iterator[list[Cut]]:
         yield batch
 
 
-def made_divisible(batches: list[list[Cut]]) -> list[list[Cut]]:
-    """The batches, so many of those with most cuts halved that HELD divides their number."""
-    batches = sorted(batches, key=len, reverse=True)
-    missing = -len(batches) % HELD
-    halves = [half for batch in batches[:missing] for half in (batch[::2], batch[1::2]) if half]
-    return halves + batches[missing:]
+def halved(batches: Sequence[list[Cut]], count: int) -> list[list[Cut]]:
+    """The batches, the one with most cuts halved until there are `count` of them, or until each has one cut."""
+    batches = list(batches)
+    while len(batches) < count:
+        most = max(range(len(batches)), key=lambda index: len(batches[index]))
+        halves = batches[most][::2], batches[most][1::2]
+        if not halves[1]:
+            break
+        batches[most : most + 1] = halves
+    return batches
 
 
 def cost_of(batch: list[Cut]) -> float:
@@ -166,8 +170,8 @@ class Padding:
 class Share:
     """Every world_size-th batch, from the rank-th on, after the `skipped` first ones of all processes.
 
-    All processes get equally many: what is left over in the end is divided among them cut by cut (and
-    is dropped if there are fewer cuts than processes).
+    All processes get equally many: what is left over in the end is halved until each has a batch, and is
+    dropped if there are fewer cuts than processes.
     """
 
     def __init__(self, batches: Iterable[CutSet], world_size: int, rank: int, skipped: int = 0) -> None:
@@ -176,9 +180,8 @@ class Share:
     def __iter__(self) -> Iterator[CutSet]:
         stream = islice(self.batches, self.skipped, None)
         while group := list(islice(stream, self.world_size)):
+            if len(group) < self.world_size:
+                parts = halved([list(iterate(batch)) for batch in group], self.world_size)
+                group = [CutSet.from_cuts(part) for part in parts]
             if len(group) == self.world_size:
                 yield group[self.rank]
-                continue
-            cuts = [cut for batch in group for cut in iterate(batch)]
-            if len(cuts) >= self.world_size:
-                yield CutSet.from_cuts(cuts[self.rank :: self.world_size])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from statistics import fmean
@@ -15,7 +16,7 @@ from lhotse.cut import Cut
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Epoch
 from kdstream.data.cuts import iterate
-from kdstream.data.sampler import HELD, Batches, Share, cost_of, filled, made_divisible, windows_of
+from kdstream.data.sampler import HELD, Batches, Share, cost_of, filled, halved, windows_of
 
 SIZE = 4000  # cuts in a window of these tests
 
@@ -140,12 +141,31 @@ def test_a_long_cut_among_short_ones_ends_a_batch() -> None:
     assert [len(batch) for batch in filled(cuts, 54.0)] == [3, 3]
 
 
-def test_the_batches_with_most_cuts_are_halved_until_groups_are_whole() -> None:
-    cuts = made_cuts(1000)
-    batches = list(filled(cuts, 100.0))
-    whole = made_divisible(batches[: 3 * HELD - 2])
+def test_the_batches_with_most_cuts_are_halved_until_there_are_enough() -> None:
+    batches = list(filled(made_cuts(1000), 100.0))[: 3 * HELD - 2]
+    whole = halved(batches, 3 * HELD)
     assert len(whole) == 3 * HELD
-    assert sorted(cut.id for batch in whole for cut in batch) == sorted(
-        cut.id for batch in batches[: 3 * HELD - 2] for cut in batch
-    )
-    assert made_divisible(whole[:HELD]) == sorted(whole[:HELD], key=len, reverse=True)
+    assert sorted(cut.id for batch in whole for cut in batch) == sorted(cut.id for batch in batches for cut in batch)
+    most = sorted(map(len, batches))[-2:]
+    assert Counter(map(len, batches)) - Counter(map(len, whole)) == Counter(most)
+    assert halved(whole, HELD) == whole
+    assert sorted(map(len, halved(whole[:1], 100))) == [1] * len(whole[0])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5, 8, 16])
+def test_no_process_gets_more_than_max_duration_of_what_is_left_over(world_size: int) -> None:
+    rng = random.Random(1)
+    cuts: list[Cut] = [MonoCut(f"c{index}", 0, 20 ** rng.random(), 0) for index in range(900)]  # 1 to 20 s
+    for epoch in range(1, 9):
+        batches = list(batches_of(cuts, epoch))
+        ranks = [[list(iterate(b)) for b in Share(batches, world_size, rank)] for rank in range(world_size)]
+        assert {len(rank) for rank in ranks} == {-(-len(batches) // world_size)}
+        assert sorted(cut.id for rank in ranks for batch in rank for cut in batch) == sorted(cut.id for cut in cuts)
+        padded = [len(batch) * max(cut.duration for cut in batch) for rank in ranks for batch in rank if len(batch) > 1]
+        assert max(padded) <= 100.0
+
+
+def test_fewer_cuts_than_processes_are_dropped_in_the_end() -> None:
+    batches = list(batches_of(made_cuts(3)))
+    assert [ids(Share(batches, 4, rank)) for rank in range(4)] == [[], [], [], []]
+    assert sorted(str(ids(Share(batches, 3, rank))) for rank in range(3)) == ["[['c0']]", "[['c1']]", "[['c2']]"]
