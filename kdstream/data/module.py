@@ -252,7 +252,7 @@ class AsrDataModule:
         rules = Rules(config.min_utterance_seconds, config.max_utterance_seconds, config.on_the_fly_feats)
         cuts = ShardedCuts([*chain(*shards.values())], self.tokenizer, rules, config.max_duration)
         if not config.on_the_fly_feats:
-            check_filter_bank(cuts.with_both(), paths[0])
+            cuts.check_filter_bank()
         return cuts
 
     def _select_training_cuts(self) -> TrainingCuts:
@@ -342,12 +342,12 @@ class TrainingCuts:
             cuts = beside.mixed_into(cuts, epoch)
         return cuts
 
-    def windows(self, epoch: int, order: Epoch, first: int) -> Iterator[Iterator[Cut]]:
+    def windows(self, epoch: int, order: Epoch, first: int) -> Iterator[tuple[int, Iterator[Cut]]]:
         """See `sampler.Windows`.  Windows before the first are read, but no batch is made of them."""
         rng = random.Random(order.seed_of("windows", ""))
         for number, window in enumerate(windows_of(iterate(self.of_epoch(epoch)), rng)):
             if number >= first:
-                yield window
+                yield number, window
             else:
                 deque(window, maxlen=0)
 

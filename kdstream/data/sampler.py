@@ -27,8 +27,9 @@ FEWEST_GROUPS = 8  # an epoch with fewer of them has its batches in wholly rando
 BATCHES_OF_BUCKET = 4  # at least: with fewer, the same cuts would meet in a batch in every epoch
 QUADRATIC_SECONDS = 60.0  # at this length, all that grows with its square costs as much as all the rest (small preset)
 
-# (whence to draw an order, number of the first one) to the windows of an epoch, which must be read in turn
-Windows = Callable[[Epoch, int], Iterator[Iterator[Cut]]]
+# (whence to draw an order, number of the first one) to the windows of an epoch, each with its number.  They must be
+# read in turn, and their numbers rise.
+Windows = Callable[[Epoch, int], Iterator[tuple[int, Iterator[Cut]]]]
 
 
 def windows_of(cuts: Iterable[Cut], rng: random.Random, size: int = WINDOW) -> Iterator[Iterator[Cut]]:
@@ -64,23 +65,24 @@ class Batches:
         return max((begin for begin in self.begins if begin[1] <= batch), default=(0, 0))
 
     def __iter__(self) -> Iterator[CutSet]:
-        number, batch_number = self.first
+        following: int | None
+        following, batch_number = self.first
         self.begins, padding = [self.first], Padding()
-        windows = self.windows(self.order, number)
-        window = list(next(windows, ()))
-        following: Iterator[Cut] | None = iter(())
+        windows = self.windows(self.order, following)
+        window = list(next(windows, (following, ()))[1])
         while following is not None:
-            following = next(windows, None)
-            rng = random.Random(self.order.seed_of("batches", str(number)))
+            rng = random.Random(self.order.seed_of("batches", str(following)))
+            following, cuts = next(windows, (None, iter(())))
             batches = self._batches(window, rng, is_last=following is None)
-            number, batch_number = number + 1, batch_number + len(batches)
-            self.begins.append((number, batch_number))
+            batch_number += len(batches)
+            if following is not None:
+                self.begins.append((following, batch_number))
             window = []
             for batch in batches:
                 padding.add(batch)
                 yield CutSet.from_cuts(batch)
-                window += islice(following or (), len(batch))  # little by little: training waits for none of it
-            window += following or ()
+                window += islice(cuts, len(batch))  # little by little: training waits for none of it
+            window += cuts
         logging.info(f"Epoch {self.epoch.epoch}: {padding}")
 
     def _batches(self, cuts: list[Cut], rng: random.Random, is_last: bool) -> list[list[Cut]]:

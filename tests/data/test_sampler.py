@@ -31,12 +31,12 @@ def made_cuts(count: int) -> list[Cut]:
 def batches_of(
     cuts: list[Cut], epoch: int = 1, first: tuple[int, int] = (0, 0), max_duration: float = 100.0, shuffle: bool = True
 ) -> Batches:
-    def windows(_: Epoch, number: int) -> Iterator[Iterator[Cut]]:
+    def windows(_: Epoch, number: int) -> Iterator[tuple[int, Iterator[Cut]]]:
         for index, window in enumerate(windows_of(cuts, random.Random(epoch), SIZE)):
             if index < number:
                 list(window)
             else:
-                yield window
+                yield index, window
 
     return Batches(windows, DataConfig(max_duration=max_duration, shuffle=shuffle), Epoch(0, epoch), first)
 
@@ -104,7 +104,7 @@ def test_an_epoch_of_few_batches_has_them_in_wholly_random_order() -> None:
 
 def test_without_shuffling_every_epoch_is_the_same() -> None:
     cuts = made_cuts(900)
-    same = [ids(Batches(lambda *_: iter([iter(cuts)]), DataConfig(shuffle=False), Epoch(0, 0))) for _ in range(2)]
+    same = [ids(Batches(lambda *_: iter([(0, iter(cuts))]), DataConfig(shuffle=False), Epoch(0, 0))) for _ in range(2)]
     assert same[0] == same[1]
 
 

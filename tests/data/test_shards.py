@@ -19,6 +19,7 @@ from kdstream.corpus.lines import copy_of
 from kdstream.corpus.pseudo_labels import Hypothesis, labelled, read_cuts
 from kdstream.corpus.validate import check_cut
 from kdstream.data import shar, shards
+from kdstream.data.augment import Epoch
 from kdstream.data.checks import check_readable
 from kdstream.data.cuts import iterate, read_manifest, write_cuts
 from kdstream.data.mixture import REPEATED
@@ -90,8 +91,8 @@ def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, fold
     for batch in module.train_dataloader(1):
         whole.append(batch)
         windows.append(module.window_of(len(whole)))
-    number = next(index for index, window in enumerate(windows) if window[0] == 2) + 1  # batches that were used
-    assert windows[-1] == (4, len(whole))
+    number = next(index for index, window in enumerate(windows) if window[0] == 6) + 1  # batches that were used
+    assert [*dict.fromkeys(first for first, _ in windows)] == [0, 3, 6, 9]
     opened: list[shar.Shard] = []
     original = shards._ShardReader.__init__
     monkeypatch.setattr(shards._ShardReader, "__init__", lambda self, shard, *a: (
@@ -119,19 +120,59 @@ def test_the_epoch_after_a_resumed_one_begins_with_its_first_window(corpus, fold
     assert_same(list(module.train_dataloader(2)), list(resumed.train_dataloader(2)))
 
 
-def test_nothing_but_the_first_shard_is_read_before_the_first_window(corpus, folders, tmp_path, caplog) -> None:
-    path = tmp_path / "shar"
+def test_a_few_shards_spread_over_all_are_read_before_the_first_window(corpus, folders, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(shards, "LOOKED_AT", 4)
+    path, numbers = tmp_path / "shar", (0, 3, 6, 9)
     shutil.copytree(folders["features"], path)
-    kept = {path / f"{what}.000000.{end}" for what, end in (("cuts", "jsonl.gz"), ("features", "tar"))}
-    for file in set(path.iterdir()) - kept:
-        file.write_bytes(b"")
+    kept = [f"{what}.{n:06d}.{end}" for n in numbers for what, end in (("cuts", "jsonl.gz"), ("features", "tar"))]
+    for file in path.iterdir():
+        if file.name not in kept:
+            file.write_bytes(b"")
     module = AsrDataModule(of_shards(corpus, path), 7)
     with caplog.at_level(logging.INFO):
         train = module.look_at_training_cuts()
-    assert "training (the first of 10 shards) cuts: 4 kept" in caplog.text
-    four = [cut for index, cut in enumerate(iterate(CutSet.from_file(
-        corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"))) if index < OF_SHARD]  # fmt: skip
-    assert train.seconds == pytest.approx(10 * sum(cut.duration for cut in four))
+    assert "training (4 of 10 shards) cuts: 16 kept" in caplog.text
+    cuts = list(iterate(CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")))
+    seconds = [cut.duration for index, cut in enumerate(cuts) if index // OF_SHARD in numbers]
+    assert train.seconds == pytest.approx(10 / 4 * sum(seconds))
+
+
+def indexed(folder: Path, name: str, corpus: Path, count: int, with_text: bool = True) -> str:
+    """An indexed manifest of so many cuts of the corpus, one after the other and then again."""
+    cuts = list(iterate(CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz")))
+    manifest = folder / f"{name}.jsonl"
+    some = [cuts[index % len(cuts)].with_id(f"{name}-{index}") for index in range(count)]
+    CutSet.from_cuts(some if with_text else (cut.drop_supervisions() for cut in some)).to_file(manifest)
+    shar.write_index(manifest)
+    return str(manifest)
+
+
+def test_windows_are_filled_by_the_cuts_of_their_shards(corpus, tmp_path, monkeypatch) -> None:
+    """Whatever the first shard has.  Cuts that are left out do not count."""
+    monkeypatch.setattr(shar, "LINES", 10)
+    monkeypatch.setattr(shards, "WINDOW", 30)
+    small, large = indexed(tmp_path, "small", corpus, 1), indexed(tmp_path, "large", corpus, 120)
+    unusable = indexed(tmp_path, "unusable", corpus, 40, with_text=False)
+    for paths in ((small, large, unusable), (unusable, large, small)):
+        train = AsrDataModule(config_of(corpus, train_cuts=paths), 7).look_at_training_cuts()
+        order = Epoch(7, 1)
+        numbers, sizes = zip(*((number, len(list(cuts))) for number, cuts in train.windows(1, order, 0)), strict=True)
+        assert sum(sizes) == 121 and all(30 <= size < 40 for size in sizes[:-1])
+        for index, number in enumerate(numbers):
+            assert [(n, len(list(cuts))) for n, cuts in train.windows(1, order, number)] == [
+                *zip(numbers[index:], sizes[index:], strict=True)
+            ]
+
+
+def test_training_is_refused_where_no_shard_that_is_looked_at_has_a_usable_cut(corpus, tmp_path) -> None:
+    usable, unusable = (
+        indexed(tmp_path, "usable", corpus, 80),
+        indexed(tmp_path, "unusable", corpus, 4, with_text=False),
+    )
+    train = AsrDataModule(config_of(corpus, train_cuts=(unusable, usable)), 7).look_at_training_cuts()
+    assert train.seconds > 0
+    message = error_of(lambda: batches_of(config_of(corpus, train_cuts=(unusable,))))
+    assert message.startswith(f"{unusable}: no training cut is left in 1 of 1 shards")
 
 
 def test_cuts_that_the_loss_cannot_take_are_left_out_while_they_are_read(corpus, folders, caplog) -> None:
