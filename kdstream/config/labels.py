@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kdstream.config.flags import Section, flag, flag_value
+from kdstream.config.flags import Section, flag, flag_value, flags_of
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 
@@ -67,8 +68,12 @@ class LabelConfig(Section):
     def check_used(self) -> None:
         """Raises UserError for a setting that another labeller alone would read."""
         for labeller, names in LABELLERS.settings.items():
-            for name in names if labeller != self.labeller else ():
-                if getattr(self, name) != getattr(LabelConfig, name):
-                    flag_typed = option(name, flag_value(getattr(self, name)))
-                    problem = f"is not read by {option('labeller', self.labeller)}"
-                    raise UserError(problem, flag=flag_typed, fix=f"add {option('labeller', labeller)}, or drop it")
+            if labeller != self.labeller:
+                self.refuse_unread(self, names, fix=f"add {option('labeller', labeller)}, or drop it")
+
+    def refuse_unread(self, section: Section, names: Collection[str], fix: str = "drop it") -> None:
+        """Raises UserError for one of the settings `names`, not read by this labeller, that is not at its default."""
+        for item in flags_of(type(section)):
+            if item.name in names and (value := getattr(section, item.name)) != item.default:
+                problem = f"is not read by {option('labeller', self.labeller)}"
+                raise UserError(problem, flag=option(item.name, flag_value(value)), fix=fix)

@@ -25,6 +25,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdstream.config.decoding import DecodeConfig
+from kdstream.config.flags import flags_of
 from kdstream.config.labels import WINDOW_SECONDS, LabelConfig
 from kdstream.config.sections import DataConfig
 from kdstream.corpus.label_journal import Heard, Journal
@@ -45,6 +46,7 @@ NEVER_SAID = -1  # faster-whisper's number for the signs that stand for no speec
 HEARING = (  # settings on which depends what is heard
     "language", "compute_type", "batch_size", "max_segment_seconds", "min_silence_seconds", "spell_numbers",
 )  # fmt: skip
+READ = ("beam_size", "device", "bpe_model")  # of decoding and data
 
 Piece = tuple[Heard, np.ndarray]  # without a text so far; its samples (S,) at 16 kHz, none where there is no speech
 
@@ -60,8 +62,11 @@ class FasterWhisper:
         if config.max_segment_seconds > WINDOW_SECONDS:
             flag = option("max_segment_seconds", f"{config.max_segment_seconds:g}")
             raise UserError(f"Whisper hears {WINDOW_SECONDS:g} s at once", flag=flag, fix="try 20")
+        data = data_of(DataConfig())
+        for section in (decode, data):
+            config.refuse_unread(section, {item.name for item in flags_of(type(section))}.difference(READ))
         check_model(config.model)
-        self._tokenizer = Tokenizer(data_of(DataConfig()).bpe_model)
+        self._tokenizer = Tokenizer(data.bpe_model)
         self._text = StudentText(self._tokenizer, config)
         self._whisper = Whisper(config, decode)
 

@@ -230,6 +230,18 @@ def test_a_journal_has_one_writer(tmp_path):
         (["--bpe-model", "none.model"], "none.model: no such file"),
         (["--spellings", "none.txt"], "--spellings none.txt: no such file"),
         (["--cuts", "features.jsonl"], "features.jsonl: cut a has no recording"),
+        *(
+            ([flag, value], f"{flag} {value}: is not read by --labeller faster-whisper; drop it")
+            for flag, value in (
+                ("--exp-dir", "none"),
+                ("--epoch", 7),
+                ("--chunk-size", 8),
+                ("--hotwords-file", "none.txt"),
+                ("--decoding-method", "modified_beam_search"),
+                ("--max-duration", 30.0),
+                ("--num-workers", 9),
+            )
+        ),
     ],
 )
 def test_bad_flags_are_named_in_one_line(tmp_path, monkeypatch, flags, spoil, expected):
