@@ -37,6 +37,7 @@ from kdstream.lm.settings import LmConfig
 from kdstream.lm.text import TokenText, read_text
 
 MAX_NORM = 5.0  # of the gradient
+DIVERGED = 100.0  # mean loss per token; one that knows nothing has the logarithm of the number of tokens
 MAY_CHANGE = ("exp_dir", "transcripts", "num_epochs", "save_every_n", "resume", "device")  # when a training goes on
 
 
@@ -49,7 +50,14 @@ def perplexity(model: RnnLm, text: TokenText, max_tokens: int) -> float:
     for sentences in text.batches(max_tokens):
         x, lens = text.batch(sentences)
         total += float(model(x.to(device), lens.to(device)).double().sum())
-    return math.exp(total / text.num_tokens)
+    return _exp(total / text.num_tokens)
+
+
+def _exp(loss: float) -> float:
+    """The perplexity that a mean loss per token is.  Raises UserError for one that only diverging weights have."""
+    if not loss < DIVERGED:
+        raise UserError(f"the training diverges: a loss of {loss:g} per token", flag=option("lr"), fix="lower it")
+    return math.exp(loss)
 
 
 def kept_settings(config: LmConfig) -> dict[str, Any]:
@@ -141,12 +149,12 @@ class LmTrainer:
         with tqdm(todo, initial=self.used, total=len(batches), desc=f"epoch {epoch}", disable=None) as progress:
             for sentences in progress:
                 self._step(*self.text.batch(sentences))
-                progress.set_postfix(perplexity=f"{math.exp(self.total / self.count):.2f}", refresh=False)
+                progress.set_postfix(perplexity=f"{_exp(self.total / self.count):.2f}", refresh=False)
                 if self.steps % config.save_every_n == 0:
                     self._save(f"checkpoint-{self.steps}.pt")
                     remove_old_checkpoints(self.exp_dir, 1)
         train_loss = self.total / self.count
-        shown = f"epoch {epoch}: perplexity {math.exp(train_loss):.2f} in training"
+        shown = f"epoch {epoch}: perplexity {_exp(train_loss):.2f} in training"
         loss = train_loss
         if self.dev is not None:
             dev = perplexity(self.model, self.dev, config.max_tokens)

@@ -132,6 +132,13 @@ def test_texts_that_do_not_serve_are_refused(config, tmp_path, content, problem)
         LmTrainer(replace(config, exp_dir=str(tmp_path / "exp"), text=""))
 
 
+@pytest.mark.parametrize("lr", [30.0, 1e6, 1e30])
+def test_a_training_that_diverges_is_refused_with_its_flag(config, tmp_path, lr):
+    trainer = LmTrainer(replace(config, exp_dir=str(tmp_path), lr=lr, num_epochs=20))
+    with pytest.raises(UserError, match="^--lr: the training diverges: a loss of .* per token; lower it"):
+        trainer.run()
+
+
 def test_letters_that_no_token_spells_are_warned_of(config, tmp_path, caplog):
     (tmp_path / "text").write_text("THE D\u00d6G RUNS\nthe cat\n")
     read_text(tmp_path / "text", tokens_of(config), 200, "--text")
