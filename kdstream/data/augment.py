@@ -33,6 +33,8 @@ from kdstream.errors import UserError
 from kdstream.units import SAMPLE_RATE
 
 MUSAN_CUTS = "musan_cuts.jsonl.gz"
+AUGMENTED = 0.9  # of utterances have SpecAugment
+HIDES_NONE = 1.5  # frames: lhotse's masks hide fewer than so many, rounded down
 
 
 class Epoch(NamedTuple):
@@ -159,42 +161,39 @@ def spec_augment(config: DataConfig, epoch: Epoch) -> Callable[[Utterance], Utte
     Clean features are warped alike, so that a teacher hears them on the student's time axis, and are not masked.  Two
     views are of one warp too, and each has masks of its own; they hide --time-mask-ratio times as many frames.
     """
-    factor = config.spec_aug_time_warp_factor
-    augment, masks = _spec_augment(factor), _spec_augment(0, config.time_mask_ratio)
+    factor, ratio = config.spec_aug_time_warp_factor, config.time_mask_ratio
 
     def warped(features: Tensor, seed: int) -> Tensor:
         if factor < 1:
             return features
         with _seeded(seed):  # draws in the order of SpecAugment: whether it does anything, the warp, the masks
-            return time_warp(features, factor) if random.random() <= augment.p else features
+            return time_warp(features, factor) if random.random() <= AUGMENTED else features
 
     def mask(utterance: Utterance) -> Utterance:
         cut_id, features, clean, second = utterance.cut_id, utterance.features, utterance.clean, utterance.second
         seed = epoch.seed_of("spec", cut_id)
         if second is None:
-            features = _augmented(features, augment, seed)
+            features = _augmented(features, seed, factor)
         else:
             features = warped(features, seed)
-            features, second = (_augmented(features, masks, epoch.seed_of(f"view{n}", cut_id)) for n in (1, 2))
+            features, second = (_augmented(features, epoch.seed_of(f"view{n}", cut_id), 0, ratio) for n in (1, 2))
         clean = clean if clean is None else warped(clean, seed)
         return utterance._replace(features=features, clean=clean, second=second)
 
     return mask
 
 
-def _spec_augment(time_warp_factor: int, time_mask_ratio: float = 1.0) -> SpecAugment:
-    return SpecAugment(
+def _augmented(features: Tensor, seed: int, time_warp_factor: int, time_mask_ratio: float = 1.0) -> Tensor:
+    """Features (T, 80) with SpecAugment.  Where there is no frame to hide, lhotse is told of a mask that hides none."""
+    augment = SpecAugment(
         time_warp_factor=time_warp_factor,
         num_feature_masks=2,
         features_mask_size=27,
-        num_frame_masks=int(10 * time_mask_ratio),
+        num_frame_masks=max(1, int(10 * time_mask_ratio)),
         frames_mask_size=100,
-        max_frames_mask_fraction=0.15 * time_mask_ratio,
+        max_frames_mask_fraction=max(0.15 * time_mask_ratio, HIDES_NONE / len(features)),
+        p=AUGMENTED,
     )
-
-
-def _augmented(features: Tensor, augment: SpecAugment, seed: int) -> Tensor:
-    """Features (T, 80) as `augment` changes them."""
     with _seeded(seed):
         return augment(features.unsqueeze(0)).squeeze(0)
 

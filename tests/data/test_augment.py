@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, Recording
 from lhotse.cut import Cut, MixedCut
 
@@ -18,8 +19,10 @@ from kdstream.data.augment import (
     Epoch,
     active_transforms,
     read_noise,
+    spec_augment,
     without_transforms,
 )
+from kdstream.data.batch import Utterance
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
 from support.data import batches_of, config_of, error_of
@@ -31,6 +34,20 @@ def test_every_transform_has_its_flag_and_is_off_without_it():
     assert active_transforms(replace(config, enable_spec_aug=True)) == ["spec-augment"]
     assert without_transforms(replace(config, enable_musan=True, enable_spec_aug=True)) == config
     assert active_transforms(replace(config, enable_musan=True, enable_spec_aug=True)) == ["musan", "spec-augment"]
+
+
+@pytest.mark.parametrize("frames", [5, 40, 1500])
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.5])
+def test_few_masks_in_time_hide_no_more_than_the_ratio_says(frames: int, ratio: float):
+    config = DataConfig(time_mask_ratio=ratio, spec_aug_time_warp_factor=0)
+    features = torch.randn(frames, 80)
+    for number in range(20):
+        mask = spec_augment(config, Epoch(0, number))
+        changed = mask(Utterance("a", "", features, second=features))
+        for view in (changed.features, changed.second):
+            assert (view != features).all(dim=1).sum() <= 0.15 * ratio * frames
+            assert 0 < (view != features).all(dim=0).sum() < 54 or torch.equal(view, features)
+        assert len(mask(Utterance("a", "", features)).features) == frames
 
 
 def write_cut(folder: Path, name: str, samples: np.ndarray, rate: int) -> Cut:
