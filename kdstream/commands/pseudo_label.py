@@ -96,8 +96,6 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         add_arguments(parser, section)
     add_overrides(parser, DataConfig, "bpe_model", "max_duration", "num_workers")
     args = parser.parse_args(argv)
-    if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:
-        raise UserError("must lie between 0 and 1", flag=f"--min-confidence {args.min_confidence:g}", fix="try 0.8")
     check_output_of_cuts(args.output, [args.cuts])
     from_args(LabelConfig, args).check_used()
     return args

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.decoding import DecodeConfig, SearchConfig
-from kdstream.config.flags import add_arguments, flags_of, from_args, in_range, parser_of
+from kdstream.config.flags import LARGEST_PORT, add_arguments, flags_of, from_args, in_range, parser_of
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.serving.limits import LOOPBACK_NAMES, Limits
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = "Exported encoder, float32 or int8, or a directory with one; with several: NAME=PATH."
     parser.add_argument("models", nargs="+", metavar="[NAME=]PATH", help=models)
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1).")
-    parser.add_argument("--port", type=int, default=6006, help="Port; 0 takes a free one (default: 6006).")
+    port = in_range(int, minimum=0, maximum=LARGEST_PORT)
+    parser.add_argument("--port", type=port, default=6006, help="Port; 0 takes a free one (default: 6006).")
     names = "Names in browsers' address bars, with commas (default: localhost's, and with another --host any)."
     parser.add_argument("--names", help=names)
     parser.add_argument("--tls-cert", help="Certificate, to serve https.")

@@ -18,8 +18,8 @@ from kdstream.errors import UserError, option
 class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
 
-    more: `choices`; `minimum`, or `above`, that of which a number must be more; `text`, a pattern of what may stand
-      instead of a number; `unset`, what help shows for None.
+    more: `choices`; `minimum`, or `above`, that of which a number must be more; `maximum`; `text`, a pattern of what
+      may stand instead of a number; `unset`, what help shows for None.
     """
 
     name: str
@@ -30,6 +30,8 @@ class Flag(NamedTuple):
 
 
 LARGEST = 2**31 - 1  # of whole numbers
+LARGEST_PORT = 2**16 - 1
+RANGE = ("minimum", "above", "maximum")  # of `Flag.more`: arguments of `range_fault`
 EXTENSIONS: dict[type, dict[str, Flag]] = {}  # by section: flags that `extend` has added
 
 
@@ -161,10 +163,16 @@ def _may_be(value: Any, annotation: Any, default: Any, more: Mapping[str, Any]) 
         return False
     if isinstance(value, str):
         return "text" not in more or more["text"].fullmatch(value) is not None
-    return not range_fault(value, more.get("minimum"), more.get("above"))
+    return not range_fault(value, **_range_of(more))
 
 
-def range_fault(value: float, minimum: float | None, above: float | None) -> str:
+def _range_of(more: Mapping[str, Any]) -> dict[str, float]:
+    return {name: more[name] for name in RANGE if name in more}
+
+
+def range_fault(
+    value: float, minimum: float | None = None, above: float | None = None, maximum: float | None = None
+) -> str:
     """What a number must be and is not; "" if nothing is wrong with it.  No setting is NaN or infinite."""
     if not math.isfinite(value):
         return "must be a number"
@@ -172,8 +180,10 @@ def range_fault(value: float, minimum: float | None, above: float | None) -> str
         return f"must be at least {minimum}"
     if above is not None and value <= above:
         return f"must be more than {above}"
-    if isinstance(value, int) and value > LARGEST:
-        return f"must be at most {LARGEST}"
+    if maximum is None and isinstance(value, int):
+        maximum = LARGEST
+    if maximum is not None and value > maximum:
+        return f"must be at most {maximum}"
     return ""
 
 
@@ -185,7 +195,7 @@ def check_values(section: Section) -> None:
         if choices and value not in choices:
             raise UserError("unknown", flag=option(item.name, value), fix=f"use one of {', '.join(choices)}")
         is_number = isinstance(value, (int, float))
-        fault = range_fault(value, item.more.get("minimum"), item.more.get("above")) if is_number else ""
+        fault = range_fault(value, **_range_of(item.more)) if is_number else ""
         if fault:
             raise UserError(fault, flag=option(item.name, value))
 
@@ -258,7 +268,7 @@ def override(config: Config, args: argparse.Namespace) -> Config:
 def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
     group.add_argument(
         "--" + item.name.replace("_", "-"),
-        type=_parser_of(item.annotation, **{name: item.more.get(name) for name in ("minimum", "above", "text")}),
+        type=_parser_of(item.annotation, item.more.get("text"), **_range_of(item.more)),
         default=default,
         choices=item.more.get("choices") or None,  # a table that is empty: who fills it has not been imported
         help=f"{item.help} (default: {shown})",
@@ -292,23 +302,21 @@ def _shown(default: Any, unset: str) -> str:
     return unset if default is None else str(default) or "empty"
 
 
-def _parser_of(
-    annotation: Any, minimum: float | None = None, above: float | None = None, text: re.Pattern[str] | None = None
-) -> Any:
+def _parser_of(annotation: Any, text: re.Pattern[str] | None = None, /, **range_of: float) -> Any:
     """The argparse type for a field annotation: scalar, bool, X | None, int | str or tuple[X, ...]."""
     if text is not None:
-        return _number_or_text(_parser_of(get_args(annotation)[0], minimum, above), text)
+        return _number_or_text(_parser_of(get_args(annotation)[0], **range_of), text)
     if get_origin(annotation) is UnionType:  # X | None
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is tuple:
-        element = in_range(get_args(annotation)[0], minimum, above)
+        element = in_range(get_args(annotation)[0], **range_of)
 
         def parse_tuple(text: str) -> tuple[Any, ...]:
             return tuple(element(part.strip()) for part in text.split(",") if part.strip())
 
         parse_tuple.__name__ = f"comma-separated {element.__name__}"
         return parse_tuple
-    return str2bool if annotation is bool else in_range(annotation, minimum, above)
+    return str2bool if annotation is bool else in_range(annotation, **range_of)
 
 
 def _number_or_text(number: Any, pattern: re.Pattern[str]) -> Any:
@@ -319,14 +327,14 @@ def _number_or_text(number: Any, pattern: re.Pattern[str]) -> Any:
     return parse
 
 
-def in_range(number: Any, minimum: float | None = None, above: float | None = None) -> Any:
-    """The argparse type `number`: as `range_fault` bounds it."""
+def in_range(number: Any, **range_of: float) -> Any:
+    """The argparse type `number`, with the bounds of `range_fault`."""
     if number is str:
         return number
 
     def parse_number(text: str) -> Any:
         value = number(text)
-        if fault := range_fault(value, minimum, above):
+        if fault := range_fault(value, **range_of):
             raise argparse.ArgumentTypeError(f"{text}: {fault}")
         return value
 

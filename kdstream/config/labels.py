@@ -41,6 +41,8 @@ class LabelConfig(Section):
     min_confidence: float | None = flag(
         None,
         "Drop labels of less confidence.  Of Whisper it is the exponential of the average log probability: 0.37 is -1.",
+        minimum=0,
+        maximum=1,
         unset="0.8; 0.37 for faster-whisper",
     )
     model: str = flag("", "Local directory of the Whisper model: model.bin, config.json, tokenizer.json, vocabulary.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdstream.config.flags import Section, flag
+from kdstream.config.flags import LARGEST_PORT, Section, flag
 from kdstream.config.registry import Registry
 
 # kdstream.models.encoders, which fills the table, has torch in it; what a parser must know stands here.
@@ -94,7 +94,9 @@ class DataConfig(Section):
     feature_extractor: str = flag("lhotse", "What computes features from audio.", choices=("lhotse", "kaldifeat"))
     enable_spec_aug: bool = flag(True, "SpecAugment on the training features.")
     spec_aug_time_warp_factor: int = flag(80, "Time warp of SpecAugment in feature frames; below 1 switches it off.")
-    time_mask_ratio: float = flag(2.5, "Factor of SpecAugment's masks in time, with --cr-ctc-scale.", minimum=0)
+    time_mask_ratio: float = flag(
+        2.5, "Factor of SpecAugment's masks in time, with --cr-ctc-scale.", minimum=0, maximum=6
+    )
     enable_musan: bool = flag(False, "Mix MUSAN noise into the training cuts (needs musan_cuts.jsonl.gz).")
     min_utterance_seconds: float = flag(1.0, "Leave out shorter training cuts.")
     max_utterance_seconds: float = flag(20.0, "Leave out longer training cuts.", above=0)
@@ -106,7 +108,7 @@ class TrainConfig(Section):
 
     exp_dir: str = flag("exp", "Experiment directory: checkpoints, logs, TensorBoard, config.json.")
     world_size: int = flag(1, "Processes (GPUs, or CPU processes with gloo); torchrun overrides it.")
-    master_port: int = flag(12354, "Port of the process group.")
+    master_port: int = flag(12354, "Port of the process group.", minimum=1, maximum=LARGEST_PORT)
     tensorboard: bool = flag(True, "Write TensorBoard curves.")
     seed: int = flag(42, "Seed of initialisation, data order, chunk choice and augmentation.")
     num_epochs: int = flag(30, "Epochs to train.", minimum=1)

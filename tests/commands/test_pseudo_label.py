@@ -223,8 +223,6 @@ def test_cuts_that_cannot_be_labelled_are_named(tmp_path, monkeypatch, data, tea
 @pytest.mark.parametrize(
     "flag, value, expected",
     [
-        ("--min-confidence", 1.5, "--min-confidence 1.5: must lie between 0 and 1"),
-        ("--min-confidence", -0.1, "--min-confidence -0.1: must lie between 0 and 1"),
         ("--output", "pseudo.json", "--output pseudo.json: must be named"),
         ("--output", "given.jsonl", "--output given.jsonl: is what --cuts names"),
         ("--cuts", "nowhere.jsonl", "nowhere.jsonl: no such manifest"),

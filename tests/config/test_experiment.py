@@ -74,6 +74,7 @@ def test_a_config_that_cannot_be_read_says_why(tmp_path: Path, changes: dict, me
         ("data", "max_duration", float("nan")),
         ("data", "max_duration", float("inf")),
         ("data", "max_duration", 0),
+        ("data", "time_mask_ratio", 7.0),
         ("data", "bpe_model", ["a"]),
         ("train", "base_lr", "0.1"),
     ],

@@ -10,9 +10,11 @@ import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of
 from kdstream.config.decoding import DecodeConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, from_dict, settings_of, to_dict
+from kdstream.config.labels import LabelConfig
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
+from kdstream.lm.settings import LmConfig
 
-CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig)
+CONFIGS = (ModelConfig, DataConfig, TrainConfig, DistillConfig, DecodeConfig, LabelConfig, LmConfig)
 
 
 def parse(config_class: type, flags: list[str]):
@@ -60,6 +62,12 @@ def test_a_shift_is_a_number_or_auto():
         (DistillConfig, "--kd-apc-shift", "0", "0: must be at least 1"),
         (DistillConfig, "--kd-token-temperature", "0", "0: must be more than 0"),
         (DistillConfig, "--kd-token-form", "half", "invalid choice: 'half'"),
+        (DataConfig, "--time-mask-ratio", "100", "100: must be at most 6"),
+        (TrainConfig, "--master-port", "70000", "70000: must be at most 65535"),
+        (LabelConfig, "--min-confidence", "1.5", "1.5: must be at most 1"),
+        (LabelConfig, "--min-confidence", "-0.1", "-0.1: must be at least 0"),
+        (LmConfig, "--dropout", "2", "2: must be at most 1"),
+        (LmConfig, "--seed", "-1", "-1: must be at least 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_flag(config_class, flag, value, message, capsys):
