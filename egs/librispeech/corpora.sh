@@ -1,4 +1,4 @@
-# The corpora that prepare.sh can speak or download, their parts and their tokens.  Sourced by prepare.sh and run.sh.
+# The corpora that prepare.sh can speak or download, their parts and their tokens; what flags may be.  Sourced by prepare.sh and run.sh.
 
 # Gives train_parts, dev_parts and test_parts those of --corpus where they are empty.  --corpus-dir needs those that are
 # named (train, dev, test); a recipe finds its own.
@@ -39,6 +39,15 @@ choose_tokens() {
     char) lang_name=lang_char${vocab_size:+_$vocab_size} ;;
     *) fail "--token-type $token_type: not bpe, char or byte-bpe" ;;
   esac
+}
+
+# Ends the script where a flag of these names is no whole number, or is less than LEAST.
+check_numbers() { # LEAST NAME...
+  local name
+  for name in "${@:2}"; do
+    [[ ${!name} =~ ^(-1|0|[1-9][0-9]{0,8})$ ]] && ((${!name} >= $1)) ||
+      fail "--${name//_/-} ${!name}: not a whole number of at least $1"
+  done
 }
 
 # Gives a directory another name where it has its default one and the corpus is a recipe's: one corpus a directory.

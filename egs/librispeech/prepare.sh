@@ -67,6 +67,10 @@ while (($#)); do
   esac
 done
 
+check_numbers -1 stage stop_stage
+check_numbers 1 nj ${vocab_size:+vocab_size}
+check_numbers 0 ${channel:+channel}
+
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
@@ -94,9 +98,6 @@ case $text_case in
   keep | upper | lower) ;;
   *) fail "--text-case $text_case: not keep, upper or lower" ;;
 esac
-for name in vocab_size channel nj; do
-  [[ ${!name} =~ ^[0-9]*$ ]] || fail "--${name/_/-} ${!name}: not a whole number"
-done
 for name in ${augment//,/ }; do
   [[ ,narrowband,mp3,opus,reverb,volume,pauses, == *,$name,* ]] ||
     fail "--augment $name: none of narrowband, mp3, opus, reverb, volume and pauses"

@@ -71,6 +71,8 @@ while (($#)); do
   esac
 done
 
+check_numbers -1 stage stop_stage left_context_frames
+check_numbers 1 chunk_size num_epochs avg ${world_size:+world_size} ${vocab_size:+vocab_size}
 choose_parts train dev test
 choose_place data_dir "$here/data"
 choose_place exp_root "$here/exp"

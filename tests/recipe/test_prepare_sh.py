@@ -190,7 +190,11 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--perturb-speed", "maybe"], "--perturb-speed"),
         (["--token-type", "word"], "--token-type word"),
         (["--text-case", "title"], "--text-case title"),
-        (["--vocab-size", "many"], "--vocab-size many"),
+        (["--vocab-size", "many"], "--vocab-size many: not a whole number of at least 1"),
+        (["--stage", "two"], "--stage two: not a whole number of at least -1"),
+        (["--stop-stage", "08"], "--stop-stage 08: not a whole number"),
+        (["--nj", "0"], "--nj 0: not a whole number of at least 1"),
+        (["--nj", ""], "--nj : not a whole number of at least 1"),
         (
             ["--augment", "narrowband,noise"],
             f"--augment noise: none of {', '.join(list(LINES)[:-1])} and {list(LINES)[-1]}",

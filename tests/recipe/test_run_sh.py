@@ -103,6 +103,21 @@ def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
     assert calls(recipe) == []
 
 
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--num-epochs", "eight"), ("--avg", "3.5"), ("--stop-stage", "two"), ("--chunk-size", "8,16"),
+        ("--left-context-frames", "-2"), ("--world-size", "0"), ("--vocab-size", "09"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_at_once(recipe, flag, value):
+    refused = run(recipe, flag, value)
+    assert refused.returncode == 1 and refused.stderr.startswith(
+        f"error: {flag} {value}: not a whole number of at least"
+    )
+    assert len(refused.stderr.splitlines()) == 1 and calls(recipe) == []
+
+
 def test_a_corpus_of_a_recipe_has_places_of_its_own_and_the_parts_that_stage_1_found(recipe):
     refused = run(recipe, "--lhotse-recipe", "tedlium", "--corpus-dir", ".")
     assert (
