@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdstream.checkpoints.store import PRETRAINED
 from kdstream.config.decoding import ScoringConfig, SearchConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.decoding.fusion import Lodr, ShallowFusion
@@ -28,7 +29,7 @@ from kdstream.decoding.paths import (
 from kdstream.decoding.search import Scorer, Search, joiner_log_probs, predict, without_unknown
 from kdstream.errors import option
 from kdstream.hotwords import read_hotwords
-from kdstream.lm.bigram import load_bigram
+from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
 from kdstream.lm.model import load_lm
 from kdstream.models.transducer import Transducer
 
@@ -70,6 +71,12 @@ class ModifiedBeamSearch(Search[PathState]):
         if self.lm_exp_dir:
             names.append(f"{Path(self.lm_exp_dir).resolve().name}-lm-scale-{self.lm_scale_decode:g}")
         return names + ([f"LODR-2gram-scale-{self.lodr_scale:g}"] if self.lodr_scale else [])
+
+    @property
+    def files(self) -> list[Path]:
+        hotwords = [Path(self.hotwords_file)] if self.hotwords_file else []
+        of_lm = [PRETRAINED] * bool(self.lm_exp_dir) + [BIGRAM_FILE] * bool(self.lodr_scale)
+        return [*hotwords, *(Path(self.lm_exp_dir, name) for name in of_lm)]
 
     @property
     def streaming_name(self) -> str:

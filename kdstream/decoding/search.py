@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -129,6 +130,11 @@ class Search(ABC, Generic[AnyState]):
     def name(self) -> str:
         """The method and its settings, as icefall's decode.py names it in its summaries; records and tables show it."""
         return "_".join([self.method, *self.settings])
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that its settings name, on which depends what it hears."""
+        return []
 
     @property
     def streaming_name(self) -> str:

@@ -11,7 +11,6 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from kdstream.checkpoints.store import PRETRAINED
 from kdstream.checkpoints.trained import Trained
 from kdstream.config.command_line import LOG_FORMAT, typed_command
 from kdstream.config.decoding import DecodeConfig
@@ -98,8 +97,7 @@ class DecodingRun:
     @cached_property
     def _inputs(self) -> str:
         """A hash of the files that flags name, "" without such flags."""
-        language_model = Path(self.decode.lm_exp_dir, PRETRAINED) if self.decode.lm_exp_dir else ""
-        paths = [Path(path) for path in (self.decode.checkpoint, self.decode.hotwords_file, language_model) if path]
+        paths = [*([Path(self.decode.checkpoint)] if self.decode.checkpoint else []), *self.search.files]
         return fingerprint_of(map(sha256_of, paths)) if paths else ""
 
     def words_of(self, text: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from lhotse.supervision import AlignmentItem
 
 from kdstream.checkpoints.average import CheckpointChoice, load_averaged
-from kdstream.checkpoints.store import load_checkpoint, save_checkpoint
+from kdstream.checkpoints.store import load_checkpoint, save_checkpoint, save_pretrained
 from kdstream.config.command_line import read_flags
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
@@ -24,7 +24,9 @@ from kdstream.evaluation import tables
 from kdstream.evaluation.latency import FRAME
 from kdstream.evaluation.records import Record, load_records
 from kdstream.evaluation.scoring import read_recogs
+from kdstream.lm.bigram import BIGRAM_FILE
 from support.decoding import NOISE_CUTS, SCRIPTS, TEXTS, noise_test_set, run_script, talkative_model
+from support.lm import random_bigram, tiny_lm
 from support.paths import ROOT
 from support.tokenizers import tiny_tokenizer
 
@@ -116,6 +118,18 @@ def test_hotwords_of_another_file_of_one_name_do_not_replace_results_in_silence(
         assert ("is of other files of these names" in capfd.readouterr().err) == (name == "c")
     assert len(inputs) == 2 and "" not in inputs
     assert decode(monkeypatch, "whole", exp_dir).inputs == ""
+
+
+def test_the_bigram_is_among_the_files_of_a_record_where_it_is_asked(exp_dir, data, tmp_path, monkeypatch):
+    size = sentencepiece.SentencePieceProcessor(model_file=data.bpe_model).get_piece_size()
+    save_pretrained(tmp_path / "lm", tiny_lm(size))
+    inputs: dict[float, list[str]] = {0.0: [], -0.3: []}
+    for seed in (0, 1):
+        random_bigram(size, seed).save(tmp_path / "lm" / BIGRAM_FILE)
+        for scale, found in inputs.items():
+            beam = ("--decoding-method", "modified_beam_search", "--lm-exp-dir", tmp_path / "lm", "--lodr-scale", scale)
+            found.append(decode(monkeypatch, "whole", exp_dir, *beam).inputs)
+    assert [len(set(found)) for found in inputs.values()] == [1, 2]
 
 
 def names_under(folder: Path) -> list[str]:

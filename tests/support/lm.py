@@ -23,10 +23,10 @@ def tiny_lm(vocab_size: int, num_layers: int = 2, seed: int = 0) -> RnnLm:
     return lm
 
 
-def random_bigram(vocab_size: int) -> Bigram:
+def random_bigram(vocab_size: int, seed: int = 0) -> Bigram:
     """Of random sentences."""
     lens = np.full(30, 6)
-    stream = np.random.default_rng(0).integers(3, vocab_size, 30 * 7 + 1)
+    stream = np.random.default_rng(seed).integers(3, vocab_size, 30 * 7 + 1)
     stream[::7] = SOS_EOS_ID
     return estimate_bigram(TokenText(stream, 1 + 7 * np.arange(30), lens), vocab_size)
 
