@@ -24,6 +24,7 @@ from kdstream.words import CHAR, RATES, WORD, split_words
 NOTHING = " "  # the missing word of an insertion or a deletion: no word holds a blank
 SHOWN_NOTHING = "*"  # the same in icefall's files
 RESAMPLES = 10000
+SEED = 0  # of the draws
 CONFIDENCE = 95.0  # per cent
 DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
 
@@ -119,7 +120,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def bootstrap_wer(*seeds: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_wer(*seeds: Score) -> Interval:
     """The 95 % percentile interval of a system's mean WER (per cent), over its trainings and over utterances.
 
     Every draw takes as many trainings (seeds) as there are, with replacement, and as many utterances, the same ones for
@@ -136,20 +137,18 @@ def bootstrap_wer(*seeds: Score, resamples: int = RESAMPLES, seed: int = 0) -> I
       ValueError: the references differ in length.
     """
     _check_paired(seeds)
-    sums = _resample([*(one.utterance_errors for one in seeds), seeds[0].utterance_words], resamples, seed)
-    (errors,) = _draw_seeds([sums[:, :-1]], seed)
+    sums = _resample([*(one.utterance_errors for one in seeds), seeds[0].utterance_words])
+    (errors,) = _draw_seeds([sums[:, :-1]])
     return _percentiles(100.0 * errors / np.maximum(sums[:, -1], 1))
 
 
-def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray) -> Interval:
     """The 95 % interval of sum(sums) / sum(counts), both (utterances,), by resampling utterances."""
-    drawn_sums, drawn_counts = _resample([sums, counts], resamples, seed).T
+    drawn_sums, drawn_counts = _resample([sums, counts]).T
     return _percentiles(drawn_sums / np.maximum(drawn_counts, 1))
 
 
-def bootstrap_reduction(
-    baseline: Sequence[Score], system: Sequence[Score], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap_reduction(baseline: Sequence[Score], system: Sequence[Score]) -> Interval:
     """The 95 % interval of the relative reduction (per cent) of the mean WER of `system` against that of `baseline`.
 
     As in `bootstrap_wer`, every draw takes trainings and utterances.  The utterances are the same ones for both
@@ -163,8 +162,8 @@ def bootstrap_reduction(
       ValueError: the references differ in length.
     """
     _check_paired([*baseline, *system])
-    sums = _resample([one.utterance_errors for one in (*baseline, *system)], resamples, seed)
-    before, after = _draw_seeds([sums[:, : len(baseline)], sums[:, len(baseline) :]], seed)
+    sums = _resample([one.utterance_errors for one in (*baseline, *system)])
+    before, after = _draw_seeds([sums[:, : len(baseline)], sums[:, len(baseline) :]])
     return _percentiles(relative_reduction(np.maximum(before, 1), after))
 
 
@@ -178,24 +177,24 @@ def relative_reduction(before: Number, after: Number) -> Number:
     return 100.0 * (before - after) / before
 
 
-def _resample(columns: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
-    """(resamples, columns) sums of each column over as many utterances as there are, drawn with replacement."""
-    rng = np.random.default_rng(seed)
+def _resample(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """(RESAMPLES, columns) sums of each column over as many utterances as there are, drawn with replacement."""
+    rng = np.random.default_rng(SEED)
     table = np.stack(columns, axis=1).astype(np.float64)  # (utterances, columns); sums of counts are exact
     count = len(table)
     at_once = max(1, DRAWS_AT_ONCE // count)
     sums = []
-    for begin in range(0, resamples, at_once):
-        rows = min(at_once, resamples - begin)
+    for begin in range(0, RESAMPLES, at_once):
+        rows = min(at_once, RESAMPLES - begin)
         drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # each utterance was drawn
         sums.append(times @ table)
     return np.concatenate(sums)
 
 
-def _draw_seeds(systems: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """For each system's (resamples, seeds) sums, their (resamples,) means over seeds drawn with replacement."""
-    rng = np.random.default_rng([seed, 1])  # its own stream, so the utterances do not depend on the number of seeds
+def _draw_seeds(systems: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each system's (RESAMPLES, seeds) sums, their (RESAMPLES,) means over seeds drawn with replacement."""
+    rng = np.random.default_rng([SEED, 1])  # its own stream, so the utterances do not depend on the number of seeds
     return [
         np.take_along_axis(sums, rng.integers(sums.shape[1], size=sums.shape), axis=1).mean(axis=1) for sums in systems
     ]

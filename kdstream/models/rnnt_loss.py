@@ -190,7 +190,7 @@ def rnnt_loss_smoothed(
     Returns:
       The loss, () or (N,) with reduction "none"; with `return_grad`, (loss, (px_grad, py_grad)).
     """
-    px, py = _smoothed_log_probs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, rnnt_type)
+    px, py = _smoothed_log_probs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
     loss, grads = path_loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
     return loss if grads is None else (loss, grads)
 
@@ -312,7 +312,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
 
 
 def _smoothed_log_probs(
-    lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_only: float, am_only: float, rnnt_type: str
+    lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_only: float, am_only: float
 ) -> tuple[Tensor, Tensor]:
     """(px, py) of the simple loss, (N, S, T) and (N, S+1, T): interpolated log-probabilities of symbols and blanks."""
     N, T, V = am.shape
