@@ -139,12 +139,14 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
 
 
 def _warn_of_audio_without_text(part_dir: Path, recordings: list[Recording]) -> None:
-    heard = {recording.sources[0].source for recording in recordings}
+    transcribed = {recording.sources[0].source for recording in recordings}
     audio = (path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES))
-    unheard = sorted(str(path) for path in audio if str(path) not in heard and not path.name.startswith("."))
-    if unheard:
-        more = ", ..." if len(unheard) > 3 else ""
+    untranscribed = sorted(
+        str(path) for path in audio if str(path) not in transcribed and not path.name.startswith(".")
+    )
+    if untranscribed:
+        more = ", ..." if len(untranscribed) > 3 else ""
         logging.warning(
-            f"{part_dir}: {len(unheard)} audio files are left out, for no .trans.txt names them: "
-            f"{', '.join(unheard[:3])}{more}"
+            f"{part_dir}: {len(untranscribed)} audio files are left out, for no .trans.txt names them: "
+            f"{', '.join(untranscribed[:3])}{more}"
         )

@@ -19,7 +19,7 @@ from lhotse.audio import AudioLoadingError, AudioSource
 
 from kdstream.audio.files import open_sound, read_head
 from kdstream.audio.find import find_audio
-from kdstream.corpus.unheard import warn_of_unheard
+from kdstream.corpus.without_audio import warn_of_transcripts_without_audio
 from kdstream.data.sources import last_line
 from kdstream.data.sphere import sphere_without_sph2pipe
 from kdstream.errors import UserError, option
@@ -105,7 +105,9 @@ def run_recipe(
     if not any(part.segments for part in parts.values()):
         fix = "a recipe for speech recognition is needed; see --recipe-args too"
         raise UserError(f"{corpus_dir}: Lhotse's prepare_{name} found no transcribed speech", fix=fix)
-    warn_of_unheard(name, corpus_dir, arguments, {each for part in parts.values() for each in part.recordings})
+    warn_of_transcripts_without_audio(
+        name, corpus_dir, arguments, {each for part in parts.values() for each in part.recordings}
+    )
     return {part: _with_whole_paths(its, corpus_dir) for part, its in parts.items()}
 
 

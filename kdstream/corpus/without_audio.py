@@ -30,16 +30,18 @@ TRANSCRIBED: dict[str, Callable[[Path, Mapping[str, Any]], Iterable[str]]] = {
 }
 
 
-def warn_of_unheard(recipe: str, corpus_dir: Path, arguments: Mapping[str, Any], heard: set[str]) -> None:
+def warn_of_transcripts_without_audio(
+    recipe: str, corpus_dir: Path, arguments: Mapping[str, Any], found: set[str]
+) -> None:
     """Logs how many recordings have a transcript and no audio file, and names the first.
 
     Args:
       arguments: of the recipe.
-      heard: the ids of the recordings that it found.
+      found: the ids of the recordings that it found.
     """
     if recipe not in TRANSCRIBED:
         return
-    lacking = list(dict.fromkeys(each for each in TRANSCRIBED[recipe](corpus_dir, arguments) if each not in heard))
+    lacking = list(dict.fromkeys(each for each in TRANSCRIBED[recipe](corpus_dir, arguments) if each not in found))
     if lacking:
         named = ", ".join(lacking[:NAMED]) + ", ..." * (len(lacking) > NAMED)
         logging.warning(f"{corpus_dir}: {len(lacking)} recordings have a transcript and no audio file: {named}")

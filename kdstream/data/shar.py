@@ -29,7 +29,7 @@ OPEN_TARS = 64  # whose tables of contents a process keeps
 
 
 @dataclass(frozen=True)
-class Shard:
+class CutShard:
     """path: of its cuts, which begin at a byte of the file.  count: how many they are; all if None.  tars: by field."""
 
     path: Path
@@ -38,7 +38,7 @@ class Shard:
     tars: dict[str, Path] = field(default_factory=dict)
 
 
-def find_shards(path: Path) -> list[Shard]:
+def find_shards(path: Path) -> list[CutShard]:
     """The shards of a Shar directory or of an indexed manifest; none of other manifests.
 
     Raises:
@@ -53,7 +53,7 @@ def find_shards(path: Path) -> list[Shard]:
     if len(offsets) < 2 or offsets[-1] != path.stat().st_size:
         raise UserError(f"{index}: is not the index of {path.name} as it is", fix="make it again, or delete it")
     count = len(offsets) - 1
-    return [Shard(path, int(offsets[first]), min(LINES, count - first)) for first in range(0, count, LINES)]
+    return [CutShard(path, int(offsets[first]), min(LINES, count - first)) for first in range(0, count, LINES)]
 
 
 def write_index(path: Path) -> None:
@@ -63,16 +63,16 @@ def write_index(path: Path) -> None:
     ends.astype(OFFSET).tofile(path.with_name(path.name + INDEX_SUFFIX))
 
 
-def _shar(cuts: Path) -> Shard:
+def _shar(cuts: Path) -> CutShard:
     number = cuts.name.split(".")[1]
     tars = {name: cuts.with_name(f"{name}.{number}.tar") for name in ("recording", "features")}
     tars = {name: tar for name, tar in tars.items() if tar.is_file()}
     if not tars:
         raise UserError(f"{cuts}: neither recording.{number}.tar nor features.{number}.tar is there", fix="add one")
-    return Shard(cuts, tars=tars)
+    return CutShard(cuts, tars=tars)
 
 
-def read_shard(shard: Shard) -> Iterator[Any]:
+def read_shard(shard: CutShard) -> Iterator[Any]:
     """The cuts of a shard, or what else stands in its file; cuts know where in which tar file their data are."""
     with gzip.open(shard.path) if shard.path.suffix == ".gz" else open(shard.path, "rb") as lines:
         lines.seek(shard.begin)
@@ -81,7 +81,7 @@ def read_shard(shard: Shard) -> Iterator[Any]:
             yield _with_tars(cut, shard) if isinstance(cut, MonoCut) else cut
 
 
-def _with_tars(cut: MonoCut, shard: Shard) -> MonoCut:
+def _with_tars(cut: MonoCut, shard: CutShard) -> MonoCut:
     if cut.features is not None and cut.features.storage_type == "shar":
         tar = shard.tars.get("features")
         cut.features = replace(cut.features, storage_path=str(tar), storage_key=cut.id) if tar else None

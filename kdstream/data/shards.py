@@ -23,7 +23,7 @@ from kdstream.data.cuts import CheckedManifest
 from kdstream.data.reading import check_filter_bank
 from kdstream.data.sampler import WINDOW
 from kdstream.data.selection import Rules, Selection
-from kdstream.data.shar import Shard, read_shard
+from kdstream.data.shar import CutShard, read_shard
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 
@@ -33,7 +33,7 @@ LOOKED_AT = 8  # shards, before training
 class _ShardReader(CheckedManifest):
     """Iterates over the cuts of a shard."""
 
-    def __init__(self, shard: Shard, needs_text: bool = False) -> None:
+    def __init__(self, shard: CutShard, needs_text: bool = False) -> None:
         super().__init__(shard.path, needs_text, trusted=False)
         self.shard = shard
 
@@ -48,7 +48,7 @@ class ShardedCuts:
     seconds: of an epoch, as these let one guess.
     """
 
-    def __init__(self, shards: Sequence[Shard], tokenizer: Tokenizer, rules: Rules, max_duration: float) -> None:
+    def __init__(self, shards: Sequence[CutShard], tokenizer: Tokenizer, rules: Rules, max_duration: float) -> None:
         self.shards, self.tokenizer, self.rules, self.max_duration = shards, tokenizer, rules, max_duration
         spread = np.linspace(0, len(shards) - 1, min(LOOKED_AT, len(shards))).round().astype(int)
         self.looked_at = [shards[index] for index in spread]
@@ -71,20 +71,20 @@ class ShardedCuts:
             yield place, self._window((self.shards[ordered[each]] for each in chain([place], places)), usable)
         logging.info(f"Epoch {epoch}: {usable.summary('training')}")
 
-    def _window(self, shards: Iterator[Shard], usable: Selection) -> Iterator[Cut]:
+    def _window(self, shards: Iterator[CutShard], usable: Selection) -> Iterator[Cut]:
         enough = usable.kept + WINDOW
         for shard in shards:
             yield from self._taken(shard, usable)
             if usable.kept >= enough:
                 return
 
-    def _taken(self, shard: Shard, usable: Selection) -> Iterator[Cut]:
+    def _taken(self, shard: CutShard, usable: Selection) -> Iterator[Cut]:
         for cut, is_taken in usable.judge(self._read(shard)):
             if is_taken:
                 check_length(f"cut {cut.id}", cut.duration, self.max_duration, SHORTER)
                 yield cut
 
-    def _read(self, shard: Shard) -> Iterator[Cut]:
+    def _read(self, shard: CutShard) -> Iterator[Cut]:
         for cut in _ShardReader(shard, bool(self.rules.needs_text)):
             check_data(cut, self.rules.from_audio, shard.path)
             yield cut

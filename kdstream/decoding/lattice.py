@@ -207,7 +207,7 @@ def _append_blank(streams: list[RnntDecodingStream], config: RnntDecodingConfig)
     return batch
 
 
-class Path(NamedTuple):
+class LatticePath(NamedTuple):
     """A token sequence in a lattice: the state it has come to, the sum over its alignments, and the best of them."""
 
     state: int
@@ -229,9 +229,9 @@ def most_probable(lattice: Fsa, times: Sequence[int], context_size: int) -> Resu
         lattice.arcs.values()[:, :3].tolist(), lattice.scores.tolist(), strict=True
     ):
         arcs[source].append((target, label, score))
-    paths: dict[tuple[int, ...], Path] = {(): Path(0, 0.0, Result([], [], 0.0))}
+    paths: dict[tuple[int, ...], LatticePath] = {(): LatticePath(0, 0.0, Result([], [], 0.0))}
     for t in times:
-        longer: dict[tuple[int, ...], Path] = {}
+        longer: dict[tuple[int, ...], LatticePath] = {}
         for tokens, (state, log_prob, best) in paths.items():
             for target, label, score in arcs[state]:
                 after = _after(best, label, t, score)
@@ -241,7 +241,7 @@ def most_probable(lattice: Fsa, times: Sequence[int], context_size: int) -> Resu
                     other = longer[said]
                     total = float(np.logaddexp(total, other.log_prob))
                     after = max(after, other.best, key=attrgetter("log_prob"))
-                longer[said] = Path(target, total, after)
+                longer[said] = LatticePath(target, total, after)
         paths = dict(heapq.nlargest(KEPT, longer.items(), key=lambda item: item[1].log_prob))
     _, total, best = max(paths.values(), key=lambda path: path.log_prob / (context_size + len(path.best.tokens)))
     return replace(best, log_prob=total)

@@ -86,7 +86,7 @@ def fill(plan: CachePlan, config: ExperimentConfig, device: torch.device, rank: 
     hours = data.look_at_training_cuts().seconds / 3600
     check_disk(plan.output, writer, data, hours, tells=rank == 0)
     batches = data.train_dataloader(1)
-    batches.cut_batches = writer.unheard(batches.cut_batches, world_size, rank)
+    batches.cut_batches = writer.not_stored(batches.cut_batches, world_size, rank)
     bar = tqdm(batches, "teacher", batches.num_batches // world_size, unit="batch", disable=rank > 0 or None)
     for batch in timed(bar, hours, world_size, tells=rank == 0):
         writer.add(batch.to(device))

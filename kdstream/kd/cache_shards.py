@@ -98,7 +98,7 @@ def columns_of(header: Mapping[str, Any]) -> list[Column]:
     return [Column(*column) for column in header["columns"]]
 
 
-class Shard(NamedTuple):
+class CacheShard(NamedTuple):
     """A mapped shard: its bytes (those that it had when it was opened), and the entries of its cuts."""
 
     path: Path
@@ -107,7 +107,7 @@ class Shard(NamedTuple):
     entries: np.ndarray
 
 
-def map_shard(path: Path) -> Shard | None:
+def map_shard(path: Path) -> CacheShard | None:
     """None for a shard that is just being made.  Raises UserError if it is damaged."""
     size = path.stat().st_size
     if size < DATA:
@@ -122,7 +122,7 @@ def map_shard(path: Path) -> Shard | None:
         raise UserError(f"{path}: damaged, or no shard of a teacher's cache ({error})", fix=WRITE_ANEW) from error
 
 
-def _map(path: Path, size: int) -> Shard:
+def _map(path: Path, size: int) -> CacheShard:
     """Maps so many bytes.  Raises RuntimeError where that cannot be done, and another error if they are damaged."""
     # numpy's memmap would keep a file descriptor open for each of perhaps hundreds of shards
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -134,7 +134,7 @@ def _map(path: Path, size: int) -> Shard:
     entries = slots[: np.count_nonzero(slots["feature_frames"])]
     if len(entries) and (entries["feature_frames"].min() == 0 or end_of(entries[-1], header) > size):
         raise ValueError("cut short")
-    return Shard(path, header, data, entries)
+    return CacheShard(path, header, data, entries)
 
 
 def end_of(entry: np.void, header: Mapping[str, Any]) -> int:
@@ -195,7 +195,7 @@ class Shards:
                 return place
         return -1
 
-    def entry(self, place: int) -> tuple[Shard, np.void]:
+    def entry(self, place: int) -> tuple[CacheShard, np.void]:
         shard = self.shards[self._shard[place]]
         return shard, shard.entries[self._slot[place]]
 

@@ -100,7 +100,7 @@ class CacheWriter:
         """That an hour of speech takes, without what each cut takes beside it."""
         return bytes_per_hour(self.columns, self.storage)
 
-    def unheard(self, batches: Iterable[CutSet], world_size: int, rank: int) -> Iterator[CutSet]:
+    def not_stored(self, batches: Iterable[CutSet], world_size: int, rank: int) -> Iterator[CutSet]:
         """Every world_size-th of the batches, from the rank-th on, without those that the cache holds.
 
         The first one stays, so that `add` notices other speech under the same ids.

@@ -54,7 +54,7 @@ def token_loss(
     return temperature**2 * divergence(teacher, student, weights, symbols, blank, temperature)
 
 
-def unheard(lattice: Lattice, shift: Shift) -> Tensor:
+def before_shift(lattice: Lattice, shift: Shift) -> Tensor:
     """(1, T) or (N, T) bool: the first frames, for which there is no teacher."""
     frames = torch.arange(lattice.ranges.size(1), device=lattice.ranges.device).unsqueeze(0)
     return frames < (shift if isinstance(shift, int) else shift.unsqueeze(1))
@@ -64,7 +64,7 @@ def cell_weights(lattice: Lattice, shift: Shift) -> Tensor:
     """(N, T, R) float32: equal over a frame's valid cells and 1 in sum; 0 before `shift` and in padding."""
     invalid = lattice.ranges > lattice.token_lens.view(-1, 1, 1)  # (N, T, R)
     padding = padding_mask(lattice.encoder_lens, lattice.ranges.size(1))
-    invalid = invalid | (padding | unheard(lattice, shift)).unsqueeze(2)
+    invalid = invalid | (padding | before_shift(lattice, shift)).unsqueeze(2)
     weights = (~invalid).float()
     return weights / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
 
@@ -78,6 +78,6 @@ def path_weights(teacher: Tensor, lattice: Lattice, blank: int, shift: Shift) ->
     px = closed_after_last_frame(px, lattice.encoder_lens.unsqueeze(1))
     path = best_path(px, py, lattice_boundary(lattice.encoder_lens, lattice.token_lens))  # (N, S + 1, T + 1)
     on_path = path[:, :, :-1].transpose(1, 2).gather(2, lattice.ranges)  # (N, T, R)
-    on_path = on_path & ~unheard(lattice, shift).unsqueeze(2)
+    on_path = on_path & ~before_shift(lattice, shift).unsqueeze(2)
     lens = lattice.encoder_lens.float()
     return on_path * (lens / (lens + lattice.token_lens)).view(-1, 1, 1)

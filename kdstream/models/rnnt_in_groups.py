@@ -88,7 +88,7 @@ def losses_in_groups(
         frames = int(boundary[:, 3].max())
         encoder, decoder = do_rnnt_pruning(encoder[:, :frames], decoder, ranges[:, :frames])  # (G, T, R, J) each
         following = next_symbols(symbols, ranges[:, :frames], blank_id)
-        cells = transition_log_probs((encoder + decoder).tanh(), weight, bias, following, blank_id)
+        cells = linear_transition_log_probs((encoder + decoder).tanh(), weight, bias, following, blank_id)
         px, py = unpruned(*cells, ranges[:, :frames], symbols.size(1))
         return path_loss(px, py, boundary, *lattice, "sum")[0], ()
 
@@ -165,7 +165,9 @@ class _SummedOverGroups(torch.autograd.Function):
         return None, None, None, None, *(grad if grad is None else grad * scale for grad in ctx.saved_tensors)
 
 
-def transition_log_probs(x: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+def linear_transition_log_probs(
+    x: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor, blank: int
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of `symbols` (...) and of blank under the softmax of the logits weight x + bias.
 
     Args:

@@ -93,7 +93,7 @@ def test_a_resumed_epoch_opens_no_shard_that_came_before_its_window(corpus, fold
         windows.append(module.window_of(len(whole)))
     number = next(index for index, window in enumerate(windows) if window[0] == 6) + 1  # batches that were used
     assert [*dict.fromkeys(first for first, _ in windows)] == [0, 3, 6, 9]
-    opened: list[shar.Shard] = []
+    opened: list[shar.CutShard] = []
     original = shards._ShardReader.__init__
     monkeypatch.setattr(shards._ShardReader, "__init__", lambda self, shard, *a: (
         opened.append(shard), original(self, shard, *a))[1])  # fmt: skip
