@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -50,9 +51,9 @@ MOST_DIFFERENT = 0.5  # per cent of words: in a beam, rounding decides between p
 
 
 class Speech(NamedTuple):
-    """An utterance to check with: samples (S,) at 16 kHz, and its transcript, "" where there is none."""
+    """An utterance to check with: what reads its samples (S,) at 16 kHz, and its transcript, "" where there is none."""
 
-    samples: Tensor
+    read: Callable[[], Tensor]
     text: str = ""
 
 
@@ -67,7 +68,7 @@ class RuntimeResult(NamedTuple):
 def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
     """Audio files, those in directories, and the cuts of manifests, by path and cut.
 
-    Raises UserError where one is missing, damaged or empty.
+    Raises UserError where one is missing, damaged or empty: each is read once, and not kept.
     """
     speech: dict[str, Speech] = {}
     for path in paths:
@@ -80,14 +81,16 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
             cuts, ids = {}, DistinctIds(path)
             for cut in manifest:
                 ids.add(cut.id)
-                cuts[f"{path} {cut.id}"] = Speech(read_audio(cut), text_of(cut))
+                cuts[f"{path} {cut.id}"] = Speech(partial(read_audio, cut), text_of(cut))
             if not cuts:
                 raise UserError(
                     "no cuts in it", flag=option("check", path), fix="give another manifest, or audio files"
                 )
             speech.update(cuts)
         else:
-            speech.update((printable(str(file)), Speech(read_audio_file(file))) for file in find_audio([path]))
+            speech.update((printable(str(file)), Speech(partial(read_audio_file, file))) for file in find_audio([path]))
+    for utterance in speech.values():
+        utterance.read()
     return speech
 
 
@@ -114,7 +117,10 @@ def compare_runtimes(
     transcripts: dict[str, list[scoring.Transcript]] = {runtime: [] for runtime in runtimes}
     for runtime in runtimes.values():
         runtime(torch.zeros(SAMPLE_RATE))  # the first call of all is slower
-    for name, (samples, text) in speech.items():
+    seconds = 0.0
+    for name, (read, text) in speech.items():
+        samples = read()
+        seconds += len(samples) / SAMPLE_RATE
         print(f"{name}: {len(samples) / SAMPLE_RATE:.2f} s")
         for runtime, result in run_all(runtimes, with_tail(samples, chunk)).items():
             factor = result.seconds * SAMPLE_RATE / len(samples)
@@ -126,7 +132,6 @@ def compare_runtimes(
             if result.difference is not None:
                 differing[runtime] += 1
                 print(f"  {'':{width}}  differs from its token {result.difference + 1} on")
-    seconds = sum(len(utterance.samples) for utterance in speech.values()) / SAMPLE_RATE
     rates = word_error_rates(transcripts)
     for runtime in runtimes:
         same = len(speech) - differing[runtime]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +29,7 @@ from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams
 from kdstream.errors import UserError
+from kdstream.export import check
 from kdstream.export.check import compare_runtimes, read_speech, run_all, with_tail
 from kdstream.export.onnx import OnnxFiles, export_onnx
 from kdstream.export.runtimes import OnnxRecognizer, SherpaRecognizer, torch_runtime
@@ -35,6 +38,7 @@ from kdstream.models.presets import resolve
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
 from kdstream.recognizer import load
+from kdstream.units import SAMPLE_RATE
 from kdstream.words import as_text, spell
 from support.decoding import NOISE_CUTS, TEXTS, make_experiment, noise_test_set, run_script, write_noise
 from support.tokenizers import KINDS, tiny_tokenizer
@@ -258,12 +262,30 @@ def test_a_manifest_of_any_kind_is_one_of_cuts_to_check_with(tmp_path, suffix):
         read_speech([str(tmp_path / f"none{suffix}")])
 
 
+def test_speech_to_check_with_is_looked_at_first_and_then_read_one_by_one(tmp_path, monkeypatch):
+    held: list[weakref.ref[Tensor]] = []
+
+    def noted(source: Any) -> Tensor:
+        assert sum(each() is not None for each in held) <= 1
+        samples = torch.zeros(SAMPLE_RATE)
+        held.append(weakref.ref(samples))
+        return samples
+
+    for name in ("read_audio", "read_audio_file"):
+        monkeypatch.setattr(check, name, noted)
+    noise_test_set(tmp_path)
+    speech = read_speech([str(tmp_path / NOISE_CUTS), str(write_noise(tmp_path / "other.wav", 0.5))])
+    assert len(held) == len(speech) == 5
+    assert compare_runtimes({"first": lambda _: [], "other": lambda _: []}, speech, CHUNK) == {"first": 0, "other": 0}
+    assert len(held) == 10
+
+
 def test_the_check_of_cuts_ends_with_word_error_rates_beside_the_first_runtimes(tmp_path, capsys):
     noise_test_set(tmp_path)
     speech = read_speech([str(tmp_path / NOISE_CUTS), str(write_noise(tmp_path / "other.wav", 0.5))])
     assert [name.split()[-1] for name in speech] == [*(f"utt{n}-{n}" for n in range(4)), str(tmp_path / "other.wav")]
     assert [text for _, text in speech.values()] == [*TEXTS, ""]
-    said = {len(with_tail(samples, CHUNK)): text for samples, text in speech.values()}
+    said = {len(with_tail(read(), CHUNK)): text for read, text in speech.values()}
 
     def hear(samples: Tensor, wrong: str) -> list[str]:
         words = said.get(len(samples), "").replace("DAY", wrong).split()
