@@ -25,7 +25,7 @@ class LmConfig(Section):
     num_epochs: int = flag(20, "Epochs.", minimum=1)
     lr: float = flag(2e-3, "Learning rate of Adam; halved when the perplexity did not fall.", above=0)
     max_tokens: int = flag(4000, "Padded tokens in a batch.", minimum=1)
-    max_sent_len: int = flag(200, "Lines of more tokens are cut.", minimum=1)
+    max_sent_len: int = flag(200, "Lines of more tokens are split into several sentences.", minimum=1)
     save_every_n: int = flag(2000, "Write checkpoint-N.pt after so many batches.", minimum=1)
     seed: int = flag(42, "Seed of the weights, the batches and dropout.", minimum=0)
     resume: bool = flag(False, "Go on from the last checkpoint in EXP_DIR.")
