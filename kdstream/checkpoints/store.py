@@ -17,6 +17,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -349,11 +350,30 @@ def latest_checkpoint(exp_dir: PathLike) -> Path | None:
     epochs, checkpoints = find_epochs(exp_dir)[:1], find_checkpoints(exp_dir)[:1]
     if not epochs or not checkpoints:
         return next(iter(epochs + checkpoints), None)
-    steps = int(checkpoints[0].stem.split("-")[1])
-    steps_of_epoch = load_checkpoint(epochs[0], lazily=True).get("batch_idx_train")
+    steps, steps_of_epoch = steps_of(checkpoints[0]) or 0, steps_of(epochs[0])
     if steps_of_epoch is None:
         raise UserError(
             f"{epochs[0]}: holds no batch_idx_train, so training cannot go on from it",
             fix=f"name the checkpoint with --start-batch {steps}, or move {epochs[0].name} away",
         )
     return epochs[0] if steps_of_epoch >= steps else checkpoints[0]
+
+
+def saved_after(exp_dir: PathLike, steps: int) -> list[Path]:
+    """The checkpoints that saw more than `steps` batches, the best ones too.
+
+    Raises:
+      UserError: a damaged one.
+    """
+
+    def is_later(path: Path) -> bool:
+        return (steps_of(path) or 0) > steps
+
+    numbered = (takewhile(is_later, found) for found in (find_epochs(exp_dir), find_checkpoints(exp_dir)))
+    return [*chain.from_iterable(numbered), *filter(is_later, sorted(Path(exp_dir).glob("best-*.pt")))]
+
+
+def steps_of(path: Path) -> int | None:
+    """How many optimiser steps a checkpoint saw; None where it does not say."""
+    match = re.fullmatch(r"checkpoint-(\d+)", path.stem)
+    return int(match.group(1)) if match else load_checkpoint(path, lazily=True).get("batch_idx_train")

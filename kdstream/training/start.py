@@ -20,6 +20,8 @@ from kdstream.checkpoints.store import (
     last_epoch,
     latest_checkpoint,
     remove_leftovers,
+    saved_after,
+    steps_of,
 )
 from kdstream.config.command_line import override_data
 from kdstream.config.distillation import DistillConfig
@@ -360,17 +362,20 @@ def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
     """The file that --resume, --start-batch or --start-epoch mean; None to start anew.
 
     Raises:
-      UserError: to start anew would overwrite the checkpoints of an earlier training.
+      UserError: to start anew would overwrite the checkpoints of an earlier training, or later ones lie beside the
+        one that is named.
     """
     train = config.train
     exp_dir = Path(train.exp_dir)
     if train.start_epoch < 1 or train.start_batch < 0:
         flags = f"{option('start_epoch', train.start_epoch)} {option('start_batch', train.start_batch)}"
         raise UserError("epochs must count from 1, and batches from 0", flag=flags)
-    if train.start_batch > 0:
-        return exp_dir / f"checkpoint-{train.start_batch}.pt"
-    if train.start_epoch > 1:
-        return exp_dir / f"epoch-{train.start_epoch - 1}.pt"
+    if train.start_batch > 0 or train.start_epoch > 1:
+        name = f"checkpoint-{train.start_batch}" if train.start_batch > 0 else f"epoch-{train.start_epoch - 1}"
+        path = exp_dir / f"{name}.pt"
+        if not train.print_diagnostics:  # which writes nothing
+            check_is_last(path)
+        return path
     if train.resume:
         return latest_checkpoint(exp_dir)
     there = find_epochs(exp_dir) + find_checkpoints(exp_dir)
@@ -381,3 +386,19 @@ def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
             fix=f"go on with {option('resume', 1)}, or use another {option('exp_dir')}",
         )
     return None
+
+
+def check_is_last(path: Path) -> None:
+    """Raises UserError if later checkpoints lie beside this one.
+
+    --resume, --epoch, --avg and --keep-last-k would take theirs, and not those that a training writes from here on.
+    """
+    steps = steps_of(path) if path.is_file() else None
+    later = [] if steps is None else saved_after(path.parent, steps)
+    if later:
+        raise UserError(
+            f"later checkpoints than {path.name} lie in it: {', '.join(each.name for each in later)}",
+            flag=option("exp_dir", path.parent),
+            fix=f"go on from the last one with {option('resume', 1)}, move them away, or copy {path.name} and "
+            f"{CONFIG_FILE} into another {option('exp_dir')}",
+        )

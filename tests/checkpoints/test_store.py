@@ -209,6 +209,22 @@ def test_latest_checkpoint_is_the_one_that_saw_most_batches(tmp_path: Path):
     assert store.latest_checkpoint(tmp_path).name == "checkpoint-12.pt"
 
 
+def test_what_was_saved_after_a_step_is_found_by_the_batches_that_it_saw(tmp_path: Path):
+    for name, steps in (("checkpoint-8", 8), ("epoch-1", 10), ("checkpoint-12", 12), ("checkpoint-100", 100)):
+        save_model(tmp_path / f"{name}.pt", make_model(), steps)
+    save_model(tmp_path / "best-valid-loss.pt", make_model(), 10)
+    torch.save({"model": make_model().state_dict()}, tmp_path / "pretrained.pt")
+
+    def names(steps: int) -> list[str]:
+        return [path.name for path in store.saved_after(tmp_path, steps)]
+
+    assert names(8) == ["epoch-1.pt", "checkpoint-100.pt", "checkpoint-12.pt", "best-valid-loss.pt"]
+    assert names(10) == ["checkpoint-100.pt", "checkpoint-12.pt"]
+    assert names(100) == []
+    save_model(tmp_path / "epoch-2.pt", make_model(), 101)
+    assert names(100) == ["epoch-2.pt"]
+
+
 @pytest.mark.parametrize("old_torch", [False, True])
 def test_an_epoch_that_does_not_say_how_many_batches_it_saw_is_named(tmp_path: Path, monkeypatch, old_torch: bool):
     if old_torch:  # which cannot leave tensors on the disk

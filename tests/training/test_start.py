@@ -41,13 +41,35 @@ def test_exp_dir_says_everything_that_later_scripts_need(tmp_path: Path, data):
 
 def test_start_batch_and_start_epoch_name_the_checkpoint(tmp_path: Path, data):
     config = experiment(tmp_path, data, save_every_n=2, num_epochs=1)
-    record(config)
+    record(config, kill_before=4)
     losses = record(replace(config, train=replace(config.train, start_batch=2)))
     assert min(losses) == 3
     losses = record(replace(config, train=replace(config.train, start_epoch=2, num_epochs=2)))
     assert min(losses) == store.load_checkpoint(tmp_path / "epoch-1.pt")["batch_idx_train"] + 1
     with pytest.raises(UserError, match="checkpoint-77.pt: no such checkpoint"):
         loop.train_experiment(replace(config, train=replace(config.train, start_batch=77)))
+
+
+def test_to_go_back_where_later_checkpoints_lie_is_refused_and_works_elsewhere(tmp_path: Path, data):
+    config = experiment(tmp_path / "exp", data, save_every_n=2, num_epochs=2)
+    last = max(record(config))
+    steps = store.load_checkpoint(tmp_path / "exp" / "epoch-1.pt")["batch_idx_train"]
+    back = replace(config, train=replace(config.train, start_epoch=2, base_lr=0.01))
+    before = sorted((tmp_path / "exp").glob("*.pt"))
+    with pytest.raises(UserError, match="than epoch-1.pt lie in it: epoch-2.pt, checkpoint-.*; .* copy epoch-1.pt and"):
+        loop.train_experiment(back)
+    assert sorted((tmp_path / "exp").glob("*.pt")) == before
+    loop.train_experiment(replace(back, train=replace(back.train, print_diagnostics=True)))  # it writes nothing
+    (tmp_path / "exp" / "epoch-2.pt").unlink()
+    with pytest.raises(UserError, match="in it: checkpoint-"):  # those of an epoch that was interrupted
+        loop.train_experiment(back)
+
+    (tmp_path / "other").mkdir()
+    for name in ("epoch-1.pt", "config.json"):
+        shutil.copy(tmp_path / "exp" / name, tmp_path / "other")
+    losses = record(replace(back, train=replace(back.train, exp_dir=str(tmp_path / "other"), keep_last_k=1)))
+    assert (min(losses), max(losses)) == (steps + 1, last)
+    assert store.load_checkpoint(store.latest_checkpoint(tmp_path / "other"))["base_lr"] == 0.01
 
 
 def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
