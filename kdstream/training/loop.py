@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from kdstream.checkpoints.average import float64_copy, update_averaged_model
-from kdstream.checkpoints.store import remove_old_checkpoints
+from kdstream.checkpoints.store import remove_old_checkpoints, saved_after
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
@@ -264,7 +264,7 @@ class Trainer:
         total = MetricsTracker()
         for metrics in self.gradients.add(batches, chunk, progress.batch_idx_train):
             if math.isfinite(metrics["loss"]):
-                self.bad_batches = 0
+                self.bad_batches, progress.batch_idx_finite = 0, progress.batch_idx_train
                 progress.speech_seconds_trained += metrics.pop(SECONDS)
                 total = total + metrics
             else:
@@ -278,12 +278,14 @@ class Trainer:
         return total
 
     def stop_after_bad_batches(self) -> None:
+        """Gives up after MAX_BAD_BATCHES, and names the checkpoints that hold the same weights."""
         if self.bad_batches < MAX_BAD_BATCHES:
             return
+        same = ", ".join(path.name for path in saved_after(self.exp_dir, self.progress.batch_idx_finite - 1))
         self.give_up(
             f"{MAX_BAD_BATCHES} batches in a row without a finite loss; the log names their cuts, --inf-check 1 the "
             "module",
-            fix="lower --base-lr or mend the cuts, and go on with --resume 1",
+            fix=f"lower --base-lr or mend the cuts, {f'move away {same}, ' if same else ''}and go on with --resume 1",
         )
 
     def give_up(self, problem: str, fix: str) -> NoReturn:

@@ -20,6 +20,7 @@ class Progress:
 
     cur_epoch: int = 1
     batch_idx_train: int = 0  # optimiser steps over all epochs
+    batch_idx_finite: int = 0  # the last one that had a finite loss
     best_train_loss: float = math.inf
     best_valid_loss: float = math.inf
     best_train_epoch: int = -1
@@ -30,7 +31,8 @@ class Progress:
 
     @staticmethod
     def from_checkpoint(checkpoint: dict[str, Any]) -> Progress:
-        return Progress(**{f.name: checkpoint[f.name] for f in fields(Progress) if f.name in checkpoint})
+        found = {f.name: checkpoint[f.name] for f in fields(Progress) if f.name in checkpoint}
+        return Progress(**{"batch_idx_finite": found.get("batch_idx_train", 0), **found})
 
 
 def checkpoint_params(config: ExperimentConfig, progress: Progress) -> dict[str, Any]:

@@ -214,6 +214,30 @@ def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, 
 
 
 @pytest.mark.slow
+def test_a_training_that_gave_up_goes_on_as_its_message_says(tmp_path: Path, data, monkeypatch):
+    original = loop.Precision.step
+
+    def step(precision, optimizer) -> None:
+        original(precision, optimizer)
+        if optimizer.param_groups[0]["lr"] > 0.01 and len(list(tmp_path.glob("epoch-*.pt"))) == 1:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.fill_(float("nan"))
+
+    monkeypatch.setattr(loop.Precision, "step", step)
+    config = experiment(tmp_path, data, num_epochs=9, base_lr=0.2)
+    with pytest.raises(UserError, match="move away epoch-.*, and go on with --resume 1") as said:
+        loop.train_experiment(config)
+    named = re.findall(r"\S+-\d+\.pt", said.value.fix)
+    assert "epoch-2.pt" in named and "epoch-1.pt" not in named
+    for name in named:
+        (tmp_path / name).unlink()
+    losses = record(replace(config, train=replace(config.train, resume=True, base_lr=0.01, num_epochs=2)))
+    assert min(losses) == store.load_checkpoint(tmp_path / "epoch-1.pt")["batch_idx_train"] + 1
+    assert max(losses.values()) < float("inf")
+
+
+@pytest.mark.slow
 def test_batches_without_finite_loss_that_are_not_in_a_row_end_nothing(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, ["utterance-05"])
     monkeypatch.setattr(loop, "MAX_BAD_BATCHES", 3)
