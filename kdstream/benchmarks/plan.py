@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +22,16 @@ from kdstream.benchmarks.names import STEPS, SYNTHETIC_VOCABULARY
 from kdstream.benchmarks.train_step import synthetic_batch
 from kdstream.config.distillation import CACHE_STORAGES
 from kdstream.config.sections import DataConfig, ModelConfig
+from kdstream.data.batch import Batch
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.taps import TENSORS
 from kdstream.kd.teacher import TransducerTeacher
 from kdstream.kd.teacher_cache import bytes_per_hour, columns_to_store
 from kdstream.models.presets import resolve
 from kdstream.models.rnnt_loss import LossSettings
-from kdstream.models.transducer import build_model
-from kdstream.training.step import chunk_choices, tokens_of
+from kdstream.models.streaming import ChunkConfig
+from kdstream.models.transducer import Transducer, build_model
+from kdstream.training.step import chunk_choices, seed_step, tokens_of
 
 SECONDS = 12.0  # of the utterance of which is counted what autograd keeps
 # Of a step in which a teacher is heard, and one in which its cache is read: times a baseline's step.  From
@@ -43,10 +46,14 @@ USABLE = 0.85  # of a GPU's memory: what is left is the libraries', and lost bet
 
 
 class Model(NamedTuple):
-    """parameters: how many.  kept: bytes that autograd keeps of a second of speech, in half precision."""
+    """parameters: how many.  kept, most: bytes that autograd keeps of a second of speech, in half precision.
+
+    kept: the mean over the chunks that training draws.  most: with the one that keeps most.
+    """
 
     parameters: int
     kept: float
+    most: float
 
 
 class Run(NamedTuple):
@@ -64,9 +71,19 @@ class Run(NamedTuple):
 
 
 def look_at(config: ModelConfig) -> Model:
-    """Builds a model and runs it forward once, with its losses."""
+    """Builds a model and runs it forward with its losses, once with each chunk that training may draw."""
     model = build_model(resolve(replace(config, vocab_size=SYNTHETIC_VOCABULARY))).train()
     batch = synthetic_batch(DataConfig(max_duration=SECONDS), SECONDS)
+    kept = [
+        [kept_by_autograd(model, batch, chunk) / SECONDS for chunk in of_size]
+        for of_size in chunk_choices(config, model)
+    ]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Model(count, fmean(map(fmean, kept)), max(map(max, kept)))
+
+
+def kept_by_autograd(model: Transducer, batch: Batch, chunk: ChunkConfig | None) -> int:
+    """Bytes that autograd keeps for the backward pass; the same in every run."""
     own = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor itself, lest another takes its place in memory
 
@@ -76,12 +93,11 @@ def look_at(config: ModelConfig) -> Model:
             kept[storage.data_ptr()] = (storage.nbytes(), x)
         return x
 
-    chunk = chunk_choices(config, model)[0][0]
+    seed_step(0, 0, 0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), torch.autocast("cpu", torch.bfloat16):
         losses = model(batch.features, batch.feature_lens, tokens_of(batch), chunk, LossSettings())
     del losses
-    size = sum(size for size, _ in kept.values())
-    return Model(sum(parameter.numel() for parameter in model.parameters()), size / SECONDS)
+    return sum(size for size, _ in kept.values())
 
 
 def cache_rows(teacher: ModelConfig, hours: float, epoch_seconds: float) -> Iterator[dict[str, Any]]:
@@ -104,14 +120,14 @@ def plan(run: Run, student: ModelConfig, teacher: ModelConfig) -> list[dict[str,
     ours, theirs, reference = look_at(student), look_at(teacher), look_at(ModelConfig(preset=STATED_PRESET))
     gpu, seconds = GPUS[run.gpu], run.hours * 3600
     fixed = IN_TRAINING * ours.parameters + FROZEN * theirs.parameters
-    fitting = [(USABLE * gpu.memory - fixed) / (times * ours.kept) for times in (1.0, DISTILLED_MEMORY)]
+    fitting = [(USABLE * gpu.memory - fixed) / (times * ours.most) for times in (1.0, DISTILLED_MEMORY)]
     suggested = max(0.0, min(fitting[1], LARGEST_BATCH / run.gpus))
     max_duration = run.max_duration or suggested // 50 * 50
     rows = [
         row("speech in an epoch", f"{run.hours:,.0f} h, {seconds / run.utterance_seconds:,.0f} utterances", "stated"),
         row("model", f"{ours.parameters / 1e6:.1f} M parameters; teacher {theirs.parameters / 1e6:.1f} M", "computed"),
         row(
-            "memory of a second of speech", f"{ours.kept / 1e6:.1f} MB, distilled {DISTILLED_MEMORY} times", "computed"
+            "memory of a second of speech", f"{ours.most / 1e6:.1f} MB, distilled {DISTILLED_MEMORY} times", "computed"
         ),
         row("memory beside", f"{fixed / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB", "computed, stated"),
         row("--max-duration that fits", f"baseline {fitting[0]:.0f}, distilled {fitting[1]:.0f}", "computed"),

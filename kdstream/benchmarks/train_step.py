@@ -40,7 +40,7 @@ from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
 from kdstream.training.optim import ScaledAdam
 from kdstream.training.precision import Precision
-from kdstream.training.step import StudentWithBranches, chunk_choices, seed_step, tokens_of
+from kdstream.training.step import StudentWithBranches, chunk_choices, seed_step, tokens_of, validation_chunk
 
 TOKENS_PER_SECOND = 4
 BATCH_COUNT = 10000.0  # schedules as they stand in the long middle of a training
@@ -78,7 +78,7 @@ class Bench:
         torch.manual_seed(0)
         self.batch = batch.to(device)
         self.student = build_model(resolve(model)).to(device).train()
-        self.chunk = chunk_choices(model, self.student)[0][0]
+        self.chunk = validation_chunk(chunk_choices(model, self.student))
         set_batch_count(self.student, BATCH_COUNT)
         self.precision = Precision(train, device)
         self.train_config, self.distill_config = train, from_args(DistillConfig, args)

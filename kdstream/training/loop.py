@@ -67,7 +67,9 @@ from kdstream.training.step import (
     draw_chunk,
     error_of_reading,
     grouped,
+    heaviest_chunks,
     next_or_error,
+    validation_chunk,
     validation_loss,
 )
 
@@ -361,7 +363,7 @@ class Trainer:
             self.validate()
 
     def validate(self, is_saved: bool = False) -> None:
-        """The validation loss at one fixed chunk, with the first chunk size, left and right context to train with.
+        """The validation loss at one fixed chunk.
 
         is_saved: whether the last step is.
         """
@@ -371,7 +373,7 @@ class Trainer:
         try:
             with self.precision.autocast():
                 # the bare module: DDP would wait for processes that have fewer batches
-                total = validation_loss(self.student, batches, self.choices[0][0], self.device)
+                total = validation_loss(self.student, batches, validation_chunk(self.choices), self.device)
         except Exception as failure:
             error = failure
         self.stop_on(error, is_saved)
@@ -436,8 +438,9 @@ class Trainer:
         """Tries the batches of the training cuts that need most memory; see memory.py."""
 
         def try_batch(batch: Batch) -> None:
-            self.gradients.add_batch(batch, self.choices[0][0], 0)
-            self.optimizer.zero_grad(set_to_none=True)
+            for chunk in heaviest_chunks(self.choices):
+                self.gradients.add_batch(batch, chunk, 0)
+                self.optimizer.zero_grad(set_to_none=True)
 
         self.module.train()
         self.optimizer.allocate()  # else the first step would need more than was tried

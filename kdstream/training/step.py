@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice, product
+from itertools import chain, islice, product
 
 import torch
 from torch import Tensor, nn
@@ -256,6 +257,29 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
         flags = ", ".join(map(option, ("chunk_size", "left_context_frames", "right_context_frames")))
         raise UserError("must not be empty with --causal 1", flag=flags, fix="use 8, 32 and 0")
     return choices
+
+
+def validation_chunk(choices: list[list[ChunkConfig | None]]) -> ChunkConfig | None:
+    """The chunk in which validation, and what else needs one alone, hears utterances: the first one to train with."""
+    return choices[0][0]
+
+
+def heaviest_chunks(choices: list[list[ChunkConfig | None]]) -> list[ChunkConfig | None]:
+    """The chunks of which one needs most memory.
+
+    They are that whose frames see most others, and that which computes most frames again, as its right context.
+    """
+
+    def seen(chunk: ChunkConfig | None) -> float:
+        if chunk is None:
+            return math.inf
+        return chunk.left + chunk.step if chunk.is_limited else sys.maxsize
+
+    def computed(chunk: ChunkConfig | None) -> tuple[float, float]:
+        return (0 if chunk is None else chunk.right / chunk.chunk), seen(chunk)
+
+    drawn = list(chain.from_iterable(choices))
+    return list(dict.fromkeys([max(drawn, key=seen), max(drawn, key=computed)]))
 
 
 def draw_chunk(choices: list[list[ChunkConfig | None]], seed: int, batch_idx: int) -> ChunkConfig | None:

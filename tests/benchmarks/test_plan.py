@@ -23,7 +23,7 @@ RUN = Run(2880.0, 12.0, "v100", 4, num_epochs=30, teacher_epochs=40, max_duratio
 @pytest.fixture()
 def reference(monkeypatch) -> Model:
     """What every model looks like."""
-    model = Model(65_000_000, 26e6)
+    model = Model(65_000_000, 26e6, 26e6)
     monkeypatch.setattr(planning, "look_at", lambda config: model)
     return model
 
@@ -66,18 +66,27 @@ def test_the_suggested_batch_fits_and_all_gpus_together_take_no_larger_one_than_
 
 
 def test_a_model_that_does_not_fit_is_said_to(monkeypatch):
-    monkeypatch.setattr(planning, "look_at", lambda config: Model(2_000_000_000, 26e6))
+    monkeypatch.setattr(planning, "look_at", lambda config: Model(2_000_000_000, 26e6, 26e6))
     assert planned(RUN._replace(gpu="t4", max_duration=0.0))["steps"]["value"] == "the model does not fit"
 
 
 def test_a_model_is_looked_at_as_it_is():
     tiny = look_at(TINY)
     assert tiny.parameters == 2_842_100  # with 500 tokens
+    assert look_at(TINY) == tiny  # whatever has been drawn before
     assert 1e6 < tiny.kept < look_at(replace(TINY, frontend_channels=(16, 64, 128))).kept
     ahead = replace(TINY, causal=True, chunk_size=(8,), left_context_frames=(32,), right_context_frames=(8,))
     assert look_at(replace(ahead, right_context_frames=(0,))).kept < look_at(ahead).kept
     with pytest.raises(UserError, match=r"right context"):
         look_at(replace(ahead, right_context_frames=(3,)))
+
+
+def test_memory_is_that_of_the_heaviest_chunk_and_time_that_of_the_mean():
+    sides = dict(left_context_frames=(32,), right_context_frames=(0, 8))
+    kept = {chunks: look_at(replace(TINY, chunk_size=chunks, **sides)) for chunks in ((8,), (-1,), (8, -1))}
+    assert kept[8,].kept < 0.9 * kept[8,].most and kept[-1,].kept == kept[-1,].most
+    assert kept[8, -1].most == max(kept[8,].most, kept[-1,].most)
+    assert kept[8, -1].kept == pytest.approx((kept[8,].kept + kept[-1,].kept) / 2)
 
 
 def test_the_command_prints_a_table_and_reads_what_was_measured(reference, tmp_path, capsys):

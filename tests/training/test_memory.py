@@ -12,21 +12,24 @@ import torch
 from kdstream.config.distillation import DistillConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
+from kdstream.models.streaming import ChunkConfig
 from kdstream.training import gradients, memory
 from support.recording import make_trainer
 from support.training import experiment, make_corpus
 
 
 @pytest.mark.slow
-def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypatch):
+def test_memory_is_tried_with_every_loss_in_the_heaviest_chunks(tmp_path: Path, data, teacher, monkeypatch):
     config = experiment(tmp_path, data)
+    config = replace(config, model=replace(config.model, chunk_size=(8, -1), right_context_frames=(0, 8)))
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1, kd_token_scale=1.0)
     trainer = make_trainer(replace(config, distill=distill))
-    tried = set()
+    tried, chunks = set(), set()
     original = gradients.compute_loss
 
-    def compute(*args):
-        loss, metrics = original(*args)
+    def compute(module, batch, chunk, *args):
+        chunks.add(chunk)
+        loss, metrics = original(module, batch, chunk, *args)
         tried.update(metrics)
         return loss, metrics
 
@@ -35,6 +38,7 @@ def test_memory_is_tried_with_every_loss(tmp_path: Path, data, teacher, monkeypa
     trainer.scan_for_oom()
     assert trainer.optimizer.state  # what the optimiser needs was there
     assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
+    assert chunks == {None, ChunkConfig(8, 32, 8)}
     assert all(p.grad is None for p in trainer.student.parameters())
 
 

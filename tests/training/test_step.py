@@ -13,7 +13,15 @@ from kdstream.config.distillation import DistillConfig
 from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
-from kdstream.training.step import StudentWithBranches, chunk_choices, draw_chunk, transducer_weights, validation_loss
+from kdstream.training.step import (
+    StudentWithBranches,
+    chunk_choices,
+    draw_chunk,
+    heaviest_chunks,
+    transducer_weights,
+    validation_chunk,
+    validation_loss,
+)
 from support.recording import make_trainer
 from support.training import experiment
 
@@ -23,7 +31,7 @@ def test_chunks_are_drawn_from_seed_and_step_alone(tmp_path: Path, data):
     model_config = replace(config.model, chunk_size=(8, 16, -1), left_context_frames=(16, 32, -1), vocab_size=10)
     model = build_model(model_config)
     choices = chunk_choices(model_config, model)
-    assert choices[0][0] == ChunkConfig(8, 16)  # validation's
+    assert validation_chunk(choices) == ChunkConfig(8, 16)
     assert choices == [[ChunkConfig(c, left) for left in (16, 32, -1)] for c in (8, 16)] + [[None]]
     drawn = [draw_chunk(choices, 42, step) for step in range(300)]
     assert drawn == [draw_chunk(choices, 42, step) for step in range(300)]
@@ -41,6 +49,24 @@ def test_right_contexts_are_drawn_like_left_ones_and_never_with_an_unlimited_one
     assert choices == [[ChunkConfig(c, 16, 8), ChunkConfig(c, 16, 0), ChunkConfig(c, -1, 0)] for c in (8, 16)]
     drawn = [draw_chunk(choices, 42, step) for step in range(300)]
     assert set(drawn) == {chunk for group in choices for chunk in group}
+
+
+@pytest.mark.parametrize(
+    "sizes, lefts, rights, expected",
+    [
+        ((8, 16), (16, 32), (0,), [ChunkConfig(16, 32)]),
+        ((8, 16), (-1, 32), (0,), [ChunkConfig(8, -1)]),
+        ((8, -1), (-1, 32), (0,), [None]),
+        ((16, 8, -1), (16, 32), (0, 8), [None, ChunkConfig(8, 32, 8)]),
+        ((16, 8), (32,), (0, 8), [ChunkConfig(16, 32, 8), ChunkConfig(8, 32, 8)]),
+    ],
+)
+def test_the_heaviest_chunks_are_the_widest_and_the_one_with_most_right_context(
+    tmp_path: Path, data, sizes, lefts, rights, expected
+):
+    flags = dict(chunk_size=sizes, left_context_frames=lefts, right_context_frames=rights)
+    config = replace(experiment(tmp_path, data).model, vocab_size=10, **flags)
+    assert heaviest_chunks(chunk_choices(config, build_model(config))) == expected
 
 
 def test_pruned_loss_takes_over_from_the_simple_loss(tmp_path: Path, data):
