@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
 from kdstream.data.reading import read_audio, read_utterance
+from kdstream.data.sampler import Batches
 from kdstream.data.shar import with_data
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
@@ -84,6 +86,7 @@ class BatchLoader:
 
     num_batches: how many they are (about, in training).
     explain: says more of an error that reading a cut met.
+    order: of a training epoch, in which `cut_batches` come; the log tells of it when the last one has been read.
     """
 
     def __init__(
@@ -94,13 +97,14 @@ class BatchLoader:
         num_workers: int,
         pin_memory: bool = False,
         explain: Callable[[UserError, str], UserError] | None = None,
+        order: Batches | None = None,
     ) -> None:
         self.dataset = dataset
         self.cut_batches = cut_batches
         self.num_batches = num_batches
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self.explain = explain
+        self.explain, self.order = explain, order
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
@@ -112,6 +116,12 @@ class BatchLoader:
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
         )
         yield from map(self._checked, loader)
+        if self.order is not None:
+            logging.info(self.order)
+
+    def window_of(self, batch: int) -> tuple[int, int]:
+        """The window to begin with, see `Batches`, to go on after so many batches of all processes."""
+        return self.order.window_of(batch) if self.order is not None else (0, 0)
 
     def read(self, cuts: CutSet) -> Batch:
         """One batch, of these cuts.  Raises UserError where it cannot be read."""

@@ -86,27 +86,27 @@ class AsrDataModule:
         self.read_stored: Callable[[Batch], Tensor] | None = None  # makes Batch.stored of training cuts
         self.two_views = False  # whether training batches have a second view
         self._train: TrainingCuts | ShardedCuts | None = None
-        self.resumed_window = (0, 0)  # a number, and that of its first batch: reading may begin there
-        self._batches: Batches | None = None  # of the epoch begun last
         self._training_ids = DistinctIds("training cuts")  # pseudo-labelled ones too
         self._test: dict[str, Utterances] | None = None
 
-    def train_dataloader(self, epoch: int, world_size: int = 1, rank: int = 0, done: int = 0) -> BatchLoader:
+    def train_dataloader(
+        self, epoch: int, world_size: int = 1, rank: int = 0, done: int = 0, window: tuple[int, int] = (0, 0)
+    ) -> BatchLoader:
         """Batches of one epoch for process `rank` of `world_size`, which takes every world_size-th of them.
 
         `done` leaves out the first batches, of all processes, unread: a resumed epoch goes on exactly where the
-        interrupted one stopped, with any number of processes.
+        interrupted one stopped, with any number of processes.  Reading begins at `window`, which a loader of this
+        epoch gave as its `window_of(done)`, or before.
         """
         config, train = self.config, self.look_at_training_cuts()
-        first = self.resumed_window if self.resumed_window[1] <= done else (0, 0)
-        self.resumed_window = (0, 0)  # it is of the resumed epoch alone
-        self._batches = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), first)
+        order = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), window)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
         for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored, self.two_views
         dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
-        batches = Share(self._batches, world_size, rank, done - first[1])
-        return BatchLoader(dataset, batches, num_batches, config.num_workers, self.pin_memory, self._with_manifest)
+        batches = Share(order, world_size, rank, done - window[1])
+        how = num_batches, config.num_workers, self.pin_memory
+        return BatchLoader(dataset, batches, *how, self._with_manifest, order)
 
     def _with_manifest(self, error: UserError, cut_id: str) -> UserError:
         """An error at a training cut, with the manifest that holds the cut and the flag that names it."""
@@ -127,10 +127,6 @@ class AsrDataModule:
         yield from ((labelled, path) for path in self.paths("train"))
         for name in ("pseudo_cuts", "unlabelled_cuts"):
             yield from ((option(name), Path(path)) for path in getattr(self.config, name))
-
-    def window_of(self, batch: int) -> tuple[int, int]:
-        """What `resumed_window` must be to go on after so many batches, of all processes, of the epoch begun last."""
-        return self._batches.window_of(batch) if self._batches is not None else (0, 0)
 
     def look_at_training_cuts(self) -> TrainingCuts | ShardedCuts:
         """Which training cuts are used; the first call decides it."""

@@ -8,7 +8,6 @@ may begin with any window.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -58,7 +57,7 @@ class Batches:
         self.windows, self.epoch, self.first, self.shuffle = windows, epoch, first, config.shuffle
         self.order = epoch if config.shuffle else epoch._replace(epoch=0)
         self.max_duration, self.num_buckets = config.max_duration, config.num_buckets
-        self.begins = [first]  # of the windows reached so far
+        self.begins, self.padding = [first], Padding()  # of what has been reached so far
 
     def window_of(self, batch: int) -> tuple[int, int]:
         """The window to begin with (see `first`) in order to go on at a batch that was reached before."""
@@ -67,7 +66,7 @@ class Batches:
     def __iter__(self) -> Iterator[CutSet]:
         following: int | None
         following, batch_number = self.first
-        self.begins, padding = [self.first], Padding()
+        self.begins, self.padding = [self.first], Padding()
         windows = self.windows(self.order, following)
         window = list(next(windows, (following, ()))[1])
         while following is not None:
@@ -79,11 +78,13 @@ class Batches:
                 self.begins.append((following, batch_number))
             window = []
             for batch in batches:
-                padding.add(batch)
+                self.padding.add(batch)
                 yield CutSet.from_cuts(batch)
                 window += islice(cuts, len(batch))  # little by little: training waits for none of it
             window += cuts
-        logging.info(f"Epoch {self.epoch.epoch}: {padding}")
+
+    def __str__(self) -> str:
+        return f"Epoch {self.epoch.epoch}: {self.padding}"
 
     def _batches(self, cuts: list[Cut], rng: random.Random, is_last: bool) -> list[list[Cut]]:
         if not cuts:

@@ -171,6 +171,7 @@ class Trainer:
         self.gradients = Gradients(self.module, self.precision, train.seed, *where, inf_check)
         self.progress = Progress()
         self.data_position = 0  # batches of the epoch that all processes together have used
+        self.window = (0, 0)  # of the data, with which reading may begin to go on at this position
         self.validation_due = False
         self.bad_batches = 0
         self.profiler = StepProfiler(config.train.profile if rank == 0 else 0, self.student, self.exp_dir)
@@ -184,7 +185,7 @@ class Trainer:
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)
         self.data_position = sampler.get("batch", 0)
-        self.data.resumed_window = tuple(sampler.get("window", (0, 0)))
+        self.window = tuple(sampler.get("window", (0, 0)))
         # a checkpoint is written before its step is validated
         self.validation_due = self.data_position > 0 and self.at_validation_interval
         logging.info(
@@ -230,7 +231,7 @@ class Trainer:
         epoch = progress.cur_epoch
         per_step = train.accum_grad * self.world_size
         self.scheduler.step_epoch(epoch - 1)
-        loader = self.data.train_dataloader(epoch, self.world_size, self.rank, self.data_position)
+        loader = self.data.train_dataloader(epoch, self.world_size, self.rank, self.data_position, self.window)
         if self.writer is not None:
             self.writer.add_scalar("train/epoch", epoch, progress.batch_idx_train)
         # the last step of an epoch may have taken fewer batches than the others
@@ -243,6 +244,7 @@ class Trainer:
             batch_idx = progress.batch_idx_train - first_step  # in this epoch
             loss = self.train_step(batches)
             self.data_position += len(batches) * self.world_size
+            self.window = loader.window_of(self.data_position)
             tot_loss = tot_loss.decayed(1 - 1 / RESET_INTERVAL) + loss
             progress.tot_loss = dict(tot_loss)
             self.after_step(batch_idx, loss, tot_loss, sum(len(batch.cut_ids) for batch in batches))
@@ -398,7 +400,7 @@ class Trainer:
         train_loss = tot_loss.mean()
         if train_loss < progress.best_train_loss:
             progress.best_train_loss, progress.best_train_epoch = train_loss, epoch
-        progress.tot_loss, self.data_position = {}, 0
+        progress.tot_loss, self.data_position, self.window = {}, 0, (0, 0)
         for best, name in ((progress.best_train_epoch, "train"), (progress.best_valid_epoch, "valid")):
             if best == epoch:
                 self.save(self.exp_dir / f"best-{name}-loss.pt", epoch + 1)
@@ -413,8 +415,8 @@ class Trainer:
 
     def save(self, path: Path, next_epoch: int) -> None:
         """Writes a checkpoint that resumes in `next_epoch`, at the data's position."""
-        position = {"batch": self.data_position, "window": self.data.window_of(self.data_position)}
-        self.saver.save(path, {"epoch": next_epoch, **position}, checkpoint_params(self.config, self.progress))
+        sampler = {"epoch": next_epoch, "batch": self.data_position, "window": self.window}
+        self.saver.save(path, sampler, checkpoint_params(self.config, self.progress))
 
     def set_bar_total(self, first_step: int, steps_per_epoch: int) -> None:
         """Sets the progress bar's end from the expected length of an epoch."""

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 from kdstream.checkpoints import store
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.data.module import AsrDataModule
+from kdstream.data import module
+from kdstream.data.module import AsrDataModule, TrainingCuts
+from kdstream.data.sampler import windows_of
 from kdstream.errors import UserError
-from kdstream.training import dist, gradients, loop
+from kdstream.training import dist, gradients, loop, memory
 from kdstream.training.metrics import MetricsTracker
 from support.recording import make_trainer, record
 from support.training import experiment, make_corpus
@@ -257,21 +260,50 @@ def test_batch_that_raises_is_noted_with_its_cuts(tmp_path: Path, data, monkeypa
 
 
 @pytest.mark.slow
+def test_a_resumed_epoch_is_read_from_its_window_on_and_the_next_from_its_first(
+    tmp_path: Path, data, monkeypatch, caplog
+):
+    read, original = [], TrainingCuts.windows
+
+    def windows(cuts, epoch, order, first):
+        read.append((epoch, first))
+        return original(cuts, epoch, order, first)
+
+    monkeypatch.setattr(TrainingCuts, "windows", windows)
+    monkeypatch.setattr(module, "windows_of", partial(windows_of, size=4))
+    monkeypatch.setattr(memory, "max_memory_mb", lambda device: 0)
+    config = experiment(tmp_path, data, save_every_n=1)
+    record(config, kill_before=4)
+    trainer = make_trainer(config)
+    trainer.restore(tmp_path / "checkpoint-3.pt")
+    read.clear()
+    with caplog.at_level(logging.INFO):
+        trainer.scan_for_oom()
+        trainer.train()
+    (scanned, resumed, following) = read
+    assert scanned == (1, 0) and resumed[0] == 1 and resumed[1] > 0 and following == (2, 0)
+    told = [line for line in caplog.messages if "of what is computed is padding" in line]
+    assert [line.split(":")[0] for line in told] == ["Epoch 1", "Epoch 2"]  # no line of what was only scanned
+    assert store.load_checkpoint(tmp_path / "epoch-1.pt")["sampler"] == {"epoch": 2, "batch": 0, "window": (0, 0)}
+
+
+@pytest.mark.slow
 def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data):
     whole = record(experiment(tmp_path / "whole", data))
 
     class Breaking(AsrDataModule):
         def train_dataloader(self, *args, **kwargs):
             loader = super().train_dataloader(*args, **kwargs)
+            whole = iter(loader)
 
             def batches():
-                for index, batch in enumerate(loader):
+                for index, batch in enumerate(whole):
                     if index == 2:
                         raise UserError("u.wav: cut short")
                     yield batch
 
-            batches_ = type("Loader", (), {"__iter__": lambda self: batches(), "num_batches": loader.num_batches})
-            return batches_()
+            loader.__class__ = type("Loader", (type(loader),), {"__iter__": lambda self: batches()})
+            return loader
 
     original, loop.AsrDataModule = loop.AsrDataModule, Breaking
     try:
