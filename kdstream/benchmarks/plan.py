@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import ceil
+from math import ceil, floor
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from kdstream.benchmarks.gpus import GPUS, LARGEST_BATCH, STATED, STATED_GPU, ST
 from kdstream.benchmarks.names import STEPS, SYNTHETIC_VOCABULARY
 from kdstream.benchmarks.train_step import synthetic_batch
 from kdstream.config.distillation import CACHE_STORAGES
-from kdstream.config.sections import DataConfig, ModelConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.kd.layer_map import default_layers
 from kdstream.kd.taps import TENSORS
@@ -40,8 +40,9 @@ STEP_COSTS, MEASURED_COSTS = (1.53, 1.21), "measured: training-cost.md, on a CPU
 DISTILLED_MEMORY = 1.3
 FORWARD = 1 / 3  # of a step; backward takes twice as long as forward
 FEATURES_PER_HOUR = 33e6  # bytes, as Lhotse compresses 80 log energies of 10 ms; measured on the embedded corpus
-# Bytes for each parameter.  Training: parameter, gradient, two of ScaledAdam, DDP's bucket, the mean in float64.
-IN_TRAINING, IN_CHECKPOINT, FROZEN = 4 + 4 + 8 + 4 + 8, 16, 4
+# Bytes for each parameter.  Training, on the GPU: parameter, gradient, two of ScaledAdam, DDP's bucket.
+IN_TRAINING, IN_CHECKPOINT, FROZEN = 4 + 4 + 8 + 4, 16, 4
+BEST = 2  # checkpoints that train.py keeps beside those of epochs and steps
 USABLE = 0.85  # of a GPU's memory: what is left is the libraries', and lost between blocks
 
 
@@ -122,7 +123,7 @@ def plan(run: Run, student: ModelConfig, teacher: ModelConfig) -> list[dict[str,
     fixed = IN_TRAINING * ours.parameters + FROZEN * theirs.parameters
     fitting = [(USABLE * gpu.memory - fixed) / (times * ours.most) for times in (1.0, DISTILLED_MEMORY)]
     suggested = max(0.0, min(fitting[1], LARGEST_BATCH / run.gpus))
-    max_duration = run.max_duration or suggested // 50 * 50
+    max_duration = run.max_duration or (suggested // 50 * 50 if suggested > 50 else floor(suggested))
     rows = [
         row("speech in an epoch", f"{run.hours:,.0f} h, {seconds / run.utterance_seconds:,.0f} utterances", "stated"),
         row("model", f"{ours.parameters / 1e6:.1f} M parameters; teacher {theirs.parameters / 1e6:.1f} M", "computed"),
@@ -133,7 +134,7 @@ def plan(run: Run, student: ModelConfig, teacher: ModelConfig) -> list[dict[str,
         row("--max-duration that fits", f"baseline {fitting[0]:.0f}, distilled {fitting[1]:.0f}", "computed"),
         row("--max-duration of this plan", f"{max_duration:.0f}", "stated" if run.max_duration else "computed"),
     ]
-    if max_duration <= 0:
+    if fitting[1] < 1:
         return [*rows, row("steps", "the model does not fit", "computed")]
     steps = ceil(seconds / (max_duration * run.gpus))
     rows.append(row("steps", f"{steps:,} an epoch, {steps * run.num_epochs:,} in all", "computed"))
@@ -143,9 +144,17 @@ def plan(run: Run, student: ModelConfig, teacher: ModelConfig) -> list[dict[str,
     rows += time_rows(run, epoch, epoch * theirs.kept / ours.kept, how)
     rows.append(row("disk: features", _gb(FEATURES_PER_HOUR * run.hours), "measured: 33 MB an hour"))
     rows += cache_rows(teacher, run.hours, 3600 * epoch * (run.step_costs or STEP_COSTS)[1])
-    size = IN_CHECKPOINT * ours.parameters
-    rows.append(row("disk: checkpoints", f"{_gb(size * run.num_epochs)}, {_gb(size)} an epoch", "computed"))
+    rows.append(checkpoint_row("teacher", theirs, run.teacher_epochs, steps))
+    rows.append(checkpoint_row("baseline, and distilled without its branches", ours, run.num_epochs, steps))
     return rows
+
+
+def checkpoint_row(what: str, model: Model, epochs: int, steps: int) -> dict[str, str]:
+    """What a training of so many steps an epoch leaves with train.py's defaults."""
+    default, size = TrainConfig(), IN_CHECKPOINT * model.parameters
+    of_steps = min(default.keep_last_k, epochs * steps // default.save_every_n)
+    counted = f"{epochs} of epochs, {BEST} best ones, {of_steps} of steps, {_gb(size)} each"
+    return row(f"disk: checkpoints, {what}", f"{_gb(size * (epochs + BEST + of_steps))}: {counted}", "computed")
 
 
 def speed_of(run: Run, ours: Model, reference: Model) -> tuple[float, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from math import ceil
 
 import pytest
 
@@ -63,6 +64,26 @@ def test_the_suggested_batch_fits_and_all_gpus_together_take_no_larger_one_than_
         most = (0.85 * memory - fixed) / (1.3 * reference.kept)
         assert row["known"] == "computed" and most - 50 < float(row["value"]) <= most
     assert planned(RUN._replace(gpu="h200", gpus=64, max_duration=0.0))["--max-duration of this plan"]["value"] == "250"
+
+
+def test_what_many_gpus_take_is_not_rounded_away(reference):
+    rows = planned(RUN._replace(gpu="h200", gpus=512, max_duration=0.0))
+    assert rows["--max-duration of this plan"]["value"] == "34"  # 17,600 / 512
+    assert rows["steps"]["value"].startswith(f"{ceil(2880 * 3600 / (34 * 512)):,} an epoch")
+
+
+def test_the_average_takes_none_of_a_gpus_memory(reference):
+    assert planning.IN_TRAINING == 5 * 4  # parameter, gradient, two moments, bucket
+    assert planned(RUN)["memory beside"]["value"] == "1.6 of 32 GB"  # with 4 bytes for each of the teacher's
+
+
+def test_disk_holds_the_checkpoints_of_epochs_and_steps_and_the_best_of_teacher_and_student(reference):
+    rows = planned(RUN._replace(num_epochs=3, teacher_epochs=100))  # of 2,592 steps
+    counted = {what: row["value"] for what, row in rows.items() if what.startswith("disk: checkpoints")}
+    assert list(counted.values()) == [
+        "137 GB: 100 of epochs, 2 best ones, 30 of steps, 1 GB each",
+        "6.2 GB: 3 of epochs, 2 best ones, 1 of steps, 1 GB each",
+    ]
 
 
 def test_a_model_that_does_not_fit_is_said_to(monkeypatch):
