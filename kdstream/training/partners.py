@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 from kdstream.errors import UserError, option
 from kdstream.training import dist
 from kdstream.training.dist import LostPartner
 
 ANSWER_SECONDS = 5  # in which the others must say that they are still there
-OF_COMMUNICATION = ("gloo", "NCCL", "TCPStore", "Broken pipe")  # in the messages of torch's errors
+# In messages of torch's RuntimeErrors that have no type of their own: gloo's begin with a place in its sources.
+OF_COMMUNICATION = re.compile(
+    r"\[[^\]]*\bgloo/[^\]]*:\d+\]|NCCL (error|communicator)|TCPStore|Connection (reset|closed) by peer|Broken pipe"
+)
+DistError = getattr(torch.distributed, "DistError", ())  # since torch 2.1
 STILL_THERE = "-"
 
 
@@ -51,7 +58,8 @@ def in_company(rank: int, world_size: int, port: int) -> Iterator[None]:
 
 def is_of_communication(error: BaseException) -> bool:
     """Whether an error came of talking to another process, and not of what this one did."""
-    return any(word in str(error) for word in OF_COMMUNICATION)
+    is_torchs = isinstance(error, RuntimeError) and OF_COMMUNICATION.search(str(error)) is not None
+    return is_torchs or isinstance(error, DistError)
 
 
 def _explained(error: Exception, rank: int, world_size: int, store: Any) -> Exception:

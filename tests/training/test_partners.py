@@ -16,7 +16,6 @@ from kdstream.errors import UserError
 from kdstream.training import dist, partners
 from support.killing import free_port
 
-pytestmark = pytest.mark.slow
 original_join = ProcessContext.join
 
 
@@ -38,6 +37,29 @@ def end_in_second(config: ExperimentConfig, rank: int, world_size: int) -> None:
         raise
 
 
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+        (RuntimeError("[enforce fail at /pytorch/third_party/gloo/gloo/allreduce.cc:9] timeout"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (RuntimeError("Broken pipe"), True),  # of the store, before torch 2.1
+        (OSError(5, "Input/output error", "/data/gloo/a.flac"), False),
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (RuntimeError("/data/gloo/a.flac: cannot be read"), False),
+        (RuntimeError("/data/NCCL/a.flac: cannot be read"), False),
+    ],
+)
+def test_an_error_of_a_process_is_its_own_whatever_names_it_holds(error: Exception, expected: bool) -> None:
+    assert partners.is_of_communication(error) == expected
+
+
+@pytest.mark.skipif(not hasattr(torch.distributed, "DistNetworkError"), reason="torch before 2.1")
+def test_torchs_own_types_are_of_communication() -> None:
+    assert partners.is_of_communication(torch.distributed.DistNetworkError("wait timeout"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how, printed, said",
     [
