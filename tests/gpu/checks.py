@@ -7,6 +7,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,12 +59,18 @@ def row(check: str, what: str, value: Any, limit: str = "", passed: bool | None 
     return {"check": check, "what": what, "value": value, "limit": limit, "passed": shown}
 
 
+def in_full_float32() -> AbstractContextManager[None]:
+    """Within it cuDNN's convolutions do not round float32 to TF32, as they do by default."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def parity(world: World) -> Iterator[Row]:
     """Losses and gradients in float32, the device's beside the CPU's."""
     found = []
     for device in (torch.device("cpu"), world.device):
-        training = Training(world.sizes, device, live_teacher(world.sizes, device), TrainConfig())
-        found.append(training.gradients(make_batch(device, 6.0, 3.0)))
+        with in_full_float32():
+            training = Training(world.sizes, device, live_teacher(world.sizes, device), TrainConfig())
+            found.append(training.gradients(make_batch(device, 6.0, 3.0)))
     (losses, grads), (theirs, their_grads) = found
     for name, value in losses.items():
         off = float((value - theirs[name]).abs() / value.abs().clamp(min=1e-6))
@@ -150,20 +157,20 @@ def resume(world: World) -> Iterator[Row]:
 def decoding(world: World) -> Iterator[Row]:
     """Tokens of whole utterances and of streams are the CPU's."""
     batch, searches = make_batch(torch.device("cpu"), 12.0, 3.0), (GreedySearch(), ModifiedBeamSearch())
-    torch.backends.cudnn.allow_tf32 = False
     models = [build(world.sizes, device).eval() for device in (torch.device("cpu"), world.device)]
     for model in models:
         with torch.no_grad():
             model.joiner.output_linear.bias[0] = 0.0
     for search in searches:
         whole, streamed = [], []
-        for model in models:
-            found = decode_whole(model, batch.features, batch.feature_lens, CHUNK, search)
-            whole.append([result.tokens for result in found])
-            pairs = zip(batch.cut_ids, batch.features, batch.feature_lens.tolist(), strict=True)
-            utterances = [(name, x[:length]) for name, x, length in pairs]
-            results = dict(decode_streams(StreamingDecoder(model, CHUNK, search, len(utterances)), utterances))
-            streamed.append([results[name].tokens for name in batch.cut_ids])
+        with in_full_float32():
+            for model in models:
+                found = decode_whole(model, batch.features, batch.feature_lens, CHUNK, search)
+                whole.append([result.tokens for result in found])
+                pairs = zip(batch.cut_ids, batch.features, batch.feature_lens.tolist(), strict=True)
+                utterances = [(name, x[:length]) for name, x, length in pairs]
+                results = dict(decode_streams(StreamingDecoder(model, CHUNK, search, len(utterances)), utterances))
+                streamed.append([results[name].tokens for name in batch.cut_ids])
         for kind, (cpu, ours) in {"whole": whole, "streams": streamed}.items():
             count = sum(map(len, cpu))
             yield row(

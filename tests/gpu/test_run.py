@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -34,3 +35,22 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path):
     )
     assert done.returncode == 2 and "error: no GPU is here; --dry-run" in done.stderr
     assert not (tmp_path / "gpu.json").exists()
+
+
+@pytest.mark.slow
+def test_float32_is_compared_in_full_precision_and_left_as_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
+    checks, steps = import_module("checks"), import_module("steps")
+    world = checks.World(torch.device("cpu"), steps.DRY, frozenset(), "")
+    original, seen = torch.nn.functional.conv2d, set()
+
+    def conv2d(*args, **kwargs):
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for check in (checks.parity, checks.decoding):
+        seen.clear()
+        assert list(check(world)) and seen == {False}
+        assert torch.backends.cudnn.allow_tf32
