@@ -56,14 +56,13 @@ class Diagnostics:
         self.activations: dict[str, Moments] = {}
         self.gradients: dict[str, Moments] = {}
         self.parameter_gradients: dict[str, Moments] = {}
-        self._handles = []
         for name, module in model.named_modules():
             if name and not any(True for _ in module.children()):
-                self._handles.append(module.register_forward_hook(self._forward_hook(name)))
+                module.register_forward_hook(self._forward_hook(name))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 moments = self.parameter_gradients.setdefault(name, Moments())
-                self._handles.append(parameter.register_hook(moments.add))
+                parameter.register_hook(moments.add)
 
     def _forward_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -73,10 +72,6 @@ class Diagnostics:
                     x.register_hook(self.gradients.setdefault(name, Moments()).add)
 
         return hook
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def table(self) -> str:
         """Two plain-text tables, one line a module and one line a parameter."""

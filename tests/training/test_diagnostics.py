@@ -28,9 +28,7 @@ def test_statistics_are_those_of_the_activations_and_gradients():
     batches = [torch.randn(5, 3), torch.randn(2, 3)]
     for x in batches:
         run(model, x)
-    diagnostics.remove()
-    run(model, torch.full((1, 3), 1e9))  # not seen any more
-    outputs = torch.cat([model[0](x) for x in batches]).detach()
+    outputs = (torch.cat(batches) @ model[0].weight.T + model[0].bias).detach()
     seen = diagnostics.activations["0"]
     assert seen.count == outputs.numel()
     torch.testing.assert_close(torch.tensor(seen.squares / seen.count), outputs.square().mean())
