@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import islice
-from typing import cast
 
 import torch
-from lhotse.dataset import find_pessimistic_batches
-from lhotse.dataset.sampling.base import CutSampler
+from lhotse import CutSet
 
 from kdstream.data.batch import Batch
+from kdstream.data.cuts import iterate
 from kdstream.data.loader import BatchLoader
 from kdstream.errors import UserError, option
 
@@ -34,9 +33,7 @@ def scan_for_oom(
     Raises:
       UserError: the GPU has too little memory for a batch.
     """
-    some = islice(loader.cut_batches, SCANNED)
-    batches, values = find_pessimistic_batches(cast(CutSampler, some))  # it is only iterated over
-    for criterion, cuts in batches.items():
+    for cuts in heaviest(list(islice(loader.cut_batches, SCANNED))):
         batch = loader.read(cuts)
         try:
             try_batch(batch)
@@ -44,8 +41,21 @@ def scan_for_oom(
             if "out of memory" not in str(error):
                 raise
             raise UserError(
-                f"the GPU ran out of memory on the batch with {criterion} {values[criterion]:g}",
+                f"the GPU ran out of memory on a batch of {len(cuts)} cuts, the longest of {longest(cuts):g} s",
                 flag=option("max_duration", f"{max_duration:g}"),
                 fix=f"lower it, and raise {option('accum_grad')} to make up for it",
             ) from error
     logging.info(f"No batch needs more than {max_memory_mb(device)}MB")
+
+
+def heaviest(batches: list[CutSet]) -> list[CutSet]:
+    """The batches with the longest cut, with most seconds, padding included, and with most cuts; none of them twice."""
+    if not batches:
+        return []
+    found = (max(batches, key=measure) for measure in (longest, lambda cuts: len(cuts) * longest(cuts), len))
+    return list({id(cuts): cuts for cuts in found}.values())
+
+
+def longest(cuts: CutSet) -> float:
+    """Seconds of the longest cut."""
+    return max(cut.duration for cut in iterate(cuts))

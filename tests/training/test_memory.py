@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lhotse import CutSet, MonoCut
 
 from kdstream.config.distillation import DistillConfig
 from kdstream.data.module import AsrDataModule
@@ -48,3 +49,22 @@ def test_what_cannot_be_read_is_named_before_memory_is_tried(tmp_path):
     loader = AsrDataModule(config, 0).train_dataloader(1)
     with pytest.raises(UserError, match=f"--train-cuts: {config.train_cuts[0]}: .*cannot read the features of cut utt"):
         memory.scan_for_oom(loader, lambda batch: None, 5.0, torch.device("cpu"))
+
+
+def test_each_of_the_heaviest_batches_is_tried_once_and_the_one_that_does_not_fit_is_described(tmp_path):
+    def batch(*seconds: float) -> CutSet:
+        return CutSet.from_cuts([MonoCut(f"{seconds}-{n}", 0, length, 0) for n, length in enumerate(seconds)])
+
+    long, full, many, plain = batch(9.0), batch(4.0, 3.0, 4.0), batch(1.0, 1.0, 1.0, 1.0), batch(5.0, 4.0)
+    assert memory.heaviest([plain, many, long, full]) == [long, full, many]
+    assert memory.heaviest([plain, plain, long]) == [long, plain]
+    assert memory.heaviest([]) == []
+    loader = AsrDataModule(make_corpus(tmp_path, 4), 0).train_dataloader(1)
+
+    def out_of_memory(batch) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(
+        UserError, match=r"--max-duration 5: .* on a batch of \d cuts, the longest of [\d.]+ s; lower it"
+    ):
+        memory.scan_for_oom(loader, out_of_memory, 5.0, torch.device("cpu"))
