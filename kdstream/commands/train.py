@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
 
     from kdstream.training import dist
-    from kdstream.training.loop import train_experiment
+    from kdstream.training.process import train_experiment
     from kdstream.training.start import config_of_start
 
     dist.launch(train_experiment, config_of_start(args))

@@ -1,6 +1,6 @@
 """The training loop of every model: teacher, streaming baseline, distilled student.
 
-`train_experiment` is one process's whole training.  A "batch" in counts and intervals is one optimiser step; with
+A "batch" in counts and intervals is one optimiser step; with
 --accum-grad A on W processes it takes A * W batches of the data.  What a step does depends on
 (config, seed, number of the step) and the parameters alone, so a training that was killed and
 resumed from its last checkpoint gives the same losses as one that was not.
@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,48 +23,36 @@ from tqdm import tqdm
 
 from kdstream.checkpoints.average import float64_copy, update_averaged_model
 from kdstream.checkpoints.store import remove_old_checkpoints, saved_after
-from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
-from kdstream.errors import UserError, option
-from kdstream.files import writing
+from kdstream.errors import UserError
 from kdstream.kd.consistency import both_modes
 from kdstream.kd.several import build_distiller
-from kdstream.kd.teachers import load_teacher, needs_audio, needs_clean
-from kdstream.kd.unlabelled import check_unlabelled
+from kdstream.kd.teachers import load_teacher
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
 from kdstream.training import dist
 from kdstream.training.diagnostics import DIAGNOSTIC_BATCHES, Diagnostics, InfCheck
 from kdstream.training.gradients import Gradients
-from kdstream.training.logs import log_model_size, log_start, tensorboard_writer
+from kdstream.training.logs import log_model_size, tensorboard_writer
 from kdstream.training.memory import max_memory_mb, scan_for_oom
 from kdstream.training.metrics import SECONDS, MetricsTracker
 from kdstream.training.optim import Eden, ScaledAdam
-from kdstream.training.partners import in_company
 from kdstream.training.precision import Precision
 from kdstream.training.profiling import StepProfiler
 from kdstream.training.progress import Progress, checkpoint_params
 from kdstream.training.saving import Saver
 from kdstream.training.start import (
     batch_count_at_start,
-    check_same_model,
-    check_same_tokenizer,
     check_views,
-    checkpoint_to_resume,
-    keep_settings,
-    only_training_in,
     prunes_from_the_start,
     start_from_weights,
-    with_preset,
-    with_teacher_epoch,
-    with_vocabulary,
 )
 from kdstream.training.step import (
     StudentWithBranches,
     chunk_choices,
     draw_chunk,
-    error_of_reading,
     grouped,
     heaviest_chunks,
     next_or_error,
@@ -78,49 +65,6 @@ SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats
 MAX_BAD_BATCHES = 10  # in a row
 BAD_MODEL = "bad-model-0.pt"  # the weights with which a training gave up, as icefall names those of the first process
 CLIPPING_SCALE = 2.0
-
-
-def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
-    """Trains one experiment, as process `rank` of `world_size`.
-
-    Raises:
-      UserError: whatever the user can mend, in one line.
-    """
-    exp_dir = Path(config.train.exp_dir)
-    with writing(exp_dir), only_training_in(exp_dir) if rank == 0 else nullcontext():
-        _train(config, rank, world_size)
-
-
-def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
-    exp_dir = Path(config.train.exp_dir)
-    config = with_preset(config)
-    device = dist.device_of(rank)
-    with in_company(rank, world_size, config.train.master_port):
-        needs = needs_audio(config.distill), needs_clean(config)
-        data = AsrDataModule(config.data, config.train.seed, *needs, pin_memory=device.type == "cuda")
-        config = with_vocabulary(config, data.tokenizer.vocab_size)
-        check_same_tokenizer(config)
-        check_same_model(config)
-        check_unlabelled(config)
-        resume_from = checkpoint_to_resume(config)
-        config = with_teacher_epoch(config, resumes=resume_from is not None)
-        log_path = dist.setup_logging(exp_dir, rank, world_size)
-        # by then every process has looked at the exp-dir, and one may write to it
-        dist.check_shared(log_path, option("exp_dir", exp_dir), world_size, device)
-        log_start(config.train, device, log_path)
-        dist.first_in_rank_0(data.look_at_training_cuts, rank, world_size, device)
-        trainer = Trainer(config, data, device, rank, world_size)
-        if resume_from is not None:
-            trainer.restore(resume_from)
-        elif not config.train.print_diagnostics:
-            dist.raise_together(error_of_reading(trainer.valid_loader), world_size, device)
-        if config.train.resume and resume_from is None:
-            settings = ", with what is not typed as in its config.json" if (exp_dir / CONFIG_FILE).is_file() else ""
-            logging.warning(f"--resume 1: {exp_dir} holds no checkpoint, so training starts anew{settings}")
-        if rank == 0 and not config.train.print_diagnostics:
-            keep_settings(config, data.tokenizer)
-        trainer.train()
-        logging.info("Done!")
 
 
 class Trainer:

@@ -13,7 +13,7 @@ from kdstream.config.distillation import DistillConfig
 from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError
 from kdstream.evaluation.records import load_records
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.decoding import run_script, write_noise
 from support.training import experiment, make_corpus
 
@@ -30,7 +30,7 @@ def moved(tmp_path: Path, monkeypatch) -> tuple[Path, DataConfig]:
     monkeypatch.chdir(tmp_path)
     config = experiment(Path("here/trained"), begun, max_train_batches=2, average_period=1, save_every_n=1)
     model = replace(config.model, use_ctc=True, frontend_channels=(4, 8, 128))  # align.py and export.py want these
-    loop.train_experiment(replace(config, model=model))
+    train_experiment(replace(config, model=model))
     (tmp_path / "there").mkdir()
     exp_dir = (tmp_path / "here" / "trained").rename(tmp_path / "there" / "renamed")
     shutil.rmtree(lang)
@@ -67,12 +67,12 @@ def test_it_teaches_a_student_of_the_same_tokens_and_no_other(moved, tmp_path: P
     (exp_dir / "checkpoint-2.pt").rename(exp_dir / "epoch-1.pt")
     distill = DistillConfig(teacher_exp_dir=str(exp_dir), kd_token_scale=1.0)
     mine = replace(data, bpe_model=str(tmp_path / "mine" / "bpe.model"))
-    loop.train_experiment(replace(experiment(tmp_path / "student", mine, max_train_batches=1), distill=distill))
+    train_experiment(replace(experiment(tmp_path / "student", mine, max_train_batches=1), distill=distill))
     assert "token_loss" in load_checkpoint(tmp_path / "student" / "checkpoint-1.pt")["tot_loss"]
     tokens = tmp_path / "mine" / "tokens.txt"
     tokens.write_text(tokens.read_text().replace("A", "Z"))
     with pytest.raises(UserError, match=f"{exp_dir}: the teacher has another vocabulary .{exp_dir}/tokens.txt: its t"):
-        loop.train_experiment(replace(experiment(tmp_path / "other", mine), distill=distill))
+        train_experiment(replace(experiment(tmp_path / "other", mine), distill=distill))
 
 
 @pytest.mark.slow

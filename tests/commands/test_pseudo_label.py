@@ -25,7 +25,7 @@ from kdstream.decoding.settings import choose_search
 from kdstream.decoding.stream import decode_whole
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.decoding import log_probs, run_script, talkative_model
 from support.training import experiment, make_corpus
 
@@ -256,7 +256,7 @@ def test_a_student_trains_on_what_the_teacher_labelled(tmp_path, monkeypatch, da
     config = experiment(tmp_path / "student", mixed, num_epochs=1)
     if distilled:
         config = replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher)))
-    loop.train_experiment(config)
+    train_experiment(config)
     saved = load_checkpoint(tmp_path / "student" / "epoch-1.pt")
     seconds = sum(cut.duration for path in (pseudo, *data.valid_cuts) for cut in CutSet.from_file(path))
     assert saved["speech_seconds_trained"] == pytest.approx(seconds)

@@ -21,7 +21,7 @@ from kdstream.checkpoints.store import load_checkpoint
 from kdstream.commands import main
 from kdstream.config.sections import DataConfig
 from kdstream.corpus.label_journal import Heard, Journal
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.decoding import run_script
 from support.tokenizers import ICEFALLS
 from support.training import experiment
@@ -279,7 +279,7 @@ def test_a_student_trains_on_what_whisper_labelled(tmp_path, monkeypatch, flags,
     )  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    loop.train_experiment(experiment(tmp_path / "student", data, num_epochs=1))
+    train_experiment(experiment(tmp_path / "student", data, num_epochs=1))
     torch.set_num_threads(threads)
     saved = load_checkpoint(tmp_path / "student" / "epoch-1.pt")
     assert saved["speech_seconds_trained"] == pytest.approx(4.5 + sum(cut.duration for cut in pseudo.values()))

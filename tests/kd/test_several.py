@@ -21,7 +21,7 @@ from kdstream.kd.teachers import flags_without_effect, load_teacher, needs_audio
 from kdstream.kd.torchaudio_teacher import TorchaudioTeacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.transducer import Tokens
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.distillation import CHUNK, SMALL
 from support.models import tiny_test_model
 from support.teachers import ENCODER, speech_encoder, spoken, student_config
@@ -218,15 +218,15 @@ def test_the_flags_load_teachers_of_two_types(tmp_path):
 def test_a_training_under_two_teachers_resumes(tmp_path):
     data = make_corpus(tmp_path, 8)
     for name in ("one", "two"):
-        loop.train_experiment(experiment(tmp_path / name, data, causal=False, num_epochs=1, seed=len(name)))
+        train_experiment(experiment(tmp_path / name, data, causal=False, num_epochs=1, seed=len(name)))
     both = DistillConfig(
         teacher_type="kdstream,kdstream", teacher_exp_dir=f"{tmp_path / 'one'},{tmp_path / 'two'}",
         teacher_scales=(1.0, 0.5), teacher_losses=("token+feature", "feature+apc"), kd_token_scale=0.5,
         kd_branch_feedforward_dim=32, kd_apc_dim=16, kd_warmup_batches=0,
     )  # fmt: skip
     config = replace(experiment(tmp_path / "student", data, num_epochs=1, save_every_n=1), distill=both)
-    loop.train_experiment(config)
+    train_experiment(config)
     log = next((tmp_path / "student" / "log").glob("log-train-*")).read_text()
     assert "teacher2_feature_loss=" in log and "teacher2_apc_loss=" in log and "token_loss=" in log
-    loop.train_experiment(replace(config, train=replace(config.train, resume=True, num_epochs=2)))
+    train_experiment(replace(config, train=replace(config.train, resume=True, num_epochs=2)))
     assert (tmp_path / "student" / "epoch-2.pt").exists()

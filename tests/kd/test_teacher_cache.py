@@ -29,7 +29,7 @@ from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.kd.teachers import load_teacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.transducer import Tokens
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.disk import full_disk
 from support.distillation import CHUNK, SMALL
 from support.models import batch_of, random_batch, tiny_test_model
@@ -162,7 +162,7 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
 def test_train_reads_the_cache_that_the_command_wrote(tmp_path, capsys):
     data = make_corpus(tmp_path, 12)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1, max_train_batches=2)
-    loop.train_experiment(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
+    train_experiment(replace(teacher, train=replace(teacher.train, max_train_batches=0)))
     cache_teacher.main(cache_flags(tmp_path))
     assert "layers 1.1, 2.0 of" in capsys.readouterr().out
     assert len(Shards(tmp_path / "cache")) == 12 and len(list((tmp_path / "cache").iterdir())) == 1
@@ -172,7 +172,7 @@ def test_train_reads_the_cache_that_the_command_wrote(tmp_path, capsys):
     seen = []
     for name, distill in (("cached", cached), ("live", replace(cached, teacher_cache=""))):
         config = experiment(tmp_path / name, data, num_epochs=1, save_every_n=1000)
-        loop.train_experiment(replace(config, distill=distill))
+        train_experiment(replace(config, distill=distill))
         saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
         seen.append((saved["best_train_loss"], saved["batch_idx_train"]))
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-2) and seen[0][1] == seen[1][1] > 2
@@ -219,7 +219,7 @@ def test_a_live_teacher_gives_the_losses_of_a_cached_one_under_noise_and_masks(t
 @pytest.mark.slow
 def test_several_processes_fill_one_cache_with_what_one_would_store(tmp_path, capfd):
     data = make_corpus(tmp_path, 12)
-    loop.train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
     cache_teacher.main(cache_flags(tmp_path))
     cache_teacher.main([*cache_flags(tmp_path)[:-1], str(tmp_path / "of-two"), "--world-size", "2"])
     one, two = Shards(tmp_path / "cache"), Shards(tmp_path / "of-two")
@@ -238,7 +238,7 @@ def test_several_processes_fill_one_cache_with_what_one_would_store(tmp_path, ca
 @pytest.mark.slow
 def test_what_a_cache_costs_is_told_and_what_the_disk_cannot_hold_is_refused(tmp_path, monkeypatch, capsys):
     data = make_corpus(tmp_path, 12)
-    loop.train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused = r"--output .*cache: the cache takes \d+ MB an hour, .* GB for .* h of speech, .* free; free space or name"
@@ -264,7 +264,7 @@ def cache_flags(tmp_path: Path) -> list[str]:
 
 def make_teacher(tmp_path: Path, data) -> None:
     """Trains it, and stores what it hears."""
-    loop.train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
+    train_experiment(experiment(tmp_path / "teacher", data, causal=False, num_epochs=1))
     cache_teacher.main(cache_flags(tmp_path))
 
 
@@ -282,11 +282,11 @@ def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path):
     whole = shard.read_bytes()
     shard.write_bytes(whole[:last] + bytes(ENTRY.itemsize) + whole[last + ENTRY.itemsize :])
     with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(utterance-\d+\); run local/cache_teacher.py"):
-        loop.train_experiment(distilled(tmp_path, "student", data))
+        train_experiment(distilled(tmp_path, "student", data))
     assert not (tmp_path / "student" / "config.json").exists()
     cache_teacher.main(cache_flags(tmp_path))  # completes it
     assert shard.read_bytes() == whole
-    loop.train_experiment(distilled(tmp_path, "student", data))
+    train_experiment(distilled(tmp_path, "student", data))
 
 
 @pytest.mark.slow
@@ -298,11 +298,11 @@ def test_other_speech_under_the_same_names_is_refused(tmp_path):
     slots["mean"] += 0.1
     slots.flush()
     with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its features"):
-        loop.train_experiment(distilled(tmp_path, "student", data))
+        train_experiment(distilled(tmp_path, "student", data))
     with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
         cache_teacher.main(cache_flags(tmp_path))
     masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)  # no telling then
-    loop.train_experiment(distilled(tmp_path, "masked", masked))
+    train_experiment(distilled(tmp_path, "masked", masked))
 
 
 def test_a_damaged_or_old_cache_is_a_clear_error(tmp_path):
@@ -384,7 +384,7 @@ def test_cuts_whose_names_differ_in_a_slash_alone_are_kept_apart(tmp_path):
 def test_time_warping_beside_a_cache_is_refused(tmp_path):
     data = replace(make_corpus(tmp_path, 8), enable_spec_aug=True)
     teacher = experiment(tmp_path / "teacher", data, causal=False, num_epochs=1)
-    loop.train_experiment(teacher)
+    train_experiment(teacher)
     config = experiment(tmp_path / "student", data)
     distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), teacher_cache=str(tmp_path / "cache"))
     vocab_size = Tokenizer(data.bpe_model).vocab_size

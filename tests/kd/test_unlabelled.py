@@ -26,8 +26,8 @@ from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter
 from kdstream.kd.unlabelled import check_unlabelled, tokens_with_guesses
 from kdstream.models.streaming import output_lens
 from kdstream.models.transducer import Tokens
-from kdstream.training import loop
 from kdstream.training.metrics import FRAMES, LABELLED_FRAMES, MetricsTracker
+from kdstream.training.process import train_experiment
 from kdstream.training.step import StudentWithBranches, compute_loss
 from support.distillation import CHUNK, SMALL
 from support.models import batch_of, random_batch, tiny_test_model
@@ -201,14 +201,14 @@ def test_unlabelled_cuts_are_mixed_in_at_their_ratio_and_without_their_texts(tmp
 def test_a_training_refuses_unlabelled_cuts_that_no_teacher_hears_before_it_looks_at_any(tmp_path):
     data = replace(halves(tmp_path), unlabelled_cuts=("nowhere.jsonl.gz",))
     with pytest.raises(UserError, match="--unlabelled-cuts nowhere.jsonl.gz: nothing is learned from them without"):
-        loop.train_experiment(experiment(tmp_path / "student", data))
+        train_experiment(experiment(tmp_path / "student", data))
 
 
 @pytest.mark.slow
 def test_a_training_on_unlabelled_cuts_live_and_cached(tmp_path):
     data = halves(tmp_path)
     teacher = experiment(tmp_path / "teacher", replace(data, unlabelled_cuts=()), causal=False, num_epochs=2)
-    loop.train_experiment(teacher)
+    train_experiment(teacher)
     flags = ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
     cache_teacher.main([*flags, "--unlabelled-cuts", data.unlabelled_cuts[0]])
     distill = DistillConfig(
@@ -218,7 +218,7 @@ def test_a_training_on_unlabelled_cuts_live_and_cached(tmp_path):
     seen = []
     for name, one in (("cached", distill), ("live", replace(distill, teacher_cache=""))):
         config = experiment(tmp_path / name, data, num_epochs=1, save_every_n=1000)
-        loop.train_experiment(replace(config, distill=one))
+        train_experiment(replace(config, distill=one))
         log = next((tmp_path / name / "log").glob("log-train-*")).read_text()
         assert "labelled_frames=0." in log and "pruned_loss=" in log and "nan" not in log
         saved = torch.load(tmp_path / name / "epoch-1.pt", weights_only=True)
@@ -229,12 +229,10 @@ def test_a_training_on_unlabelled_cuts_live_and_cached(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_on_unlabelled_cuts(tmp_path):
     data = halves(tmp_path, 16)
-    loop.train_experiment(
-        experiment(tmp_path / "teacher", replace(data, unlabelled_cuts=()), causal=False, num_epochs=1)
-    )
+    train_experiment(experiment(tmp_path / "teacher", replace(data, unlabelled_cuts=()), causal=False, num_epochs=1))
     from kdstream.training.dist import launch
 
     config = experiment(tmp_path / "student", data, num_epochs=1, world_size=2, master_port=12391)
     distill = DistillConfig(teacher_exp_dir=str(tmp_path / "teacher"), kd_token_scale=0.5, kd_warmup_batches=0)
-    launch(loop.train_experiment, replace(config, distill=distill))
+    launch(train_experiment, replace(config, distill=distill))
     assert (tmp_path / "student" / "epoch-1.pt").exists()

@@ -8,7 +8,7 @@ import torch
 
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.module import AsrDataModule
-from kdstream.training import loop
+from kdstream.training import loop, process
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.start import with_vocabulary
 
@@ -36,13 +36,13 @@ class RecordingTrainer(loop.Trainer):
 def record(config: ExperimentConfig, kill_before: int | None = None) -> dict[int, float]:
     """Trains (until killed) and returns the losses by step."""
     recorder = type("Recorder", (RecordingTrainer,), {"losses": {}, "kill_before": kill_before})
-    original, loop.Trainer = loop.Trainer, recorder
+    original, process.Trainer = process.Trainer, recorder
     try:
-        loop.train_experiment(config)
+        process.train_experiment(config)
     except Killed:
         pass
     finally:
-        loop.Trainer = original
+        process.Trainer = original
     return recorder.losses
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdstream.config.sections import DataConfig
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.training import experiment, make_corpus
 
 
@@ -29,5 +29,5 @@ def data(tmp_path_factory) -> DataConfig:
 def teacher(tmp_path_factory, data: DataConfig) -> Path:
     """An exp-dir of a teacher that was trained for three steps."""
     exp_dir = tmp_path_factory.mktemp("teacher") / "exp"
-    loop.train_experiment(experiment(exp_dir, data, causal=False, num_epochs=1, average_period=1))
+    train_experiment(experiment(exp_dir, data, causal=False, num_epochs=1, average_period=1))
     return exp_dir

@@ -21,8 +21,9 @@ from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import StreamingDecoder, decode_streams, decode_whole
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.zipformer_modules import FeedForward
-from kdstream.training.loop import Trainer, train_experiment
+from kdstream.training.loop import Trainer
 from kdstream.training.optim import ScaledAdam
+from kdstream.training.process import train_experiment
 from kdstream.training.step import validation_loss
 from support.decoding import talkative_model
 from support.models import SETTINGS, difference, random_batch, tiny_test_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.training import dist, gradients, loop
+from kdstream.training import dist, gradients, loop, process
 from kdstream.training.metrics import MetricsTracker
 from kdstream.training.step import seed_step
 from support.killing import free_port
@@ -61,8 +61,8 @@ def count_exchanges(config: ExperimentConfig, rank: int, world_size: int) -> Non
             counts["sums"] = 0
             return metrics
 
-    torch.distributed.all_reduce, loop.Trainer = counted, Counting
-    loop.train_experiment(config, rank, world_size)
+    torch.distributed.all_reduce, process.Trainer = counted, Counting
+    process.train_experiment(config, rank, world_size)
     (Path(config.train.exp_dir) / f"steps-{rank}.json").write_text(json.dumps(steps[:-1]))
 
 

@@ -22,6 +22,7 @@ from kdstream.errors import UserError
 from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.transducer import build_model
 from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from kdstream.training.start import batch_count_at_start, prunes_from_the_start, warn_of_high_learning_rate
 from support.decoding import run_script
 from support.golden import Golden
@@ -95,7 +96,7 @@ def test_an_exp_dir_starts_a_student_that_another_teacher_guides(tmp_path, data,
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_feature_scale=1.0)
     config = replace(experiment(tmp_path / "exp", data, init_checkpoint=str(teacher), **ONE_STEP), distill=distill)
     with caplog.at_level(logging.INFO):
-        loop.train_experiment(config)
+        train_experiment(config)
     assert (
         f"Begins with the weights in {teacher / 'epoch-1.pt'} with --init-avg 1: encoder_embed, encoder" in caplog.text
     )
@@ -178,9 +179,9 @@ def test_flags_that_contradict_each_other_are_refused(tmp_path, data, teacher):
     weights = DistillConfig(teacher_exp_dir=str(teacher), init_from_teacher=True)
     both = replace(experiment(tmp_path, data, init_checkpoint=str(teacher)), distill=weights)
     with pytest.raises(UserError, match="--init-checkpoint --init-from-teacher 1: weights from two places; drop one"):
-        loop.train_experiment(both)
+        train_experiment(both)
     with pytest.raises(UserError, match="--init-modules: says of no weights .*; give --init-checkpoint"):
-        loop.train_experiment(experiment(tmp_path, data, init_modules=("encoder",)))
+        train_experiment(experiment(tmp_path, data, init_modules=("encoder",)))
 
 
 def test_a_corpus_with_other_tokens_of_the_same_number_is_told(tmp_path, data, teacher):
@@ -194,4 +195,4 @@ def test_a_corpus_with_other_tokens_of_the_same_number_is_told(tmp_path, data, t
     (source / "bpe.model").write_bytes((lang / "bpe.model").read_bytes())
     assert sentences != (lang / "bpe.model").read_bytes()
     with pytest.raises(UserError, match="it was trained with other tokens .*give its --bpe-model, or --init-modules"):
-        loop.train_experiment(experiment(tmp_path / "exp", data, init_checkpoint=str(source)))
+        train_experiment(experiment(tmp_path / "exp", data, init_checkpoint=str(source)))

@@ -19,7 +19,7 @@ from kdstream.data import module
 from kdstream.data.module import AsrDataModule, TrainingCuts
 from kdstream.data.sampler import windows_of
 from kdstream.errors import UserError
-from kdstream.training import dist, gradients, loop, memory
+from kdstream.training import dist, gradients, loop, memory, process
 from kdstream.training.metrics import MetricsTracker
 from support.recording import make_trainer, record
 from support.training import experiment, make_corpus
@@ -71,8 +71,8 @@ def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None
             cut_ids.extend(cut_id for batch in batches for cut_id in batch.cut_ids)
             return metrics
 
-    loop.Trainer = Recorder
-    loop.train_experiment(config, rank, world_size)
+    process.Trainer = Recorder
+    process.train_experiment(config, rank, world_size)
     (Path(config.train.exp_dir) / f"losses-{rank}.json").write_text(json.dumps(losses))
     (Path(config.train.exp_dir) / f"cuts-{rank}-of-{world_size}.json").write_text(json.dumps(cut_ids))
 
@@ -99,7 +99,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
 
 @pytest.mark.slow
 def test_more_processes_train_on_each_cut_of_a_begun_epoch_once(tmp_path: Path, data, monkeypatch):
-    monkeypatch.setattr(loop, "Trainer", loop.Trainer)  # so that it comes back
+    monkeypatch.setattr(process, "Trainer", process.Trainer)  # so that it comes back
     begun = experiment(tmp_path, data, num_epochs=1, max_train_batches=3)
     run_and_record(begun, 0, 1)
     monkeypatch.undo()
@@ -146,7 +146,9 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(tmp_path: Path):
 def test_log_lines_and_tensorboard_are_icefalls(tmp_path: Path, data, teacher):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = experiment(tmp_path, data, num_epochs=1, tensorboard=True)
-    loop.train_experiment(replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1)))
+    process.train_experiment(
+        replace(config, distill=DistillConfig(teacher_exp_dir=str(teacher), kd_relation_scale=0.1))
+    )
     (log,) = (tmp_path / "log").glob("log-train-*")
     text = log.read_text()
     number = r"[\d.e+-]+"
@@ -212,7 +214,7 @@ def test_batch_without_finite_loss_is_left_out_and_named(tmp_path: Path, data, m
 def test_ten_batches_without_finite_loss_end_the_training(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, None)
     with pytest.raises(UserError, match="bad-model-0.pt: 10 batches in a row"):
-        loop.train_experiment(experiment(tmp_path, data, num_epochs=9))
+        process.train_experiment(experiment(tmp_path, data, num_epochs=9))
     store.load_checkpoint(tmp_path / "bad-model-0.pt")
 
 
@@ -230,7 +232,7 @@ def test_a_training_that_gave_up_goes_on_as_its_message_says(tmp_path: Path, dat
     monkeypatch.setattr(loop.Precision, "step", step)
     config = experiment(tmp_path, data, num_epochs=9, base_lr=0.2)
     with pytest.raises(UserError, match="move away epoch-.*, and go on with --resume 1") as said:
-        loop.train_experiment(config)
+        process.train_experiment(config)
     named = re.findall(r"\S+-\d+\.pt", said.value.fix)
     assert "epoch-2.pt" in named and "epoch-1.pt" not in named
     for name in named:
@@ -251,7 +253,7 @@ def test_batches_without_finite_loss_that_are_not_in_a_row_end_nothing(tmp_path:
 def test_batch_that_raises_is_noted_with_its_cuts(tmp_path: Path, data, monkeypatch):
     poison(monkeypatch, ["utterance-05"], RuntimeError("boom"))
     with pytest.raises(RuntimeError, match="boom"):
-        loop.train_experiment(experiment(tmp_path, data, num_epochs=1))
+        process.train_experiment(experiment(tmp_path, data, num_epochs=1))
     (note,) = tmp_path.glob("batch-*.json")
     noted = json.loads(note.read_text())
     assert noted["error"] == "RuntimeError: boom"
@@ -305,12 +307,12 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
             loader.__class__ = type("Loader", (type(loader),), {"__iter__": lambda self: batches()})
             return loader
 
-    original, loop.AsrDataModule = loop.AsrDataModule, Breaking
+    original, process.AsrDataModule = process.AsrDataModule, Breaking
     try:
         with pytest.raises(UserError, match="u.wav: cut short"):
-            loop.train_experiment(experiment(tmp_path / "broken", data))
+            process.train_experiment(experiment(tmp_path / "broken", data))
     finally:
-        loop.AsrDataModule = original
+        process.AsrDataModule = original
     rest = record(experiment(tmp_path / "broken", data, resume=True))
     assert min(rest) == 3
     assert rest == pytest.approx({step: whole[step] for step in rest}, abs=1e-6)
@@ -318,7 +320,7 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
 
 @pytest.mark.slow
 def test_diagnostics_are_printed_and_nothing_is_written(tmp_path: Path, data, capsys):
-    loop.train_experiment(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
+    process.train_experiment(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
     printed = capsys.readouterr().out
     assert "model.encoder_embed.conv.0" in printed and "model.joiner.output_linear.weight" in printed
     assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "config.json").exists()

@@ -14,7 +14,7 @@ from kdstream.checkpoints import store
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.module import AsrDataModule
-from kdstream.training import dist, loop
+from kdstream.training import dist, process
 from support.killing import differences, leftovers, start
 from support.recording import RecordingTrainer
 from support.training import experiment, make_corpus
@@ -43,8 +43,8 @@ def mixture(tmp_path_factory) -> DataConfig:
 
 def train(config: ExperimentConfig, kill_before: int | None) -> None:
     """What each process runs; all are killed before a step."""
-    loop.Trainer = type("Recorder", (RecordingTrainer,), {"losses": {}, "kill_before": kill_before})
-    dist.launch(loop.train_experiment, config)
+    process.Trainer = type("Recorder", (RecordingTrainer,), {"losses": {}, "kill_before": kill_before})
+    dist.launch(process.train_experiment, config)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -114,7 +114,7 @@ def losses_of(exp_dir: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def test_two_machines_of_two_processes_equal_one_process_with_the_same_global_batch(tmp_path: Path, data) -> None:
-    from kdstream.training.loop import train_experiment
+    from kdstream.training.process import train_experiment
 
     one = short(tmp_path / "one", data, accum_grad=RANKS)
     train_experiment(one)

@@ -15,7 +15,7 @@ from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import build_model
-from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from support.models import tiny_test_config
 from support.training import experiment, make_corpus
 
@@ -52,7 +52,7 @@ def test_32_utterances_are_learnt_to_a_word_error_rate_of_0(
     model_config = tiny_test_config(
         causal=True, encoder=encoder, chunk_size=(8,), left_context_frames=(16,), **FRONT_END, **settings
     )
-    loop.train_experiment(replace(config, model=model_config))
+    train_experiment(replace(config, model=model_config))
 
     trained = ExperimentConfig.load(tmp_path / "exp")
     model = build_model(trained.model).eval()

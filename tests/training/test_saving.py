@@ -17,7 +17,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
-from kdstream.training import dist, gradients, loop
+from kdstream.training import dist, gradients, loop, process
 from kdstream.training.start import only_training_in
 from support.disk import full_disk
 from support.killing import differences, free_port, leftovers, start
@@ -57,11 +57,11 @@ def test_what_ends_in_validation_loses_no_training(
 ) -> None:
     settings = dict(valid_interval=valid_interval, save_every_n=2 if isinstance(error, Killed) else 1000)
     whole, broken = (experiment(tmp_path / name, data, resume=True, **settings) for name in ("whole", "broken"))
-    loop.train_experiment(whole)
+    process.train_experiment(whole)
     with monkeypatch.context() as patch:
         fail_in_validation(patch, which, error)
         with pytest.raises(type(error)):
-            loop.train_experiment(broken)
+            process.train_experiment(broken)
     last = store.latest_checkpoint(tmp_path / "broken")
     assert last is not None and last.name == left and store.awaits_validation(last)
     done = store.load_checkpoint(last)["batch_idx_train"]
@@ -75,7 +75,7 @@ def test_what_ends_in_validation_loses_no_training(
 def test_the_validation_set_is_looked_at_before_anything_is_written(tmp_path: Path, data) -> None:
     config = experiment(tmp_path, replace(data, valid_cuts=(str(tmp_path / "nowhere.jsonl.gz"),)))
     with pytest.raises(UserError, match="nowhere.jsonl.gz: no such manifest"):
-        loop.train_experiment(config)
+        process.train_experiment(config)
     assert os.listdir(tmp_path) == ["log"]
 
 
@@ -88,7 +88,7 @@ def test_a_validation_cut_that_cannot_be_read_is_named_before_the_first_step(tmp
     whole = broken.read_bytes()
     broken.write_bytes(whole[:2000])
     with pytest.raises(UserError, match=f"{broken.parent.parent}.*cannot read the features of cut {dev[2].id}"):
-        loop.train_experiment(config)
+        process.train_experiment(config)
     assert os.listdir(tmp_path / "exp") == ["log"]
     broken.write_bytes(whole)
     assert min(record(config)) == 1
@@ -101,7 +101,7 @@ def test_a_validation_cut_that_cannot_be_read_is_named_before_the_first_step(tmp
 def test_a_resume_at_the_end_of_an_epoch_whose_last_step_was_short(tmp_path: Path, data, monkeypatch, max_batches: int):
     settings = dict(save_every_n=1, accum_grad=3 if max_batches else 8, resume=True, keep_last_k=9)
     whole, killed = (experiment(tmp_path / name, data, **settings) for name in ("whole", "killed"))
-    loop.train_experiment(whole)
+    process.train_experiment(whole)
 
     def killed_there(*args) -> None:
         raise Killed
@@ -109,11 +109,11 @@ def test_a_resume_at_the_end_of_an_epoch_whose_last_step_was_short(tmp_path: Pat
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "end_epoch", killed_there)
         with pytest.raises(Killed):
-            loop.train_experiment(killed)
+            process.train_experiment(killed)
     steps = 1 + bool(max_batches)
     last = store.latest_checkpoint(tmp_path / "killed")
     assert last is not None and last.name == f"checkpoint-{steps}.pt"
-    loop.train_experiment(killed)
+    process.train_experiment(killed)
     assert differences(tmp_path / "killed", tmp_path / "whole") == []
     logs = ["".join(path.read_text() for path in sorted((tmp_path / n / "log").iterdir())) for n in ("killed", "whole")]
     batches = [[line.partition("Epoch ")[2] for line in log.splitlines() if " batch " in line] for log in logs]
@@ -126,15 +126,15 @@ def test_on_a_full_disk_training_ends_with_one_line_and_the_last_checkpoint_stay
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])  # those that another test may have left write to files too
     config = experiment(tmp_path, data, save_every_n=1, resume=True)
-    loop.train_experiment(replace(config, train=replace(config.train, max_train_batches=2)))
+    process.train_experiment(replace(config, train=replace(config.train, max_train_batches=2)))
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
     with full_disk(1_000_000), pytest.raises(UserError) as end:
-        loop.train_experiment(config)
+        process.train_experiment(config)
     assert str(end.value).startswith(f"{tmp_path / 'checkpoint-3.pt'}: cannot be written (")
     assert "\n" not in str(end.value) and leftovers(tmp_path) == []
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
     with full_disk(100), pytest.raises(UserError, match="cannot be written"):  # not even a line in the log
-        loop.train_experiment(config)
+        process.train_experiment(config)
     shown = capsys.readouterr().err
     assert "the log ends here" in shown and "Traceback" not in shown and "Logging error" not in shown
     assert min(record(config)) == 3
@@ -158,7 +158,7 @@ def broken_in_one(config: ExperimentConfig, rank: int, world_size: int) -> None:
                 loader.cut_batches = BrokenAfter(loader.cut_batches, 0, sound_passes=1)
             return loader
 
-    loop.AsrDataModule = Breaking
+    process.AsrDataModule = Breaking
     if what == "losses":
         loop.MAX_BAD_BATCHES = 2
         original = gradients.compute_loss
@@ -169,7 +169,7 @@ def broken_in_one(config: ExperimentConfig, rank: int, world_size: int) -> None:
             return loss, metrics
 
         gradients.compute_loss = infinite
-    loop.train_experiment(config, rank, world_size)
+    process.train_experiment(config, rank, world_size)
 
 
 def launch(config: ExperimentConfig, max_bytes: int) -> None:

@@ -16,6 +16,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.training import loop
+from kdstream.training.process import train_experiment
 from kdstream.training.start import with_teacher_epoch
 from support.decoding import run_script
 from support.recording import record
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_exp_dir_says_everything_that_later_scripts_need(tmp_path: Path, data):
-    loop.train_experiment(experiment(tmp_path, data, num_epochs=1, use_bf16=True))
+    train_experiment(experiment(tmp_path, data, num_epochs=1, use_bf16=True))
     written, loaded = ExperimentConfig.as_written(tmp_path), ExperimentConfig.load(tmp_path)
     assert written.model.vocab_size > 3 and written.data == data
     assert loaded == replace(written, data=replace(data, bpe_model=str(tmp_path / "bpe.model")))
@@ -47,7 +48,7 @@ def test_start_batch_and_start_epoch_name_the_checkpoint(tmp_path: Path, data):
     losses = record(replace(config, train=replace(config.train, start_epoch=2, num_epochs=2)))
     assert min(losses) == store.load_checkpoint(tmp_path / "epoch-1.pt")["batch_idx_train"] + 1
     with pytest.raises(UserError, match="checkpoint-77.pt: no such checkpoint"):
-        loop.train_experiment(replace(config, train=replace(config.train, start_batch=77)))
+        train_experiment(replace(config, train=replace(config.train, start_batch=77)))
 
 
 def test_to_go_back_where_later_checkpoints_lie_is_refused_and_works_elsewhere(tmp_path: Path, data):
@@ -57,12 +58,12 @@ def test_to_go_back_where_later_checkpoints_lie_is_refused_and_works_elsewhere(t
     back = replace(config, train=replace(config.train, start_epoch=2, base_lr=0.01))
     before = sorted((tmp_path / "exp").glob("*.pt"))
     with pytest.raises(UserError, match="than epoch-1.pt lie in it: epoch-2.pt, checkpoint-.*; .* copy epoch-1.pt and"):
-        loop.train_experiment(back)
+        train_experiment(back)
     assert sorted((tmp_path / "exp").glob("*.pt")) == before
-    loop.train_experiment(replace(back, train=replace(back.train, print_diagnostics=True)))  # it writes nothing
+    train_experiment(replace(back, train=replace(back.train, print_diagnostics=True)))  # it writes nothing
     (tmp_path / "exp" / "epoch-2.pt").unlink()
     with pytest.raises(UserError, match="in it: checkpoint-"):  # those of an epoch that was interrupted
-        loop.train_experiment(back)
+        train_experiment(back)
 
     (tmp_path / "other").mkdir()
     for name in ("epoch-1.pt", "config.json"):
@@ -75,10 +76,10 @@ def test_to_go_back_where_later_checkpoints_lie_is_refused_and_works_elsewhere(t
 def test_earlier_training_is_not_overwritten(tmp_path: Path, data):
     record(experiment(tmp_path, data, num_epochs=1))
     with pytest.raises(UserError, match="epoch-1.pt of an earlier training; go on with --resume 1"):
-        loop.train_experiment(experiment(tmp_path, data))
+        train_experiment(experiment(tmp_path, data))
     other = experiment(tmp_path, data, resume=True)
     with pytest.raises(UserError, match=r"another model \(decoder_dim 64 there, 32 now\)"):
-        loop.train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
+        train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_impossible_settings_are_refused_in_one_line(tmp_path: Path, data, chang
     config = experiment(tmp_path, data)
     config = replace(config, **{name: replace(getattr(config, name), **values) for name, values in change.items()})
     with pytest.raises(UserError, match=message) as info:
-        loop.train_experiment(config)
+        train_experiment(config)
     assert "\n" not in str(info.value)
 
 
@@ -108,12 +109,10 @@ def test_a_refused_start_leaves_config_json_as_it_was(tmp_path: Path, data, teac
     before = (tmp_path / "config.json").read_bytes()
     guided = replace(experiment(tmp_path, data, resume=True), distill=DistillConfig(teacher_exp_dir=str(teacher)))
     with pytest.raises(UserError, match="branches"):
-        loop.train_experiment(guided)
+        train_experiment(guided)
     assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(UserError, match="no such file"):
-        loop.train_experiment(
-            replace(experiment(tmp_path / "new", data), distill=DistillConfig(teacher_exp_dir="nowhere"))
-        )
+        train_experiment(replace(experiment(tmp_path / "new", data), distill=DistillConfig(teacher_exp_dir="nowhere")))
     assert not (tmp_path / "new" / "config.json").exists()
 
 
@@ -124,13 +123,13 @@ def test_a_start_that_failed_late_blocks_no_other_settings(tmp_path: Path, data,
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "train", unreadable)
         with pytest.raises(UserError, match="cut short"):
-            loop.train_experiment(experiment(tmp_path, data))
+            train_experiment(experiment(tmp_path, data))
     assert (tmp_path / "config.json").exists() and not store.has_begun(tmp_path)
     (tmp_path / "bpe.model").write_bytes(b"another one")
     (tmp_path / "tokens.txt").write_text("another one")
     (tmp_path / ".config.json.tmp").touch()  # killed while it wrote
     other = experiment(tmp_path, data, num_epochs=1, resume=True)
-    loop.train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
+    train_experiment(replace(other, model=replace(other.model, decoder_dim=32)))
     assert ExperimentConfig.load(tmp_path).model.decoder_dim == 32 and not (tmp_path / ".config.json.tmp").exists()
     for name in ("bpe.model", "tokens.txt"):
         assert (tmp_path / name).read_bytes() == Path(data.bpe_model).with_name(name).read_bytes()
@@ -143,7 +142,7 @@ def test_teacher_with_another_vocabulary_is_refused(tmp_path: Path, data, teache
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_token_scale=1.0)
     config = replace(experiment(tmp_path / "exp", other), distill=distill)
     with pytest.raises(UserError, match="another vocabulary"):
-        loop.train_experiment(config)
+        train_experiment(config)
 
 
 def test_a_resumed_training_names_the_settings_that_have_changed(tmp_path: Path, data, caplog):
@@ -161,11 +160,11 @@ def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_furth
     exp_dir = tmp_path / "teacher"
     shutil.copytree(teacher, exp_dir)
     distill = DistillConfig(teacher_exp_dir=str(exp_dir), teacher_use_averaged_model=False)
-    loop.train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=1), distill=distill))
+    train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=1), distill=distill))
     shutil.copy(exp_dir / "epoch-1.pt", exp_dir / "epoch-2.pt")
-    loop.train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=2, resume=True), distill=distill))
+    train_experiment(replace(experiment(tmp_path / "student", data, num_epochs=2, resume=True), distill=distill))
     assert ExperimentConfig.load(tmp_path / "student").distill.teacher_epoch == 1
-    loop.train_experiment(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
+    train_experiment(replace(experiment(tmp_path / "later", data, num_epochs=1), distill=distill))
     assert ExperimentConfig.load(tmp_path / "later").distill.teacher_epoch == 2
 
 
@@ -212,7 +211,7 @@ def test_a_teacher_is_the_same_with_a_slash_at_its_end():
 
 def test_another_tokenizer_is_refused_and_the_kept_one_stays(tmp_path: Path, data):
     config = experiment(tmp_path / "exp", data, num_epochs=1, max_train_batches=1)
-    loop.train_experiment(config)
+    train_experiment(config)
     kept = {name: (tmp_path / "exp" / name).read_bytes() for name in ("bpe.model", "tokens.txt", "config.json")}
     other = tmp_path / "other" / "bpe.model"
     other.parent.mkdir()
@@ -222,31 +221,31 @@ def test_another_tokenizer_is_refused_and_the_kept_one_stays(tmp_path: Path, dat
         f"--bpe-model {other}: is not {tmp_path / 'exp' / 'bpe.model'}, with which this training began; give --bpe"
     )
     with pytest.raises(UserError, match=message):
-        loop.train_experiment(changed)
+        train_experiment(changed)
     assert {name: (tmp_path / "exp" / name).read_bytes() for name in kept} == kept
 
 
 def test_tokens_are_written_where_there_are_none_to_copy(tmp_path: Path, data):
     shutil.copy(data.bpe_model, tmp_path)
     alone = replace(data, bpe_model=str(tmp_path / "bpe.model"))
-    loop.train_experiment(experiment(tmp_path / "exp", alone, max_train_batches=1))
+    train_experiment(experiment(tmp_path / "exp", alone, max_train_batches=1))
     assert (tmp_path / "exp" / "tokens.txt").read_bytes() == Path(data.bpe_model).with_name("tokens.txt").read_bytes()
 
 
 def test_a_training_without_a_teacher_names_the_distillation_flags_it_was_given(tmp_path: Path, data, caplog):
     with caplog.at_level(logging.WARNING):
-        loop.train_experiment(experiment(tmp_path / "plain", data, num_epochs=1))
+        train_experiment(experiment(tmp_path / "plain", data, num_epochs=1))
     assert "no effect" not in caplog.text
     config = experiment(tmp_path / "flagged", data, num_epochs=1)
     with caplog.at_level(logging.WARNING):
-        loop.train_experiment(replace(config, distill=DistillConfig(kd_apc_scale=1.0, kd_layers=("1.1",))))
+        train_experiment(replace(config, distill=DistillConfig(kd_apc_scale=1.0, kd_layers=("1.1",))))
     assert "no effect without a teacher (--teacher-exp-dir): --kd-layers, --kd-apc-scale\n" in caplog.text
 
 
 def test_a_share_of_cuts_that_are_not_given_is_named(tmp_path: Path, data, caplog):
     shares = replace(data, pseudo_ratio=0.3, unlabelled_ratio=0.2)
     with caplog.at_level(logging.WARNING):
-        loop.train_experiment(experiment(tmp_path, shares, num_epochs=1, max_train_batches=1))
+        train_experiment(experiment(tmp_path, shares, num_epochs=1, max_train_batches=1))
     assert "--pseudo-ratio 0.3: has no effect without --pseudo-cuts\n" in caplog.text
     assert "--unlabelled-ratio 0.2: has no effect without --unlabelled-cuts\n" in caplog.text
 
@@ -257,7 +256,7 @@ def test_a_training_that_finds_nothing_to_resume_says_so(tmp_path: Path, data, c
     said = f"--resume 1: {tmp_path} holds no checkpoint, so training starts anew"
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            loop.train_experiment(resuming)
+            train_experiment(resuming)
         assert caplog.text.count(said) == 1  # the second time there is one
 
 
