@@ -22,7 +22,7 @@ from kdstream.decoding.stream import (
     encode_whole,
     run_streams,
 )
-from kdstream.endpoints import EndpointConfig, Segmenter, Tokens
+from kdstream.endpoints import EndpointConfig, Segmenter, TimedTokens
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks
 from kdstream.models.transducer import Transducer
@@ -308,7 +308,7 @@ def test_endpoints_cut_the_text_and_begin_anew(pausing_model, search):
     rules = EndpointConfig(rule1_min_trailing_silence=0.5, rule2_min_trailing_silence=0.2, rule3_min_utterance_length=2)
 
     class Watched(Segmenter):
-        def finish(self, now: int, tokens: Tokens) -> None:
+        def finish(self, now: int, tokens: TimedTokens) -> None:
             super().finish(now, tokens)
             begins.append((now, list(tokens.tokens)))
 
