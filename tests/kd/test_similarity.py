@@ -70,9 +70,8 @@ def test_layers_of_different_rate_are_compared_at_the_slower_one():
 def experiment(folder: Path, causal: bool) -> Path:
     """An experiment whose training augments its features, with noise to validate on."""
     folder.mkdir()
-    exp_dir = make_experiment(folder, causal)
+    exp_dir = make_experiment(folder, causal, bpe_model=Path(noise_test_set(folder).bpe_model))
     config = ExperimentConfig.load(exp_dir)
-    noise_test_set(folder)
     data = replace(config.data, valid_cuts=(str(folder / NOISE_CUTS),), num_workers=0, on_the_fly_feats=True)
     assert data.enable_spec_aug and data.spec_aug_time_warp_factor > 1
     replace(config, data=data).save(exp_dir)
