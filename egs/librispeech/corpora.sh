@@ -1,4 +1,5 @@
-# The corpora that prepare.sh can speak or download, their parts and their tokens; what flags may be.  Sourced by prepare.sh and run.sh.
+# The corpora that prepare.sh can speak or download, their parts and their tokens, and the check of flags that are
+# numbers.  Sourced by prepare.sh and run.sh.
 
 # Gives train_parts, dev_parts and test_parts those of --corpus where they are empty.  --corpus-dir needs those that are
 # named (train, dev, test); a recipe finds its own.

@@ -200,11 +200,19 @@ def check_values(section: Section) -> None:
             raise UserError(fault, flag=option(item.name, value))
 
 
+def not_at_default(section: Section, names: Collection[str]) -> list[str]:
+    """Those of the settings `names` that are not at their defaults, as they are typed."""
+    return [
+        option(item.name, flag_value(value))
+        for item in flags_of(type(section))
+        if item.name in names and (value := getattr(section, item.name)) != item.default
+    ]
+
+
 def warn_of_unread(section: Section, names: Collection[str], why: str) -> None:
     """Logs which of the settings `names` are not at their defaults, although nothing reads them."""
-    for item in flags_of(type(section)):
-        if item.name in names and (value := getattr(section, item.name)) != item.default:
-            logging.warning(f"{option(item.name, flag_value(value))}: has no effect {why}")
+    for typed in not_at_default(section, names):
+        logging.warning(f"{typed}: has no effect {why}")
 
 
 class Parser(argparse.ArgumentParser):

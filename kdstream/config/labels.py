@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kdstream.config.flags import Section, flag, flag_value, flags_of
+from kdstream.config.flags import Section, flag, not_at_default
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 
@@ -75,7 +75,5 @@ class LabelConfig(Section):
 
     def refuse_unread(self, section: Section, names: Collection[str], fix: str = "drop it") -> None:
         """Raises UserError for one of the settings `names`, not read by this labeller, that is not at its default."""
-        for item in flags_of(type(section)):
-            if item.name in names and (value := getattr(section, item.name)) != item.default:
-                problem = f"is not read by {option('labeller', self.labeller)}"
-                raise UserError(problem, flag=option(item.name, flag_value(value)), fix=fix)
+        for typed in not_at_default(section, names):
+            raise UserError(f"is not read by {option('labeller', self.labeller)}", flag=typed, fix=fix)
