@@ -80,6 +80,12 @@ def refuse(path: Path, error: UserError) -> None:
     raise error
 
 
+@pytest.fixture
+def texts_take_no_time(monkeypatch):
+    """So all partial texts are shown, however busy the machine is."""
+    monkeypatch.setattr("kdstream.decoding.transcribe.perf_counter", lambda: 0.0)
+
+
 @pytest.mark.slow
 def test_a_directory_of_all_kinds_of_files_is_transcribed(exp_dir, audio, monkeypatch, capsys):
     answers = transcribe(monkeypatch, capsys, exp_dir, audio)
@@ -191,7 +197,7 @@ def test_many_files_at_once_give_what_each_gives_alone(exp_dir, audio):
     assert list(one_by_one) == list(map(str, paths))
 
 
-def test_partial_text_grows_into_the_final_one(exp_dir, audio):
+def test_partial_text_grows_into_the_final_one(exp_dir, audio, texts_take_no_time):
     path, partial = audio / "mono.wav", []
     (heard,) = make_transcriber(exp_dir, on_partial=partial.append).files([path], refuse)
     assert len(set(partial)) > 3
@@ -199,7 +205,9 @@ def test_partial_text_grows_into_the_final_one(exp_dir, audio):
 
 
 @pytest.mark.slow
-def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decoded(exp_dir, audio, monkeypatch):
+def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decoded(
+    exp_dir, audio, monkeypatch, texts_take_no_time
+):
     paths = find_audio([str(audio)])
     whole = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
     read: list[int] = []
@@ -220,7 +228,6 @@ def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decode
     assert len(read) > 40 and max(read) == 4000  # four of the five files are longer
     read.clear()
     partial: list[int] = []
-    monkeypatch.setattr("kdstream.decoding.transcribe.perf_counter", lambda: 0.0)  # texts take no time: all are shown
     transcriber = make_transcriber(exp_dir, on_partial=lambda text: partial.append(sum(read)))
     list(transcriber.files([audio / "mono.wav"], refuse))
     assert partial[0] <= 8000 and partial[-1] == 32000
@@ -267,7 +274,7 @@ def test_partial_texts_take_a_bounded_part_of_the_time(exp_dir, monkeypatch):
     assert len(partial) == pytest.approx(LOOKING * 100, abs=1)
 
 
-def test_live_sound_gives_the_words_of_a_file(exp_dir, audio):
+def test_live_sound_gives_the_words_of_a_file(exp_dir, audio, texts_take_no_time):
     samples = read_audio_file(audio / "mono.wav").numpy()
     partial: list[str] = []
     transcriber = make_transcriber(exp_dir, on_partial=partial.append)
