@@ -20,6 +20,10 @@ from kdstream.data.shar import with_data
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 
+# How workers start: at once, and with all that this process has, functions without a name among it.  Unless it is said,
+# the processes that --world-size starts would start theirs as they were started themselves, with what can be pickled.
+START = "fork"
+
 
 @dataclass(frozen=True)
 class Unread:
@@ -112,6 +116,7 @@ class BatchLoader:
             sampler=Once(iter(self.cut_batches)),
             batch_size=None,
             num_workers=self.num_workers,
+            multiprocessing_context=START if self.num_workers else None,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else starting to iterate would draw from the model's generator
         )

@@ -81,8 +81,10 @@ def run_and_record(config: ExperimentConfig, rank: int, world_size: int) -> None
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data, teacher):
     modes = dict(full_context_scale=0.5, mode_consistency_scale=0.5, kd_token_scale=0.5, kd_token_shift="auto:2")
     distill = DistillConfig(teacher_exp_dir=str(teacher), kd_warmup_batches=4, **modes)
+    data = replace(data, enable_spec_aug=True)
     one = replace(experiment(tmp_path / "one", data, accum_grad=2), distill=distill)
-    two = replace(experiment(tmp_path / "two", data, world_size=2, master_port=29517), distill=distill)
+    with_workers = replace(data, num_workers=1)
+    two = replace(experiment(tmp_path / "two", with_workers, world_size=2, master_port=29517), distill=distill)
     expected = record(one)
     dist.launch(run_and_record, two)
     for rank in (0, 1):
