@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "errors": set(),
     "files": {"errors"},
+    "processes": set(),
     "words": set(),
     "hotwords": {"errors", "words"},
     "transcription": {"units", "words"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "units", "errors", "files", "words", "config", "data", "models", "checkpoints", "devices", "decoding",
     },
     "kd": {"units", "errors", "files", "config", "data", "models", "checkpoints", "decoding"},
-    "training": {"units", "errors", "files", "config", "data", "models", "checkpoints", "devices", "kd"},
+    "training": {"units", "errors", "files", "processes", "config", "data", "models", "checkpoints", "devices", "kd"},
     "export": {
         "units", "errors", "audio", "files", "words", "config", "data", "models", "lm", "decoding", "evaluation",
     },
@@ -52,7 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {
         "units", "errors", "files", "config", "data", "models", "checkpoints", "kd", "decoding", "evaluation",
     },
-    "experiments": {"errors", "files", "words", "config", "checkpoints", "kd", "decoding", "evaluation", "reporting"},
+    "experiments": {
+        "errors", "files", "processes", "words", "config", "checkpoints", "kd", "decoding", "evaluation", "reporting",
+    },
     "benchmarks": {
         "units", "errors", "audio", "config", "data", "models", "checkpoints", "devices", "kd", "training", "decoding",
         "evaluation", "export", "reporting",

@@ -7,7 +7,6 @@ print stands in EXP_DIR.log, beside each experiment directory.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -21,9 +20,8 @@ from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError, option
 from kdstream.experiments.cells import Cell, CommandLine
 from kdstream.files import write_text
+from kdstream.processes import end_with_parent
 
-PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded now: a process that was just forked must not
 TAIL_LINES = 15  # of a log, shown where a command failed
 
 
@@ -139,12 +137,6 @@ async def _run_cell(cell: Cell, master_port: int, env: dict[str, str]) -> None:
                 raise _CommandFailed(f"{command.typed}: left no record of it in {cell.results_json(command)}")
 
 
-def _end_with_parent() -> None:
-    """Makes Linux kill this process when the one that started it has been killed, and could not end it itself."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 async def _run_command(cell: Cell, command: CommandLine, env: dict[str, str], port: Sequence[str] = ()) -> None:
     """Runs a command to its end.
 
@@ -162,7 +154,7 @@ async def _run_command(cell: Cell, command: CommandLine, env: dict[str, str], po
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             status = await process.wait()

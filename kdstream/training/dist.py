@@ -25,6 +25,7 @@ from kdstream.config.command_line import LOG_FORMAT
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
+from kdstream.processes import end_with_parent
 
 HANDLER_NAME = "kdstream"
 LOG_DIR = "log"  # in an exp-dir
@@ -77,6 +78,7 @@ def launch(run: Run, config: ExperimentConfig, device: str = "") -> None:
 
 
 def _run_child(rank: int, run: Run, config: ExperimentConfig, world_size: int, on_gpus: bool, errors: Any) -> None:
+    end_with_parent()  # torch has it interrupted instead, which a training in the background of a script ignores
     if not on_gpus and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.training import dist
 from kdstream.training.partners import in_company
-from support.killing import free_port
+from support.killing import free_port, wait_for
 
 
 def experiment(exp_dir: Path, world_size: int) -> ExperimentConfig:
@@ -63,6 +65,37 @@ def test_world_size_starts_processes_that_meet(tmp_path: Path):
 def test_error_in_a_process_is_one_line_for_the_user(tmp_path: Path):
     with pytest.raises(UserError, match="^u.wav: cut short; restore it$"):
         dist.launch(fail_in_second, experiment(tmp_path, 2))
+
+
+def note_pid_and_stay(config: ExperimentConfig, rank: int, world_size: int) -> None:
+    (Path(config.train.exp_dir) / f"pid-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def start_in_background(exp_dir: Path) -> None:
+    """As a script does with `train.py ... &`: a shell lets such a command ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    dist.launch(note_pid_and_stay, experiment(exp_dir, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, ended_by: signal.Signals):
+    starter = torch.multiprocessing.get_context("spawn").Process(target=start_in_background, args=(tmp_path,))
+    starter.start()
+    wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+    pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    os.kill(starter.pid, ended_by)
+    wait_for(lambda: not any(map(is_running, pids)), seconds=10)
+    starter.join()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process with this number is neither gone nor waits to be forgotten."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_torchrun_is_recognised(tmp_path: Path, monkeypatch):
