@@ -17,6 +17,8 @@ from kdstream.data.tokenizer import Tokenizer, difference_of_tokens, read_tokens
 from kdstream.errors import UserError, option
 from kdstream.lm.text import SOS_EOS_ID
 
+EMBEDDING = "input_embedding.weight"  # which no other model has
+
 LstmState = tuple[Tensor, Tensor]  # hidden and cell, (K, N, H) each
 
 
@@ -73,13 +75,18 @@ class RnnLm(nn.Module):
         return losses.masked_fill(place > lengths.unsqueeze(1), 0.0).sum(dim=1)
 
 
+def is_lm(weights: StateDict) -> bool:
+    """Whether these weights are those of an `RnnLm`, by their names."""
+    return EMBEDDING in weights
+
+
 def model_of(weights: StateDict, name: Path | str) -> RnnLm:
     """The model that these weights are of, in eval mode.
 
     Raises UserError, which names the file, where they are not those of an `RnnLm`.
     """
     try:
-        vocab_size, embedding_dim = weights["input_embedding.weight"].shape
+        vocab_size, embedding_dim = weights[EMBEDDING].shape
         hidden_dim = weights["output_linear.weight"].size(1)
     except KeyError as error:
         raise UserError(f"{name}: not an RNN-LM: it has no {error}", fix="give what train_lm.py wrote") from error

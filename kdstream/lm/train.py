@@ -18,8 +18,10 @@ from torch import nn
 from tqdm import tqdm
 
 from kdstream.checkpoints.store import (
+    PRETRAINED,
     latest_checkpoint,
     load_checkpoint,
+    load_weights,
     remove_leftovers,
     remove_old_checkpoints,
     restore,
@@ -32,7 +34,7 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
 from kdstream.lm.bigram import BIGRAM_FILE, estimate_bigram
-from kdstream.lm.model import RnnLm
+from kdstream.lm.model import RnnLm, is_lm
 from kdstream.lm.settings import LmConfig
 from kdstream.lm.text import TokenText, read_text
 
@@ -65,6 +67,30 @@ def kept_settings(config: LmConfig) -> dict[str, Any]:
     return {name: value for name, value in settings_of(config).items() if name not in MAY_CHANGE}
 
 
+def find_begun(config: LmConfig) -> tuple[dict[str, Any], Path] | None:
+    """The last checkpoint in --exp-dir and its path; None where the training begins.
+
+    Raises UserError where the directory holds another model, whose weights would be replaced, and where it holds a
+    training that must not go on: --resume is 0, or it was begun with other settings.
+    """
+    exp_dir = Path(config.exp_dir)
+    started, pretrained = latest_checkpoint(exp_dir), exp_dir / PRETRAINED
+    checkpoint = {} if started is None else load_checkpoint(started)
+    of_another = None if "settings" in checkpoint else started
+    if started is None and pretrained.is_file() and not is_lm(load_weights(pretrained)):
+        of_another = pretrained
+    if of_another is not None:
+        problem = f"{of_another}: is of another model, whose files would be replaced"
+        raise UserError(problem, flag=option("exp_dir"), fix="name another directory")
+    if not config.resume and (started is not None or pretrained.is_file()):
+        fix = f"go on with {option('resume', 1)}, or use another {option('exp_dir')}"
+        raise UserError(f"{exp_dir}: holds a training already", fix=fix)
+    if started is None:
+        return None
+    check_settings(config, checkpoint, started)
+    return checkpoint, started
+
+
 def check_settings(config: LmConfig, checkpoint: dict[str, Any], path: Path) -> None:
     """Raises UserError, which names the flags, where the training of this checkpoint was begun with others."""
     begun, now = checkpoint["settings"], kept_settings(config)
@@ -86,13 +112,7 @@ class LmTrainer:
         self.vocab_size = tokenizer.vocab_size
         if not config.text:
             raise UserError("not given", flag=option("text"), fix="name a text file, a sentence a line")
-        started = latest_checkpoint(self.exp_dir)
-        if started is not None and not config.resume:
-            fix = f"go on with {option('resume', 1)}, or use another {option('exp_dir')}"
-            raise UserError(f"{self.exp_dir}: holds a training already", fix=fix)
-        resumed = None if started is None else (load_checkpoint(started), started)
-        if resumed is not None:
-            check_settings(config, *resumed)
+        resumed = find_begun(config)
         self.text, self.dev, transcripts = (
             read_text(Path(path), tokenizer, config.max_sent_len, option(name)) if path else None
             for name, path in (

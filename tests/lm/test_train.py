@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdstream.checkpoints.store import load_checkpoint, load_weights
+from kdstream.checkpoints.store import load_checkpoint, load_weights, save_checkpoint
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
 from kdstream.lm.bigram import load_bigram
@@ -19,6 +19,7 @@ from kdstream.lm.model import load_lm
 from kdstream.lm.settings import LmConfig
 from kdstream.lm.text import SOS_EOS_ID, read_text
 from kdstream.lm.train import LmTrainer, perplexity
+from support.models import tiny_test_model
 from support.tokenizers import tiny_tokenizer
 
 NOUNS, VERBS = "DOG CAT BIRD MAN".split(), "RUNS SLEEPS SINGS".split()
@@ -117,6 +118,27 @@ def test_a_training_goes_on_with_the_settings_that_it_was_begun_with(config, tmp
             LmTrainer(replace(again, **change))
     LmTrainer(again).run()
     assert (tmp_path / "exp" / "epoch-2.pt").is_file()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["pretrained.pt", "epoch-1.pt"])
+def test_the_files_of_another_model_are_not_replaced(config, tmp_path, name, resume):
+    other = tmp_path / name
+    save_checkpoint(other, tiny_test_model(causal=True), params={"batch_idx_train": 1})
+    before = other.read_bytes()
+    with pytest.raises(UserError, match=rf"^--exp-dir: {other}: is of another model, .*; name another directory"):
+        LmTrainer(replace(config, exp_dir=str(tmp_path), resume=resume)).run()
+    assert [path.name for path in tmp_path.iterdir()] == [name] and other.read_bytes() == before
+
+
+def test_weights_of_a_language_model_are_replaced_only_where_training_goes_on(config, tmp_path):
+    of_a_kill = replace(config, exp_dir=str(tmp_path), num_epochs=1)  # between pretrained.pt and epoch-1.pt
+    LmTrainer(of_a_kill).run()
+    (tmp_path / "epoch-1.pt").unlink()
+    with pytest.raises(UserError, match="holds a training already; go on with --resume 1"):
+        LmTrainer(of_a_kill)
+    LmTrainer(replace(of_a_kill, resume=True)).run()
+    assert (tmp_path / "epoch-1.pt").is_file()
 
 
 @pytest.mark.parametrize(
