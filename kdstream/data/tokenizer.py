@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ UNKNOWN_PIECE = "<unk>"  # what runtimes take for blank by its name in tokens.tx
 UNKNOWN_SPELLED = " \u2047 "  # as sentencepiece decodes it
 UNKNOWN_FIX = "train tokens on such text, or take these characters out of it"
 LETTERS_SHOWN = 10
+PIECE_AND_ID = re.compile(r"(.+?)[ \t]+(\d+)\s*")  # a line of tokens.txt
+OF_LEXICONS = re.compile(r"#\d+")  # #0, #1, ... tell words that sound alike apart; icefall's files end with them
 
 BLANK, BLANK_ID = "<blk>", 0
 
@@ -161,11 +164,23 @@ class Tokenizer:
 
 
 def read_tokens(path: Path) -> list[str]:
-    """The pieces of a tokens.txt, in the order of their ids.  Raises UserError if there is no such file."""
+    """The pieces of a tokens.txt, in the order of their ids, without the symbols of lexicons that icefall adds.
+
+    Raises UserError if there is no such file, or where a line is not a piece and its id.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
-    lines = [line.rsplit(maxsplit=1) for line in read_utf8(path).splitlines() if line.strip()]
-    return [token for token, _ in sorted(lines, key=lambda line: int(line[-1]))]
+    found: list[tuple[int, str]] = []
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if match := PIECE_AND_ID.fullmatch(line):
+            found.append((int(match[2]), match[1]))
+        elif line.strip():
+            problem = f"{path}: line {number}, {line.strip()[:40]!r}, is not a piece and its id"
+            raise UserError(problem, fix="copy the one that was written with its bpe.model")
+    tokens = [piece for _, piece in sorted(found)]
+    while tokens and OF_LEXICONS.fullmatch(tokens[-1]):
+        tokens.pop()
+    return tokens
 
 
 def difference_of_tokens(theirs: Sequence[str], ours: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ import torch
 from lhotse import CutSet
 
 from kdstream.data.module import AsrDataModule
-from kdstream.data.tokenizer import Tokenizer, UnknownLetters
+from kdstream.data.tokenizer import Tokenizer, UnknownLetters, read_tokens
+from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.scoring import Transcript
 from kdstream.words import SCORE_BY, split_words
@@ -28,6 +29,26 @@ from support.data import (
 )
 from support.decoding import run_script
 from support.tokenizers import KINDS, LANGUAGES, texts_of, tiny_tokenizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("added", ["", "#0 {0}\n", "#0 {0}\n#1 {1}\n#2 {2}\n"])
+def test_tokens_are_read_as_written_without_the_symbols_that_icefall_adds(tmp_path, kind, added):
+    tokenizer = tiny_tokenizer(
+        tmp_path / "bpe.model", ["THE #0 DAY 1 2", *texts_of(LANGUAGES["Chinese"])], **KINDS[kind]
+    )
+    path = tmp_path / "tokens.txt"
+    tokenizer.save_tokens(path)
+    path.write_text(path.read_text(encoding="utf8") + added.format(*range(tokenizer.vocab_size, 9999)), encoding="utf8")
+    assert read_tokens(path) == tokenizer.tokens
+
+
+@pytest.mark.parametrize("line", ["<blk>", "a b", "7", " 7", "<blk> 0x0", "<blk> -1"])
+def test_a_line_that_is_not_a_piece_and_its_id_is_named(tmp_path, line):
+    path = tmp_path / "tokens.txt"
+    path.write_text(f"<blk> 0\n{line}\n")
+    with pytest.raises(UserError, match=re.escape(f"{path}: line 2, '{line.strip()}', is not a piece and its id; ")):
+        read_tokens(path)
 
 
 def test_tokens_have_icefalls_ids(corpus):
