@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.benchmarks.names import CLOCKS, OWN, RUNTIMES
+from kdstream.benchmarks.names import CLOCKS, FOR_ONE_STREAM, OWN, RUNTIMES
 from kdstream.config.command_line import make_parser, read_experiment
 from kdstream.config.decoding import ContextConfig, SearchConfig, WeightsConfig
 from kdstream.config.flags import in_range
@@ -31,15 +31,18 @@ from kdstream.errors import UserError, option
 SECTIONS = (WeightsConfig, ContextConfig, SearchConfig)
 
 
+PICTURES = (".png", ".svg", ".pdf")
+
+
 def get_parser() -> argparse.ArgumentParser:
     def numbers(text: str) -> tuple[int, ...]:
-        values = tuple(int(part) for part in text.split(","))
+        values = tuple(dict.fromkeys(int(part) for part in text.split(",")))
         if min(values) < 1:
             raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
         return values
 
     def words(text: str) -> tuple[str, ...]:
-        return tuple(part for part in text.split(",") if part)
+        return tuple(dict.fromkeys(part for part in text.split(",") if part))
 
     parser = make_parser(__doc__, SECTIONS, data_flags=("bpe_model",))
     parser.add_argument("--runtimes", type=words, default=RUNTIMES, help=f"Of {','.join(RUNTIMES)}.")
@@ -51,12 +54,26 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Wall clock, or processor time.")
     parser.add_argument("--json", default="", help="Also write the table to this file.")
-    parser.add_argument("--plot", default="", help="Also draw it into this file.")
+    parser.add_argument("--plot", default="", help=f"Also draw it into this file, of {', '.join(PICTURES)}.")
     return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for runtimes and a picture that cannot be had, before anything is measured."""
+    unknown = [name for name in args.runtimes if name not in RUNTIMES]
+    if unknown or not args.runtimes:
+        names, problem = (unknown, "unknown") if unknown else ([], "names none")
+        raise UserError(problem, flag=f"--runtimes {','.join(names)}".strip(), fix=f"use some of {','.join(RUNTIMES)}")
+    if 1 not in args.streams and set(args.runtimes) <= set(FOR_ONE_STREAM):
+        typed = f"--runtimes {','.join(args.runtimes)} --streams {','.join(map(str, args.streams))}"
+        raise UserError("decodes one stream at a time", flag=typed, fix="give --streams 1, or another runtime")
+    if args.plot and Path(args.plot).suffix not in PICTURES:
+        raise UserError("not a kind of picture", flag=option("plot", args.plot), fix=f"end it with {PICTURES[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    check_flags(args)
 
     import torch
 
@@ -67,9 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.evaluation.records import write_json
     from kdstream.evaluation.tables import rows_table
 
-    unknown = [name for name in args.runtimes if name not in RUNTIMES]
-    if unknown:
-        raise UserError("unknown", flag=f"--runtimes {','.join(unknown)}", fix=f"use some of {','.join(RUNTIMES)}")
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
     if chunk is None:

@@ -21,7 +21,7 @@ from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_overrides, in_range, override, parser_of
 from kdstream.config.sections import DataConfig
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.files import write_text
 
 DATA_FLAGS = ("manifest_dir", "dev_parts", "valid_cuts", "bpe_model", "max_duration", "num_workers", "on_the_fly_feats")
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *DATA_FLAGS)
     args = parser.parse_args(argv)
+    output = args.output or Path(args.exp_dir) / "layer_similarity.json"
+    if output.suffix != ".json":  # beside it goes a picture, of this name but its ending
+        raise UserError("is a JSON file", flag=option("output", output), fix="end it with .json")
 
     import numpy as np
     import torch
@@ -90,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
     with torch.no_grad():
         similarity = measure(config, decode, args.num_batches)
-    output = args.output or Path(args.exp_dir) / "layer_similarity.json"
     write_text(output, json.dumps(similarity) + "\n")
     with phone_style():
         measured = Similarity(**{**similarity, "cka": np.array(similarity["cka"])})

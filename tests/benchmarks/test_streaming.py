@@ -12,6 +12,7 @@ import soundfile
 
 from kdstream.benchmarks import streaming as bench_streaming
 from kdstream.benchmarks.names import FOR_ONE_STREAM, RUNTIMES
+from kdstream.commands.bench_streaming import get_parser as bench_parser
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError
 from kdstream.evaluation.tables import render
@@ -97,7 +98,11 @@ def test_a_search_with_hotwords_is_timed_as_it_decodes(exp_dir, tmp_path, monkey
 @pytest.mark.parametrize(
     "flags, named",
     [
-        (("--runtimes", "abacus"), "--runtimes abacus"),
+        (("--runtimes", "torch,abacus"), "--runtimes abacus: unknown"),
+        (("--runtimes", ""), "--runtimes: names none"),
+        (("--runtimes", "onnxruntime", "--streams", "4,2"), "--runtimes onnxruntime --streams 4,2: decodes one stream"),
+        (("--plot", "speed"), "--plot speed: not a kind of picture; end it with .png"),
+        (("--plot", "speed.txt"), "--plot speed.txt: not a kind of picture"),
         (("--audio", "none.wav"), "none.wav: no such file"),
         (("--seconds", "0.3", "--runtimes", "torch"), "--seconds"),
         (("--decoding-method", "modified_beam_search"), "--runtimes torch,onnxruntime"),
@@ -107,6 +112,11 @@ def test_a_search_with_hotwords_is_timed_as_it_decodes(exp_dir, tmp_path, monkey
 def test_bad_input_gets_one_line(exp_dir, monkeypatch, flags, named):
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--streams", "1", "--threads", "1", *flags)
     assert error.startswith("error: ") and named in error and "\n" not in error
+
+
+def test_what_is_named_twice_is_measured_once():
+    flags = bench_parser().parse_args("--streams 4,1,4 --threads 2,2 --runtimes torch,torch".split())
+    assert (flags.streams, flags.threads, flags.runtimes) == ((4, 1), (2,), ("torch",))
 
 
 def test_audio_of_another_rate_is_refused(tmp_path):

@@ -85,6 +85,11 @@ def measure(monkeypatch, exp_dir: Path, *flags) -> dict:
     return json.loads((exp_dir / "layer_similarity.json").read_text())
 
 
+def test_an_output_that_its_picture_would_replace_is_refused_at_once(monkeypatch, tmp_path):
+    error = run_script(monkeypatch, "local/layer_similarity.py", "--exp-dir", tmp_path, "--output", "similar.png")
+    assert error == "error: --output similar.png: is a JSON file; end it with .json"
+
+
 @pytest.mark.slow
 def test_a_teachers_own_layers_are_the_most_similar_to_themselves(monkeypatch, tmp_path):
     exp_dir = experiment(tmp_path / "teacher", causal=False)
