@@ -18,6 +18,12 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits for what a GPU still has to do; a clock that is read before tells how long it took to ask for it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def to_device(model: Transducer, device: str) -> Transducer:
     """Moves the model to --device; see `find_device`."""
     model = model.to(find_device(device))

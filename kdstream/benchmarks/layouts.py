@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdstream.devices import synchronize
 from kdstream.models import on_cpu
 
 
@@ -27,11 +28,6 @@ def layout(device: torch.device, channels_last: bool) -> Iterator[None]:
     finally:
         on_cpu.CHANNELS_LAST.clear()
         on_cpu.CHANNELS_LAST.update(before)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def convolutions(device: torch.device, utterances: int, frames: int) -> dict[str, Callable[[], list[Tensor]]]:

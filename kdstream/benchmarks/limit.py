@@ -92,6 +92,7 @@ def measure_limit(run: Callable[[int], None], repetitions: int, clock: Callable[
 
     Args:
       run: runs the step of a repetition.  Step and replay are measured in turn; one of each goes before.
+      clock: in seconds; on a GPU one that waits for the GPU before it is read.
     """
     recorder = Recorder()
     with recorder:

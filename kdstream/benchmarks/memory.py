@@ -19,17 +19,19 @@ class PeakMemory:
     """The highest number of bytes since `start`, above the number at `start`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.gpu = device if device.type == "cuda" else None
 
     def start(self) -> None:
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
+        if self.gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self.gpu)
+            self.before = torch.cuda.memory_allocated(self.gpu)
         else:
             Path("/proc/self/clear_refs").write_text("5")  # makes the kernel forget the peak
-        self.before = torch.cuda.memory_allocated() if self.cuda else self.resident("VmRSS")
+            self.before = self.resident("VmRSS")
 
     def read(self) -> int:
-        return (torch.cuda.max_memory_allocated() if self.cuda else self.resident("VmHWM")) - self.before
+        peak = self.resident("VmHWM") if self.gpu is None else torch.cuda.max_memory_allocated(self.gpu)
+        return peak - self.before
 
     @staticmethod
     def resident(field: str) -> int:

@@ -51,7 +51,9 @@ def main(checkout: str, *flags: str) -> None:
     if args.train_cuts:
         *made, vocab_size = names["real_batch"](data)
     else:
-        made, vocab_size = names["synthetic_batch"](data, args.utterance_seconds), names["SYNTHETIC_VOCABULARY"]
+        vocab_size = getattr(args, "vocab_size", names["SYNTHETIC_VOCABULARY"])  # older commits have no such flag
+        sizes = {"vocab_size": vocab_size} if "vocab_size" in args else {}
+        made = names["synthetic_batch"](data, args.utterance_seconds, **sizes)
         made = made if isinstance(made, tuple) else (made,)  # older commits have the tokens beside the batch
     bench = names["Bench"](args, *made, vocab_size)
     keep_freed_memory()

@@ -25,7 +25,7 @@ from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
-from kdstream.devices import find_device
+from kdstream.devices import find_device, synchronize
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.consistency import BothModes, both_modes
 from kdstream.kd.distiller import Distiller, output_frames_of
@@ -169,8 +169,7 @@ class Bench:
     def run(self, name: str, repetition: int) -> None:
         seed_step(0, repetition, 0)  # the same dropout, layer skipping and balancing in every row
         self.rows[name]()
-        if self.batch.features.is_cuda:
-            torch.cuda.synchronize()
+        synchronize(self.batch.features.device)
 
 
 def stored_of(batch: Batch, distiller: Distiller) -> Batch:

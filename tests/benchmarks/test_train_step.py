@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdstream.benchmarks import against, layouts, limit, train_step
+from kdstream.benchmarks import against, layouts, limit, step_costs, train_step
+from kdstream.benchmarks.memory import PeakMemory
 from kdstream.benchmarks.names import BOTH_MODES
 from kdstream.benchmarks.step_costs import memory_in_own_process
 from kdstream.commands import bench_train_step
@@ -124,6 +125,16 @@ def test_a_step_that_cannot_run_is_an_error_and_not_a_wait(tmp_path):
     steps.close()
 
 
+@pytest.mark.slow
+def test_the_steps_of_a_checkout_have_the_vocabulary_that_is_asked_for():
+    losses = []
+    for size in ("500", "20"):
+        steps = against.StepsOfCheckout(ROOT, [*SHORT, "--vocab-size", size])
+        losses.append(steps.run("baseline step", 0)["loss"])
+        steps.close()
+    assert losses[1] < 0.8 * losses[0]  # a random model knows one of 20 better than one of 500
+
+
 def test_the_ratio_is_the_median_over_pairs():
     seconds = [(1.0, 0.5), (2.0, 1.2), (9.0, 9.0)]  # a disturbed pair counts as one
     pairs = [[{"seconds": a, "loss": 10.0}, {"seconds": b, "loss": 10.1}] for a, b in seconds]
@@ -149,6 +160,23 @@ def test_the_limit_counts_products_forward_and_backward():
     rows = limit.measure_limit(run, 3, time.perf_counter)
     assert [row["part"] for row in rows] == ["step", "matrix products", "convolutions", "both products"]
     assert rows[0]["of the step"] == 1.0
+
+
+def test_the_limit_is_measured_after_a_gpu_has_ended_its_work(monkeypatch):
+    events = []
+    monkeypatch.setattr(step_costs, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setitem(step_costs.CLOCKS, "wall", lambda: events.append("read") or time.perf_counter())
+    step_costs.limit_of_baseline(bench_train_step.get_parser().parse_args([*SHORT, "--repetitions", "1"]))
+    assert events == ["wait", "read"] * (len(events) // 2) and len(events) > 100
+
+
+def test_memory_is_that_of_the_gpu_which_is_named(monkeypatch):
+    asked = []
+    for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: asked.append(device) or 3 * len(asked))
+    peak = PeakMemory(torch.device("cuda:1"))
+    peak.start()
+    assert peak.read() == 9 - 6 and asked == [torch.device("cuda:1")] * 3
 
 
 def test_both_layouts_of_depthwise_convolutions_give_the_same(tmp_path):

@@ -140,7 +140,7 @@ def cached_teacher(teacher: TransducerTeacher, layers: list[str], batch: Batch, 
 
 def seconds_of(run: Any, device: torch.device, repetitions: int) -> float:
     """The fastest of a few runs, after one that does not count."""
-    from kdstream.benchmarks.layouts import synchronize
+    from kdstream.devices import synchronize
 
     times = []
     for _ in range(repetitions + 1):
