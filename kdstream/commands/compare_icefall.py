@@ -27,12 +27,14 @@ HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search
 
 
 def our_rows(records: Sequence[Record]) -> list[list[Any]]:
-    """One row for each system, seed and way of decoding, with WERs in the order of `test_sets_of`."""
+    """One row for each system, seed, checkpoint and way of decoding, with WERs in the order of `test_sets_of`."""
     rows: dict[tuple, dict[str, float]] = {}
     rates = {r.rate for r in records}
-    seeds = {r.system: {other.seed for other in records if other.system == r.system} for r in records}
     for r in records:
-        name = r.system if len(seeds[r.system]) == 1 else f"{r.system}, seed {r.seed}"
+        of_system = [other for other in records if other.system == r.system]
+        name = r.system if len({other.seed for other in of_system}) == 1 else f"{r.system}, seed {r.seed}"
+        if len({other.checkpoint for other in of_system if other.seed == r.seed}) > 1:
+            name += f", {r.checkpoint}"
         name += f", {r.rate}" if len(rates) > 1 else ""
         name += f", right context {r.right_ms} ms" if r.right_ms else ""
         key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)

@@ -44,6 +44,17 @@ def test_seeds_of_a_system_have_rows_of_their_own(monkeypatch, capsys, tmp_path)
     assert (two[0], two[-2:]) == ("baseline, seed 2", ["5.00", "-"])
 
 
+def test_checkpoints_do_not_share_a_row(monkeypatch, capsys, tmp_path):
+    for epoch, test_set, wer in ((30, "test-clean", 3.0), (30, "test-other", 8.0), (10, "test-clean", 9.0)):
+        record = make_record(checkpoint=f"epoch-{epoch}_avg-9", test_set=test_set, wer=wer)
+        add_record(tmp_path / "results.json", record)
+    assert run_script(monkeypatch, SCRIPT, tmp_path) == ""
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if "baseline, " in line]
+    assert [(row[0], *row[-2:]) for row in rows] == [
+        ("baseline, epoch-10_avg-9", "9.00", "-"), ("baseline, epoch-30_avg-9", "-", "8.00"),
+    ]  # fmt: skip
+
+
 def test_rates_of_one_test_set_do_not_share_a_cell(monkeypatch, capsys, tmp_path):
     for unit, wer in (("char", 4.0), ("word", 9.0)):
         add_record(tmp_path / "results.json", make_record(test_set="x", unit=unit, wer=wer))
