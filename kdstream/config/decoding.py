@@ -46,7 +46,7 @@ class WeightsConfig(Section):
     exp_dir: str = flag("exp", "Experiment directory that train.py wrote.")
     epoch: int = flag(0, "Decode with epoch-N.pt (0: the last one there is).", minimum=0)
     iter: int = flag(0, "Decode with checkpoint-N.pt instead of an epoch (0: off).", minimum=0)
-    avg: int = flag(1, "Checkpoints to average, the given one and those before it.")
+    avg: int = flag(1, "Checkpoints to average, the given one and those before it.", minimum=1)
     use_averaged_model: bool = flag(True, "Average over all batches of these checkpoints, not over the files alone.")
     checkpoint: str = flag(
         "", "Decode with the weights in this file, e.g. EXP_DIR/pretrained.pt, instead of those of an epoch."
@@ -79,7 +79,7 @@ class SearchConfig(Section):
         "Search; fast_beam_search is k2's and needs it, those of CTC need a model with --use-ctc 1.",
         choices=SEARCHES,
     )
-    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.")
+    max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.", minimum=1)
     beam_size: int = flag(4, "Paths that modified_beam_search and ctc_prefix_beam_search keep.", minimum=1)
     hotwords_file: str = flag(
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
@@ -87,17 +87,17 @@ class SearchConfig(Section):
     hotwords_score: float = flag(1.5, "What each token of a hotword without a score of its own adds.")
     lm_exp_dir: str = flag("", "Directory of a language model of train_lm.py, which modified_beam_search asks too.")
     lm_scale_decode: float = flag(0.3, "Scale of the language model's log probabilities.", minimum=0)
-    lodr_scale: float = flag(0.0, "Scale, below 0, of the bigram beside the language model (LODR; 0: off).")
-    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.")
-    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.")
-    max_states: int = flag(64, "States that fast_beam_search keeps per frame.")
+    lodr_scale: float = flag(0.0, "Scale, below 0, of the bigram beside the language model (LODR; 0: off).", maximum=0)
+    beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.", above=0)
+    max_contexts: int = flag(8, "Predictor contexts that fast_beam_search keeps per frame.", minimum=1)
+    max_states: int = flag(64, "States that fast_beam_search keeps per frame.", minimum=1)
 
 
 @dataclass(frozen=True)
 class StreamsConfig(Section):
     """How streams are computed."""
 
-    num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.")
+    num_decode_streams: int = flag(64, "Streams that streaming_decode.py decodes at once.", minimum=1)
     engine: str = flag(
         "auto",
         "What runs the encoder chunk by chunk: torch; onnxruntime, which is faster for one stream on a CPU; or (auto) "

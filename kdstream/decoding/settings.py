@@ -61,14 +61,21 @@ def choose_search(decode: DecodeConfig) -> Search:
     Raises UserError for a search that is unknown or cannot run here, for a setting that is out of range, and for
     hotwords or a language model that the search would not look at.  Other settings of other searches are warned of.
     """
-    search, own = SEARCHES.find(decode.decoding_method), settings_of_search(decode.decoding_method)
-    decode.check_used(own)
+    own = settings_of_search(decode.decoding_method)
+    search = build_search(decode)
     of_others = {name for method in SEARCHES for name in settings_of_search(method)}.difference(own)
     warn_of_unread(decode, of_others, f"in {decode.decoding_method}")
     for scale, of in (("hotwords_score", "hotwords_file"), ("lm_scale_decode", "lm_exp_dir")):
         if scale in own and not getattr(decode, of):
             warn_of_unread(decode, [scale], f"without {option(of)}")
-    return search(**{name: getattr(decode, name) for name in own})
+    return search
+
+
+def build_search(decode: DecodeConfig) -> Search:
+    """`choose_search` without a warning."""
+    own = settings_of_search(decode.decoding_method)
+    decode.check_used(own)
+    return SEARCHES.find(decode.decoding_method)(**{name: getattr(decode, name) for name in own})
 
 
 def settings_of_search(method: str) -> list[str]:

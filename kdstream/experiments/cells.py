@@ -13,7 +13,9 @@ from kdstream.checkpoints.store import awaits_validation, has_begun, last_epoch
 from kdstream.config.command_line import make_parser, read_flags
 from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
+from kdstream.config.flags import from_args
 from kdstream.config.sections import TrainConfig
+from kdstream.decoding.settings import build_search
 from kdstream.errors import UserError, option
 from kdstream.evaluation.records import RESULTS_JSON, Record, load_records, newest
 from kdstream.experiments.train_flags import FLAGS_FILE, flags_begun_with, read_section, same_training
@@ -173,7 +175,7 @@ class Cell:
                 "an experiment is trained to the end of an epoch", flag="--max-train-batches", fix="give --num-epochs"
             )
         for command in self.decode_commands():
-            check_decode_flags(command)
+            check_decode_flags(command, self.last_epoch)
         path = self.folder / FLAGS_FILE
         if self.train_flags is not None and path.is_file() and has_begun(self.folder):
             if not same_training(self.train_flags, flags_begun_with(self.folder)):
@@ -186,9 +188,15 @@ class Cell:
         write_text(self.folder / FLAGS_FILE, shlex.join(self.train_flags or ()) + "\n")
 
 
-def check_decode_flags(command: CommandLine) -> None:
-    """Raises UserError for a flag that decode.py does not have, and for a mean of more epochs than there are."""
+def check_decode_flags(command: CommandLine, last_epoch: int) -> None:
+    """Raises UserError for flags with which decode.py would end at once.
+
+    It does not have them, they name an epoch after the last one or more epochs than there are, or no search has them.
+    """
     args, unknown = make_parser("").parse_known_args(command.flags)
+    if not args.iter and args.epoch > last_epoch > 0:
+        problem = f"there are {last_epoch} epochs"
+        raise UserError(problem, flag=option("epoch", args.epoch), fix="lower it")
     if not args.iter and args.avg > args.epoch > 0:
         epochs = f"{option('epoch', args.epoch)} {option('avg', args.avg)}"
         raise UserError("averages more epochs than there are", flag=epochs, fix=f"lower {option('avg')}")
@@ -196,6 +204,7 @@ def check_decode_flags(command: CommandLine) -> None:
         raise UserError(
             f"{command.command} has no such flag", flag=shlex.join(unknown), fix="see its --help; write flags in full"
         )
+    build_search(from_args(DecodeConfig, args))
 
 
 def seen_from(recipe: Path, path: Path) -> str:

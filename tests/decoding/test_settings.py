@@ -16,6 +16,7 @@ from kdstream.config.flags import flag, flags_of, from_args
 from kdstream.config.sections import ModelConfig
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.greedy import GreedySearch
+from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.settings import add_search, choose_chunk, choose_search
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
@@ -108,14 +109,14 @@ def test_an_unknown_search_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     "settings, named",
     [
-        (("--beam", "0"), "--beam 0.0: must be positive"),
-        (("--max-contexts", "0"), "--max-contexts 0: must be positive"),
-        (("--max-states", "-1"), "--max-states -1: must be positive"),
+        ({"beam": 0.0}, "--beam 0.0: must be positive"),
+        ({"max_contexts": 0}, "--max-contexts 0: must be positive"),
+        ({"max_states": -1}, "--max-states -1: must be positive"),
     ],
 )
 def test_settings_of_a_lattice_are_checked_before_k2_is_needed(settings, named):
     with pytest.raises(UserError, match=named):
-        choose_search(parse("--decoding-method", "fast_beam_search", *settings))
+        FastBeamSearch(**settings)
 
 
 @pytest.mark.parametrize(

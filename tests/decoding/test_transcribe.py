@@ -180,7 +180,7 @@ def test_output_survives_any_file_name(exp_dir, tmp_path, monkeypatch, encoding,
         ((), "name audio files"),
         (("a.wav", "--microphone", 1), "name audio files"),
         (("a.wav", "--bpe-model", "none.model"), "none.model"),
-        (("a.wav", "--max-sym-per-frame", 0), "--max-sym-per-frame"),
+        (("a.wav", "--lodr-scale", -0.1), "--lodr-scale"),
     ],
 )
 def test_bad_input_gets_one_line(exp_dir, monkeypatch, args, named):

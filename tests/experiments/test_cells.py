@@ -98,9 +98,18 @@ def test_flags_that_decoding_does_not_have_are_refused_before_anything_runs(reci
     assert events(recipe) == []
 
 
-def test_more_epochs_than_there_will_be_are_refused_before_anything_runs(recipe):
-    with pytest.raises(UserError, match="--epoch 2 --avg 3: averages more epochs than there are; lower --avg"):
-        run_cells([make_cell(recipe, "a", decodings=(("decode", "--avg", "3"),))], 1)
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        ("--avg 3", "--epoch 2 --avg 3: averages more epochs than there are; lower --avg"),
+        ("--epoch 3", "--epoch 3: there are 2 epochs; lower it"),
+        ("--decoding-method modified_beam_search --nbest 8", "--nbest 8: --beam-size 4 has fewer paths"),
+        ("--hotwords-file names.txt", "--hotwords-file names.txt: greedy_search takes no hotwords"),
+    ],
+)
+def test_what_no_decoding_could_do_is_refused_before_anything_runs(recipe, flags, problem):
+    with pytest.raises(UserError, match=problem):
+        run_cells([make_cell(recipe, "a", decodings=(("decode", *flags.split()),))], 1)
     assert events(recipe) == []
 
 
