@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": {"errors", "models"},
     "data": {"units", "errors", "audio", "files", "words", "config", "models"},
     "checkpoints": {"errors", "files", "config", "data", "models"},
-    "lm": {"errors", "files", "config", "data", "models", "checkpoints", "devices"},
+    "lm": {"errors", "files", "words", "config", "data", "models", "checkpoints", "devices"},
     "decoding": {
         "units", "errors", "audio", "words", "hotwords", "transcription", "config", "endpoints", "data", "models",
         "checkpoints", "devices", "lm",

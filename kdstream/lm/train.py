@@ -36,7 +36,8 @@ from kdstream.errors import UserError, option
 from kdstream.lm.bigram import BIGRAM_FILE, estimate_bigram
 from kdstream.lm.model import RnnLm, is_lm
 from kdstream.lm.settings import LmConfig
-from kdstream.lm.text import TokenText, read_text
+from kdstream.lm.text import SOS_EOS_ID, TokenText, read_text
+from kdstream.words import BYTE_PIECE, is_symbol
 
 MAX_NORM = 5.0  # of the gradient
 DIVERGED = 100.0  # mean loss per token; one that knows nothing has the logarithm of the number of tokens
@@ -65,6 +66,17 @@ def _exp(loss: float) -> float:
 def kept_settings(config: LmConfig) -> dict[str, Any]:
     """The settings that a training keeps from its beginning to its end."""
     return {name: value for name, value in settings_of(config).items() if name not in MAY_CHANGE}
+
+
+def check_symbol(tokenizer: Tokenizer, bpe_model: str) -> None:
+    """Raises UserError where what begins and ends sentences is a token that spells texts."""
+    token = tokenizer.tokens[SOS_EOS_ID]
+    if not is_symbol(token) or BYTE_PIECE.fullmatch(token):
+        raise UserError(
+            f"{bpe_model}: token {SOS_EOS_ID} is {token!r}, and not <sos/eos>, between which sentences stand",
+            flag=option("bpe_model"),
+            fix="train one with kdstream train-bpe-model, or as icefall does",
+        )
 
 
 def find_begun(config: LmConfig) -> tuple[dict[str, Any], Path] | None:
@@ -109,6 +121,7 @@ class LmTrainer:
     def __init__(self, config: LmConfig) -> None:
         self.config, self.exp_dir = config, Path(config.exp_dir)
         tokenizer = Tokenizer(config.bpe_model)
+        check_symbol(tokenizer, config.bpe_model)
         self.vocab_size = tokenizer.vocab_size
         if not config.text:
             raise UserError("not given", flag=option("text"), fix="name a text file, a sentence a line")

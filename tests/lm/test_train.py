@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_a_training_goes_on_with_the_settings_that_it_was_begun_with(config, tmp
             LmTrainer(replace(again, **change))
     LmTrainer(again).run()
     assert (tmp_path / "exp" / "epoch-2.pt").is_file()
+
+
+@pytest.mark.parametrize("symbols", [{"unk_id": 3}, {"unk_id": 3, "byte_fallback": True}])
+def test_a_tokenizer_whose_token_1_spells_texts_is_refused(config, tmp_path, symbols):
+    settings = {"user_defined_symbols": ["<blk>"], "model_type": "unigram", **symbols}
+    tokenizer = tiny_tokenizer(tmp_path / "bpe.model", sentences(50, 0), **settings)
+    problem = f"--bpe-model: {tmp_path / 'bpe.model'}: token 1 is {tokenizer.tokens[1]!r}, and not <sos/eos>"
+    with pytest.raises(UserError, match=re.escape(problem)):
+        LmTrainer(replace(config, exp_dir=str(tmp_path / "exp"), bpe_model=str(tmp_path / "bpe.model")))
+    assert not (tmp_path / "exp").exists()
 
 
 @pytest.mark.parametrize("resume", [False, True])
