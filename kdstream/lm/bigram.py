@@ -63,7 +63,7 @@ def load_bigram(exp_dir: Path, vocab_size: int) -> Bigram:
 
 def estimate_bigram(text: TokenText, vocab_size: int) -> Bigram:
     """The bigram of some sentences."""
-    pairs, counts = np.unique(text.stream[:-1] * vocab_size + text.stream[1:], return_counts=True)
+    pairs, counts = np.unique(text.stream[:-1].astype(np.int64) * vocab_size + text.stream[1:], return_counts=True)
     first, second = np.divmod(pairs, vocab_size)
     # how many tokens each token was seen after, interpolated with the same probability for all
     continued = np.bincount(second, minlength=vocab_size).astype(np.float64)

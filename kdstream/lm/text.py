@@ -24,7 +24,7 @@ LINES_AT_ONCE = 10_000
 class TokenText:
     """Sentences as one row of tokens: <sos/eos>, the first one, <sos/eos>, the second one, ..., <sos/eos>.
 
-    stream: (S,) int64.
+    stream: (S,) int32: of the texts that language models are made of there are billions of tokens.
     starts: (N,), where each sentence begins in it.
     lens: (N,), its tokens without <sos/eos>.
     """
@@ -41,7 +41,7 @@ class TokenText:
     def batch(self, sentences: np.ndarray) -> tuple[Tensor, Tensor]:
         """Some sentences as tokens (N, L) and their lengths (N,)."""
         rows = [torch.from_numpy(self.stream[self.starts[n] : self.starts[n] + self.lens[n]]) for n in sentences]
-        return pad_sequence(rows, batch_first=True), torch.from_numpy(self.lens[sentences])
+        return pad_sequence(rows, batch_first=True).long(), torch.from_numpy(self.lens[sentences])
 
     def batches(self, max_tokens: int, seed: int | None = None) -> list[np.ndarray]:
         """The sentences in batches of like length, of at most `max_tokens` padded tokens each.
@@ -71,18 +71,19 @@ def read_text(path: Path, tokenizer: Tokenizer, longest: int, flag: str) -> Toke
       UserError: a file that is missing, is not text or has no line.
     """
     unknown = UnknownLetters(tokenizer)
-    ends = np.array([SOS_EOS_ID])
-    parts, lens = [ends], []
+    parts, lens = [np.array([SOS_EOS_ID], np.int32)], []
     try:
         with open(path, encoding="utf8") as file, tqdm(desc=str(path), unit=" lines", disable=None) as progress:
             while lines := list(islice(file, LINES_AT_ONCE)):
                 progress.update(len(lines))
+                stream: list[int] = []
                 for text, tokens in _encode(lines, tokenizer):
                     unknown.add(text, tokens)
                     for begin in range(0, len(tokens), longest):
                         piece = tokens[begin : begin + longest]
-                        parts += [np.array(piece, dtype=np.int64), ends]
+                        stream += [*piece, SOS_EOS_ID]
                         lens.append(len(piece))
+                parts.append(np.array(stream, np.int32))
     except (OSError, UnicodeDecodeError) as error:
         problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise UserError(f"{path}: {problem}", flag=flag, fix="give a text file in UTF-8, a sentence a line") from error

@@ -56,6 +56,7 @@ def test_a_text_is_its_sentences_between_ends(config):
     x, lens = text.batch(np.arange(len(pieces)))
     assert [row[:size].tolist() for row, size in zip(x, lens, strict=True)] == pieces
     assert text.num_tokens == sum(map(len, pieces)) + len(pieces)
+    assert text.stream.dtype == np.int32 and x.dtype == torch.int64
 
 
 @pytest.mark.parametrize("seed", [None, 1])
