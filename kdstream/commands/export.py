@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.export.language_model import export_lm, read_lm
     from kdstream.export.onnx import export_ctc, export_onnx, quantize, quantize_file
     from kdstream.models.encoders import ENCODERS
+    from kdstream.models.streaming import SHORTEST
 
-    speech = read_speech(args.check)
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
+    speech = read_speech(args.check, fewest=SHORTEST if chunk is None else 0)
     if decode.lm_exp_dir and chunk is None:
         raise UserError("goes with a streaming model alone", flag="--lm-exp-dir", fix="leave it out")
     trained, folder = load_trained(config, decode), Path(decode.exp_dir)

@@ -65,10 +65,13 @@ class RuntimeResult(NamedTuple):
     difference: int | None
 
 
-def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
+def read_speech(paths: Sequence[str], fewest: int = 0) -> dict[str, Speech]:
     """Audio files, those in directories, and the cuts of manifests, by path and cut.
 
-    Raises UserError where one is missing, damaged or empty: each is read once, and not kept.
+    Args:
+      fewest: feature frames (10 ms) that an utterance needs.
+    Raises:
+      UserError: one is missing, damaged or too short: each is read once, and not kept.
     """
     speech: dict[str, Speech] = {}
     for path in paths:
@@ -89,8 +92,11 @@ def read_speech(paths: Sequence[str]) -> dict[str, Speech]:
             speech.update(cuts)
         else:
             speech.update((printable(str(file)), Speech(partial(read_audio_file, file))) for file in find_audio([path]))
-    for utterance in speech.values():
-        utterance.read()
+    for name, utterance in speech.items():
+        frames = round(len(utterance.read()) * FRAMES_PER_SECOND / SAMPLE_RATE)
+        if frames < fewest:
+            problem = f"{name}: only {frames} frames (10 ms each), and an utterance needs {fewest}"
+            raise UserError(problem, flag=option("check"), fix="leave it out")
     return speech
 
 

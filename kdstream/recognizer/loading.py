@@ -184,4 +184,6 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
     if fitting:
         raise UserError(f"{folder}: several exports fit: {names}", fix="name the file that you mean")
     fix = "name the file that you mean, or write another with export.py"
+    if all("-offline." in path.name for path in encoders):
+        fix = "write a streaming one with export.py; those of whole utterances are for sherpa-onnx's OfflineRecognizer"
     raise UserError(f"{folder}: no export fits; there are: {names}", fix=fix)

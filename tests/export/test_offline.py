@@ -103,7 +103,7 @@ def test_every_runtime_says_what_torch_says(tmp_path, monkeypatch, capsys, audio
         find_model(next(exp_dir.glob("encoder-*offline.onnx")))
     for weights in exp_dir.glob("pretrained.*"):
         weights.unlink()
-    with pytest.raises(UserError, match=r"no export fits; there are: encoder-.*-offline.onnx"):
+    with pytest.raises(UserError, match=r"no export fits; there are: encoder-.*-offline.onnx; write a streaming one"):
         kdstream.load(exp_dir, runtime="sherpa-onnx")
 
 
@@ -121,6 +121,15 @@ def test_a_ctc_head_says_what_it_says_in_torch(tmp_path, audio, encoder):
     for samples in map(read_audio_file, audio):
         expected = in_torch(samples)
         assert expected == in_onnx(samples) == in_sherpa(samples) and expected
+
+
+def test_what_is_too_short_for_an_exported_encoder_is_refused_before_the_export(tmp_path, monkeypatch):
+    exp_dir, short = make_experiment(tmp_path, causal=False), write_noise(tmp_path / "short.wav", 0.05)
+    before = sorted(exp_dir.iterdir())
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", short)
+    assert error == f"error: --check: {short}: only 5 frames (10 ms each), and an utterance needs 9; leave it out"
+    assert sorted(exp_dir.iterdir()) == before
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--check", write_noise(short, 0.1)) == ""
 
 
 def test_a_language_model_goes_with_streams_alone(tmp_path, monkeypatch):
