@@ -17,6 +17,7 @@ import json
 import logging
 import shutil
 import sys
+import unicodedata
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -24,12 +25,13 @@ from pathlib import Path
 
 from kdstream.config.command_line import make_parser, read_experiment
 from kdstream.config.decoding import DECODE_SECTIONS, ScoringConfig
-from kdstream.config.flags import add_arguments, from_args, str2bool
+from kdstream.config.flags import add_arguments, from_args, str2bool, warn_of_unread
 from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError, option, printable
 from kdstream.files import replacing
 from kdstream.formats import BY_RECORDING, FORMATS, OF_ONE_FILE, recording
 from kdstream.transcription import Transcription
+from kdstream.words import ATTACHED
 
 
 class GrowingLine:
@@ -39,8 +41,7 @@ class GrowingLine:
         self.visible = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        self._write(printable(text)[-width:].ljust(width) + "\r")
+        self._write(fitted(printable(text), shutil.get_terminal_size().columns - 1) + "\r")
 
     def clear(self) -> None:
         self.show("")
@@ -54,6 +55,21 @@ class GrowingLine:
         if self.visible:
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def fitted(text: str, columns: int) -> str:
+    """The end of a text that fits into so many columns of a terminal, and blanks up to them.
+
+    Chinese characters and their like take two columns, and combining marks none.
+    """
+    begin, left = len(text), columns
+    for place in reversed(range(len(text))):
+        wide, mark = unicodedata.east_asian_width(text[place]) in "WF", unicodedata.category(text[place]) in ATTACHED
+        taken = 0 if mark else 1 + wide
+        if taken > left:
+            break
+        begin, left = place, left - taken
+    return text[begin:] + " " * left
 
 
 def show(transcription: Transcription, form: str) -> None:
@@ -161,13 +177,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = find_audio(args.audio)
     check_output(paths, form, args.output_dir)
     config, decode = read_experiment(args)
+    chunk = choose_chunk(config.model, decode)
+    if chunk is None:
+        warn_of_unread(decode, ("num_decode_streams", "engine"), "in full context")
     trained = load_trained(config, decode)
     line = GrowingLine()
     transcriber = Transcriber(
         to_device(trained.model, decode.device),
         trained.tokenizer,
         choose_search(decode).for_tokens(trained.tokenizer),
-        choose_chunk(config.model, decode),
+        chunk,
         min(decode.num_decode_streams, len(paths) or 1),
         config.data.max_duration,
         decode.engine,

@@ -11,7 +11,7 @@ import torch
 from kdstream.checkpoints.trained import load_trained
 from kdstream.config.decoding import SEARCHES, DecodeConfig, SearchConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import flags_of, with_settings
+from kdstream.config.flags import flags_of, warn_of_unread, with_settings
 from kdstream.data.resampling import ResamplingStream, resample
 from kdstream.decoding.settings import choose_chunk, choose_search, settings_of_search
 from kdstream.decoding.transcribe import Transcriber
@@ -39,12 +39,15 @@ class TrainedRecognizer(Recognizer):
         check_settings(method, search_settings, known, SEARCHES.settings)
         decode = with_settings(decode, **search_settings)
         config = ExperimentConfig.load(decode.exp_dir)
+        chunk = choose_chunk(config.model, decode)
+        if chunk is None:
+            warn_of_unread(decode, ["engine"], "in full context")
         trained = load_trained(config, decode)
         self._transcriber = Transcriber(
             to_device(trained.model, decode.device),
             trained.tokenizer,
             choose_search(decode).for_tokens(trained.tokenizer),
-            choose_chunk(config.model, decode),
+            chunk,
             num_streams=1,
             max_seconds=config.data.max_duration,
             engine=decode.engine,

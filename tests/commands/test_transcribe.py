@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+import kdstream
+from kdstream.commands.transcribe import fitted
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.formats import FORMATS
 from support.decoding import make_experiment, run_script, write_noise
 
 SCRIPT = "egs/librispeech/transcribe.py"
+WIDE = "今天天气很好他有手机"
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +52,29 @@ def test_endpoints_change_no_word_of_greedy_search(exp_dir, audio, monkeypatch, 
     assert printed[0] == printed[1] == printed[2] != ""
 
 
-def test_rules_of_endpoints_in_full_context_are_pointed_out(exp_dir, audio, monkeypatch, caplog):
-    flags = ("--chunk-size", -1, "--rule2-min-trailing-silence", 0.2)
-    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags, audio[0]) == ""
-    assert "--rule2-min-trailing-silence 0.2: has no effect in full context" in caplog.messages
+def test_flags_of_streaming_are_pointed_out_in_full_context(exp_dir, audio, monkeypatch, caplog):
+    flags = {"--rule2-min-trailing-silence": 0.2, "--engine": "torch", "--num-decode-streams": 3}
+    typed = [word for pair in flags.items() for word in pair]
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--chunk-size", -1, *typed, audio[0]) == ""
+    assert {f"{name} {value}: has no effect in full context" for name, value in flags.items()} <= {*caplog.messages}
+    caplog.clear()
+    kdstream.load(exp_dir, chunk=-1, engine="torch")
+    assert caplog.messages == ["--engine torch: has no effect in full context"]
+
+
+@pytest.mark.parametrize(
+    "text", ["A NEW DAY", "今天天气很好", "他有iPhone手机", "ABC", "", "tie\u0302\u0301ng vie\u0323\u0302t", "ﾊﾛｰ"]
+)
+def test_a_growing_text_fills_its_columns_with_its_end_and_no_more(text):
+    for columns in range(1, 16):
+        shown = fitted(text, columns)
+        assert text.endswith(shown.rstrip(" ")) and width_of(shown) == columns
+        before = text[: len(text) - len(shown.rstrip(" "))]
+        assert not before or width_of(shown.rstrip(" ")) + width_of(before[-1]) > columns
+
+
+def width_of(text: str) -> int:
+    return sum(0 if unicodedata.combining(letter) else 1 + (letter in WIDE) for letter in text)
 
 
 def test_two_formats_are_refused(exp_dir, audio, monkeypatch, capsys):
