@@ -26,6 +26,7 @@ from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device, synchronize
+from kdstream.errors import UserError, option
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.consistency import BothModes, both_modes
 from kdstream.kd.distiller import Distiller, output_frames_of
@@ -34,6 +35,7 @@ from kdstream.kd.loss_table import ComparedLayers, LatticeLoss, LayerLoss
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
+from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.scaling import set_batch_count
@@ -65,14 +67,26 @@ def real_batch(data: DataConfig) -> tuple[Batch, int]:
     return next(iter(module.train_dataloader(1))), module.tokenizer.vocab_size
 
 
+def teacher_of(student: ModelConfig, preset: str) -> ModelConfig:
+    """The full-context teacher of --teacher-preset, with none of the student's sizes; "" is one of these sizes.
+
+    Raises UserError for a preset that the student's encoder lacks.
+    """
+    if not preset:
+        return replace(student, causal=False)
+    presets = ENCODERS.find(student.encoder).presets
+    if preset not in presets:
+        problem = f"unknown for {option('encoder', student.encoder)}"
+        raise UserError(problem, flag=option("teacher_preset", preset), fix=f"use one of {', '.join(presets)}")
+    return ModelConfig(encoder=student.encoder, preset=preset, vocab_size=student.vocab_size)
+
+
 class Bench:
     """Models, optimisers and one batch; `rows` are the things to be measured, by name."""
 
     def __init__(self, args: argparse.Namespace, batch: Batch, vocab_size: int) -> None:
         model = replace(from_args(ModelConfig, args), vocab_size=vocab_size)
-        teacher = replace(model, causal=False)
-        if args.teacher_preset:  # and none of the student's sizes
-            teacher = ModelConfig(encoder=model.encoder, preset=args.teacher_preset, vocab_size=vocab_size)
+        teacher = teacher_of(model, args.teacher_preset)
         train = from_args(TrainConfig, args)
         device = find_device(args.device)
         torch.manual_seed(0)

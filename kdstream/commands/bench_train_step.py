@@ -75,7 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--teacher-preset", default="", help="Preset of the teacher; empty: the student's.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice.")
+    parser.add_argument("--threads", type=in_range(int, minimum=0), default=0, help="CPU threads; 0: torch's choice.")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Wall clock, or processor time.")
     parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # for the processes of this command

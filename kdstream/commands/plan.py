@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kdstream.benchmarks.gpus import GPUS
@@ -62,12 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs = read_costs(args.bench) if args.bench else None
 
     from kdstream.benchmarks.plan import Run, plan
+    from kdstream.benchmarks.train_step import teacher_of
     from kdstream.evaluation.tables import rows_table
 
     student = from_args(ModelConfig, args)
-    teacher = replace(student, causal=False)
-    if args.teacher_preset:  # and none of the student's sizes
-        teacher = ModelConfig(encoder=student.encoder, preset=args.teacher_preset)
+    teacher = teacher_of(student, args.teacher_preset)
     run = Run(
         args.hours * SPEEDS[args.speeds],
         args.utterance_seconds,

@@ -16,7 +16,7 @@ from kdstream.benchmarks import against, layouts, limit, step_costs, train_step
 from kdstream.benchmarks.memory import PeakMemory
 from kdstream.benchmarks.names import BOTH_MODES
 from kdstream.benchmarks.step_costs import memory_in_own_process
-from kdstream.commands import bench_train_step
+from kdstream.commands import bench_train_step, plan
 from kdstream.config.flags import from_args
 from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.errors import UserError
@@ -62,6 +62,15 @@ def test_another_teachers_sizes_are_its_presets_whatever_the_students():
     teacher = train_step.Bench(args, batch, train_step.SYNTHETIC_VOCABULARY).teacher_config
     expected = ModelConfig(preset="small", vocab_size=train_step.SYNTHETIC_VOCABULARY)
     assert teacher == resolve(expected)
+
+
+@pytest.mark.parametrize(
+    "command", [bench_train_step.main, lambda flags: plan.main(["--hours", "1", "--gpu", "t4", *flags])]
+)
+def test_a_teachers_preset_that_is_not_there_is_named_by_its_own_flag(command):
+    known = "unknown for --encoder conformer; use one of tiny, small, medium$"
+    with pytest.raises(UserError, match=f"^--teacher-preset large: {known}"):
+        command(["--encoder", "conformer", "--teacher-preset", "large"])
 
 
 @pytest.mark.parametrize("flag", ["--teacher-exp-dir exp", "--teacher-cache cache", "--init-from-teacher 1"])
