@@ -26,7 +26,7 @@ class Hotword(NamedTuple):
 def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str]) -> list[Hotword]:
     """The hotwords of a file, as `parse_hotwords` reads them.  Raises UserError also where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write that mark first
     except (OSError, UnicodeDecodeError) as error:
         problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise UserError(

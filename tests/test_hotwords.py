@@ -25,6 +25,11 @@ def test_a_phrase_a_line_perhaps_with_its_own_score(tmp_path):
     assert read(tmp_path, "O'NEILL\n\n  NEW   YORK :2.5\n") == [Hotword("O'NEILL", 1.5), Hotword("NEW YORK", 2.5)]
 
 
+@pytest.mark.parametrize("text", ["\ufeffNEW YORK\n", "\ufeff\n\nNEW YORK\n"])
+def test_the_mark_of_an_encoding_is_no_part_of_a_phrase(tmp_path, text):
+    assert read(tmp_path, text) == [Hotword("NEW YORK", 1.5)]
+
+
 def test_a_phrase_takes_the_case_of_the_model(tmp_path):
     assert read(tmp_path, "New York\n") == [Hotword("NEW YORK", 1.5)]
 

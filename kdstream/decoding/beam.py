@@ -27,8 +27,8 @@ from kdstream.decoding.paths import (
     with_token,
 )
 from kdstream.decoding.search import Scorer, Search, joiner_log_probs, predict, without_unknown
-from kdstream.errors import option
-from kdstream.hotwords import read_hotwords
+from kdstream.errors import UserError, option
+from kdstream.hotwords import read_hotwords, shown
 from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
 from kdstream.lm.model import load_lm
 from kdstream.models.transducer import Transducer
@@ -96,6 +96,10 @@ class ModifiedBeamSearch(Search[PathState]):
             return []
         hotwords = read_hotwords(Path(self.hotwords_file), self.hotwords_score, tokenizer.unknown_letters)
         tokens = tokenizer.encode([hotword.phrase for hotword in hotwords])
+        for hotword, ids in zip(hotwords, tokens, strict=True):
+            if not ids:  # it has signs alone that the tokens do without, such as a blank of no width
+                problem = f"{shown(hotword.phrase)} says nothing"
+                raise UserError(problem, flag=option("hotwords_file", self.hotwords_file), fix="take its line out")
         return [ContextGraph(tokens, [hotword.score for hotword in hotwords], tokenizer.vocab_size)]
 
     def _language_model(self, tokenizer: Tokenizer) -> list[Scorer]:

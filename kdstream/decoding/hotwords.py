@@ -48,12 +48,16 @@ class ContextGraph:
     """The automaton of some hotwords, as a `Scorer`.
 
     Args:
-      hotwords: the tokens of each, at least one token.
+      hotwords: the tokens of each.
       scores: what each token of it adds.
       vocab_size: V.
+    Raises:
+      ValueError: a hotword without a token, which a path would say at every step.
     """
 
     def __init__(self, hotwords: Sequence[Sequence[int]], scores: Sequence[float], vocab_size: int) -> None:
+        if not all(hotwords):
+            raise ValueError("a hotword has no token")
         self.vocab_size = vocab_size
         nodes = _tree(hotwords, scores)
         moves = _moves(nodes)

@@ -14,9 +14,11 @@ from torch import Tensor
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.hotwords import ContextGraph
 from kdstream.decoding.search import Result
+from kdstream.errors import UserError
 from kdstream.models.transducer import Transducer
 from support.decoding import log_probs, talkative_model
 from support.searches import LENS, assert_same, decode, decode_in_pieces, encoder_frames
+from support.tokenizers import tiny_tokenizer
 
 VOCABULARY = 6
 Hotwords = list[tuple[int, ...]]
@@ -67,6 +69,17 @@ def test_the_greatest_score_holds_for_a_common_beginning():
     assert walk(graph, [1]) == (2.0, 2.0)
     assert walk(graph, [1, 2]) == (2.5, 0.0)
     assert walk(graph, [1, 3]) == (4.0, 0.0)
+
+
+def test_a_hotword_without_a_token_is_refused(tmp_path):
+    """A path would say it at every step, and begin anew there: no other one could be completed."""
+    with pytest.raises(ValueError, match="a hotword has no token"):
+        ContextGraph([[3, 4], []], [1.0, 1.0], vocab_size=9)
+    tokenizer, names = tiny_tokenizer(tmp_path / "bpe.model", ["NEW YORK"] * 3, model_type="char"), tmp_path / "names"
+    names.write_text("NEW YORK\n\u200b\n", encoding="utf8")
+    with pytest.raises(UserError) as error:
+        ModifiedBeamSearch(hotwords_file=str(names)).for_tokens(tokenizer)
+    assert str(error.value) == f"--hotwords-file {names}: '\\u200b' says nothing; take its line out"
 
 
 def test_blanks_change_nothing():
