@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 
 from kdstream import commands
+from kdstream.commands import compare_methods
 from support.paths import ROOT
 
 RECIPE = ROOT / "egs" / "librispeech"
@@ -234,6 +235,12 @@ def test_commands_flags_and_files_that_the_text_names_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", [*GUIDES, RECIPE / "RESULTS.md"], ids=name_of)
 def test_every_number_with_an_interval_stands_on_a_page_of_results(page: Path) -> None:
     assert intervals_on(page) <= set().union(*map(intervals_on, RESULTS_PAGES))
+
+
+def test_a_comparison_of_all_methods_takes_as_many_trainings_as_its_page_says() -> None:
+    args = compare_methods.get_parser().parse_args(["--exp-root", "exp"])
+    trainings = len(args.methods) * len(args.seeds) + 1  # the teacher's
+    assert f"writes a table with intervals: {trainings} trainings" in (ROOT / "docs" / "methods.md").read_text()
 
 
 @pytest.mark.parametrize(
