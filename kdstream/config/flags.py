@@ -187,10 +187,10 @@ def range_fault(
     return ""
 
 
-def check_values(section: Section) -> None:
+def check_values(*sections: Section) -> None:
     """Raises UserError for a value that its flag would not take; for settings that no parser has read."""
-    values = settings_of(section)
-    for item in flags_of(type(section)):
+    read = [(settings_of(section), item) for section in sections for item in flags_of(type(section))]
+    for values, item in read:
         value, choices = values[item.name], item.more.get("choices")
         if choices and value not in choices:
             raise UserError("unknown", flag=option(item.name, value), fix=f"use one of {', '.join(choices)}")

@@ -59,7 +59,7 @@ def load(
       chunk: in encoder frames of 20 ms; -1 is full context.  None: the first that config.json names, or the only one
         that was exported.
       left_context, right_context: likewise, in encoder frames of 20 ms.  Unlimited left context, -1, cannot stream.
-      search: greedy_search, modified_beam_search, or, in torch with k2, fast_beam_search.
+      search: greedy_search or modified_beam_search; in torch also those of a CTC head, and with k2 fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
       engine: runs the encoder chunk by chunk: "torch", "onnxruntime" or the faster one, "auto" (torch only).
       int8: the quantised export or the float32 one; None: float32 if it is there (sherpa-onnx only).
@@ -78,7 +78,7 @@ def load(
         checkpoint=str(checkpoint), decoding_method=search, chunk_size=chunk, left_context_frames=left_context,
         right_context_frames=right_context, device=device, engine=engine,
     )  # fmt: skip
-    check_values(with_settings(decode, **search_settings))
+    check_values(with_settings(decode, **search_settings), endpoints)
     if choose_runtime(place, runtime, bool(checkpoint)) == "torch":
         refuse_settings("torch", int8=int8 is not None, num_threads=num_threads != 1)
         return load_trained(decode, search_settings, endpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -341,6 +342,14 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             for out_of_range, named in (
                 (dict(search="modified_beam_search", beam_size=0), "--beam-size 0: must be at least 1"),
                 (dict(engine="onxruntime"), "--engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
+                (
+                    dict(endpoints=EndpointConfig(rule1_min_trailing_silence=-1.0)),
+                    "--rule1-min-trailing-silence -1.0: must be more than 0",
+                ),
+                (
+                    dict(endpoints=EndpointConfig(rule3_min_utterance_length=math.nan)),
+                    "--rule3-min-utterance-length nan: must be a number",
+                ),
             )
         ),
         (dict(search="modified_beam_search", nbest=4), "nbest: not a setting of modified_beam_search; .*beam_size"),
