@@ -40,6 +40,12 @@ class Bigram:
     unigram: np.ndarray
     backoff: np.ndarray
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a pair, and the tables have as many pairs and as many tokens as each other."""
+        rows = [(self.pairs, self.pair), (self.unigram, self.backoff)]
+        return all(one.ndim == 1 and one.shape == other.shape and one.size > 0 for one, other in rows)
+
     def save(self, path: Path) -> None:
         with replacing(path, ".npz") as temporary:
             np.savez(temporary, **vars(self))
@@ -56,6 +62,8 @@ def load_bigram(exp_dir: Path, vocab_size: int) -> Bigram:
             bigram = Bigram(**{name: file[name] for name in Bigram.__dataclass_fields__})
     except Exception as error:  # bytes that are no archive end in errors of any kind
         raise UserError(f"{path}: cannot be read ({error})", flag=option("lodr_scale"), fix=fix) from error
+    if not bigram.is_whole:
+        raise UserError(f"{path}: its tables do not fit each other", flag=option("lodr_scale"), fix=fix)
     if len(bigram.unigram) != vocab_size:
         raise UserError(f"{path}: {len(bigram.unigram)} tokens, the model has {vocab_size}", fix=fix)
     return bigram

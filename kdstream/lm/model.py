@@ -87,9 +87,10 @@ def model_of(weights: StateDict, name: Path | str) -> RnnLm:
     """
     try:
         vocab_size, embedding_dim = weights[EMBEDDING].shape
-        hidden_dim = weights["output_linear.weight"].size(1)
-    except KeyError as error:
-        raise UserError(f"{name}: not an RNN-LM: it has no {error}", fix="give what train_lm.py wrote") from error
+        hidden_dim = weights["rnn.weight_hh_l0"].size(1)
+    except (KeyError, ValueError, IndexError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else "its first weights are no matrices"
+        raise UserError(f"{name}: not an RNN-LM: {problem}", fix="give what train_lm.py wrote") from error
     layers = sum(key.startswith("rnn.weight_ih_l") for key in weights)
     model = RnnLm(vocab_size, embedding_dim, hidden_dim, layers)
     load_strictly(model, weights, name)

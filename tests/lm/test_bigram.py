@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_what_is_saved_is_read(bigram, tmp_path):
         load_bigram(tmp_path, SIZE)
     (tmp_path / BIGRAM_FILE).unlink()
     with pytest.raises(UserError, match="no such file; write it with train_lm.py --transcripts"):
+        load_bigram(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: {"pair": it.pair[1:]},
+        lambda it: {"backoff": it.backoff[1:]},
+        lambda it: {"pairs": it.pairs[:0], "pair": it.pair[:0]},
+        lambda it: {"pairs": it.pairs[None], "pair": it.pair[None]},
+    ],
+)
+def test_tables_that_do_not_fit_each_other_are_refused(bigram, tmp_path, change):
+    replace(bigram, **change(bigram)).save(tmp_path / BIGRAM_FILE)
+    with pytest.raises(UserError, match="^--lodr-scale: .*bigram.npz: its tables do not fit each other; write it with"):
         load_bigram(tmp_path, SIZE)
 
 

@@ -9,7 +9,7 @@ from kdstream.checkpoints.store import save_pretrained
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError
-from kdstream.lm.model import RnnLm, load_lm
+from kdstream.lm.model import RnnLm, load_lm, model_of
 from kdstream.lm.text import SOS_EOS_ID
 from support.lm import tiny_lm
 from support.tokenizers import tiny_tokenizer
@@ -67,6 +67,22 @@ def test_a_model_of_other_tokens_is_refused(tmp_path, tokenizer):
     save_pretrained(tmp_path, torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="not an RNN-LM: it has no 'input_embedding.weight'"):
         load_lm(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "name, shape, problem",
+    [
+        ("input_embedding.weight", (18,), "its first weights are no matrices"),
+        ("rnn.weight_hh_l0", (32,), "its first weights are no matrices"),
+        ("rnn.weight_hh_l0", None, "it has no 'rnn.weight_hh_l0'"),
+    ],
+)
+def test_weights_of_another_form_are_no_language_model(name, shape, problem):
+    weights = {**tiny_lm(18).state_dict(), name: torch.zeros(shape or ())}
+    if shape is None:
+        del weights[name]
+    with pytest.raises(UserError, match=f"^lm.pt: not an RNN-LM: {problem}; give what train_lm.py wrote"):
+        model_of(weights, "lm.pt")
 
 
 def test_dropout_is_for_training_alone():
