@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,7 +154,8 @@ def check_settings(
     for name in given:
         if name not in known:
             others = [other for other, settings in searches.items() if name in settings and other != search]
-            instead = " or ".join(f'search="{other}"' for other in others) or ", ".join(known)
+            alike = get_close_matches(name, sorted({*known, *chain(*searches.values())} - {name}), 1)
+            instead = " or ".join(f'search="{other}"' for other in others) or ", ".join(alike or known)
             fix = f"leave it out, or use {instead}" if instead else "leave it out"
             raise UserError(f"{name}: not a setting of {search}", fix=fix)
 

@@ -324,6 +324,7 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
         (dict(runtime="sherpa-onnx", use_averaged_model=False), "use_averaged_model: not in sherpa-onnx"),
         (dict(runtime="sherpa-onnx", search="fast_beam_search"), "search fast_beam_search: not in sherpa-onnx; use gr"),
         (dict(runtime="sherpa-onnx", max_sym_per_frame=2), "max_sym_per_frame: not a setting of greedy_search; leave"),
+        (dict(hotwords=["ZOE"]), "hotwords: not a setting of greedy_search; leave it out, or use hotwords_file$"),
         *(
             (
                 dict(runtime=runtime, hotwords_file="names.txt"),
