@@ -6,7 +6,8 @@ A part is what parameter names begin with, as in --init-modules of icefall's fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,18 +92,31 @@ def begin_with(model: Transducer, source: Source, modules: Sequence[str], tokens
     weights = {name: theirs[name] for name in wanted}
     check_finite(weights, source.path)
     model.load_state_dict(weights, strict=False)
-    at_random = parts_of(name for name in ours if name not in weights)
-    left_out = parts_of(name for name in theirs if name not in weights)
     logging.info(
         f"Begins with the weights in {source.path}{source.averaged}: {', '.join(modules or parts)} ({len(wanted)} of "
-        f"{len(ours)} tensors); at random: {', '.join(at_random) or 'nothing'}; "
-        f"left out of the file: {', '.join(left_out) or 'nothing'}"
+        f"{len(ours)} tensors); at random: {rest_of(ours, weights)}; left out of the file: {rest_of(theirs, weights)}"
     )
 
 
+def rest_of(names: Collection[str], taken: Collection[str]) -> str:
+    """The parts of `names` that are not in `taken`; where some of a part are, how many of it are not."""
+    rest, whole = (Counter(part_of(name) for name in some) for some in (set(names) - set(taken), names))
+    shown = [
+        part if rest[part] == count else f"{rest[part]} of {count} in {part}"
+        for part, count in whole.items()
+        if rest[part]
+    ]
+    return ", ".join(shown) or "nothing"
+
+
+def part_of(name: str) -> str:
+    """What a parameter's name begins with, up to the first dot."""
+    return name.split(".")[0]
+
+
 def parts_of(names: Iterable[str]) -> list[str]:
-    """What the names begin with, up to the first dot, each once."""
-    return list(dict.fromkeys(name.split(".")[0] for name in names))
+    """The `part_of` of the names, each once."""
+    return list(dict.fromkeys(map(part_of, names)))
 
 
 def is_within(name: str, modules: Iterable[str]) -> bool:

@@ -110,8 +110,8 @@ def test_only_the_named_parts_begin_with_the_weights_and_the_log_tells_them_from
     assert all(same(before, ours, name) for name in set(ours) - set(taken))
     assert (
         f"Begins with the weights in {path}: encoder_embed, encoder, joiner.encoder_proj ({len(taken)} of {len(ours)} "
-        "tensors); at random: decoder, joiner, simple_am_proj, simple_lm_proj, ctc_output; left out of the file: "
-        "decoder, joiner, simple_am_proj, simple_lm_proj\n"
+        "tensors); at random: decoder, 4 of 6 in joiner, simple_am_proj, simple_lm_proj, ctc_output; left out of the "
+        "file: decoder, 4 of 6 in joiner, simple_am_proj, simple_lm_proj\n"
     ) in caplog.text
 
 
