@@ -60,7 +60,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def find(self, name: str) -> Entry:
         """The entry of this name.  Raises UserError, with the names that there are, if there is none."""
         if name not in self:
-            raise UserError(f"--{self.flag} {name}: unknown; use one of {', '.join(self)}")
+            fix = f"use one of {', '.join(self)}, or import the module that adds it"
+            raise UserError("unknown", flag=f"--{self.flag} {name}", fix=fix)
         return self[name]
 
     def __getitem__(self, name: str) -> Entry:

@@ -185,7 +185,8 @@ def test_what_cannot_be_copied_is_named(cuts, tmp_path):
             return error_of(lambda: augment_cuts([path], names.split(","), share, output, pool))
 
     assert message("narrowband,telefax") == (
-        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume, pauses"
+        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume, pauses, or "
+        "import the module that adds it"
     )
     assert "--share 0: must be more than 0" in message("mp3", 0.0)
     assert message("mp3", output=cuts) == f"--output {cuts}: is what --cuts names; give it another name"
