@@ -63,6 +63,32 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
         file.write("<blk> 0\nA 1\nB 2\n")
 
 
+def write_offline_encoder() -> None:
+    """Writes offline_encoder.onnx here, which gives the frames of a whole utterance in one call: zeros too."""
+    _save(
+        "offline_encoder",
+        [
+            helper.make_node("Slice", ["x", "start", "frames", "time", "step"], ["some"]),
+            helper.make_node("Slice", ["some", "start", "bins", "bin"], ["few"]),
+            helper.make_node("Mul", ["few", "zero"], ["encoder_out"]),
+            helper.make_node("Add", ["x_lens", "one"], ["longer"]),
+            helper.make_node("Div", ["longer", "step"], ["encoder_out_lens"]),
+        ],
+        [_value("x", FLOAT, "N", "T", 80), _value("x_lens", INT64, "N")],
+        [_value("encoder_out", FLOAT, "N", "S", 2), _value("encoder_out_lens", INT64, "N")],
+        {
+            "start": np.array([0]),
+            "frames": np.array([2**30]),
+            "time": np.array([1]),
+            "step": np.array([2]),
+            "bins": np.array([2]),
+            "bin": np.array([2]),
+            "zero": np.float32([0]),
+            "one": np.array([1]),
+        },
+    )
+
+
 def _value(name, dtype, *shape):
     return helper.make_tensor_value_info(name, dtype, shape)
 
