@@ -240,17 +240,15 @@ class _LogFile(logging.FileHandler):
 
 
 class _Console(logging.StreamHandler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it.  Where nobody reads stderr any more, training goes on."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
-    """Logs to EXP_DIR/log/log-train-<date>[-rank], icefall's format, and for rank 0 to a terminal as well.
-
-    Where stderr is no terminal only warnings go there; the file has all.
-    """
+    """Logs to EXP_DIR/log/log-train-<date>[-rank] in icefall's format, and for rank 0 to stderr too, as it does."""
     where = f" ({rank}/{world_size})" if world_size > 1 else ""
     formatter = logging.Formatter(LOG_FORMAT.replace("]", f"]{where}"))
     suffix = f"-{rank}" if world_size > 1 else ""
@@ -259,7 +257,6 @@ def setup_logging(exp_dir: Path, rank: int, world_size: int) -> Path:
     handlers: list[logging.Handler] = [_LogFile(path)]
     if rank == 0:
         handlers.append(_Console())
-        handlers[-1].setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     for handler in handlers:
         handler.setFormatter(formatter)
     close_logging()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -120,10 +122,22 @@ def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, world_size: int,
     logging.info("after the end")
     assert re.fullmatch(rf"log-train-\d{{4}}-\d\d-\d\d-\d\d-\d\d-\d\d{name}", path.name)
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
-    first, second = path.read_text().splitlines()
-    assert re.fullmatch(rf"{date} INFO \[test_dist\.py:\d+\]{where} Training started", first)
-    terminal = capfd.readouterr().err.strip().splitlines()
-    assert terminal == [second]  # no terminal: warnings alone
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(rf"{date} INFO \[test_dist\.py:\d+\]{where} Training started", lines[0])
+    assert capfd.readouterr().err.strip().splitlines() == lines  # stderr is a file here, as under nohup
+
+
+def test_a_reader_of_stderr_that_ends_does_not_end_training(tmp_path: Path, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    path = dist.setup_logging(tmp_path, 0, 1)
+    monkeypatch.setattr(sys, "stderr", Broken())
+    logging.info("Epoch 1")
+    dist.close_logging()
+    assert path.read_text().endswith(" Epoch 1\n")
 
 
 def test_lone_process_needs_no_group():
