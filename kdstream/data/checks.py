@@ -6,6 +6,7 @@ it leaves out (see `Selection`); all else raises a UserError that names the mani
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -126,10 +127,11 @@ def check_length(what: str, seconds: float, max_duration: float, way_out: str) -
     way_out: beside splitting it and raising the flag.
     """
     if seconds > max(WHOLE_SECONDS, max_duration):
+        flag, heard = option("max_duration", f"{max_duration:g}"), "all that a model hears at once"
+        limit = f"{flag}, {heard}" if max_duration > WHOLE_SECONDS else f"a minute, {heard} with {flag}"
         raise UserError(
-            f"{what}: {seconds:.0f} s are more than {option('max_duration', f'{max_duration:g}')}, all that a model "
-            "hears at once",
-            fix=f"split it, raise the flag, or {way_out}",
+            f"{what}: {seconds:.0f} s are more than {limit}",
+            fix=f"split it, raise the flag to {math.ceil(seconds)}, or {way_out}",
         )
 
 

@@ -223,10 +223,17 @@ def test_cuts_with_features_alone_are_decoded_from_them(corpus, tmp_path):
 def test_a_cut_of_a_minute_or_of_max_duration_is_heard_whole():
     for seconds, max_duration in ((WHOLE_SECONDS, 1.0), (35.0, 200.0), (199.0, 200.0)):
         check_length("cut", seconds, max_duration, STREAM)
-    for seconds, max_duration in ((61.0, 60.5), (61.0, 1.0), (201.0, 200.0)):
+    a_minute = "a minute, all that a model hears at once with --max-duration"
+    whole = ", all that a model hears at once"
+    for seconds, max_duration, limit in (
+        (61.0, 60.5, f"--max-duration 60.5{whole}"),
+        (61.0, 1.0, f"{a_minute} 1"),
+        (61.0, 60.0, f"{a_minute} 60"),
+        (201.0, 200.0, f"--max-duration 200{whole}"),
+    ):
         message = error_of(lambda s=seconds, m=max_duration: check_length("cut", s, m, STREAM))
         assert message.startswith("cut: ") and "--left-context-frames 64" in message
-        assert f"{seconds:.0f} s are more than --max-duration {max_duration:g}, all that" in message
+        assert f"{seconds:.0f} s are more than {limit}; split it, raise the flag to {seconds:.0f}, or" in message
 
 
 @pytest.mark.parametrize(
@@ -249,8 +256,10 @@ def test_a_long_cut_is_refused_where_it_is_heard_whole(corpus, tmp_path, kind, w
         "test": module.test_dataloaders,
     }[kind]
     message = error_of(call)
-    assert "cut ten-minutes: 600 s are more than --max-duration 8" in message
-    assert message.endswith(f"; split it, raise the flag, or {way_out}")
+    assert (
+        "cut ten-minutes: 600 s are more than a minute, all that a model hears at once with --max-duration 8" in message
+    )
+    assert message.endswith(f"; split it, raise the flag to 600, or {way_out}")
 
 
 @pytest.mark.parametrize("chunk", [None, ChunkConfig(8, -1), ChunkConfig(8, 64)], ids=str)
