@@ -12,7 +12,7 @@ from kdstream.words import WORD_START
 LONGEST = 200  # letters of a phrase: more than any name has, and no load for whoever decodes with it
 LARGEST_SCORE = 100.0  # which drowns the model's own; sherpa-onnx fails over what is no float32
 RANGE = f"from {-LARGEST_SCORE:g} to {LARGEST_SCORE:g}"
-SHOWN = 5  # lines at fault that a message names
+SHOWN = 5  # lines at fault, and letters of each, that a message names
 SHOWN_LETTERS = 40  # of a line at fault
 
 
@@ -64,10 +64,12 @@ def parse_hotwords(
         if len(phrase) > LONGEST:
             faults.append(f"line {number}, {shown(phrase)}: {len(phrase)} letters are more than {LONGEST}")
             continue
-        spelt = next((text for text in (phrase, phrase.upper(), phrase.lower()) if not unknown_letters(text)), None)
+        lacking = {text: unknown_letters(text) for text in (phrase, phrase.upper(), phrase.lower())}
+        spelt = next((text for text, letters in lacking.items() if not letters), None)
         if spelt is None:
-            unknown = unknown_letters(phrase).replace(WORD_START, "")
-            faults.append(f"line {number}, {phrase!r}: the model has no token for {unknown!r}")
+            unknown = min(map(_distinct, lacking.values()), key=len)
+            lacks = ", ".join(map(repr, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
+            faults.append(f"line {number}, {phrase!r}: the model has no token for {lacks}")
             continue
         try:
             hotword = Hotword(spelt, score if own is None else float(own[1:]))
@@ -84,6 +86,11 @@ def parse_hotwords(
     if not hotwords:
         raise UserError(f"{source}: holds no phrase", flag=flag, fix="write one phrase a line")
     return hotwords
+
+
+def _distinct(letters: str) -> list[str]:
+    """Each letter once, without the mark that begins a word."""
+    return list(dict.fromkeys(letters.replace(WORD_START, "") or " "))
 
 
 def may_be_score(score: float) -> bool:

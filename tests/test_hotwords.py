@@ -43,14 +43,16 @@ def test_a_phrase_may_have_200_letters_and_a_score_besides(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("GOOD\nNaïve\n", "line 2, 'Naïve': the model has no token for 'aïve'; correct these lines"),
+        ("GOOD\nNaïve\n", "line 2, 'Naïve': the model has no token for 'Ï'; correct these lines"),
+        ("ZÖË ÖZ\n", "line 1, 'ZÖË ÖZ': the model has no token for 'Ö', 'Ë'; correct these lines"),
+        ("éèêëïî\n", "the model has no token for 'é', 'è', 'ê', 'ë', 'ï', ...; correct these lines"),
         ("GOOD :high\n", "line 1, ':high': not a score such as :2.5"),
         ("GOOD :nan\n", "line 1, ':nan': not a score such as :2.5"),
         ("GOOD :1e999\n", "line 1, ':1e999': not a score such as :2.5"),
         ("GOOD :100\nBAD :100.1\n", "line 2, ':100.1': not a score such as :2.5, from -100 to 100; correct"),
         ("GOOD :-100\nBAD :-1e300\n", "line 2, ':-1e300': not a score such as :2.5, from -100 to 100; correct"),
         ("GOOD\n:2.5\n", "line 2 has a score and no phrase"),
-        ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':1'"),
+        ("A :1 B\n", "line 1, 'A :1 B': the model has no token for ':', '1'"),
         ("GOOD\n" + "A" * 201, f"line 2, '{'A' * 40}...': 201 letters are more than 200; correct these lines"),
         ("GOOD :" + "9" * 40 + "high", f"line 1, ':{'9' * 39}...': not a score such as :2.5"),
         ("\n \n", "holds no phrase; write one phrase a line"),
