@@ -47,12 +47,16 @@ def heard_alone(power: np.ndarray, power_of_mean: float, path: Path | str) -> in
 
 
 def check_samples(samples: np.ndarray, what: str, fix: str) -> None:
-    """Raises UserError, which begins with `what`, for samples that are NaN, infinite, or not on a scale of [-1, 1]."""
+    """Raises UserError for samples that are NaN, infinite, or not on a scale of [-1, 1].
+
+    what: the file that they are of, with which the message begins; "" for samples without one.
+    """
+    begin = f"{what}: " if what else ""
     if not samples.size:
         return
     peak = max(float(samples.max()), -float(samples.min()))  # NaN where one is
     if not np.isfinite(peak):
-        raise UserError(f"{what}: samples are NaN or infinite", fix=fix)
+        raise UserError(f"{begin}samples are NaN or infinite", fix=fix)
     if peak > LOUDEST:
         scale = "divide them by 32768" if peak <= 32768 else "divide them by their largest"
-        raise UserError(f"{what}: float samples up to {peak:.0f}, not on a scale of [-1, 1]", fix=f"{scale}, or {fix}")
+        raise UserError(f"{begin}float samples up to {peak:.0f}, not on a scale of [-1, 1]", fix=f"{scale}, or {fix}")

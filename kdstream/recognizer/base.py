@@ -143,7 +143,7 @@ def check_samples(samples: Any) -> np.ndarray:
     if array.dtype.kind != "f":
         fix = "give floats in [-1, 1]; 16-bit integers: samples / 32768"
         raise UserError(f"samples of type {array.dtype}: not floats", fix=fix)
-    refuse_samples(array, "samples", "give finite floats in [-1, 1]")
+    refuse_samples(array, "", "give finite floats in [-1, 1]")
     return array.astype(np.float32)
 
 

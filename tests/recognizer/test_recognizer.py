@@ -176,7 +176,8 @@ def test_less_than_10_ms_says_nothing(recognizers, runtime):
     [
         (np.zeros((2, 1600), np.float32), 16000, r"samples of shape \(2, 1600\): not one channel; give"),
         (np.zeros(1600, np.int16), 16000, "samples of type int16: not floats; give"),
-        (np.full(1600, np.nan, np.float32), 16000, "NaN or infinite; give"),
+        (np.full(1600, np.nan, np.float32), 16000, "^samples are NaN or infinite; give"),
+        (np.full(1600, 40000, np.float32), 16000, "^float samples up to 40000, not on a scale of"),
         (np.zeros(1600, np.float32), 47999, "sample_rate 47999: not a common rate; resample"),
     ],
 )
