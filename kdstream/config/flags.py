@@ -19,7 +19,7 @@ class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
 
     more: `choices`; `minimum`, or `above`, that of which a number must be more; `maximum`; `text`, a pattern of what
-      may stand instead of a number; `unset`, what help shows for None.
+      may stand instead of a number; `unset`, what help shows for None and for an empty tuple.
     """
 
     name: str
@@ -255,7 +255,7 @@ def add_arguments(
     for item in flags_of(config_class):
         if names is None or item.name in names:
             default = defaults.get(item.name, item.default)
-            shown = _shown(default, item.more.get("unset", "by preset"))
+            shown = _shown(default, item.more.get("unset"))
             _add_flag(group, item, argparse.SUPPRESS if typed_only else default, shown)
 
 
@@ -304,10 +304,10 @@ def flag_value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _shown(default: Any, unset: str) -> str:
+def _shown(default: Any, unset: str | None) -> str:
     if isinstance(default, tuple):
-        return flag_value(default) or "none"
-    return unset if default is None else str(default) or "empty"
+        return flag_value(default) or unset or "none"
+    return unset or "by preset" if default is None else str(default) or "empty"
 
 
 def _parser_of(annotation: Any, text: re.Pattern[str] | None = None, /, **range_of: float) -> Any:

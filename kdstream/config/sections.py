@@ -74,8 +74,9 @@ class DataConfig(Section):
     mux_weights: tuple[float, ...] = flag(
         (),
         "Weights of the training manifests, e.g. 0.7,0.3 of an epoch's utterances.  An epoch ends where the first "
-        "manifest has been gone through once; the next one continues in the others.  Empty: all cuts of all manifests.",
+        "manifest has been gone through once; the next one continues in the others.",
         above=0,
+        unset="all cuts of all manifests",
     )
     valid_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to validate on, instead of --dev-parts.")
     test_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to decode, instead of --test-parts.")
@@ -124,7 +125,7 @@ class TrainConfig(Section):
         "icefall's) or exp-dir.  Schedules that suit random weights are left out, as in icefall's finetune.py.",
     )
     init_modules: tuple[str, ...] = flag(
-        (), "Parts that begin with these weights, e.g. encoder_embed,encoder; others begin at random.  Empty: all."
+        (), "Parts that begin with these weights, e.g. encoder_embed,encoder; others begin at random.", unset="all"
     )
     init_epoch: int = flag(0, "epoch-N.pt of that exp-dir (0: the last one there is).", minimum=0)
     init_avg: int = flag(1, "Checkpoints of that exp-dir to average, as in decode.py.", minimum=1)

@@ -99,6 +99,12 @@ def test_usage_shows_commands_that_can_be_typed(name, monkeypatch, capsys):
         assert flags <= known, f"{first} has no {', '.join(sorted(flags - known))}"
 
 
+def test_help_says_what_an_empty_list_of_names_means(capsys):
+    text = " ".join(help_of("train", capsys).split())
+    assert "others begin at random. (default: all)" in text
+    assert "continues in the others. (default: all cuts of all manifests)" in text
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in RECIPE.glob("*.py")))
 def test_scripts_of_the_recipe_run_a_command(script):
     assert name_of("python", script) == Path(script).stem.replace("_", "-")
