@@ -40,7 +40,7 @@ COMMANDS = {
     "export": Command("commands.export", "export", "write weights and ONNX files for sherpa-onnx, and check them"),
     "serve": Command("commands.serve", "serve", "serve a web page that transcribes as it hears"),
     "align": Command("commands.align", "train", "find when words end, with a model's CTC head"),
-    "pseudo-label": Command("commands.pseudo_label", "report", "transcribe unlabelled cuts with a teacher"),
+    "pseudo-label": Command("commands.pseudo_label", "report", "transcribe unlabelled cuts with a teacher or Whisper"),
     "cache-teacher": Command("commands.cache_teacher", "train", "store what a teacher computes, for its students"),
     "layer-similarity": Command("commands.layer_similarity", "report", "measure how similar two models' layers are"),
     "report": Command("commands.report", "report", "compare trained systems on one page"),

@@ -105,6 +105,11 @@ def test_help_says_what_an_empty_list_of_names_means(capsys):
     assert "continues in the others. (default: all cuts of all manifests)" in text
 
 
+def test_pseudo_label_is_announced_with_all_its_labellers(capsys):
+    commands.main(["--help"])
+    assert "with a teacher or Whisper" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in RECIPE.glob("*.py")))
 def test_scripts_of_the_recipe_run_a_command(script):
     assert name_of("python", script) == Path(script).stem.replace("_", "-")
