@@ -9,7 +9,7 @@ choose_parts() {
     [[ -n $corpus_dir ]] || fail "--lhotse-recipe $lhotse_recipe: say where the corpus is, with --corpus-dir"
     return
   fi
-  for name in recipe_args text_remove channel; do
+  for name in recipe_args channel; do
     [[ -z ${!name:-} ]] || fail "--${name/_/-} ${!name}: is for --lhotse-recipe; leave it out, and change the corpus itself"
   done
   if [[ -n $corpus_dir ]]; then

@@ -26,7 +26,7 @@ corpus=mini               # mini, mini-librispeech, librispeech-100 or librispee
 corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/<speaker>/<chapter>/, or with
 lhotse_recipe=            # any corpus that Lhotse has a recipe of this name for
 recipe_args=              # more arguments of it, e.g. 'languages=en'
-text_remove=              # with a recipe: a regular expression of what to take out of texts, e.g. '[.,?!]'
+text_remove=              # a regular expression of what to take out of texts, e.g. '[.,?!]'
 channel=                  # with a recipe: the only channel to take; by default each segment's own
 held_out_share=0.05       # with a recipe: of the training speech, for each of dev and test that the corpus lacks
 train_parts=              # parts, separated by commas; by default those of the corpus
@@ -138,6 +138,8 @@ if [[ -n $lhotse_recipe ]]; then
   fi
   [[ -f $found ]] || fail "$found: no such file; run stage 1"
   source "$found"  # train_parts, dev_parts and test_parts
+elif [[ -n $text_remove ]]; then
+  speech+=" $text_remove"
 fi
 all_parts=$(each "$train_parts,$dev_parts,$test_parts")
 for part in $(each "$train_parts"); do
@@ -179,9 +181,9 @@ fi
 if in_stage 1 && [[ -z $lhotse_recipe ]]; then
   log "Stage 1: manifests"
   for part in $all_parts; do
-    once "$data_dir/manifests/.$part.done" "$corpus_dir" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
+    once "$data_dir/manifests/.$part.done" "$speech" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
       "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$part" \
-      --output-dir "$data_dir/manifests"
+      --text-remove "$text_remove" --output-dir "$data_dir/manifests"
   done
 fi
 

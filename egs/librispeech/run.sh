@@ -26,8 +26,8 @@ stop_stage=6
 corpus=mini               # as for prepare.sh: mini, mini-librispeech, librispeech-100 or librispeech
 corpus_dir=               # instead: any directory that holds LibriSpeech/<part>/, with its parts, or with
 lhotse_recipe=            # any corpus that Lhotse has a recipe of this name for
-recipe_args=              # more arguments of it, and what to take out of its texts, as for prepare.sh
-text_remove=
+recipe_args=              # more arguments of it, as for prepare.sh
+text_remove=              # what to take out of texts, as for prepare.sh
 train_parts=              # by default those of the corpus
 dev_parts=
 test_parts=
@@ -97,9 +97,9 @@ fi
 
 if stages 1; then
   log "Stage 1: data"
-  source=(--corpus "$corpus")
-  [[ -z $corpus_dir ]] || source=(--corpus-dir "$corpus_dir")
-  [[ -z $lhotse_recipe ]] || source+=(--lhotse-recipe "$lhotse_recipe" --recipe-args "$recipe_args" --text-remove "$text_remove")
+  source=(--corpus "$corpus" --text-remove "$text_remove")
+  [[ -z $corpus_dir ]] || source+=(--corpus-dir "$corpus_dir")
+  [[ -z $lhotse_recipe ]] || source+=(--lhotse-recipe "$lhotse_recipe" --recipe-args "$recipe_args")
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --token-type "$token_type" --vocab-size "$vocab_size" --text-case "$text_case" --data-dir "$data_dir"
 fi

@@ -18,12 +18,12 @@ speakers and whole recordings, the same ones each time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import parser_of
+from kdstream.corpus.text_remove import add_text_remove, check_text_remove
 from kdstream.errors import UserError, option
 
 
@@ -37,20 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{role}-parts", default="", help="Parts for it, separated by commas.")
     parser.add_argument("--held-out-share", type=float, default=0.05, help="See above (default: %(default)s)")
     parser.add_argument("--channel", type=int, help="Take the segments of this channel alone (default: all)")
-    parser.add_argument("--text-remove", default="", help="A regular expression of what to take out of texts.")
+    add_text_remove(parser)
     parser.add_argument("--jobs", type=int, default=2, help="Processes, where the recipe takes several.")
     args = parser.parse_args(argv)
     if not 0 < args.held_out_share < 0.5:
         raise UserError(
             "must lie between 0 and 0.5", flag=option("held_out_share", args.held_out_share), fix="try 0.05"
         )
-    try:
-        re.compile(args.text_remove)
-    except re.error as error:
-        fix = r"for marks in brackets write '\[[^]]*\]', for punctuation '[.,?!]'"
-        raise UserError(
-            f"no regular expression ({error})", flag=option("text_remove", args.text_remove), fix=fix
-        ) from error
+    check_text_remove(args.text_remove)
 
     from kdstream.corpus.parts import Roles
     from kdstream.corpus.prepare import prepare_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from kdstream.audio import kinds
 from kdstream.audio.files import check_header
+from kdstream.corpus.text_remove import removed
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.files import read_utf8
 from kdstream.units import FRAMES_PER_SECOND
 
@@ -103,16 +104,25 @@ def open_recording(path: Path, utterance: str) -> Recording:
     return recording
 
 
-def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
-    """Writes both manifests of one part."""
+def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str = "") -> None:
+    """Writes both manifests of one part.
+
+    text_remove: a regular expression of what is taken out of texts; utterances that it leaves no text are left out.
+    """
     part_dir = corpus_dir / part
     if not part_dir.is_dir():
         there = ", ".join(sorted(path.name for path in corpus_dir.glob("*/"))) or "nothing"
         raise UserError(f"{part_dir}: no such directory", fix=f"see --corpus-dir and the names of the parts ({there})")
     recordings: list[Recording] = []
     supervisions: list[SupervisionSegment] = []
-    for folder, utterance, text in tqdm(read_transcripts(part_dir), desc=part, unit=" utterances", disable=None):
-        recording = open_recording(find_audio(folder, utterance), utterance)
+    without_text: list[Path] = []
+    for folder, utterance, written in tqdm(read_transcripts(part_dir), desc=part, unit=" utterances", disable=None):
+        path = find_audio(folder, utterance)
+        text = removed(written, text_remove) if text_remove else written
+        if not text:
+            without_text.append(path)
+            continue
+        recording = open_recording(path, utterance)
         recordings.append(recording)
         supervisions.append(
             SupervisionSegment(
@@ -125,10 +135,17 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
                 text=text,
             )
         )
+    if without_text:
+        _warn_of_files(part_dir, without_text, f"{option('text_remove', text_remove)} leaves them no text")
+    if without_text and not recordings:
+        fix = "give an expression that leaves words"
+        raise UserError(f"{part_dir}: no text is left", flag=option("text_remove", text_remove), fix=fix)
     if not recordings:
         fix = "LibriSpeech's layout has SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, with an id and a text in each line"
         raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix=fix)
-    _warn_of_audio_without_text(part_dir, recordings)
+    _warn_of_audio_without_text(
+        part_dir, [*without_text, *(str(recording.sources[0].source) for recording in recordings)]
+    )
     write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"{LIBRISPEECH}_recordings_{part}.jsonl.gz")
     write_manifest(
         SupervisionSet.from_segments(supervisions), output_dir / f"{LIBRISPEECH}_supervisions_{part}.jsonl.gz"
@@ -138,15 +155,16 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path) -> None:
     logging.info(f"{part}: {len(recordings)} utterances, {speakers} speakers, {hours:.2f} h")
 
 
-def _warn_of_audio_without_text(part_dir: Path, recordings: list[Recording]) -> None:
-    transcribed = {recording.sources[0].source for recording in recordings}
+def _warn_of_audio_without_text(part_dir: Path, named: Iterable[Path | str]) -> None:
+    transcribed = set(map(str, named))
     audio = (path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES))
     untranscribed = sorted(
         str(path) for path in audio if str(path) not in transcribed and not path.name.startswith(".")
     )
     if untranscribed:
-        more = ", ..." if len(untranscribed) > 3 else ""
-        logging.warning(
-            f"{part_dir}: {len(untranscribed)} audio files are left out, for no .trans.txt names them: "
-            f"{', '.join(untranscribed[:3])}{more}"
-        )
+        _warn_of_files(part_dir, untranscribed, "no .trans.txt names them")
+
+
+def _warn_of_files(part_dir: Path, files: Sequence[Path | str], why: str) -> None:
+    first, more = ", ".join(map(str, files[:3])), ", ..." if len(files) > 3 else ""
+    logging.warning(f"{part_dir}: {len(files)} audio files are left out, for {why}: {first}{more}")

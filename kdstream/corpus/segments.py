@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 from kdstream.corpus.recipes import Part
+from kdstream.corpus.text_remove import removed
 from kdstream.data.checks import TEXT_TOLERANCE
 from kdstream.errors import UserError
 from kdstream.files import write_text
@@ -80,8 +80,7 @@ def usable_part(part: Part, left_out: LeftOut, channel: int | None = None, text_
                 source.type != "file" or os.path.exists(source.source) for source in recording.sources
             )
         segment = _on_one_channel(segment, channel)
-        text = segment.text or ""
-        text = " ".join((re.sub(text_remove, " ", text) if text_remove else text).split())
+        text = removed(segment.text or "", text_remove)
         reason = _fault(segment, recording, is_there[recording.id], channel, text)
         if reason:
             left_out.add(reason, segment, recording)

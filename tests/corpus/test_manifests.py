@@ -11,8 +11,10 @@ import soundfile
 from lhotse import CutSet, SupervisionSet
 from lhotse.utils import fastcopy
 
+from kdstream.commands import prepare_manifests
 from kdstream.corpus.fbank import read_part
 from kdstream.corpus.manifests import prepare_part
+from kdstream.errors import UserError
 from support.data import (
     error_of,
     make_part,
@@ -143,6 +145,25 @@ def test_audio_that_no_transcript_names_is_counted(small, caplog):
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "2 audio files are left out, for no .trans.txt names them" in warning
     assert f"{folder / 'extra.flac'}, {folder / 'more.mp3'}" in warning
+
+
+def test_what_is_taken_out_of_texts_leaves_a_blank_and_utterances_without_text_are_counted(small, caplog):
+    folder = small / "LibriSpeech" / "train" / "1" / "1"
+    lines = (folder / "1-1.trans.txt").read_text().splitlines()
+    lines[:3] = ["1-1-0000 Well,  DON'T!", "1-1-0001 [noise]", "1-1-0002 A [noise] B"]
+    (folder / "1-1.trans.txt").write_text("\n".join(lines) + "\n")
+    with caplog.at_level(logging.WARNING):
+        prepare_part(small / "LibriSpeech", "train", small, r"\[[^]]*\]|[,!']")
+    assert texts_of(small) == ["Well DON T", "A B", *(line.split(maxsplit=1)[1] for line in lines[3:])]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "1 audio files are left out, for --text-remove " in warning and "1-1-0001.flac" in warning
+    with pytest.raises(UserError, match=r"--text-remove \.: .*train: no text is left"):
+        prepare_part(small / "LibriSpeech", "train", small, ".")
+
+
+def test_an_expression_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"--text-remove \[: no regular expression .*; for marks in brackets write"):
+        prepare_manifests.main(["--corpus-dir", "x", "--parts", "x", "--text-remove", "["])
 
 
 def test_missing_part_and_empty_part(small):

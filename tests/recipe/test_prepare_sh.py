@@ -168,6 +168,26 @@ def test_a_recipe_is_run_once_for_its_settings_and_tells_the_parts(tmp_path):
 
 
 @pytest.mark.slow
+def test_prepare_takes_marks_out_of_texts_in_librispeechs_layout(tmp_path):
+    make_part(tmp_path / "mine", "train", 1, 8, seed=1)
+    make_part(tmp_path / "mine", "dev", 2, 3, seed=2)
+    path = tmp_path / "mine" / "LibriSpeech" / "dev" / "2" / "1" / "2-1.trans.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + ", OH!", lines[1], "2-1-0002 ?"]) + "\n")
+    parts = ("--train-parts", "train", "--dev-parts", "dev", "--test-parts", "dev", "--data-dir", "data")
+    flags = ("--corpus-dir", "mine", *parts, "--vocab-size", "30", "--perturb-speed", "false", "--stop-stage", "3")
+
+    def texts_of(*more: str) -> list[str]:
+        done = run_prepare(*flags, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        cuts = CutSet.from_file(tmp_path / "data" / "fbank" / "librispeech_cuts_dev.jsonl.gz")
+        return sorted(f"{cut.id} {cut.supervisions[0].text}" for cut in cuts)
+
+    assert texts_of() == [lines[0] + ", OH!", lines[1], "2-1-0002 ?"]
+    assert texts_of("--text-remove", "[,!?]") == [lines[0] + " OH", lines[1]]  # done anew
+
+
+@pytest.mark.slow
 def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
     make_part(tmp_path / "mine", "train", 1, 8, seed=1)
     (tmp_path / "data" / "manifests").mkdir(parents=True)
@@ -202,7 +222,7 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--augment-share", "0"], "--augment-share 0"),
         (["--augment-share", "1.5"], "--augment-share 1.5"),
         (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
-        (["--text-remove", "[.,]"], "--text-remove [.,]: is for --lhotse-recipe"),
+        (["--recipe-args", "a=b"], "--recipe-args a=b: is for --lhotse-recipe"),
         (["--corpus-dir", ".", "--channel", "1"], "--channel 1: is for --lhotse-recipe"),
         (["--lhotse-recipe", "tedlium", "--corpus-dir", "nowhere"], "--corpus-dir nowhere"),
     ],
