@@ -29,7 +29,7 @@ MODES = ("full", "simulated", "chunkwise")
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
     "other_rates": {},
-    "cuts": "", "inputs": "",
+    "cuts": "", "inputs": "", "begins_with": "",
 }  # fmt: skip
 
 
@@ -62,6 +62,7 @@ class Record:
     cuts: which cuts the test set has (see data.cuts.fingerprint_of); "" where a file lacks it.
     inputs: a hash of the weights, hotwords and language model that flags named, of which `checkpoint` and `search` have
       the names alone; "" without such flags, and where a file lacks it.
+    begins_with: --init-checkpoint of its training, and --init-modules; "" without them, and where a file lacks it.
     """
 
     system: str
@@ -96,6 +97,7 @@ class Record:
     other_rates: dict[str, float] = field(default_factory=dict)
     cuts: str = ""
     inputs: str = ""
+    begins_with: str = ""
 
     @property
     def rate(self) -> str:

@@ -169,13 +169,13 @@ class DecodingRun:
     def _record(
         self, test_set: str, score: scoring.Score, unit: str, recogs: str, latency: Latency, cuts: str
     ) -> Record:
-        chunk, model = self.chunk, self.config.model
+        chunk, model, train = self.chunk, self.config.model, self.config.train
         return Record(
             system=self.decode.system or Path(self.decode.exp_dir).resolve().name,
             encoder=f"{model.encoder} {model.preset}",
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             method=self.config.distill.method,
-            seed=self.config.train.seed,
+            seed=train.seed,
             checkpoint=self._checkpoint,
             test_set=test_set,
             mode=self.mode,
@@ -202,6 +202,7 @@ class DecodingRun:
             normalisation=self.data.tokenizer.normalisation,
             cuts=cuts,
             inputs=self._inputs,
+            begins_with=": ".join(filter(None, (train.init_checkpoint, ",".join(train.init_modules)))),
         )
 
     def _file(self, kind: str, test_set: str, ending: str = "txt") -> Path:

@@ -155,14 +155,21 @@ def as_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def model_rows(records: Sequence[Record]) -> Table:
-    """A row for each trained model: its size, what was distilled into it and what its training took."""
+    """A row for each trained model: its size, what was distilled into it and what its training took.
+
+    With which weights a training began has a column where one did with those of another.
+    """
     header = ["system", "seed", "model", "distilled", "checkpoint", "speech (h)", "compute (h)"]
+    fine_tuned = any(r.begins_with for r in records)
+    if fine_tuned:
+        header.insert(4, "begins with")
     rows = [
         [
             r.system,
             str(r.seed),
             f"{r.encoder}, {r.parameters / 1e6:.2f} M",
             r.method,
+            *([r.begins_with or "-"] if fine_tuned else []),
             r.checkpoint,
             *(f"{hours:.2f}" if hours else "-" for hours in (r.speech_hours, r.compute_hours)),
         ]

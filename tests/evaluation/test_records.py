@@ -33,6 +33,7 @@ def test_records_survive_the_file(tmp_path):
         make_record(seed=1, latency=LATENCY),
         make_record(seed=2, utterance_errors=(10, 0, 20), utterance_words=(80, 80, 80)),
         make_record(right_ms=160),
+        make_record(seed=3, begins_with="exp/old"),
     ]
     for record in records:
         add_record(path, record)

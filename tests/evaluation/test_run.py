@@ -106,6 +106,20 @@ def test_both_scripts_write_the_same_hypotheses(exp_dir, monkeypatch, flags):
     assert list(simulated.utterance_words) == [len(t.ref) for t in first]
 
 
+@pytest.mark.parametrize(
+    "init, named",
+    [
+        ({}, ""),
+        ({"init_checkpoint": "exp/old"}, "exp/old"),
+        ({"init_checkpoint": "a/b.pt", "init_modules": ("encoder_embed", "encoder")}, "a/b.pt: encoder_embed,encoder"),
+    ],
+)
+def test_a_record_names_the_weights_that_training_began_with(exp_dir, monkeypatch, init, named):
+    config = ExperimentConfig.load(exp_dir)
+    replace(config, train=replace(config.train, **init)).save(exp_dir)
+    assert decode(monkeypatch, "whole", exp_dir).begins_with == named
+
+
 def test_hotwords_of_another_file_of_one_name_do_not_replace_results_in_silence(exp_dir, tmp_path, monkeypatch, capfd):
     inputs = set()
     for name, phrase in (("a", TEXTS[0]), ("b", TEXTS[0]), ("c", TEXTS[1])):

@@ -72,3 +72,12 @@ def test_seeds_share_a_row_with_their_mean_deviation_and_intervals():
     assert new[3].replace("\u00a0", " ") == f"{mean:.2f} ± {deviation:.2f} [{low:.2f}, {high:.2f}]"
     assert new[4].replace("\u00a0", " ") == f"{pooled.percent:.1f} {interval_shown(pooled.interval or (0.0, 0.0))}"
     assert one[3].replace("\u00a0", " ") == wer_shown(alone)
+
+
+def test_models_name_the_weights_that_their_training_began_with_where_one_did():
+    tuned = make_record(system="tuned", begins_with="exp/distilled")
+    header, rows = findings.model_rows([make_record(), tuned])
+    assert header[3:6] == ["distilled", "begins with", "checkpoint"]
+    assert [row[3:6] for row in rows] == [["none", "-", "epoch-30_avg-9"], ["none", "exp/distilled", "epoch-30_avg-9"]]
+    header, rows = findings.model_rows([make_record()])
+    assert "begins with" not in header and len(rows[0]) == len(header)
