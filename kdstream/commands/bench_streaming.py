@@ -91,12 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     audio = read_audio(args.audio)
     search = choose_search(decode)
     exported_runtimes = [name for name in args.runtimes if name not in OWN]
-    if exported_runtimes and search.method != "greedy_search":
-        raise UserError(
-            f"{','.join(exported_runtimes)} search greedily",
-            flag=option("decoding_method", search.method),
-            fix=f"use --runtimes {','.join(OWN)}",
-        )
+    if exported_runtimes and search.name != "greedy_search":
+        problem = f"{','.join(exported_runtimes)}: plain greedy_search alone, not {search.name}"
+        raise UserError(problem, fix=f"use --runtimes {','.join(OWN)}")
     trained = load_trained(config, decode)
     search = search.for_tokens(trained.tokenizer)
     with tempfile.TemporaryDirectory() as folder:

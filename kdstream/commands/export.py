@@ -13,7 +13,7 @@ In full context, which is that of a model of --causal 0 and of any other with --
 --check transcribes audio files, directories of such and cuts of manifests with torch (as deployed), onnxruntime and
 sherpa-onnx, each on one thread.  It prints tokens, the first difference, and seconds of compute per second of speech.
 At the end it prints a line for each runtime, with the word error rate where cuts have transcripts: on a whole test set,
-that is what int8 costs.  The exit status is 1 where float32 differs.
+that is what int8 costs.  The exit status is 1 where float32 differs.  --blank-penalty is that of the runtimes.
 
 --lm-exp-dir writes the language model too, as lm.onnx, and its bigram as 2gram.fst.  --check then also compares torch
 with sherpa-onnx in modified_beam_search at --lm-scale-decode, --lodr-scale and --beam-size.
@@ -31,6 +31,7 @@ from kdstream.config.flags import add_arguments, warn_of_unread
 from kdstream.errors import UserError
 from kdstream.units import FEATURE_FRAME_MS
 
+CHECK_FLAGS = ("blank_penalty",)
 LM_FLAGS = ("beam_size", "lm_exp_dir", "lm_scale_decode", "lodr_scale")
 
 
@@ -40,7 +41,7 @@ def print_sizes(paths: Sequence[Path]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, (WeightsConfig, ContextConfig), data_flags=("bpe_model",))
-    add_arguments(parser, SearchConfig, LM_FLAGS)
+    add_arguments(parser, SearchConfig, [*CHECK_FLAGS, *LM_FLAGS])
     parser.add_argument("--check", nargs="+", default=[], metavar="AUDIO", help="Audio or cuts to check with.")
     args = parser.parse_args(argv)
 
@@ -64,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = trained.tokenizer
     search = fused = None
     if decode.lm_exp_dir:
-        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in LM_FLAGS})
+        search = ModifiedBeamSearch(**{name: getattr(decode, name) for name in (*CHECK_FLAGS, *LM_FLAGS)})
         fused = read_lm(Path(decode.lm_exp_dir), tokenizer, lodr=bool(decode.lodr_scale))
     else:
         warn_of_unread(decode, LM_FLAGS, "without --lm-exp-dir")
+    if not speech:
+        warn_of_unread(decode, CHECK_FLAGS, "without --check")
     written = save_pretrained(folder, trained.model)
     if chunk is None and not speech and ENCODERS.find(config.model.encoder).step is None:
         print_sizes(written)  # there are its weights, at least
@@ -88,6 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         tail_ms = chunk.tail * FEATURE_FRAME_MS
         print(f"tail padding: {tail_ms} ms of zeros; a client sends them at the end, before input_finished()")
     if speech:
-        check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc)
+        check_exported(trained.model, chunk, files, int8, tokenizer, speech, ctc, decode.blank_penalty)
     if speech and search and chunk is not None:
         check_fused(trained.model, chunk, files, search.for_tokens(tokenizer), tokenizer, speech)

@@ -28,7 +28,7 @@ from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.serving.limits import LOOPBACK_NAMES, Limits
 
-SEARCH_FLAGS = ("decoding_method", "beam_size", "hotwords_file", "hotwords_score")
+SEARCH_FLAGS = ("decoding_method", "beam_size", "blank_penalty", "hotwords_file", "hotwords_score")
 
 
 def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -22,9 +22,10 @@ SEARCHES: Registry[Any] = Registry(
     lambda: SearchConfig,
     filled_by="kdstream.decoding.settings",
     own={
-        "greedy_search": ("max_sym_per_frame",),
+        "greedy_search": ("max_sym_per_frame", "blank_penalty"),
         "modified_beam_search": (
             "beam_size",
+            "blank_penalty",
             "hotwords_file",
             "hotwords_score",
             "lm_exp_dir",
@@ -81,6 +82,9 @@ class SearchConfig(Section):
     )
     max_sym_per_frame: int = flag(1, "Symbols that greedy_search may emit in one 40 ms frame.", minimum=1)
     beam_size: int = flag(4, "Paths that modified_beam_search and ctc_prefix_beam_search keep.", minimum=1)
+    blank_penalty: float = flag(
+        0.0, "What greedy_search and modified_beam_search take from blank's logit; more is then said.", minimum=0
+    )
     hotwords_file: str = flag(
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
     )

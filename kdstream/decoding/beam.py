@@ -26,7 +26,7 @@ from kdstream.decoding.paths import (
     trace_back,
     with_token,
 )
-from kdstream.decoding.search import Scorer, Search, joiner_log_probs, predict, without_unknown
+from kdstream.decoding.search import Scorer, Search, joiner_log_probs, penalise_blank, predict, without_unknown
 from kdstream.errors import UserError, option
 from kdstream.hotwords import read_hotwords, shown
 from kdstream.lm.bigram import BIGRAM_FILE, load_bigram
@@ -47,6 +47,7 @@ class ModifiedBeamSearch(Search[PathState]):
 
     method = "modified_beam_search"
     beam_size: int = SearchConfig.beam_size
+    blank_penalty: float = SearchConfig.blank_penalty
     hotwords_file: str = SearchConfig.hotwords_file
     hotwords_score: float = SearchConfig.hotwords_score
     lm_exp_dir: str = SearchConfig.lm_exp_dir
@@ -67,7 +68,9 @@ class ModifiedBeamSearch(Search[PathState]):
 
     @property
     def _biasing(self) -> list[str]:
-        names = [f"hotwords-{Path(self.hotwords_file).stem}-{self.hotwords_score:g}"] if self.hotwords_file else []
+        names = [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []
+        if self.hotwords_file:
+            names.append(f"hotwords-{Path(self.hotwords_file).stem}-{self.hotwords_score:g}")
         if self.lm_exp_dir:
             names.append(f"{Path(self.lm_exp_dir).resolve().name}-lm-scale-{self.lm_scale_decode:g}")
         return names + ([f"LODR-2gram-scale-{self.lodr_scale:g}"] if self.lodr_scale else [])
@@ -127,7 +130,8 @@ class ModifiedBeamSearch(Search[PathState]):
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for t in range(encoded.size(1)):
             active = t < lens  # (N, 1)
-            step = joiner_log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
+            own = joiner_log_probs(model, encoded[:, t : t + 1].expand_as(predicted), predicted)  # (N, B, V)
+            step = penalise_blank(model, own, self.blank_penalty)
             best, index = (log_prob.unsqueeze(2) + step).flatten(1).topk(num_paths)  # (N, B), (N, B)
             parent = torch.div(index, step.size(2), rounding_mode="floor")
             parent = torch.where(active, parent, itself)
@@ -142,7 +146,7 @@ class ModifiedBeamSearch(Search[PathState]):
                 score, scored[n] = scorer.advance(before, token, emits)
                 best = best + score
             log_prob = torch.where(active, _merge_equal_paths(best, key), log_prob)
-            steps.append((parent, token, step.flatten(1).gather(1, index)))
+            steps.append((parent, token, own.flatten(1).gather(1, index)))
         origin, tokens, token_log_probs = trace_back(steps, itself)
         histories = extend_histories(state, origin, range(len(steps)), tokens, token_log_probs, blank)
         owed = torch.zeros_like(log_prob)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdstream.config.decoding import SearchConfig
 from kdstream.decoding.paths import History, PathState, add_lens, start_paths
-from kdstream.decoding.search import Search, joiner_log_probs, predict
+from kdstream.decoding.search import Search, joiner_log_probs, penalise_blank, predict
 from kdstream.models.transducer import Transducer
 
 TOGETHER = 8  # frames about which the joiner is asked at once; measured, flat between 4 and 16
@@ -27,6 +27,7 @@ class Walk:
     length: frames in all.
     frame: that of the next symbol; `symbols` have been taken there.
     total: the log probability of all symbols, blanks included.
+    log_probs: the model's own, of the tokens.
     """
 
     length: int
@@ -37,18 +38,16 @@ class Walk:
     timestamps: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
 
-    def take(
-        self, tokens: Sequence[int], log_probs: Sequence[float], begin: int, silent: Collection[int], most: int
-    ) -> bool:
+    def take(self, best: Sequence[tuple[int, float, float]], begin: int, silent: Collection[int], most: int) -> bool:
         """Takes the best symbols of the frames from `begin` on, up to one that is not silent or to the end.
 
         Args:
+          best: of each frame a token, its log probability in the search, and the model's own.
           most: symbols in a frame.
         Returns:
           Whether the last one is not silent.
         """
-        place = self.frame - begin
-        for token, log_prob in zip(tokens[place:], log_probs[place:], strict=True):
+        for token, log_prob, own in best[self.frame - begin :]:
             if self.frame == self.length:
                 return False
             self.total += log_prob
@@ -57,7 +56,7 @@ class Walk:
             if spoken:
                 self.tokens.append(token)
                 self.timestamps.append(self.frame)
-                self.log_probs.append(log_prob)
+                self.log_probs.append(own)
             if not spoken or self.symbols == most:
                 self.frame, self.symbols = self.frame + 1, 0
             if spoken:
@@ -78,20 +77,26 @@ class GreedySearch(Search[PathState]):
 
     method = "greedy_search"
     max_sym_per_frame: int = SearchConfig.max_sym_per_frame
+    blank_penalty: float = SearchConfig.blank_penalty
 
     def __post_init__(self) -> None:
         self._require("max_sym_per_frame", self.max_sym_per_frame >= 1, "must be at least 1")
 
     @property
     def settings(self) -> list[str]:
-        return [] if self.max_sym_per_frame == 1 else [f"max-sym-per-frame-{self.max_sym_per_frame}"]
+        several = [] if self.max_sym_per_frame == 1 else [f"max-sym-per-frame-{self.max_sym_per_frame}"]
+        return [*several, *self._penalties]
+
+    @property
+    def _penalties(self) -> list[str]:
+        return [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []
 
     @property
     def streaming_name(self) -> str:
         return "_".join(["greedy-search", *self.settings])
 
     def file_suffix(self, context_size: int) -> str:
-        return f"_context-{context_size}_max-sym-per-frame-{self.max_sym_per_frame}"
+        return "_".join([f"_context-{context_size}", f"max-sym-per-frame-{self.max_sym_per_frame}", *self._penalties])
 
     def start(self, model: Transducer, num_streams: int) -> PathState:
         return start_paths(model, num_streams, num_paths=1)
@@ -125,10 +130,13 @@ class GreedySearch(Search[PathState]):
         """Moves the streams `rows` on, each to its next symbol or to the end of `encoded`; returns those that spoke."""
         begin = min(walks[n].frame for n in rows)
         encoded = _select(encoded, rows)[:, begin:]
-        log_probs, tokens = joiner_log_probs(model, encoded, _select(predicted, rows).unsqueeze(1)).max(dim=2)
+        own = joiner_log_probs(model, encoded, _select(predicted, rows).unsqueeze(1))
+        log_probs, tokens = penalise_blank(model, own, self.blank_penalty).max(dim=2)
+        own = own.gather(2, tokens.unsqueeze(2)).squeeze(2)
         silent, most = {model.config.blank_id, model.unk_id}, self.max_sym_per_frame
-        best = zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)
-        return [n for n, symbols, scores in best if walks[n].take(symbols, scores, begin, silent, most)]
+        streams = zip(rows, tokens.tolist(), log_probs.tolist(), own.tolist(), strict=True)
+        best = {n: list(zip(*of_frames, strict=True)) for n, *of_frames in streams}
+        return [n for n in rows if walks[n].take(best[n], begin, silent, most)]
 
 
 def _select(x: Tensor, rows: list[int]) -> Tensor:

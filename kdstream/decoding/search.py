@@ -37,7 +37,8 @@ AnyState = TypeVar("AnyState", bound="State")
 class Result:
     """What a stream says: token ids, the output frame (40 ms, from the stream's start) of each, log probability.
 
-    token_log_probs: of each token, given those before it, on the frame where the path took it.
+    log_prob: as the search counts, with what it adds or takes away.
+    token_log_probs: the model's own, of each token, given those before it, on the frame where the path took it.
     nbest: the best paths, this one first, where the search was told to list them.
     """
 
@@ -188,6 +189,19 @@ class Search(ABC, Generic[AnyState]):
 def without_unknown(model: Transducer, token: Tensor) -> Tensor:
     """Tokens (...) with blank for <unk>."""
     return token if model.unk_id is None else token.masked_fill(token == model.unk_id, model.config.blank_id)
+
+
+def penalise_blank(model: Transducer, log_probs: Tensor, penalty: float) -> Tensor:
+    """Log probabilities (..., V) where `penalty` is taken from blank's logit before the softmax.
+
+    So do icefall's greedy_search and modified_beam_search, and sherpa-onnx's, whose probabilities of tokens are without
+    it in modified_beam_search.
+    """
+    if not penalty:
+        return log_probs
+    taken = log_probs.new_zeros(log_probs.size(-1))
+    taken[model.config.blank_id] = penalty
+    return (log_probs - taken).log_softmax(dim=-1)  # the softmax does not see that these are logits less a constant
 
 
 def predict(model: Transducer, context: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.decoding.audio import read_audio_file
 from kdstream.decoding.beam import ModifiedBeamSearch
 from kdstream.decoding.ctc import CtcGreedySearch
+from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError, option, printable
 from kdstream.evaluation import scoring
 from kdstream.export.language_model import LM_FILE
@@ -193,11 +194,13 @@ def check_exported(
     tokenizer: Tokenizer,
     speech: dict[str, Speech],
     ctc: tuple[Path, Path] | None = None,
+    blank_penalty: float = 0.0,
 ) -> None:
     """Compares all runtimes on `speech`.  Raises UserError where one in float32 differs from torch.
 
     chunk: None for full context.
     ctc: the exported CTC head in float32 and in int8, if there is one.
+    blank_penalty: of the transducer's search.
     """
     torch.set_num_threads(1)
     unknown = UnknownLetters(tokenizer)
@@ -206,12 +209,13 @@ def check_exported(
     unknown.warn("--check")
     sherpa, sherpa_ctc = (SherpaOffline, SherpaOfflineCtc) if chunk is None else (SherpaRecognizer, SherpaCtc)
     tokens, pieces = files.encoder.with_name(TOKENS_FILE), tokenizer.tokens
-    exact: dict[str, Runtime] = {
-        "torch": torch_runtime(model, chunk, pieces),
-        "onnxruntime": OnnxRecognizer(files, pieces),
-        "sherpa-onnx": sherpa(files, tokens),
+    runtimes: dict[str, Runtime] = {
+        "torch": torch_runtime(model, chunk, pieces, GreedySearch(blank_penalty=blank_penalty)),
+        "onnxruntime": OnnxRecognizer(files, pieces, blank_penalty),
+        "sherpa-onnx": sherpa(files, tokens, blank_penalty=blank_penalty),
+        "sherpa-onnx int8": sherpa(int8, tokens, blank_penalty=blank_penalty),
     }
-    compare_exact({**exact, "sherpa-onnx int8": sherpa(int8, tokens)}, chunk, tokenizer, speech)
+    compare_exact(runtimes, chunk, tokenizer, speech)
     if ctc is None:
         return
     print("\nCTC head:")
@@ -254,6 +258,7 @@ def check_fused(
     if search.lodr_scale:
         settings.update(lodr_fst=str(folder / FST_FILE), lodr_scale=search.lodr_scale)
     settings.update(decoding_method=search.method, max_active_paths=search.beam_size)
+    settings.update(blank_penalty=search.blank_penalty)
     heard: dict[str, list[list[str]]] = {}
 
     def listening(name: str, runtime: Runtime) -> Runtime:

@@ -116,12 +116,13 @@ class OnnxRecognizer(OnnxEncoder):
 
     Args:
       pieces: of all tokens, in the order of their ids.
+      blank_penalty: what is taken from blank's logit.
     """
 
-    def __init__(self, files: OnnxFiles, pieces: Sequence[str]) -> None:
+    def __init__(self, files: OnnxFiles, pieces: Sequence[str], blank_penalty: float = 0.0) -> None:
         super().__init__(files.encoder)
         self.decoder, self.joiner = load(files.decoder), load(files.joiner)
-        self.pieces = pieces
+        self.pieces, self.blank_penalty = pieces, blank_penalty
         self.unk_id = pieces.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in pieces else 0  # taken for blank, too
         self.context_size = int(self.decoder.get_modelmeta().custom_metadata_map["context_size"])
 
@@ -141,6 +142,7 @@ class OnnxRecognizer(OnnxEncoder):
         encoded, streams.caches = self.encode(x, streams.caches)
         for frame in encoded.transpose(1, 0, 2):
             logits = run(self.joiner, {"encoder_out": frame.copy(), "decoder_out": streams.predicted})[0]
+            logits[:, 0] -= self.blank_penalty
             best = logits.argmax(axis=1)
             (spoke,) = ((best != 0) & (best != self.unk_id)).nonzero()
             if len(spoke):
@@ -191,15 +193,20 @@ class SherpaCtc(SherpaRecognizer):
 
 
 class SherpaOffline:
-    """Greedy search over an exported transducer of whole utterances in sherpa-onnx."""
+    """Search over an exported transducer of whole utterances in sherpa-onnx.
 
-    def __init__(self, files: OnnxFiles, tokens: Path) -> None:
+    Args:
+      search: settings of `OfflineRecognizer.from_transducer`; without any it searches greedily.
+    """
+
+    def __init__(self, files: OnnxFiles, tokens: Path, **search: Any) -> None:
         self.offline = sherpa_onnx.OfflineRecognizer.from_transducer(
             tokens=str(tokens),
             encoder=str(files.encoder),
             decoder=str(files.decoder),
             joiner=str(files.joiner),
             num_threads=1,
+            **search,
         )
 
     def __call__(self, samples: Tensor) -> list[str]:

@@ -25,8 +25,8 @@ SCALES_ACTIVATIONS = b"DynamicQuantizeLinear"  # the ONNX operator: one scale fo
 NO_LETTERS = ":#@"  # to sherpa-onnx, where a word of a hotword begins with them: a score, a threshold, another name
 GREEDY, BEAM = "greedy_search", "modified_beam_search"
 SEARCH_SETTINGS: dict[str, tuple[str, ...]] = {  # of sherpa-onnx's searches for transducers
-    GREEDY: (),
-    BEAM: ("beam_size", "hotwords_file", "hotwords_score"),
+    GREEDY: ("blank_penalty",),
+    BEAM: ("beam_size", "blank_penalty", "hotwords_file", "hotwords_score"),
 }
 
 
@@ -111,6 +111,7 @@ def load_recognizer(
     num_threads: int,
     method: str = GREEDY,
     beam_size: int = SearchConfig.beam_size,
+    blank_penalty: float = SearchConfig.blank_penalty,
     hotwords_file: str = "",
     hotwords_score: float = SearchConfig.hotwords_score,
 ) -> sherpa_onnx.OnlineRecognizer:
@@ -119,6 +120,7 @@ def load_recognizer(
     Args:
       num_threads: of onnxruntime.
       method: greedy_search, or modified_beam_search, with `beam_size` paths and hotwords.
+      blank_penalty: what is taken from blank's logit; token probabilities are without it.
       hotwords_file, hotwords_score: see `read_hotwords`.
     Raises:
       UserError: hotwords that cannot be read or spelt, or a score out of range.
@@ -145,6 +147,7 @@ def load_recognizer(
             num_threads=num_threads,
             decoding_method=BEAM,  # with one path it is greedy search; sherpa-onnx's own cannot begin anew in a stream
             max_active_paths=beam_size if method == BEAM else 1,
+            blank_penalty=blank_penalty,
             temperature_scale=1.0,  # token probabilities are the model's own
             **settings,
         )

@@ -106,6 +106,7 @@ def test_a_search_with_hotwords_is_timed_as_it_decodes(exp_dir, tmp_path, monkey
         (("--audio", "none.wav"), "none.wav: no such file"),
         (("--seconds", "0.3", "--runtimes", "torch"), "--seconds"),
         (("--decoding-method", "modified_beam_search"), "--runtimes torch,onnxruntime"),
+        (("--blank-penalty", "2"), ": plain greedy_search alone, not greedy_search_blank-penalty-2; use --runtimes"),
         (("--chunk-size", -1), "--chunk-size"),
     ],
 )

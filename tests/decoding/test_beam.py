@@ -18,7 +18,7 @@ from kdstream.errors import UserError
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
 from support.decoding import log_probs, talkative_model
-from support.searches import LENS, assert_same, decode, decode_with_unknown, encoder_frames
+from support.searches import LENS, assert_same, decode, decode_with_unknown, encoder_frames, said_in
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"context{size}")
@@ -26,14 +26,17 @@ def model(request) -> Transducer:
     return talkative_model(context_size=request.param)
 
 
-def slow_beam(model: Transducer, frames: Tensor, beam: int, silent: tuple[int, ...] = (0,)) -> Result:
+def slow_beam(
+    model: Transducer, frames: Tensor, beam: int, silent: tuple[int, ...] = (0,), blank_penalty: float = 0.0
+) -> Result:
     """Paths in a dict from tokens to (log probability, timestamps, the tokens' own), as the definition reads."""
     paths: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
     for t, frame in enumerate(frames):
         candidates = []
         for tokens, (total, times, own) in paths.items():
-            for token, score in enumerate(log_probs(model, frame, tokens).tolist()):
-                said = ((token,), [t], [score]) if token not in silent else ((), [], [])
+            scores = (log_probs(model, frame, tokens, penalty).tolist() for penalty in (blank_penalty, 0.0))
+            for token, (score, log_prob) in enumerate(zip(*scores, strict=True)):
+                said = ((token,), [t], [log_prob]) if token not in silent else ((), [], [])
                 candidates.append((total + score, tokens + said[0], times + said[1], own + said[2]))
         candidates.sort(key=lambda candidate: -candidate[0])
         paths = {}
@@ -62,6 +65,19 @@ def test_unknown_is_taken_for_blank(model, beam):
     for result, frames, length in zip(ours, encoder_out, LENS, strict=True):
         assert_same(result, slow_beam(model, frames[:length], beam, silent=(0, unknown)))
     assert ours[0].tokens and not any(unknown in result.tokens for result in ours)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_blank_penalty_is_taken_from_blanks_logit_alone(model, beam):
+    """More is said, and the tokens' own log probabilities stay the model's."""
+    encoder_out = encoder_frames(model)
+    plain, penalised = (
+        decode(model, ModifiedBeamSearch(beam_size=beam, blank_penalty=penalty), encoder_out, LENS)
+        for penalty in (0.0, 2.0)
+    )
+    for result, frames, length in zip(penalised, encoder_out, LENS, strict=True):
+        assert_same(result, slow_beam(model, frames[:length], beam, blank_penalty=2.0))
+    assert said_in(penalised) > said_in(plain)
 
 
 def test_equal_hypotheses_are_merged(model):
@@ -120,6 +136,10 @@ def test_its_names_are_icefalls():
     search = ModifiedBeamSearch(beam_size=8)
     assert (search.name, search.streaming_name) == ("modified_beam_search_beam-size-8", "num-active-paths-8")
     assert search.file_suffix(context_size=2) == "__modified_beam_search__beam-size-8"
+    penalised = ModifiedBeamSearch(beam_size=8, blank_penalty=1.0)
+    assert penalised.name == "modified_beam_search_beam-size-8_blank-penalty-1"
+    assert penalised.streaming_name == "num-active-paths-8-blank-penalty-1"
+    assert penalised.file_suffix(context_size=2) == "__modified_beam_search__beam-size-8-blank-penalty-1"
 
 
 def test_a_beam_without_paths_is_refused():

@@ -16,6 +16,8 @@ SEARCHES = (
     GreedySearch(max_sym_per_frame=3),
     ModifiedBeamSearch(beam_size=4),
     ModifiedBeamSearch(beam_size=1),
+    GreedySearch(blank_penalty=2.0),
+    ModifiedBeamSearch(beam_size=4, blank_penalty=2.0),
 )
 
 

@@ -71,6 +71,9 @@ def test_settings_of_another_search_are_pointed_out(caplog):
         "--hotwords-score 3.0: has no effect without --hotwords-file",
         "--lm-scale-decode 1.0: has no effect without --lm-exp-dir",
     ]
+    caplog.clear()
+    choose_search(parse("--decoding-method", "ctc_greedy_search", "--blank-penalty", "2"))
+    assert caplog.messages == ["--blank-penalty 2.0: has no effect in ctc_greedy_search"]
 
 
 def test_a_search_from_outside_with_a_flag_of_its_own_leaves_the_others_as_they_are(caplog, monkeypatch):

@@ -252,6 +252,19 @@ def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeyp
     assert printed.count("noise0.wav: 1.50 s") == 1
 
 
+def test_the_check_takes_a_blank_penalty_to_every_runtime(exp_dir, audio, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("kdstream.export.onnx.export_onnx", lambda *_: files_in(exp_dir))  # it takes long
+    heard = []
+    for flags in ((), ("--blank-penalty", 2)):
+        assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags, "--check", audio[4]) == ""
+        printed = capsys.readouterr().out
+        assert printed.count("the same tokens in 1 of 1") >= 3
+        heard += re.findall(r"^  torch +RTF \S+ +(.*)$", printed, re.MULTILINE)
+    assert len(heard[1].split()) > len(heard[0].split()) > 3 and not caplog.messages
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *flags) == ""
+    assert caplog.messages == ["--blank-penalty 2.0: has no effect without --check"]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz"])
 def test_a_manifest_of_any_kind_is_one_of_cuts_to_check_with(tmp_path, suffix):
     noise_test_set(tmp_path)

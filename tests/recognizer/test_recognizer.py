@@ -72,6 +72,18 @@ def test_modified_beam_search_finds_the_same_in_both_runtimes(exp_dir, exported)
     assert heard.text != greedy.transcribe(samples).text
 
 
+@pytest.mark.parametrize("search", ["greedy_search", "modified_beam_search"])
+def test_both_runtimes_say_more_by_the_same_blank_penalty(exp_dir, exported, search):
+    samples = noise(SECONDS, seed=1)
+    plain, trained, runtime = (
+        kdstream.load(path, chunk=8, left_context=32, search=search, blank_penalty=penalty).transcribe(samples)
+        for path, penalty in ((exp_dir, 0.0), (exp_dir, 2.0), (exported, 2.0))
+    )
+    assert (runtime.text, runtime.words) == (trained.text, trained.words)
+    assert runtime.confidence == pytest.approx(trained.confidence, abs=1e-4)
+    assert len(trained.text) > len(plain.text) > 20
+
+
 def test_both_runtimes_prefer_the_same_hotwords(exp_dir, exported, tmp_path):
     """The file is in lower case, and the model's tokens are not: sherpa-onnx alone would pass over it."""
     (tmp_path / "hotwords.txt").write_text("hed\ngee :3\n")
@@ -343,6 +355,7 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             for runtime in ("torch", "sherpa-onnx")
             for out_of_range, named in (
                 (dict(search="modified_beam_search", beam_size=0), "--beam-size 0: must be at least 1"),
+                (dict(blank_penalty=-1.0), "--blank-penalty -1.0: must be at least 0"),
                 (dict(engine="onxruntime"), "--engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
                 (
                     dict(endpoints=EndpointConfig(rule1_min_trailing_silence=-1.0)),

@@ -42,11 +42,13 @@ def talkative_model(causal: bool = True, seed: int = 5, blank: float = 3.0, **ov
 
 
 @torch.no_grad()
-def log_probs(model: Transducer, frame: Tensor, tokens: tuple[int, ...]) -> Tensor:
+def log_probs(model: Transducer, frame: Tensor, tokens: tuple[int, ...], blank_penalty: float = 0.0) -> Tensor:
     """(V,) after `tokens`, computed from scratch."""
     size = model.config.context_size
     context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
-    return model.joiner(frame, model.decoder(torch.tensor([context]), need_pad=False)[0, 0]).log_softmax(dim=-1)
+    logits = model.joiner(frame, model.decoder(torch.tensor([context]), need_pad=False)[0, 0])
+    logits[0] -= blank_penalty
+    return logits.log_softmax(dim=-1)
 
 
 def noise_test_set(folder: Path) -> DataConfig:

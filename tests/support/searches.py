@@ -48,6 +48,11 @@ def decode_with_unknown(model: Transducer, search: Search, encoder_out: Tensor) 
         model.unk_id = None
 
 
+def said_in(results: Sequence[Result]) -> int:
+    """The tokens of all streams."""
+    return sum(len(result.tokens) for result in results)
+
+
 def assert_same(ours: Result, theirs: Result) -> None:
     assert ours.tokens == theirs.tokens
     assert ours.timestamps == theirs.timestamps
