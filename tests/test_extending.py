@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from kdstream.commands import bench_train_step, cache_teacher, decode, streaming
 from kdstream.config.decoding import SEARCHES, SearchConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import EXTENSIONS, flags_of, with_settings
+from kdstream.config.flags import EXTENSIONS, flag, flags_of, with_settings
 from kdstream.config.sections import DataConfig, ModelConfig
 from kdstream.data.augment import TRANSFORMS, active_transforms
 from kdstream.data.tokenizer import Tokenizer
@@ -246,6 +246,40 @@ def test_both_commands_decode_with_a_search_under_its_own_name(exp_dir, monkeypa
     first, second = (read_recogs(exp_dir / record.recogs) for record in (simulated, chunkwise))
     assert first == second and any(transcript.hyp for transcript in first)
     assert wer_table([simulated, chunkwise]).count("| sparse_search_sparse-step-3 |") == 2
+
+
+def test_results_of_other_settings_of_a_search_stand_beside_each_other(exp_dir, monkeypatch):
+    toys.add_sparse_search()
+    for script in SCRIPTS.values():
+        for step in (2, 3):
+            flags = ("--exp-dir", exp_dir, "--decoding-method", "sparse_search", "--sparse-step", step)
+            assert run_script(monkeypatch, script, *flags) == ""
+    records = load_records(exp_dir / "results.json")
+    assert [record.search for record in records] == ["sparse_search_sparse-step-2", "sparse_search_sparse-step-3"] * 2
+    assert len({record.recogs for record in records}) == 4
+    for folder in (exp_dir, exp_dir / "streaming"):
+        for kind in ("recogs", "errs", "wer-summary"):
+            assert len([*(folder / "sparse_search").glob(f"{kind}*")]) == 2
+
+
+@pytest.mark.parametrize("of", ["greedy_search", "modified_beam_search", "ctc_greedy_search", "ctc_prefix_beam_search"])
+def test_what_a_search_adds_to_one_of_ours_stands_in_all_its_names(of):
+    @dataclass(frozen=True)
+    class Careful(SEARCHES[of]):
+        method = "careful_search"
+        my_care: float = flag(0.5, "How careful it is.")
+        my_lists: str = flag("", "Files that it reads.")
+        my_steps: tuple[int, ...] = flag((), "Steps that it takes.")
+
+    searches = (Careful(), Careful(my_care=2.0), Careful(my_lists="lists/a b.txt"), Careful(my_steps=(1, 2)))
+    for names in (
+        [search.name for search in searches],
+        [search.streaming_name for search in searches],
+        [search.file_suffix(2) for search in searches],
+    ):
+        assert len(set(names)) == 4 and not any(set("/ ()") & set(name) for name in names)
+        assert "my-care-0.5" in names[0] and "my-care-2.0" in names[1] and "my-lists-lists-a-b.txt" in names[2]
+        assert "my-steps-1,2" in names[3]
 
 
 def test_the_flag_of_a_search_has_its_default_and_is_left_out_with_those_of_others(exp_dir, monkeypatch):

@@ -5,7 +5,7 @@ Shapes: as in search.py, and B paths per stream.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -64,16 +64,17 @@ class ModifiedBeamSearch(Search[PathState]):
 
     @property
     def settings(self) -> list[str]:
-        return [f"beam-size-{self.beam_size}", *self._biasing]
+        return [f"beam-size-{self.beam_size}", *self._other_settings]
 
     @property
-    def _biasing(self) -> list[str]:
+    def _other_settings(self) -> list[str]:
         names = [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []
         if self.hotwords_file:
             names.append(f"hotwords-{Path(self.hotwords_file).stem}-{self.hotwords_score:g}")
         if self.lm_exp_dir:
             names.append(f"{Path(self.lm_exp_dir).resolve().name}-lm-scale-{self.lm_scale_decode:g}")
-        return names + ([f"LODR-2gram-scale-{self.lodr_scale:g}"] if self.lodr_scale else [])
+        lodr = [f"LODR-2gram-scale-{self.lodr_scale:g}"] if self.lodr_scale else []
+        return [*names, *lodr, *self._settings_beyond(fields(ModifiedBeamSearch))]
 
     @property
     def files(self) -> list[Path]:
@@ -83,10 +84,10 @@ class ModifiedBeamSearch(Search[PathState]):
 
     @property
     def streaming_name(self) -> str:
-        return "-".join([f"num-active-paths-{self.beam_size}", *self._biasing])
+        return "-".join([f"num-active-paths-{self.beam_size}", *self._other_settings])
 
     def file_suffix(self, context_size: int) -> str:
-        return "-".join([f"__modified_beam_search__beam-size-{self.beam_size}", *self._biasing])
+        return "-".join([f"__modified_beam_search__beam-size-{self.beam_size}", *self._other_settings])
 
     def for_tokens(self, tokenizer: Tokenizer) -> ModifiedBeamSearch:
         scorers = (*self._hotwords(tokenizer), *self._language_model(tokenizer))

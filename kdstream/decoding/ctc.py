@@ -8,7 +8,7 @@ Shapes: N streams, B prefixes per stream, T output frames (40 ms), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -167,7 +167,7 @@ class CtcPrefixBeamSearch(CtcSearch):
 
     @property
     def settings(self) -> list[str]:
-        return [f"beam-size-{self.beam_size}"]
+        return [f"beam-size-{self.beam_size}", *self._settings_beyond(fields(CtcPrefixBeamSearch))]
 
     def start(self, model: Transducer, num_streams: int) -> CtcState:
         return start_prefixes(model, num_streams, self.beam_size, self.method)

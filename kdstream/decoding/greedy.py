@@ -7,7 +7,7 @@ holds up to the first symbol that is no blank.  Streams that have taken one ask 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -85,18 +85,20 @@ class GreedySearch(Search[PathState]):
     @property
     def settings(self) -> list[str]:
         several = [] if self.max_sym_per_frame == 1 else [f"max-sym-per-frame-{self.max_sym_per_frame}"]
-        return [*several, *self._penalties]
+        return [*several, *self._other_settings]
 
     @property
-    def _penalties(self) -> list[str]:
-        return [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []
+    def _other_settings(self) -> list[str]:
+        penalty = [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []
+        return [*penalty, *self._settings_beyond(fields(GreedySearch))]
 
     @property
     def streaming_name(self) -> str:
         return "_".join(["greedy-search", *self.settings])
 
     def file_suffix(self, context_size: int) -> str:
-        return "_".join([f"_context-{context_size}", f"max-sym-per-frame-{self.max_sym_per_frame}", *self._penalties])
+        always = f"_context-{context_size}_max-sym-per-frame-{self.max_sym_per_frame}"
+        return "_".join([always, *self._other_settings])
 
     def start(self, model: Transducer, num_streams: int) -> PathState:
         return start_paths(model, num_streams, num_paths=1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -123,7 +123,8 @@ class FastBeamSearch(Search[LatticeState]):
 
     @property
     def settings(self) -> list[str]:
-        return [f"beam-{self.beam}", f"max-contexts-{self.max_contexts}", f"max-states-{self.max_states}"]
+        own = [f"beam-{self.beam}", f"max-contexts-{self.max_contexts}", f"max-states-{self.max_states}"]
+        return [*own, *self._settings_beyond(fields(FastBeamSearch))]
 
     @property
     def streaming_name(self) -> str:

@@ -15,15 +15,17 @@ Shapes: N streams, T output frames (40 ms), C predictor context, D joiner width,
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from kdstream.config.flags import flag_value
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.endpoints import TimedTokens
 from kdstream.errors import UserError, option
@@ -121,11 +123,15 @@ class Search(ABC, Generic[AnyState]):
     """
 
     method: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # subclasses are dataclasses, and this class is none
 
     @property
     def settings(self) -> list[str]:
-        """What distinguishes two searches of one method, in icefall's spelling, e.g. ["beam-size-4"]."""
-        return []
+        """What distinguishes two searches of one method, in icefall's spelling, e.g. ["beam-size-4"].
+
+        All names have it; of a search from outside it is every setting.
+        """
+        return self._settings_beyond()
 
     @property
     def name(self) -> str:
@@ -179,6 +185,13 @@ class Search(ABC, Generic[AnyState]):
         fresh = self.start(model, 1)
         fresh.frames = state.frames
         return fresh
+
+    def _settings_beyond(self, known: Sequence[Field[Any]] = ()) -> list[str]:
+        """The settings that are not among the fields `known`, as names have them: those of a search from outside."""
+        names = {item.name for item in known}
+        others = [item.name for item in fields(self) if item.init and item.name not in names]
+        typed = [option(name, flag_value(getattr(self, name))).removeprefix("--") for name in others]
+        return [re.sub(r"[^\w.,+-]+", "-", setting) for setting in typed]  # of which file names are made
 
     def _require(self, name: str, condition: bool, problem: str) -> None:
         """Raises UserError, with the flag, unless the setting `name` fulfils a condition."""

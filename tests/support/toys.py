@@ -156,10 +156,6 @@ class SparseSearch(Search[SpokenState]):
     method = "sparse_search"
     sparse_step: int = flag(2, "Frames from one at which sparse_search looks to the next.")
 
-    @property
-    def settings(self) -> list[str]:
-        return [f"sparse-step-{self.sparse_step}"]
-
     def start(self, model, num_streams):
         return SpokenState([Result([], [], 0.0)] * num_streams, [0] * num_streams)
 
