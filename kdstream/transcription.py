@@ -57,7 +57,7 @@ class Segment(NamedTuple):
 class Transcription:
     """What was said.
 
-    audio: the path of the file; "microphone"; "" for samples.
+    audio: the path of the file; "microphone"; "stdin"; "" for samples.
     seconds: length of the audio.
     text: the words, with blanks between them where their script has blanks.
     confidence: the geometric mean of the tokens' probabilities, in (0, 1]; None where nothing was said.

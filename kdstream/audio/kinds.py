@@ -94,12 +94,17 @@ def why_not_opened(path: Path, head: bytes, error: Exception) -> tuple[str, str]
     for pattern, kind in PACKED:
         if pattern.match(head):
             return f"{kind}, not audio", "unpack it"
-    if any(pattern.match(head) for pattern in BEGINNINGS) or head.startswith((OGG_PAGE, b"ID3", b"NIST_1A")):
+    if has_header(head):
         said = re.sub(r"^Error (?:opening .*?|in .*? file): *|^Error *: *|\.$", "", str(error), flags=re.DOTALL)
         return f"damaged, or in a coding that libsndfile does not read ({said})", f"restore it, or {convert(path)}"
     if is_text(head):
         return "text, not audio", "give an audio file"
     return "not audio, or of a kind that libsndfile does not read", convert(path)
+
+
+def has_header(head: bytes) -> bool:
+    """Whether a file of sound with a header begins so, and no raw samples."""
+    return any(pattern.match(head) for pattern in BEGINNINGS) or head.startswith((OGG_PAGE, b"ID3", b"NIST_1A"))
 
 
 def is_text(head: bytes) -> bool:

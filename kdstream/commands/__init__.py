@@ -36,7 +36,7 @@ COMMANDS = {
     "train": Command("commands.train", "train", "train a teacher, a streaming baseline or a distilled student"),
     "decode": Command("commands.decode", "decode", "decode whole utterances, in full context or simulated streaming"),
     "streaming-decode": Command("commands.streaming_decode", "decode", "decode chunk by chunk, many streams at once"),
-    "transcribe": Command("commands.transcribe", "decode", "write down what audio files or a microphone say"),
+    "transcribe": Command("commands.transcribe", "decode", "write down what audio files, a stream or a microphone say"),
     "export": Command("commands.export", "export", "write weights and ONNX files for sherpa-onnx, and check them"),
     "serve": Command("commands.serve", "serve", "serve a web page that transcribes as it hears"),
     "align": Command("commands.align", "train", "find when words end, with a model's CTC head"),

@@ -1,14 +1,16 @@
-"""Writes down what is said in audio files, in all files of a directory, or into the microphone.
+"""Writes down what is said in audio files, in all files of a directory, in a stream, or into the microphone.
 
     python transcribe.py --exp-dir exp/distilled --epoch 30 --avg 9 talk.mp3 recordings/
+    ffmpeg -i talk.mp4 -f s16le -ar 16000 -ac 1 - | python transcribe.py --exp-dir exp/distilled --epoch 30 --avg 9 -
 
 Takes what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, au and others) of any sampling rate and number of
 channels; a directory's other sound files are named.  A streaming model decodes many files at once,
 chunk by chunk, and on a terminal the text grows meanwhile; a full-context model decodes whole files.  Prints the text
 of each file as it ends, and below it the time of each word in seconds; --format has other forms, and --output-dir takes
 a file for each.  Streaming text is cut into segments where the speaker pauses.  Where files cannot be read, it names
-them, transcribes the others, and exits with status 1.  --microphone 1 listens until Ctrl-C.  Ctrl-C loses nothing: what
-was heard of each file is printed.
+them, transcribes the others, and exits with status 1.  --microphone 1 listens until Ctrl-C, and - to raw samples on
+standard input (16 kHz, 16 bits, one channel), as they come, until they end.  Ctrl-C loses nothing: what was heard of
+each file is printed.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import shutil
 import sys
 import unicodedata
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from kdstream.config.command_line import make_parser, read_experiment
 from kdstream.config.decoding import DECODE_SECTIONS, ScoringConfig
@@ -142,7 +145,7 @@ def encoding() -> str:
 def flags() -> ArgumentParser:
     sections = [section for section in DECODE_SECTIONS if section is not ScoringConfig]
     parser = make_parser(__doc__, sections, data_flags=("bpe_model", "max_duration"))
-    parser.add_argument("audio", nargs="*", help="Audio files, and directories that are searched for them.")
+    parser.add_argument("audio", nargs="*", help="Audio files, and directories of such; -: standard input.")
     parser.add_argument("--microphone", type=str2bool, default=False, help="Listen to the microphone (default: 0).")
     parser.add_argument("--format", choices=list(FORMATS), help="What is written (default: txt).")
     parser.add_argument("--json", type=str2bool, default=False, help="The same as --format json (default: 0).")
@@ -159,22 +162,39 @@ def format_of(args: Namespace) -> str:
     return "json" if args.json else args.format or "txt"
 
 
+def live_sound(args: Namespace) -> tuple[Generator[Any, None, None], str, str] | None:
+    """What `Transcriber.live` takes: blocks of the microphone or of standard input, name and flag; None for files.
+
+    Raises UserError where nothing is asked for, or several of them at once.
+    """
+    from kdstream.decoding.audio import MICROPHONE, STDIN, microphone, standard_input
+
+    if bool(args.audio) == args.microphone:
+        fix = "name audio files or directories, - for standard input, or give --microphone 1"
+        raise UserError("no audio, or files and the microphone at once", fix=fix)
+    if args.microphone:
+        return microphone(), "microphone", MICROPHONE
+    if STDIN not in args.audio:
+        return None
+    if len(args.audio) > 1:
+        fix = "transcribe it alone; a file of this name is ./-"
+        raise UserError("standard input and files at once", flag=STDIN, fix=fix)
+    return standard_input(), "stdin", STDIN
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = flags().parse_args(argv)
 
     from kdstream.audio.find import find_audio
     from kdstream.checkpoints.trained import load_trained
-    from kdstream.decoding.audio import microphone
     from kdstream.decoding.settings import choose_chunk, choose_search
     from kdstream.decoding.transcribe import Transcriber, interruption
     from kdstream.devices import to_device
 
     logging.basicConfig(format="%(levelname)s %(message)s")
-    if bool(args.audio) == args.microphone:
-        fix = "name audio files or directories, or give --microphone 1"
-        raise UserError("no audio, or files and the microphone at once", fix=fix)
+    live = live_sound(args)
     form = format_of(args)
-    paths = find_audio(args.audio)
+    paths = [] if live else find_audio(args.audio)
     check_output(paths, form, args.output_dir)
     config, decode = read_experiment(args)
     chunk = choose_chunk(config.model, decode)
@@ -199,9 +219,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         line.clear()
         deliver(transcription, form, args.output_dir)
 
-    if args.microphone:
-        with closing(microphone()) as blocks:
-            tell(transcriber.live(blocks))
+    if live:
+        with closing(live[0]):
+            tell(transcriber.live(*live))
         return
     failed: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""Sound that no manifest lists: files and the microphone, as 16 kHz samples and as features.
+"""Sound that no manifest lists: files, the microphone and standard input, as 16 kHz samples and as features.
 
 A file gives the same features as a cut of it.
 """
@@ -6,6 +6,9 @@ A file gives the same features as a cut of it.
 from __future__ import annotations
 
 import logging
+import os
+import select
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdstream.audio.files import LongSound, find_long, read_sound
-from kdstream.audio.kinds import convert
+from kdstream.audio.kinds import convert, has_header
 from kdstream.audio.samples import mono
 from kdstream.data.features import FBANK, compute_fbank
 from kdstream.data.resampling import ResamplingStream, check_rate, resample
@@ -27,6 +30,11 @@ NUM_FILTERS = FBANK.feature_dim(SAMPLE_RATE)
 WHOLE_SECONDS = 300.0  # of a file that is decoded chunk by chunk and held whole; an hour of features is 115 MB
 MICROPHONE_BLOCK = SAMPLE_RATE // 10
 MICROPHONE = option("microphone", 1)
+STDIN = "-"  # as it is typed
+STDIN_BLOCK = 2 * SAMPLE_RATE  # bytes, at most
+STDIN_PAUSE = 0.1  # seconds after which a block is empty
+HEAD = 32  # bytes that tell a header
+PIPE = "pipe raw samples into it: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | ..."
 
 
 def read_audio_file(path: Path) -> Tensor:
@@ -111,3 +119,33 @@ def microphone() -> Generator[np.ndarray, None, None]:
                 f"{MICROPHONE}: sound was lost {losses} times, as decoding was slower than speech; "
                 "use a smaller model or a longer --chunk-size"
             )
+
+
+def standard_input() -> Generator[np.ndarray, None, None]:
+    """Blocks (S,) of 16 kHz samples from standard input, as they come: raw, 16 bits, little-endian, one channel.
+
+    While none come, blocks are empty, ten a second, so that who takes them need not wait.  Half a sample at the end is
+    dropped.  Raises UserError for a terminal at once, and later for a file with a header, and for less than 10 ms.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("standard input is no pipe and no file", flag=STDIN, fix=PIPE)
+    return _raw_blocks(sys.stdin.fileno())
+
+
+def _raw_blocks(file: int) -> Generator[np.ndarray, None, None]:
+    """`standard_input` of a file descriptor."""
+    data, samples, ended = b"", 0, False
+    while not ended:
+        read = b""
+        if select.select([file], [], [], STDIN_PAUSE)[0]:
+            read = os.read(file, STDIN_BLOCK)
+            ended = not read
+        data += read
+        is_head = not samples and not ended and len(data) < HEAD  # it is held back
+        if not samples and not is_head and has_header(data):
+            raise UserError("a file with a header, not raw samples", flag=STDIN, fix=PIPE)
+        whole = 0 if is_head else len(data) // 2
+        yield np.frombuffer(data, "<i2", whole).astype(np.float32) / 32768
+        data, samples = data[2 * whole :], samples + whole
+    if samples < FRAME:
+        raise UserError("less than 10 ms of sound", flag=STDIN, fix=PIPE)

@@ -129,13 +129,18 @@ class Transcriber:
         decoder = StreamingDecoder(self.model, self.chunk, self.search, 1, self.encode, self._segmenter)
         return LiveStream(decoder)
 
-    def live(self, blocks: Iterable[np.ndarray]) -> Transcription:
+    def live(self, blocks: Iterable[np.ndarray], audio: str = "microphone", flag: str = MICROPHONE) -> Transcription:
         """Transcribes blocks (S,) of 16 kHz samples as they come, until they end or the user presses Ctrl-C.
 
-        Ctrl-C takes effect between two blocks, as a step must not be torn; a second one ends the program.  Raises
-        UserError for a model that cannot stream.
+        Ctrl-C takes effect between two blocks, as a step must not be torn; a second one ends the program.
+
+        Args:
+          audio: what the transcription calls it.
+          flag: that asked for it.
+        Raises:
+          UserError: the model cannot stream.
         """
-        stream = self.open(MICROPHONE)
+        stream = self.open(flag)
         show = self._when_cheap(lambda: stream.growing)
         told = 0
         with interruption() as interrupted:
@@ -149,7 +154,7 @@ class Transcriber:
                     told = len(stream.segments)
                 if interrupted.is_set():
                     break
-            return stream.finish("microphone")
+            return stream.finish(audio)
 
     def _check_length(self, path: Path | str, seconds: float) -> None:
         if self.chunk is None:

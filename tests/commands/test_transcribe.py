@@ -1,13 +1,20 @@
-"""transcribe.py: its formats, the files that it writes, and Ctrl-C."""
+"""transcribe.py: its formats, the files that it writes, standard input, and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
+import soundfile
 
 import kdstream
 from kdstream.commands.transcribe import fitted
@@ -109,6 +116,94 @@ def test_lines_of_two_recordings_can_be_told_apart(exp_dir, tmp_path, monkeypatc
     name = Path(other).stem.replace(" ", "_")
     problem = f"mon/{name}.wav and {other} would both be {name}; transcribe them one after the other"
     assert error == f"error: --format {form}: {problem}" and not Path("out").exists()
+
+
+@pytest.fixture
+def pipe(monkeypatch) -> Iterator[BinaryIO]:
+    """What is written here comes from standard input."""
+    reads, writes = os.pipe()
+    with open(reads) as stdin, open(writes, "wb", buffering=0) as end:
+        monkeypatch.setattr("sys.stdin", stdin)
+        yield end
+
+
+def fill(pipe: BinaryIO, data: bytes, step: int) -> Thread:
+    """Writes into the pipe beside the test, so many bytes at once, and closes it."""
+
+    def write() -> None:
+        with pipe:
+            for begin in range(0, len(data), step):
+                pipe.write(data[begin : begin + step])
+
+    thread = Thread(target=write)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("more", [b"", b"x"], ids=["whole samples", "half a sample more"])
+@pytest.mark.parametrize("step", [7, 3200, 1 << 20])
+def test_a_stream_says_what_a_file_of_its_samples_says(exp_dir, audio, pipe, tmp_path, monkeypatch, capsys, step, more):
+    samples, _ = soundfile.read(audio[0], dtype="int16")
+    soundfile.write(tmp_path / "same.wav", samples, 16000)
+    writer = fill(pipe, samples.astype("<i2").tobytes() + more, step)
+    args = ("--exp-dir", exp_dir, "--format", "json")
+    assert run_script(monkeypatch, SCRIPT, *args, "--output-dir", tmp_path, "-") == ""
+    writer.join()
+    assert capsys.readouterr().out == f"{tmp_path / 'stdin.json'}\n"
+    assert run_script(monkeypatch, SCRIPT, *args, tmp_path / "same.wav") == ""
+    stream, file = (json.loads(text) for text in ((tmp_path / "stdin.json").read_text(), capsys.readouterr().out))
+    assert stream["audio"] == "stdin" and len(stream["words"]) > 3
+    assert {**stream, "audio": "", "confidence": 0} == {**file, "audio": "", "confidence": 0}
+    assert stream["confidence"] == pytest.approx(file["confidence"], abs=1e-5)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 48000])
+def test_ctrl_c_ends_a_stream_that_has_paused(exp_dir, audio, pipe, monkeypatch, capsys, sent):
+    samples, _ = soundfile.read(audio[0], dtype="int16")
+    pipe.write(samples.astype("<i2").tobytes()[:sent])
+    ready, asked = select.select, []
+
+    def interrupt(*args):
+        asked.append(args)
+        if len(asked) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return ready(*args)
+
+    monkeypatch.setattr(select, "select", interrupt)
+    assert run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--json", 1, "-") == ""
+    heard = json.loads(capsys.readouterr().out)
+    assert len(asked) == 5 and heard["seconds"] == sent // 2 / 16000 and (heard["text"] or not sent)
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (b"", "-: less than 10 ms of sound; pipe raw samples into it: ffmpeg "),
+        (b"\0" * 319, "-: less than 10 ms of sound"),
+        (b"RIFF\xff\xff\xff\xffWAVEfmt " + b"\0" * 400, "-: a file with a header, not raw samples; pipe raw samples"),
+    ],
+)
+def test_what_is_no_raw_sound_on_standard_input_gets_one_line(exp_dir, pipe, monkeypatch, data, named):
+    writer = fill(pipe, data, 5)
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "-")
+    writer.join()
+    assert error.startswith("error: ") and named in error and "\n" not in error
+
+
+def test_standard_input_goes_alone_and_is_no_terminal(exp_dir, audio, monkeypatch):
+    for others in ((audio[0], "-"), ("-", "-")):
+        error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, *others)
+        fix = "transcribe it alone; a file of this name is ./-"
+        assert error == f"error: -: standard input and files at once; {fix}"
+    for stdin in (None, SimpleNamespace(isatty=lambda: True)):
+        monkeypatch.setattr("sys.stdin", stdin)
+        error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "-")
+        assert error.startswith("error: -: standard input is no pipe and no file; pipe raw samples into it: ffmpeg ")
+
+
+def test_a_full_context_model_hears_no_stream(exp_dir, pipe, monkeypatch):
+    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--chunk-size", -1, "-")
+    assert error == "error: -: the model hears whole utterances only; use a streaming one, or files"
 
 
 def test_ctrl_c_within_a_step_prints_what_was_heard_until_then(exp_dir, audio, monkeypatch, capsys):

@@ -36,8 +36,8 @@ SEPARATORS = ";|&()<>\n"
 KEYWORDS = {"do", "then", "else", "if", "while", "{"}
 # Words at the start of a line that are not ours to check.
 OTHER_COMMANDS = {
-    "apt-get", "cd", "cp", "done", "export", "for", "hf", "lhotse", "mkdir", "pip", "pyright", "pytest", "ruff",
-    "source", "srun", "}",
+    "apt-get", "cd", "cp", "done", "export", "ffmpeg", "for", "hf", "lhotse", "mkdir", "pip", "pyright", "pytest",
+    "ruff", "source", "srun", "}",
 }  # fmt: skip
 OTHER_FLAGS = {
     "--help",
