@@ -121,7 +121,7 @@ def check_names(names: Mapping[Path, str], flag: str) -> None:
         other = first.setdefault(name, path)
         if other != path:
             problem = f"{other} and {path} would both be {name}"
-            raise UserError(problem, flag=flag, fix="transcribe them one after the other")
+            raise UserError(problem, flag=flag, fix="give each its own --output-dir")
 
 
 def can_write(text: str) -> bool:

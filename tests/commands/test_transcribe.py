@@ -101,10 +101,23 @@ def test_subtitles_of_two_files_are_not_printed_as_one(exp_dir, audio, monkeypat
     )
 
 
-def test_two_files_of_one_name_do_not_overwrite_each_other(exp_dir, audio, tmp_path, monkeypatch):
-    other = write_noise(tmp_path / "one.wav", 1.0)
-    error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--output-dir", tmp_path / "out", audio[0], other)
-    assert "would both be one.txt" in error and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("name, named", [("one.wav", "one.wav"), ("one.flac", "one.flac"), ("in/one.wav", "in")])
+def test_two_files_of_one_name_do_not_overwrite_each_other(exp_dir, audio, tmp_path, monkeypatch, name, named):
+    """Be it by another ending, or in a directory that is named."""
+    other, out = write_noise(tmp_path / name, 1.0), tmp_path / "out"
+    args = ("--exp-dir", exp_dir, "--format", "srt", "--output-dir", out, audio[0], tmp_path / named)
+    error = run_script(monkeypatch, SCRIPT, *args)
+    problem = f"{audio[0]} and {other} would both be one.srt; give each its own --output-dir"
+    assert error == f"error: --output-dir {out}: {problem}" and not out.exists()
+
+
+def test_a_file_that_is_transcribed_again_replaces_its_result(exp_dir, audio, tmp_path, monkeypatch):
+    args = ("--exp-dir", exp_dir, "--output-dir", tmp_path)
+    assert run_script(monkeypatch, SCRIPT, *args, audio[0]) == ""
+    first = (tmp_path / "one.txt").read_text()
+    (tmp_path / "one.txt").write_text("another")
+    assert run_script(monkeypatch, SCRIPT, *args, audio[0], audio[0]) == ""  # and named twice it is one file
+    assert (tmp_path / "one.txt").read_text() == first
 
 
 @pytest.mark.parametrize("form", ["ctm", "stm"])
@@ -114,7 +127,7 @@ def test_lines_of_two_recordings_can_be_told_apart(exp_dir, tmp_path, monkeypatc
     paths = [Path("mon/one.wav"), Path("mon/a_b.wav"), Path(other)]
     error = run_script(monkeypatch, SCRIPT, "--exp-dir", exp_dir, "--format", form, *flags, *paths)
     name = Path(other).stem.replace(" ", "_")
-    problem = f"mon/{name}.wav and {other} would both be {name}; transcribe them one after the other"
+    problem = f"mon/{name}.wav and {other} would both be {name}; give each its own --output-dir"
     assert error == f"error: --format {form}: {problem}" and not Path("out").exists()
 
 
