@@ -134,7 +134,7 @@ class GreedySearch(Search[PathState]):
         encoded = _select(encoded, rows)[:, begin:]
         own = joiner_log_probs(model, encoded, _select(predicted, rows).unsqueeze(1))
         log_probs, tokens = penalise_blank(model, own, self.blank_penalty).max(dim=2)
-        own = own.gather(2, tokens.unsqueeze(2)).squeeze(2)
+        own = own.gather(2, tokens.unsqueeze(2)).squeeze(2) if self.blank_penalty else log_probs
         silent, most = {model.config.blank_id, model.unk_id}, self.max_sym_per_frame
         streams = zip(rows, tokens.tolist(), log_probs.tolist(), own.tolist(), strict=True)
         best = {n: list(zip(*of_frames, strict=True)) for n, *of_frames in streams}
