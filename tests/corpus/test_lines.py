@@ -121,7 +121,7 @@ def test_pauses_are_quiet_and_the_text_is_said_between_them(heard, cuts, tmp_pat
 
 
 def test_words_of_a_copy_with_pauses_end_later_by_the_quiet_before_them(cuts, tmp_path):
-    spoken = read(cuts)[3].truncate(offset=0.5, duration=1.2)
+    spoken = read(cuts)[3].truncate(offset=0.5, duration=1.2, preserve_id=True)  # which decides how long the pauses are
     word = AlignmentItem("ONE", 0.75, 0.5)  # counted from the start of the recording, as Lhotse does
     (supervision,) = spoken.supervisions
     spoken.supervisions = [fastcopy(supervision, start=0.1, duration=1.0, alignment={"word": [word]})]

@@ -291,7 +291,6 @@ def test_a_streaming_model_can_be_decoded_in_full_context(exp_dir, monkeypatch):
         ("whole", ("--epoch", 5), "epoch-5.pt"),
         ("whole", ("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         ("whole", ("--decoding-method", "modified_beam_search", "--nbest", 5), "--nbest 5: --beam-size 4 has fewer"),
-        ("chunkwise", ("--num-decode-streams", 0), "--num-decode-streams"),
         ("whole", ("--test-parts", "nothing"), "librispeech_cuts_nothing"),
         ("whole", ("--bpe-model", "none.model"), "none.model"),
         ("whole", ("--device", "abacus"), "--device abacus"),

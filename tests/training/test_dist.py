@@ -114,7 +114,8 @@ def test_impossible_world_size_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("world_size, name, where", [(1, r"", ""), (2, r"-0", r" \(0/2\)")])
-def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, world_size: int, name: str, where: str):
+def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, monkeypatch, world_size: int, name: str, where: str):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])  # and none of commands before
     path = dist.setup_logging(tmp_path, 0, world_size)
     logging.info("Training started")
     logging.warning("The loss is not finite")
