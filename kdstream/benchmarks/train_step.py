@@ -26,7 +26,6 @@ from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.devices import find_device, synchronize
-from kdstream.errors import UserError, option
 from kdstream.kd.branches import BranchOutput
 from kdstream.kd.consistency import BothModes, both_modes
 from kdstream.kd.distiller import Distiller, output_frames_of
@@ -35,8 +34,7 @@ from kdstream.kd.loss_table import ComparedLayers, LatticeLoss, LayerLoss
 from kdstream.kd.taps import Taps
 from kdstream.kd.teacher import Heard, TransducerTeacher
 from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
-from kdstream.models.encoders import ENCODERS
-from kdstream.models.presets import resolve
+from kdstream.models.presets import check_preset, resolve
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.scaling import set_batch_count
 from kdstream.models.transducer import build_model
@@ -74,10 +72,7 @@ def teacher_of(student: ModelConfig, preset: str) -> ModelConfig:
     """
     if not preset:
         return replace(student, causal=False)
-    presets = ENCODERS.find(student.encoder).presets
-    if preset not in presets:
-        problem = f"unknown for {option('encoder', student.encoder)}"
-        raise UserError(problem, flag=option("teacher_preset", preset), fix=f"use one of {', '.join(presets)}")
+    check_preset(student.encoder, preset, "teacher_preset")
     return ModelConfig(encoder=student.encoder, preset=preset, vocab_size=student.vocab_size)
 
 

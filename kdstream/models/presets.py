@@ -18,12 +18,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
         length, a width or a kernel that cannot be.
     """
     kind = ENCODERS.find(config.encoder)
-    if config.preset not in kind.presets:
-        raise UserError(
-            f"unknown for --encoder {config.encoder}",
-            flag=option("preset", config.preset),
-            fix=f"use one of {', '.join(kind.presets)}",
-        )
+    check_preset(config.encoder, config.preset, "preset")
     preset = kind.presets[config.preset]
     check_settings_are_its_own(config)
     config = replace(config, **{name: value for name, value in preset.items() if getattr(config, name) is None})
@@ -41,6 +36,14 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if kind.check is not None:
         kind.check(config)
     return config
+
+
+def check_preset(encoder: str, preset: str, name: str) -> None:
+    """Raises UserError, with the setting `name`, for a preset that the encoder lacks."""
+    presets = ENCODERS.find(encoder).presets
+    if preset not in presets:
+        problem = f"unknown for {option('encoder', encoder)}"
+        raise UserError(problem, flag=option(name, preset), fix=f"use one of {', '.join(presets)}")
 
 
 def check_settings_are_its_own(config: ModelConfig) -> None:
