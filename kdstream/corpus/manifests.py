@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
@@ -115,9 +115,11 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
         raise UserError(f"{part_dir}: no such directory", fix=f"see --corpus-dir and the names of the parts ({there})")
     recordings: list[Recording] = []
     supervisions: list[SupervisionSegment] = []
+    audio: list[Path] = []  # of all utterances
     without_text: list[Path] = []
     for folder, utterance, written in tqdm(read_transcripts(part_dir), desc=part, unit=" utterances", disable=None):
         path = find_audio(folder, utterance)
+        audio.append(path)
         text = removed(written, text_remove) if text_remove else written
         if not text:
             without_text.append(path)
@@ -143,9 +145,7 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
     if not recordings:
         fix = "LibriSpeech's layout has SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, with an id and a text in each line"
         raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix=fix)
-    _warn_of_audio_without_text(
-        part_dir, [*without_text, *(str(recording.sources[0].source) for recording in recordings)]
-    )
+    _warn_of_audio_without_text(part_dir, audio)
     write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"{LIBRISPEECH}_recordings_{part}.jsonl.gz")
     write_manifest(
         SupervisionSet.from_segments(supervisions), output_dir / f"{LIBRISPEECH}_supervisions_{part}.jsonl.gz"
@@ -155,16 +155,13 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
     logging.info(f"{part}: {len(recordings)} utterances, {speakers} speakers, {hours:.2f} h")
 
 
-def _warn_of_audio_without_text(part_dir: Path, named: Iterable[Path | str]) -> None:
-    transcribed = set(map(str, named))
-    audio = (path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES))
-    untranscribed = sorted(
-        str(path) for path in audio if str(path) not in transcribed and not path.name.startswith(".")
-    )
+def _warn_of_audio_without_text(part_dir: Path, transcribed: Sequence[Path]) -> None:
+    audio = {path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)}
+    untranscribed = sorted((path for path in audio.difference(transcribed) if path.name[0] != "."), key=str)
     if untranscribed:
         _warn_of_files(part_dir, untranscribed, "no .trans.txt names them")
 
 
-def _warn_of_files(part_dir: Path, files: Sequence[Path | str], why: str) -> None:
+def _warn_of_files(part_dir: Path, files: Sequence[Path], why: str) -> None:
     first, more = ", ".join(map(str, files[:3])), ", ..." if len(files) > 3 else ""
     logging.warning(f"{part_dir}: {len(files)} audio files are left out, for {why}: {first}{more}")
