@@ -16,6 +16,7 @@ import pytest
 from kdstream.errors import UserError
 from kdstream.experiments.runner import report_failures, run_cells
 from support.experiments import events, make_cell, make_recipe, run
+from support.killing import alive
 
 RUNNER = """
 import signal
@@ -41,14 +42,6 @@ def wait_until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.02)
-
-
-def alive(pid: str) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_what_is_finished_is_not_done_again_and_more_decodings_are(recipe):

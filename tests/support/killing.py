@@ -127,6 +127,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def alive(pid: int | str) -> bool:
+    """Whether there is a process of this number, and not one that has ended and waits for its parent to ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def wait_for(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():

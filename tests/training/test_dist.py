@@ -20,7 +20,7 @@ from kdstream.config.sections import TrainConfig
 from kdstream.errors import UserError
 from kdstream.training import dist
 from kdstream.training.partners import in_company
-from support.killing import free_port, wait_for
+from support.killing import alive, free_port, wait_for
 
 
 def experiment(exp_dir: Path, world_size: int) -> ExperimentConfig:
@@ -88,16 +88,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path, ended_by: 
     wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
     pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
     os.kill(starter.pid, ended_by)
-    wait_for(lambda: not any(map(is_running, pids)), seconds=10)
+    wait_for(lambda: not any(map(alive, pids)), seconds=10)
     starter.join()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process with this number is neither gone nor waits to be forgotten."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_torchrun_is_recognised(tmp_path: Path, monkeypatch):
