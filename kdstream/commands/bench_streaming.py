@@ -29,8 +29,6 @@ from kdstream.config.flags import in_range
 from kdstream.errors import UserError, option
 
 SECTIONS = (WeightsConfig, ContextConfig, SearchConfig)
-
-
 PICTURES = (".png", ".svg", ".pdf")
 
 

@@ -136,9 +136,8 @@ class GreedySearch(Search[PathState]):
         log_probs, tokens = penalise_blank(model, own, self.blank_penalty).max(dim=2)
         own = own.gather(2, tokens.unsqueeze(2)).squeeze(2) if self.blank_penalty else log_probs
         silent, most = {model.config.blank_id, model.unk_id}, self.max_sym_per_frame
-        streams = zip(rows, tokens.tolist(), log_probs.tolist(), own.tolist(), strict=True)
-        best = {n: list(zip(*of_frames, strict=True)) for n, *of_frames in streams}
-        return [n for n in rows if walks[n].take(best[n], begin, silent, most)]
+        best = zip(rows, tokens.tolist(), log_probs.tolist(), own.tolist(), strict=True)
+        return [n for n, *of_frames in best if walks[n].take(list(zip(*of_frames, strict=True)), begin, silent, most)]
 
 
 def _select(x: Tensor, rows: list[int]) -> Tensor:

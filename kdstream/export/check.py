@@ -257,8 +257,9 @@ def check_fused(
     settings: dict[str, Any] = {"lm": str(folder / LM_FILE), "lm_scale": search.lm_scale_decode}
     if search.lodr_scale:
         settings.update(lodr_fst=str(folder / FST_FILE), lodr_scale=search.lodr_scale)
-    settings.update(decoding_method=search.method, max_active_paths=search.beam_size)
-    settings.update(blank_penalty=search.blank_penalty)
+    settings.update(
+        decoding_method=search.method, max_active_paths=search.beam_size, blank_penalty=search.blank_penalty
+    )
     heard: dict[str, list[list[str]]] = {}
 
     def listening(name: str, runtime: Runtime) -> Runtime:
