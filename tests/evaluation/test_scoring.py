@@ -149,6 +149,16 @@ def test_paired_interval_of_a_system_with_itself_is_nothing():
     assert scoring.bootstrap_reduction([result], [result]) == (0.0, 0.0)
 
 
+def test_draws_without_errors_of_either_system_are_no_gain():
+    """Three errors in 200 utterances: a twentieth of the draws has none of them."""
+    errors, words = np.zeros(200, dtype=int), np.full(200, 4)
+    errors[:3] = 1
+    few, none = Score(0, 0, 3, errors, words), Score(0, 0, 0, 0 * errors, words)
+    assert scoring.bootstrap_reduction([few], [few]) == (0.0, 0.0)
+    assert scoring.bootstrap_reduction([few], [none]) == (0.0, 100.0)
+    assert scoring.bootstrap_reduction([few, none], [none])[1] == 100.0  # half an error in the mean is saved whole
+
+
 def test_paired_interval_refuses_other_utterances():
     one, other = score(random_transcripts(30)), score(random_transcripts(30, seed=1))
     with pytest.raises(ValueError, match="same utterances"):
