@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,7 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
       UserError: two records of a test set have different utterances.
     """
     everything = [record for records in runs.values() for record in records]
+    _warn_of_normalisations(everything)
     bases: dict[tuple[Any, ...], dict[int, Record]] = {}
     for record in everything:
         if record.system == baseline:
@@ -190,10 +192,15 @@ def _reduction_interval(baseline: Sequence[Record], system: Sequence[Record]) ->
     before, after = _scores(baseline), _scores(system)
     if (len(before), len(after)) != (len(baseline), len(system)):
         return None
-    try:
-        return scoring.bootstrap_reduction(before, after)
-    except ValueError as error:
-        raise _unpaired(baseline[0], system[0]) from error
+    for record in (*baseline, *system):
+        if not _same_utterances(baseline[0], record):
+            raise _unpaired(baseline[0], record)
+    return scoring.bootstrap_reduction(before, after)
+
+
+def _same_utterances(one: Record, other: Record) -> bool:
+    """Whether two records are of the same cuts, as far as they tell, with as many words in each."""
+    return one.utterance_words == other.utterance_words and (one.cuts == other.cuts or "" in (one.cuts, other.cuts))
 
 
 def interval_label(records: Sequence[Record]) -> str:
@@ -207,6 +214,18 @@ def interval_label(records: Sequence[Record]) -> str:
 def _scores(records: Sequence[Record]) -> list[scoring.Score]:
     """Of the records that have their utterances' errors."""
     return [score for record in records if (score := record.score)]
+
+
+def _warn_of_normalisations(records: Iterable[Record]) -> None:
+    """Says where texts of one test set went through several rules: what is an error in one may be none in another."""
+    systems: dict[str, dict[str, dict[str, None]]] = {}
+    for record in records:
+        if record.normalisation:
+            systems.setdefault(record.test_set, {}).setdefault(record.normalisation, {})[record.system] = None
+    for test_set, rules in systems.items():
+        if len(rules) > 1:
+            shown = "; ".join(f"{rule}: {', '.join(names)}" for rule, names in rules.items())
+            logging.warning(f"test set {test_set}: error rates count other errors, as texts are normalised by {shown}")
 
 
 def _unpaired(baseline: Record, system: Record) -> UserError:
@@ -235,6 +254,7 @@ def compare_seeds(
       UserError: a record lacks the errors of its utterances, has other utterances than the records before it, or has
         another mode, chunk, context or search than the other seeds of its system; two records have the same seed.
     """
+    _warn_of_normalisations(records)
     found = _by_system(records)
     rows: dict[str, dict[str, Any]] = {}
     for test_set, systems in found.items():
@@ -257,12 +277,12 @@ def compare_seeds(
 def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     """The records of each test set and system, one per seed.  Raises UserError as `compare_seeds` does."""
     found: dict[str, dict[str, list[Record]]] = {}
-    scored_words: dict[str, tuple[int, ...]] = {}
+    first: dict[str, Record] = {}
     for record in records:
         which = f"{record.system}, seed {record.seed}, {record.test_set}"
         if not record.utterance_words:
             raise UserError(f"{which}: its record lacks utterance_errors", fix="decode again")
-        if record.utterance_words != scored_words.setdefault(record.test_set, record.utterance_words):
+        if not _same_utterances(record, first.setdefault(record.test_set, record)):
             raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
         seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
         for other in seeds:

@@ -77,6 +77,32 @@ def test_systems_that_were_scored_on_different_utterances_are_named(tmp_path):
         compare(runs, "baseline")
 
 
+def test_cuts_of_equal_lengths_are_no_test_set_of_the_same_name(tmp_path):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
+    path = tmp_path / "baseline" / "results.json"
+    runs[path] = [replace(r, cuts="a" * 16) for r in runs[path]]
+    assert compare(runs, "baseline")[0].interval  # the other records do not tell of their cuts
+    everything = [replace(r, cuts=r.cuts or "b" * 16) for records in runs.values() for r in records]
+    with pytest.raises(UserError, match="baseline were scored on different utterances"):
+        compare({path: everything}, "baseline")
+    one = [r for r in everything if (r.test_set, r.mode) == ("test-clean", "simulated")]
+    with pytest.raises(UserError, match="was scored on other utterances"):
+        compare_seeds(one, "baseline", [])
+
+
+def test_texts_that_were_normalised_by_other_rules_are_told_of(tmp_path, caplog):
+    write_runs(tmp_path)
+    runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
+    compare(runs, "baseline")
+    assert not caplog.records
+    path = tmp_path / "baseline" / "results.json"
+    everything = [replace(r, normalisation="nmt_nfkc") for records in runs.values() for r in records]
+    cased = [replace(r, normalisation="nmt_nfkc, upper case") if r.system == "baseline" else r for r in everything]
+    compare({path: cased}, "baseline")
+    assert len(caplog.records) == 2 and "nmt_nfkc, upper case: baseline" in caplog.text  # one of each test set
+
+
 def test_reductions_of_records_that_did_not_count_utterances_have_no_interval(tmp_path):
     write_runs(tmp_path)
     runs = {path: load_records(path) for path in tmp_path.glob("*/results.json")}
