@@ -81,7 +81,9 @@ class DataConfig(Section):
     valid_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to validate on, instead of --dev-parts.")
     test_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to decode, instead of --test-parts.")
     pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
-    pseudo_ratio: float = flag(0.5, "Share of --pseudo-cuts in an epoch's utterances; it has all labelled ones once.")
+    pseudo_ratio: float = flag(
+        0.5, "Share of --pseudo-cuts among an epoch's cuts with texts; it has all other ones once."
+    )
     unlabelled_cuts: tuple[str, ...] = flag(
         (), "Cut manifests to learn from the teacher on, without their texts; the transducer loss is not for them."
     )

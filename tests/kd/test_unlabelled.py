@@ -198,6 +198,21 @@ def test_unlabelled_cuts_are_mixed_in_at_their_ratio_and_without_their_texts(tmp
         list(AsrDataModule(replace(data, unlabelled_ratio=1.0), seed=0).train_dataloader(1))
 
 
+def test_unlabelled_cuts_have_their_share_of_all_others_and_pseudo_labelled_ones_of_those_with_texts(tmp_path):
+    data = halves(tmp_path)
+    cuts = CutSet.from_file(data.train_cuts[0])
+    pseudo, unlabelled = (str(tmp_path / name) for name in ("pseudo.jsonl.gz", "more.jsonl.gz"))
+    CutSet.from_cuts(cut.with_id(f"pseudo-{cut.id}") for cut in iterate(cuts)).to_file(pseudo)
+    CutSet.from_cuts(cut.with_id(f"{cut.id}-{n}") for n in range(4) for cut in iterate(cuts)).to_file(unlabelled)
+    data = replace(data, pseudo_cuts=(pseudo,), pseudo_ratio=0.25, unlabelled_cuts=(unlabelled,), unlabelled_ratio=0.6)
+    (ids, texts) = ([], [])
+    for batch in AsrDataModule(data, seed=0).train_dataloader(1):
+        ids += batch.cut_ids
+        texts += batch.texts
+    assert len(cuts) == 6 and sum(cut_id.startswith("pseudo-") for cut_id in ids) == 2  # a quarter of 6 + 2
+    assert texts.count("") == 12  # six tenths of 6 + 2 + 12
+
+
 def test_a_training_refuses_unlabelled_cuts_that_no_teacher_hears_before_it_looks_at_any(tmp_path):
     data = replace(halves(tmp_path), unlabelled_cuts=("nowhere.jsonl.gz",))
     with pytest.raises(UserError, match="--unlabelled-cuts nowhere.jsonl.gz: nothing is learned from them without"):
