@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdstream.data.augment import Augmentation
 from kdstream.data.batch import Batch, Utterance, make_batch
-from kdstream.data.reading import read_audio, read_utterance
+from kdstream.data.reading import check_noise, read_audio, read_utterance
 from kdstream.data.sampler import Batches
 from kdstream.data.shar import with_data
 from kdstream.data.tokenizer import Tokenizer
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 
 # How workers start: at once, and with all that this process has, functions without a name among it.  Unless it is said,
 # the processes that --world-size starts would start theirs as they were started themselves, with what can be pickled.
@@ -75,7 +75,11 @@ class AsrDataset(Dataset):
             utterance = read_utterance(cut, self.from_audio, self.extractor)
         else:
             cut = self.augmentation.change_cut(clean, self.from_audio)
-            utterance = read_utterance(cut, self.from_audio, self.extractor)
+            try:
+                utterance = read_utterance(cut, self.from_audio, self.extractor)
+            except UserError:
+                self._blame_noise(cut, clean)
+                raise
             if self.with_clean:
                 unmixed = utterance if cut is clean else read_utterance(clean, self.from_audio, self.extractor)
                 utterance = utterance._replace(clean=unmixed.features)
@@ -83,6 +87,14 @@ class AsrDataset(Dataset):
                 utterance = utterance._replace(second=utterance.features)
             utterance = self.augmentation.change_utterance(utterance)
         return utterance._replace(audio=read_audio(clean if self.with_clean else cut)) if self.with_audio else utterance
+
+    def _blame_noise(self, noisy: Cut, clean: Cut) -> None:
+        """Raises UserError if it is the noise that cannot be read."""
+        try:
+            check_noise(noisy, clean, self.from_audio)
+        except UserError as error:
+            problem = f"noise for cut {clean.id}: {error.problem}"
+            raise UserError(problem, flag=option("enable_musan", 1), fix=error.fix) from error
 
 
 class BatchLoader:

@@ -109,8 +109,11 @@ class AsrDataModule:
         return BatchLoader(dataset, batches, *how, self._with_manifest, order)
 
     def _with_manifest(self, error: UserError, cut_id: str) -> UserError:
-        """An error at a training cut, with the manifest that holds the cut and the flag that names it."""
-        if isinstance(self._train, ShardedCuts):  # to look for a cut in them takes an epoch
+        """An error at a training cut, with the manifest that holds the cut and the flag that names it.
+
+        One that names a flag already is not of the cut itself.
+        """
+        if error.flag or isinstance(self._train, ShardedCuts):  # to look for a cut in them takes an epoch
             return error
         for flag, path in self._training_manifests():
             ids = (cut.id for cut in iterate(read_manifest(path, trusted=True)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
@@ -71,12 +71,21 @@ def read_utterance(cut: Cut, from_audio: bool, extractor: str = "lhotse") -> Utt
     return Utterance(cut.id, text_of(cut), features)
 
 
+def check_noise(noisy: Cut, cut: Cut, from_audio: bool) -> None:
+    """Raises UserError, naming it, where what was mixed into `cut` to make `noisy` cannot be read."""
+    if isinstance(noisy, MixedCut):
+        own = {track.cut.id for track in cut.tracks} if isinstance(cut, MixedCut) else {cut.id}
+        for track in noisy.tracks:
+            if isinstance(track.cut, DataCut) and track.cut.id not in own:
+                read_audio(track.cut) if is_heard(track.cut, from_audio) else _read_features(track.cut)
+
+
 def _read_features(cut: Cut) -> Tensor:
     path, cut = "a mix", with_data(cut)
     if isinstance(cut, DataCut):
         path = cut.features.storage_path if cut.features else "no features"
     try:
-        features = with_data(cut).load_features()
+        features = cut.load_features()
         assert features is not None and features.shape[1] == FBANK_CONFIG.num_filters
         return torch.from_numpy(features)
     except Exception as error:

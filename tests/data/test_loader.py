@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 
@@ -13,12 +14,14 @@ import torch
 from lhotse import CutSet, MonoCut
 
 from kdstream.corpus.fbank import compute_musan
+from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from support.data import (
     assert_same,
     batches_of,
     config_of,
+    error_of,
     feature_cut,
 )
 
@@ -148,6 +151,22 @@ def test_noise_is_mixed_into_half_the_cuts_and_repeats(corpus, tmp_path, on_the_
         for a, b, n in zip(c.features, d.features, c.feature_lens, strict=True)
     ]
     assert 10 <= sum(changed) <= 30
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_noise_that_cannot_be_read_is_blamed_itself(corpus, tmp_path, on_the_fly, num_workers):
+    make_noise(corpus, tmp_path)
+    path = corpus / "fbank" / MUSAN_CUTS
+    cuts = CutSet.from_file(path).to_eager()
+    for cut in cuts:
+        cut.recording.sources[0].source = "/gone/noise.wav"
+        cut.features.storage_path = "/gone/noise.lca"
+    cuts.to_file(path)
+    config = config_of(corpus, enable_musan=True, on_the_fly_feats=on_the_fly, num_workers=num_workers)
+    message = error_of(lambda: batches_of(config))
+    said = r"wav: no such file; restore .* cut \d-\d-0 out" if on_the_fly else r"lca: cannot read .* cut \d-\d-0; .*"
+    assert re.fullmatch(rf"--enable-musan 1: noise for cut 1-1-\d{{4}}: /gone/noise\.{said}", message)
 
 
 @pytest.mark.parametrize("on_the_fly", [False, True])
