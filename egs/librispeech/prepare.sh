@@ -78,6 +78,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
 if ((stage < 5)); then choose_parts train dev test; else choose_parts train; fi
 choose_tokens
 choose_place data_dir "$here/data"
+dl_dir=$(realpath -ms "$dl_dir")  # manifests hold paths below it
 prefix=${lhotse_recipe:-librispeech}
 if [[ -n $lhotse_recipe ]]; then
   corpus=custom
@@ -114,7 +115,9 @@ done
 mkdir -p "$data_dir/manifests" "$data_dir/fbank"
 data_dir=$(cd "$data_dir" && pwd)
 
-# A marker holds the settings of a piece of work.  With other settings, or without its result, the work is done again.
+# A marker holds the settings of a piece of work.  With other settings, without its result, or with other words in a
+# manifest that it reads, the work is done again.
+content_of() { for file in "$@"; do [[ ! -f $file ]] || gzip -dc "$file" | cksum; done | paste -sd ' '; }
 once() { # MARKER SETTINGS RESULT COMMAND...
   [[ ! -f $1 || $(<"$1") != "$2" || ! -e $3 ]] || return 0
   rm -f "$1"
@@ -171,7 +174,9 @@ if in_stage 0; then
         "$dl_dir" "$part" || fail "$part: not downloaded; is openslr.org within reach? A second run goes on from here"
     done
   fi
-  if [[ $musan == true ]]; then
+  if [[ $musan == true && -d $dl_dir/musan/noise && ! -e $dl_dir/musan.tar.gz ]]; then
+    log "MUSAN: is there"
+  elif [[ $musan == true ]]; then
     log "Stage 0: download MUSAN into $dl_dir"
     "$python" -c 'import sys; from lhotse.recipes import download_musan as d; d(sys.argv[1])' "$dl_dir" ||
       fail "MUSAN: not downloaded; is openslr.org within reach? A second run goes on from here"
@@ -189,7 +194,7 @@ fi
 
 if in_stage 2 && [[ $musan == true ]]; then
   log "Stage 2: manifests of MUSAN"
-  once "$data_dir/manifests/.musan.done" "$dl_dir" "$data_dir/manifests" \
+  once "$data_dir/manifests/.musan.done" "$dl_dir" "$data_dir/manifests/musan_recordings_noise.jsonl.gz" \
     "$python" -c 'import sys; from lhotse.recipes import prepare_musan as p; p(sys.argv[1], sys.argv[2])' \
     "$dl_dir/musan" "$data_dir/manifests"
 fi
@@ -201,6 +206,7 @@ if in_stage 3; then
     if [[ ,$train_parts, == *,$part,* ]]; then
       kind=--train-parts settings="$speech perturb-speed $perturb_speed shuffled"
     fi
+    settings+=" $(content_of "$data_dir/manifests/${prefix}"_{recordings,supervisions}_"$part.jsonl.gz")"
     once "$data_dir/fbank/.$part.done" "$settings" "$cuts" \
       "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
       --prefix "$prefix" "$kind" "$part" --perturb-speed "$perturb_speed" --table "$data_dir/fbank/.$part.table" --jobs "$nj"
@@ -214,7 +220,8 @@ fi
 
 if in_stage 4 && [[ $musan == true ]]; then
   log "Stage 4: features of MUSAN"
-  once "$data_dir/fbank/.musan.done" "$dl_dir" "$data_dir/fbank/musan_cuts.jsonl.gz" \
+  settings="$dl_dir $(content_of "$data_dir"/manifests/musan_recordings_*.jsonl.gz)"
+  once "$data_dir/fbank/.musan.done" "$settings" "$data_dir/fbank/musan_cuts.jsonl.gz" \
     "$python" "$root/local/compute_fbank.py" --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
     --musan true --jobs "$nj"
 fi

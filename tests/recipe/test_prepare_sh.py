@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
@@ -87,6 +89,15 @@ def test_prepare_takes_any_tree_in_librispeechs_layout_and_skips_what_is_done(tm
     anew = [str(path.relative_to(data)) for path in after if after[path] != before.get(path)]
     assert anew and all("train-a" in name for name in anew)
 
+    for path in (tmp_path / "mine" / "LibriSpeech" / "train-b").rglob("*.trans.txt"):
+        path.write_text(path.read_text().replace(path.read_text().split()[1], "MENDED", 1))
+    (data / "manifests" / "librispeech_supervisions_train-b.jsonl.gz").unlink()
+    assert run_prepare(*arguments, cwd=tmp_path).returncode == 0
+    texts = [cut.supervisions[0].text for cut in CutSet.from_file(data / "fbank" / "librispeech_cuts_train-b.jsonl.gz")]
+    assert sum("MENDED" in text for text in texts) == 3  # at each speed
+    mended = [path for path in after if path.stat().st_mtime_ns != after[path]]
+    assert all("train-b" in path.name or "train-b" in path.parent.name for path in mended)
+
     tokens_before = (data / "lang_bpe_30" / "bpe.model").read_bytes()
     other = run_prepare(*arguments, "--train-parts", "train-a", cwd=tmp_path)
     assert other.returncode == 1 and "lang_bpe_30: has the tokens of other text" in other.stderr
@@ -121,6 +132,27 @@ def test_prepare_makes_tokens_of_each_type_and_copies_as_through_lines(tmp_path)
     assert sum(len(batch.cut_ids) for batch in batches_of(config)) == 24
     bytes_too = run_prepare(*arguments, "--stage", "5", "--token-type", "byte-bpe", "--vocab-size", "280", cwd=tmp_path)
     assert bytes_too.returncode == 0 and "<0xFF> 258" in (tmp_path / "data/lang_bbpe_280/tokens.txt").read_text()
+
+
+@pytest.mark.slow
+def test_prepare_takes_the_musan_that_is_there_and_makes_its_manifests_anew_where_they_are_lost(tmp_path):
+    make_part(tmp_path / "mine", "a", 1, 4, seed=1)
+    for kind in ("music", "speech", "noise"):
+        (tmp_path / "there" / "musan" / kind).mkdir(parents=True)
+        soundfile.write(tmp_path / "there" / "musan" / kind / f"{kind}.wav", np.zeros(96000), 16000)
+    (tmp_path / "there" / "musan" / "music" / "ANNOTATIONS").write_text("music classical N nobody\n")
+    flags = ["--corpus-dir", "mine", "--train-parts", "a", "--dev-parts", "b", "--test-parts", "b", "--musan", "true"]
+    flags += ["--dl-dir", "there", "--data-dir", "data"]
+    for lost in ((), ("musan_recordings_music", "musan_recordings_noise", "musan_recordings_speech")):
+        for name in lost:
+            (tmp_path / "data" / "manifests" / f"{name}.jsonl.gz").unlink()
+        for stages in (("0", "0"), ("2", "2"), ("4", "4")):
+            result = run_prepare(*flags, "--stage", stages[0], "--stop-stage", stages[1], cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+        cuts = CutSet.from_file(tmp_path / "data" / "fbank" / "musan_cuts.jsonl.gz")
+        assert {cut.recording.sources[0].source for cut in cuts} == {
+            str(tmp_path / "there" / "musan" / kind / f"{kind}.wav") for kind in ("music", "speech", "noise")
+        }
 
 
 @pytest.mark.slow
