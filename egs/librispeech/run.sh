@@ -161,18 +161,31 @@ if stages 4; then
     $distill_flags
 fi
 
-# decode NAME SCRIPT FLAGS...: decodes once for each checkpoint and set of flags
+heard=(--manifest-dir "$data_dir/fbank" --test-parts "$test_parts")
+
+# up_to_date FILE NAME: whether it is younger than the last epoch of experiment NAME and than the test cuts
+up_to_date() {
+  local part cuts
+  [[ $1 -nt $exp_root/$2/epoch-$num_epochs.pt ]] || return
+  for part in ${test_parts//,/ }; do
+    for cuts in "$data_dir"/fbank/*_cuts_"$part".jsonl.gz; do
+      [[ ! $cuts -nt $1 ]] || return
+    done
+  done
+}
+
+# decode NAME SCRIPT FLAGS...: decodes once for each checkpoint, test set and set of flags
 decode() {
   local name=$1 script=$2
   shift 2
   local flags="--epoch $num_epochs --avg $avg $*"
-  local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags${alignments:+ aligned}")"
-  if [[ $done_file -nt $exp_root/$name/epoch-$num_epochs.pt ]]; then
+  local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags $test_parts${alignments:+ aligned}")"
+  if up_to_date "$done_file" "$name"; then
     log "$name, $script $*: already decoded"
     return
   fi
   # shellcheck disable=SC2086
-  $python "$script" --exp-dir "$exp_root/$name" $flags ${alignments:+--alignments "$alignments"}
+  $python "$script" --exp-dir "$exp_root/$name" $flags "${heard[@]}" ${alignments:+--alignments "$alignments"}
   touch "$done_file"
 }
 
@@ -191,9 +204,10 @@ alignments=
 if stages 5; then
   log "Stage 5: decoding"
   if grep -q '"use_ctc": true' "$exp_root/teacher/config.json"; then  # its CTC head knows when words end
-    alignments=$exp_root/teacher/alignments-epoch-${num_epochs}_avg-$avg.jsonl.gz
-    [[ -f $alignments ]] ||
-      $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "$num_epochs" --avg "$avg" --output "$alignments"
+    alignments=$exp_root/teacher/alignments-epoch-${num_epochs}_avg-${avg}_${test_parts//,/_}.jsonl.gz
+    up_to_date "$alignments" teacher ||
+      $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "$num_epochs" --avg "$avg" "${heard[@]}" \
+        --output "$alignments"
   fi
   decode teacher decode.py
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? 1 : cores / 2))}  # two systems at a time

@@ -97,6 +97,19 @@ def test_what_has_been_trained_anew_is_decoded_anew(recipe):
     assert len(again) == 1 + 4 and all("--exp-dir exp/distilled" in line for line in again)
 
 
+def test_other_test_speech_is_decoded_and_that_which_was_mended(recipe):
+    run(recipe)
+    assert all("--manifest-dir data/fbank --test-parts test" in line for line in calls(recipe)[3:])
+    decode = ("--stage", "5", "--test-parts", "other,test", "--data-dir", str(recipe / "elsewhere"))
+    assert run(recipe, *decode).returncode == 0
+    again = calls(recipe)
+    assert len(again) == 9 and all("--manifest-dir elsewhere/fbank --test-parts other,test" in line for line in again)
+    assert run(recipe, *decode).returncode == 0 and not calls(recipe)
+    (recipe / "elsewhere" / "fbank").mkdir(parents=True)
+    (recipe / "elsewhere" / "fbank" / "librispeech_cuts_test.jsonl.gz").touch()
+    assert run(recipe, *decode).returncode == 0 and len(calls(recipe)) == 9
+
+
 def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
     refused = run(recipe, "--num-epochs", "2")
     assert refused.returncode == 1 and "--avg 3: is more than --num-epochs 2" in refused.stderr
