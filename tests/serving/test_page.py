@@ -71,6 +71,31 @@ speak(10, 11);
 connect();
 return heard;
 """
+# Samples that are the seconds at which they were said.  When two of three words are finished, the server knows the
+# session no more, twice; then it hears the third word.
+FORGOTTEN = """
+const heard = [];
+class Line {
+  static OPEN = 1;
+  readyState = 1;
+  bufferedAmount = 0;
+  send(samples) { heard.push(...samples); }
+}
+window.WebSocket = Line;
+const recording = new Recording("talk.wav"), utterance = new Utterance(recording, 1, arguments[0] || Infinity);
+const finish = (id, start, end, text) => utterance.take({type: "segment", id, start, end, text});
+utterance.take({type: "session", session: "one", samples: 0, ended: false});
+for (let n = 0; n < 100; n++) utterance.send(Float32Array.of(n));
+finish(0, 1, 30, "ONE");
+finish(1, 50, 70, "TWO");
+for (const session of ["two", "three"]) {
+  utterance.ready = false;
+  heard.length = 0;
+  utterance.take({type: "session", session, samples: 0, ended: false});
+}
+finish(0, 85 - heard[0], 95 - heard[0], "THREE");
+return [heard, recording.srt];
+"""
 
 pytestmark = [
     pytest.mark.browser,
@@ -292,3 +317,11 @@ def test_a_page_that_is_loaded_again_goes_on_with_its_session_and_gives_subtitle
 def test_after_an_outage_that_is_longer_than_what_is_kept_nothing_is_sent_twice(page):
     reload(page)
     assert page.execute_script(CUT_TWICE) == [0, 1, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("kept, first", [(None, 70), (60, 70), (20, 80)])
+def test_a_server_that_forgot_the_session_hears_what_was_not_finished_and_no_more(page, kept, first):
+    reload(page)
+    heard, srt = page.execute_script(FORGOTTEN, kept)
+    assert heard == list(range(first, 100))
+    assert subtitles(srt) == [(1.0, 30.0, "ONE"), (50.0, 70.0, "TWO"), (85.0, 95.0, "THREE")]
