@@ -28,7 +28,7 @@ class EndpointConfig(Section):
     """When a segment ends.  Names and defaults are those of sherpa-onnx."""
 
     enable_endpoint: bool = flag(True, "Cut the text of a stream into segments where the rules below say so.")
-    rule1_min_trailing_silence: float = flag(2.4, "Seconds of silence that end a segment without words.", above=0)
+    rule1_min_trailing_silence: float = flag(2.4, "Seconds of silence that end a segment, words or none.", above=0)
     rule2_min_trailing_silence: float = flag(1.2, "Seconds of silence after words that end a segment.", above=0)
     rule3_min_utterance_length: float = flag(20.0, "Seconds after which a segment ends at a word.", above=0)
 
@@ -39,6 +39,10 @@ class EndpointConfig(Section):
             or (length > trailing_silence >= self.rule2_min_trailing_silence)
             or length >= self.rule3_min_utterance_length
         )
+
+    def ends_words(self, trailing_silence: float) -> bool:
+        """Whether so many seconds of silence end a segment that has words, however short it is."""
+        return trailing_silence >= min(self.rule1_min_trailing_silence, self.rule2_min_trailing_silence)
 
 
 class TimedTokens(NamedTuple):
@@ -113,7 +117,7 @@ class Segmenter:
         silence = self._silence(now, tokens.frames[-1] if tokens.frames else -1) * OUTPUT_FRAME_SECONDS
         tokens = self._held + tokens
         end = len(tokens.tokens)
-        if silence < self._rules.rule2_min_trailing_silence:
+        if not self._rules.ends_words(silence):  # then rule 3 did, perhaps within a word
             located = locate(self._spell(tokens.tokens))
             end = (located[-1].first if located else 0) or end  # a single word is not held back
         self._append(tokens.part(0, end))

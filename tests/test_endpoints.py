@@ -84,6 +84,14 @@ def test_a_blank_before_the_pause_ends_its_word():
     assert [segment.text for segment in heard.segments] == ["NIGHT", "FAR"]
 
 
+@pytest.mark.parametrize("rule1, rule2", [(0.8, 1.2), (2.4, 0.8)])
+def test_no_word_is_held_back_where_silence_ends_a_segment(rule1, rule2):
+    """Rule 1 ends segments with words too, as in sherpa-onnx, and may be the shorter one."""
+    tokens = [("▁GOOD", 5), ("▁MORNING", 12), ("▁ALL", 20), ("▁BED", 60)]
+    heard = segment_all(tokens, 100, rule1_min_trailing_silence=rule1, rule2_min_trailing_silence=rule2)
+    assert [segment.text for segment in heard.segments] == ["GOOD MORNING ALL", "BED"]
+
+
 def test_a_word_without_an_end_is_cut():
     segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
     assert segmenter.ends(25, 24)
