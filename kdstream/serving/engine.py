@@ -120,7 +120,9 @@ class ClientStream:
         self._untold = {number for number in self._kept if number >= segments - 1}
         self._told = "", False
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> int:
+        """Takes what a step has done; returns how many segments it finished, without one that it completed."""
+        finished = len(progress.news.segments.keys() - self._kept.keys())
         self._queued -= progress.taken
         if self.queued <= QUEUED_SECONDS:
             self._room.set()
@@ -131,6 +133,7 @@ class ClientStream:
             self._untold.discard(number)
         self.unfinished, self._growing, self._final = progress.unfinished, progress.news.growing, progress.news.final
         self._news.set()
+        return finished
 
     def fail(self, why: str) -> None:
         self._failure = why
@@ -220,8 +223,7 @@ class Engine:
         self.steps.observe(time.monotonic() - begin)
         for client, done in progress.items():
             self.audio += done.taken / client.sample_rate
-            self.segments += len(done.news.segments)
-            client.update(done)
+            self.segments += client.update(done)
         for client in batch:
             if client not in progress:
                 self._give_up(client, "the recogniser cannot take this audio or these hotwords")

@@ -15,7 +15,7 @@ from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
-from kdstream.serving.engine import ClientStream, Engine, EngineError
+from kdstream.serving.engine import ClientStream, Engine, EngineError, News, Progress
 from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, Speller, find_model
 from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
@@ -66,6 +66,21 @@ def test_audio_that_comes_too_fast_waits_with_the_client(runtime, monkeypatch):
         return most
 
     assert 1.0 <= asyncio.run(fast()) <= 3.0
+
+
+def test_a_segment_whose_last_word_is_completed_is_counted_once(runtime, monkeypatch):
+    texts = [{0: "HEL"}, {0: "HELLO", 1: "WORLD"}]
+    steps = [{number: Segment(text, [], 1.0) for number, text in step.items()} for step in texts]
+
+    async def run() -> int:
+        engine = Engine(runtime)
+        client = engine.open(16000)
+        monkeypatch.setattr(engine, "_step", lambda _: {client: Progress(0, News(steps.pop(0), "", False), False)})
+        while steps:
+            await engine._decode([client])
+        return engine.segments
+
+    assert asyncio.run(run()) == 2
 
 
 def test_the_tail_is_that_of_the_chunk(served):
