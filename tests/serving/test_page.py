@@ -96,6 +96,11 @@ for (const session of ["two", "three"]) {
 finish(0, 85 - heard[0], 95 - heard[0], "THREE");
 return [heard, recording.srt];
 """
+# For a microphone that may not be used, also after the page was loaded again with a recording that is open.
+DENIED = """
+navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error("Permission denied"));
+window.kept = () => JSON.parse(sessionStorage.getItem("recordings") || "[]");
+"""
 
 pytestmark = [
     pytest.mark.browser,
@@ -294,7 +299,7 @@ def test_a_page_that_is_loaded_again_goes_on_with_its_session_and_gives_subtitle
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     reload(page)
     page.find_element("id", "microphone").click()
-    segments = "return recordings[0].segments"
+    segments = "return recordings.length && recordings[0].segments"  # there is one when the microphone is there
     before = wait(lambda: page.execute_script(segments))
     session = page.execute_script("return recordings[0].part.session")
     page.refresh()
@@ -325,3 +330,14 @@ def test_a_server_that_forgot_the_session_hears_what_was_not_finished_and_no_mor
     heard, srt = page.execute_script(FORGOTTEN, kept)
     assert heard == list(range(first, 100))
     assert subtitles(srt) == [(1.0, 30.0, "ONE"), (50.0, 70.0, "TWO"), (85.0, 95.0, "THREE")]
+
+
+def test_a_microphone_that_is_denied_leaves_no_recording_open(page):
+    reload(page)
+    page.execute_script(DENIED)
+    page.find_element("id", "microphone").click()
+    wait(lambda: text(page, "#status") == "Microphone: Permission denied.")
+    assert page.execute_script("return kept()") == []
+    page.execute_script("record('Microphone'); begin()")
+    wait(lambda: page.execute_script("return kept().length > 1 && kept().every((each) => !each.open)"))
+    assert text(page, "#status") == "Microphone: Permission denied."
