@@ -103,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         if model.mixes_rows:
             logging.info("%s: int8, so clients are decoded one by one; float32 is faster for several", model.encoder)
     server = Server(engines, limits, allowed_names(args.host, args.names))
-    asyncio.run(serve(server.app(), args.host, args.port, tls, lambda url: print(url, flush=True)))
+    asyncio.run(serve(server, args.host, args.port, tls, lambda url: print(url, flush=True)))

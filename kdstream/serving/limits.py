@@ -17,7 +17,7 @@ class Limits(Section):
     max_clients: int = flag(64, "Clients that are heard at once; more are turned away.")
     max_message_bytes: int = flag(1 << 20, "Bytes that a message may have; a client that sends more is let go.")
     resume_seconds: float = flag(60.0, "Seconds for which a client that lost its connection may come back.")
-    idle_seconds: float = flag(30.0, "Seconds for which a client may send nothing.")
+    idle_seconds: float = flag(30.0, "Seconds that a client may send nothing, and that a connection lasts without one.")
     send_seconds: float = flag(10.0, "Seconds for which a client may read nothing while there is text for it.")
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@ GET /models has the names of the models, /healthz says whether all is well, and 
 
 Nothing a client does costs the others more than its share.  Audio that comes too fast waits in the network, not in
 memory; of the growing texts for a client that reads too slowly the newest alone is kept; who reads nothing, sends
-nothing, or sends what is no message is let go, and told why where it listens.
+nothing, or sends what is no message is let go, and told why where it listens.  A connection that is no client's
+lasts --idle-seconds, and less where too many others come.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from kdstream.errors import UserError, option
+from kdstream.serving.connections import Connections, listen
 from kdstream.serving.engine import ClientStream, Engine, EngineError
 from kdstream.serving.limits import Limits
 from kdstream.serving.metrics import Histogram, family, process
@@ -37,6 +39,7 @@ PAGE = Path(__file__).with_name("page.html")
 SEND_BUFFER = 16384  # bytes of texts that may be under way to a client; more would be old when it is read
 TOO_LARGE = 2  # times --max-message-bytes: what is larger is not even read, and told by its close code alone
 CLOSE_SECONDS = 2.0  # that a client has to answer a close
+SPARE_CONNECTIONS = 64  # that may be open beside those of clients
 HEADERS = {
     "Cache-Control": "no-store",
     "Permissions-Policy": "microphone=(self)",
@@ -55,10 +58,11 @@ class Server:
     """
 
     def __init__(self, engines: Mapping[str, Engine], limits: Limits, names: frozenset[str] | None) -> None:
-        self._engines, self._limits, self._names = engines, limits, names
+        self._engines, self.limits, self._names = engines, limits, names
         self._sessions = Sessions(engines, limits)
         self._refusals: Counter[str] = Counter()
         self.clients: set[web.WebSocketResponse] = set()
+        self._most_clients = 2 * limits.max_clients  # some may be dead, and their clients back
         self._page = PAGE.read_text(encoding="utf-8")
         self._headers = {**HEADERS, "Content-Security-Policy": content_security_policy(self._page)}
 
@@ -72,6 +76,15 @@ class Server:
         app.cleanup_ctx.append(self._decode)
         app.on_shutdown.append(self._say_goodbye)
         return app
+
+    def connections(self) -> Connections:
+        """Room for all that may be open."""
+
+        def clients() -> set[int]:
+            sockets = [ws.get_extra_info("socket") for ws in self.clients]
+            return {each.fileno() for each in sockets if each is not None}
+
+        return Connections(self._most_clients + SPARE_CONNECTIONS, self.limits.idle_seconds, clients)
 
     async def _decode(self, app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -138,7 +151,7 @@ class Server:
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(
-            max_msg_size=TOO_LARGE * self._limits.max_message_bytes + 1,  # aiohttp takes less than this
+            max_msg_size=TOO_LARGE * self.limits.max_message_bytes + 1,  # aiohttp takes less than this
             timeout=CLOSE_SECONDS,
             compress=False,  # or a small message could unpack to a large one
             writer_limit=0,  # each text waits until those before it are under way
@@ -146,7 +159,7 @@ class Server:
         await ws.prepare(request)
         try:
             keep_few_texts(request)
-            if len(self.clients) >= 2 * self._limits.max_clients:  # some may be dead, and their clients back
+            if len(self.clients) >= self._most_clients:
                 raise Refusal(WSCloseCode.TRY_AGAIN_LATER, "too many connections")
             self.clients.add(ws)
             await self._hear(ws)
@@ -169,7 +182,7 @@ class Server:
 
         Raises Refusal; ConnectionError where the client left; asyncio.TimeoutError where it does not read.
         """
-        message = await self._receive(ws, self._limits.idle_seconds)
+        message = await self._receive(ws, self.limits.idle_seconds)
         if message.type is not WSMsgType.TEXT:
             raise Refusal(WSCloseCode.POLICY_VIOLATION, "the first message must be of type start")
         start = Start.parse(message.data)
@@ -203,7 +216,7 @@ class Server:
     async def _listen(self, ws: web.WebSocketResponse, form: Start, stream: ClientStream) -> None:
         """Takes what the client sends, until it is cancelled."""
         while True:
-            message = await self._receive(ws, None if stream.finished else self._limits.idle_seconds)
+            message = await self._receive(ws, None if stream.finished else self.limits.idle_seconds)
             if stream.finished:
                 raise Refusal(WSCloseCode.POLICY_VIOLATION, "nothing may follow the end")
             if message.type is WSMsgType.BINARY:
@@ -223,8 +236,8 @@ class Server:
         except asyncio.TimeoutError as error:
             raise Silence(seconds or 0.0) from error
         unread = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG  # of a WebSocketError
-        if unread or size_of(message) > self._limits.max_message_bytes:
-            flag = option("max_message_bytes", self._limits.max_message_bytes)
+        if unread or size_of(message) > self.limits.max_message_bytes:
+            flag = option("max_message_bytes", self.limits.max_message_bytes)
             raise Refusal(
                 WSCloseCode.MESSAGE_TOO_BIG, f"a message has more bytes than {flag} allows; send shorter ones"
             )
@@ -236,11 +249,11 @@ class Server:
         """Sends segments and texts, to the end."""
         stream, final = session.stream, False
         hello = {"type": "session", "session": session.id, "samples": stream.samples, "ended": stream.finished}
-        await within(self._limits.send_seconds, ws.send_json(hello))
+        await within(self.limits.send_seconds, ws.send_json(hello))
         while not final:
             news = await stream.next_news()
             for message in messages_of(news):
-                await within(self._limits.send_seconds, ws.send_json(message))
+                await within(self.limits.send_seconds, ws.send_json(message))
             final = news.final
 
     async def _refuse(self, ws: web.WebSocketResponse, refusal: Refusal) -> None:
@@ -301,7 +314,7 @@ def content_security_policy(page: str) -> str:
 
 
 async def serve(
-    app: web.Application,
+    server: Server,
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
@@ -314,10 +327,11 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
+    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        for listener in listen(host, port, server.connections()):
+            await web.SockSite(runner, listener, ssl_context=tls).start()
         address, port = runner.addresses[0][:2]
         shown = f"[{address}]" if ":" in address else address
         announce(f"{'https' if tls else 'http'}://{shown}:{port}/")
