@@ -4,7 +4,7 @@ Whoever has a whole chunk takes part in the next batch, one chunk each: a client
 turn like one that speaks.  Batches grow as the load does, and with them the audio that a core can follow.
 
 What a client costs does not grow with time: QUEUED_SECONDS of audio, one segment that grows, and the last KEPT_SEGMENTS
-that are finished.
+that it was told of.  Those that it was not told of are never dropped: where they are as many, its audio waits.
 
 A model that scales activations over the whole batch, as int8 exports do, would let a loud client change the words of a
 quiet one.  Such a model decodes the clients of a batch one after another.
@@ -28,7 +28,7 @@ from kdstream.transcription import Segment
 
 QUEUED_SECONDS = 10.0  # of audio that may wait; then a client's next block has to
 BLOCK_SECONDS = 0.5  # that the recogniser is given at once; it keeps what it has been given without a limit
-KEPT_SEGMENTS = 100  # of a client, for when it comes back
+KEPT_SEGMENTS = 100  # of a client, for when it comes back, and that may wait until it reads
 STUCK_SECONDS = 30.0  # that a step may take
 
 
@@ -81,7 +81,10 @@ class ClientStream:
         return self._queued / self.sample_rate
 
     async def accept(self, samples: np.ndarray) -> None:
-        """Takes float32 samples (S,) at `sample_rate`; waits first while QUEUED_SECONDS of them are undecoded."""
+        """Takes float32 samples (S,) at `sample_rate`.
+
+        Waits first while QUEUED_SECONDS of them are undecoded, or KEPT_SEGMENTS untold.
+        """
         await self._room.wait()
         size = int(BLOCK_SECONDS * self.sample_rate)
         self.blocks.extend(samples[start : start + size] for start in range(0, len(samples), size))
@@ -96,9 +99,14 @@ class ClientStream:
 
     def _queue(self, samples: int) -> None:
         self._queued += samples
-        if self.queued > QUEUED_SECONDS:
-            self._room.clear()
+        self._make_room()
         self._wake()
+
+    def _make_room(self) -> None:
+        if self.queued > QUEUED_SECONDS or len(self._untold) >= KEPT_SEGMENTS:
+            self._room.clear()
+        else:
+            self._room.set()
 
     async def next_news(self) -> News:
         """What there is to tell, once there is any.  Segments are told once each; of growing texts the newest is.
@@ -112,25 +120,29 @@ class ClientStream:
             raise EngineError(self._failure)
         segments = {number: self._kept[number] for number in sorted(self._untold)}
         self._untold.clear()
+        self._make_room()
         self._told = self._growing, self._final
         return News(segments, *self._told)
+
+    def can_tell(self, segments: int) -> bool:
+        """Whether all is kept that `tell_again` would tell."""
+        return max(0, segments - 1) >= min(self._kept, default=0)
 
     def tell_again(self, segments: int) -> None:
         """To a client that has so many segments, the rest is told, and the last of them, which may have changed."""
         self._untold = {number for number in self._kept if number >= segments - 1}
+        self._make_room()
         self._told = "", False
 
     def update(self, progress: Progress) -> int:
         """Takes what a step has done; returns how many segments it finished, without one that it completed."""
         finished = len(progress.news.segments.keys() - self._kept.keys())
         self._queued -= progress.taken
-        if self.queued <= QUEUED_SECONDS:
-            self._room.set()
         self._kept |= progress.news.segments
         self._untold |= progress.news.segments.keys()
-        for number in sorted(self._kept)[:-KEPT_SEGMENTS]:
+        self._make_room()
+        for number in sorted(self._kept.keys() - self._untold)[:-KEPT_SEGMENTS]:
             del self._kept[number]
-            self._untold.discard(number)
         self.unfinished, self._growing, self._final = progress.unfinished, progress.news.growing, progress.news.final
         self._news.set()
         return finished

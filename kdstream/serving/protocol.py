@@ -16,8 +16,8 @@ Then the connection is closed.
 
 A client that lost its connection sends the same start with "session": ID and "segments": how many it has.  Where the
 server knows the session still, it answers with this ID, and with the samples that it has: the client goes on with those
-after them.  It tells the segments after those that the client has, and the last of those again.  Otherwise the ID is a
-new one, of a new session.
+after them.  It tells the segments after those that the client has, and the last of those again.  Otherwise, and where
+it has no longer all of these, the ID is a new one, of a new session.
 """
 
 from __future__ import annotations

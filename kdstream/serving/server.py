@@ -3,9 +3,9 @@
 GET /models has the names of the models, /healthz says whether all is well, and /metrics is for Prometheus.
 
 Nothing a client does costs the others more than its share.  Audio that comes too fast waits in the network, not in
-memory; of the growing texts for a client that reads too slowly the newest alone is kept; who reads nothing, sends
-nothing, or sends what is no message is let go, and told why where it listens.  A connection that is no client's
-lasts --idle-seconds, and less where too many others come.
+memory, and so does that of a client that reads too slowly; of its growing texts the newest alone is kept.  Who reads
+nothing, sends nothing, or sends what is no message is let go, and told why where it listens.  A connection that is no
+client's lasts --idle-seconds, and less where too many others come.
 """
 
 from __future__ import annotations

@@ -55,11 +55,14 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
 
     def find(self, start: Start) -> Session:
-        """The session that a client comes back to, or a new one.  Raises Refusal."""
+        """The session that a client comes back to, or a new one, also where it lacks segments that are kept no more.
+
+        Raises Refusal.
+        """
         session = self._sessions.get(start.session)
-        if session is not None and session.stream.sample_rate == start.sample_rate:
-            return session
-        return self._open(start)
+        if session is None or session.stream.sample_rate != start.sample_rate:
+            return self._open(start)
+        return session if session.stream.can_tell(start.segments) else self._open(start)
 
     def _open(self, start: Start) -> Session:
         model = next(iter(self._engines)) if start.model is None else start.model

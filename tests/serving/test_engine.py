@@ -16,7 +16,10 @@ from kdstream.export.onnx import OnnxFiles, quantize
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import ClientStream, Engine, EngineError, News, Progress
+from kdstream.serving.limits import Limits
+from kdstream.serving.protocol import Start
 from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, Speller, find_model
+from kdstream.serving.sessions import Sessions
 from kdstream.transcription import Segment, join
 from kdstream.units import tail_frames
 from support.decoding import run_script
@@ -66,6 +69,47 @@ def test_audio_that_comes_too_fast_waits_with_the_client(runtime, monkeypatch):
         return most
 
     assert 1.0 <= asyncio.run(fast()) <= 3.0
+
+
+def finish(client: ClientStream, *numbers: int) -> None:
+    """Finishes segments of these numbers, one a step."""
+    for number in numbers:
+        client.update(Progress(0, News({number: Segment(str(number), [], 1.0)}, "", False), False))
+
+
+def test_no_segment_of_a_slow_reader_is_dropped_and_its_audio_waits_until_it_reads(runtime, monkeypatch):
+    monkeypatch.setattr(engine_module, "KEPT_SEGMENTS", 3)
+    audio = np.zeros(160, np.float32)
+
+    async def slow() -> list[list[int]]:
+        client, told = Engine(runtime).open(16000), []
+        for first in (0, 5):
+            await client.accept(audio)
+            finish(client, *range(first, first + 5))
+            waiting = asyncio.create_task(client.accept(audio))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            told.append(list((await client.next_news()).segments))
+            await asyncio.wait_for(waiting, timeout=10)
+        return told
+
+    assert asyncio.run(slow()) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_a_client_that_lacks_segments_which_are_kept_no_more_gets_a_new_session(runtime, monkeypatch):
+    monkeypatch.setattr(engine_module, "KEPT_SEGMENTS", 3)
+
+    async def come_back() -> tuple[list[bool], list[int]]:
+        sessions = Sessions({"tiny": Engine(runtime)}, Limits())
+        session = sessions.find(Start(16000, "<f4"))
+        finish(session.stream, 0, 1, 2, 3, 4)
+        await session.stream.next_news()
+        finish(session.stream, 5)  # of those that were told 2, 3 and 4 are kept
+        same = [sessions.find(Start(16000, "<f4", session=session.id, segments=n)) is session for n in range(8)]
+        session.stream.tell_again(3)
+        return same, list((await session.stream.next_news()).segments)
+
+    assert asyncio.run(come_back()) == ([False] * 3 + [True] * 5, [2, 3, 4, 5])
 
 
 def test_a_segment_whose_last_word_is_completed_is_counted_once(runtime, monkeypatch):
