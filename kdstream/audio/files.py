@@ -110,31 +110,35 @@ def find_long(path: Path, seconds: float) -> LongSound | None:
         return LongSound(path, file.samplerate, samples, channel)
 
 
-def check_header(path: Path) -> None:
-    """What `read_sound` refuses and opening the file shows, for those who leave the reading to Lhotse.
+def check_whole(path: Path, way_out: str, needs_libsndfile: bool = False) -> None:
+    """Raises UserError for a file of which Lhotse takes a part for all: it reads as libsndfile does.
 
-    Only MP3 files are read whole.  Raises UserError, also for a file whose sound is not all that libsndfile would hear.
+    The file ends before its header says, holds more than that, or is joined of several.  All of it is read to find the
+    latter.  Nothing is said of a file that is not there.
+
+    Args:
+      way_out: beside mending the file.
+      needs_libsndfile: refuse what libsndfile does not open; else Lhotse may read it otherwise, and nothing is said.
     """
-    with open_sound(path, read_head(path), look_for_more=False) as file:
-        if isinstance(file.name, io.BytesIO):
-            raise UserError(f"{path}: its header states another length than it has", fix=convert(path))
-        _check_end(path, file, file.frames)
-
-
-def check_whole(path: Path, way_out: str) -> None:
-    """Raises UserError for a file without all of the sound that its header states: Lhotse takes the rest for all.
-
-    Nothing is said of a file that libsndfile does not open, as Lhotse may have read it otherwise.
-
-    way_out: beside mending the file.
-    """
-    try:
-        with open_sound(path, read_head(path), look_for_more=False) as file:
-            _check_end(path, file, file.frames)
-    except NotOpened:
+    if not path.exists():
         return
+    try:
+        with open_sound(path, read_head(path)) as file:
+            _check_end(path, file, file.frames)
+            if isinstance(file.name, io.BytesIO):
+                _check_heard_of(path, file)
     except UserError as error:
-        raise UserError(error.problem, fix=f"{error.fix}, or {way_out}") from error
+        if needs_libsndfile or not isinstance(error, NotOpened):
+            raise UserError(error.problem, fix=f"{error.fix}, or {way_out}") from error
+
+
+def _check_heard_of(path: Path, mended: soundfile.SoundFile) -> None:
+    """Raises UserError where libsndfile alone hears less of the file than of its mended copy."""
+    heard = soundfile.info(_name_of(path)).frames
+    if mended.frames - heard >= UNCOUNTED_SECONDS * mended.samplerate:
+        seconds, there = heard / mended.samplerate, mended.frames / mended.samplerate
+        problem = f"its header states another length than it has: {seconds:.2f} s of {there:.2f} s would be heard"
+        raise UserError(f"{path}: {problem}", fix=convert(path))
 
 
 def why_unreadable(path: Path) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 
-from lhotse import CutSet, LilcomChunkyWriter, RecordingSet, SupervisionSet, load_manifest
+from lhotse import CutSet, LilcomChunkyWriter, Recording, RecordingSet, SupervisionSet, load_manifest
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
@@ -25,6 +25,7 @@ from kdstream.data.checks import check_readable, check_text
 from kdstream.data.cuts import iterate, write_cuts
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
+from kdstream.data.sources import check_files
 from kdstream.errors import UserError
 from kdstream.units import SAMPLE_RATE
 
@@ -91,6 +92,10 @@ def read_part(manifest_dir: Path, part: str, corpus: str = LIBRISPEECH) -> CutSe
     return CutSet.from_cuts(cuts)
 
 
+def _check_recording(recording: Recording) -> None:
+    check_files(recording, f"take recording {recording.id} out of the manifests")
+
+
 def read_musan(manifest_dir: Path) -> CutSet:
     """MUSAN in pieces of 10 s; pieces of 5 s and less are left out."""
     paths = sorted(manifest_dir.glob("musan_recordings_*.jsonl.gz"))
@@ -118,9 +123,14 @@ def compute_part(
 ) -> Path:
     """Features and cuts of one part; returns the manifest of the cuts.
 
-    Only training parts are shuffled, and perturbed in speed where that is wanted.
+    Only training parts are shuffled, and perturbed in speed where that is wanted.  Raises UserError for a file that
+    holds more than would be heard, before any features are computed.
     """
     cuts = list(iterate(read_part(manifest_dir, part, corpus)))
+    recordings = {cut.recording.id: cut.recording for cut in cuts if isinstance(cut, DataCut) and cut.recording}
+    checked = results_of(pool.imap, _check_recording, recordings.values(), chunksize=16)
+    for _ in tqdm(checked, desc=f"audio of {part}", total=len(recordings), unit=" files", disable=None):
+        pass
     if train and perturb_speed:
         cuts += [cut.perturb_speed(speed) for speed in SPEEDS for cut in cuts]
     if train:  # the sampler reads manifests through a window: neighbours should not be of one chapter

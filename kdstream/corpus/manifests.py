@@ -12,7 +12,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
 from kdstream.audio import kinds
-from kdstream.audio.files import check_header
+from kdstream.audio.files import check_whole
 from kdstream.corpus.text_remove import removed
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
@@ -84,13 +84,10 @@ def find_audio(folder: Path, utterance: str) -> Path:
 
 
 def open_recording(path: Path, utterance: str) -> Recording:
-    """Reads the header of an audio file.  Raises UserError where it does not say how much sound there is."""
+    """The recording of an audio file.  Raises UserError where its header does not say how much sound there is."""
+    check_whole(path, f"take {utterance} out of the .trans.txt", needs_libsndfile=True)
     try:
-        check_header(path)
         recording = Recording.from_file(path, recording_id=utterance)
-    except UserError as error:
-        fix = f"{error.fix}, or take {utterance} out of the .trans.txt"
-        raise UserError(error.problem, fix=fix) from error
     except Exception as error:  # each audio backend of Lhotse raises its own kinds
         raise UserError(
             f"{path}: not readable as audio", fix=f"restore the file or take {utterance} out of the .trans.txt"

@@ -62,7 +62,7 @@ class Found:
 def check_manifest(path: Path, read: bool = False) -> Found:
     """What the manifest holds.  Raises UserError at the first cut that training or decoding could not take.
 
-    read: read every feature matrix too, and the headers of the audio files that are there.
+    read: read every feature matrix too, and look for audio files that are there and would not be heard to their end.
     """
     check_filter_bank(iterate(read_manifest(path)), path)
     found, ids = Found(path), DistinctIds(str(path))
@@ -74,8 +74,7 @@ def check_manifest(path: Path, read: bool = False) -> Found:
             read_utterance(cut, from_audio=False)
             for audio in {source.path for source in with_checked_sources(cut)[1] if source.path} - looked_at:
                 looked_at.add(audio)
-                if audio.exists():  # stored features may outlive their audio
-                    check_whole(audio, f"take cut {cut.id} out")
+                check_whole(audio, f"take cut {cut.id} out")  # stored features may outlive it
         found.add(cut)
     return found
 

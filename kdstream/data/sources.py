@@ -21,7 +21,7 @@ from lhotse.augmentation import AudioTransform, Resample
 from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
 
-from kdstream.audio.files import why_unreadable
+from kdstream.audio.files import check_whole, why_unreadable
 from kdstream.data.sphere import sphere_without_sph2pipe
 from kdstream.errors import UserError
 
@@ -134,6 +134,13 @@ def checked_sources(recording: Recording, start: float, duration: float) -> list
         CheckedSource(source.type, source.channels, source.source, source.video, rate=rate, needed=needed)
         for source in recording.sources
     ]
+
+
+def check_files(recording: Recording, way_out: str) -> None:
+    """Raises UserError for a file of the recording that `check_whole` refuses.  way_out: beside mending the file."""
+    for source in checked_sources(recording, 0.0, recording.duration):
+        if source.path is not None:
+            check_whole(source.path, way_out)
 
 
 def last_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdstream.audio.files import check_header, check_whole, find_long, read_sound, why_unreadable
+from kdstream.audio.files import check_whole, find_long, read_sound, why_unreadable
 from kdstream.audio.samples import mono
 from kdstream.errors import UserError
 from support.corpora import write_sphere
@@ -31,6 +31,7 @@ WAV = wav(SOUND)
 FLAC = encoded(SOUND, format="FLAC")
 OGG = encoded(SOUND, format="OGG", subtype="VORBIS")
 MP3 = mp3()
+UNTOLD_MP3 = MP3[MP3.index(b"\xff\xf3", 2) :]  # without its tag, from which libsndfile guesses its length
 OPUS = encoded(tone(rate=48000), 48000, format="OGG", subtype="OPUS")
 MP4 = b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + b"\0" * 2000
 
@@ -99,7 +100,7 @@ def test_a_whole_mp3_is_heard_as_libsndfile_hears_it(tmp_path):
 def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
     untold, slow_untold, joined = (tmp_path / f"{name}.mp3" for name in ("untold", "slow-untold", "joined"))
     slow = mp3(2.0, quiet=slice(0, RATE))
-    untold.write_bytes(MP3[MP3.index(b"\xff\xf3", 2) :])
+    untold.write_bytes(UNTOLD_MP3)
     slow_untold.write_bytes(slow[slow.index(b"\xff\xf3", 2) :])
     joined.write_bytes(MP3 + MP3)
     stated = [soundfile.info(path).duration for path in (untold, slow_untold, joined)]
@@ -227,55 +228,44 @@ def test_nothing_is_lost_at_the_border_of_a_block(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HEARD)
-def test_headers_of_sound_files_are_taken_unless_libsndfile_alone_would_hear_less(tmp_path, name):
+def test_a_file_is_whole_unless_libsndfile_alone_would_hear_less(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(HEARD[name])
     if name.startswith("killed"):
-        with pytest.raises(
-            UserError, match=f"{path}: its header states another length than it has; convert it: ffmpeg"
-        ):
-            check_header(path)
+        problem = f"{path}: its header states another length than it has: 0.00 s of 1.00 s would be heard"
+        with pytest.raises(UserError, match=f"{problem}; convert it: ffmpeg -i .*, or leave it out"):
+            check_whole(path, "leave it out")
     else:
-        check_header(path)
+        check_whole(path, "leave it out")
 
 
 @pytest.mark.parametrize(
     "data, named",
     [
-        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; .*, or leave it out$"),
         (flac_without_length(FLAC), "its header lacks the length"),
         (MP3[: len(MP3) // 2], "cut short"),
-        (MP3[MP3.index(b"\xff\xf3", 2) :], "its header states another length than it has"),
-        (MP3 + MP3, "its header states another length than it has"),
+        (UNTOLD_MP3, "its header states another length than it has: [01].[0-9]+ s of 2.[0-9]+ s would be heard"),
+        (MP3 + MP3, "its header states another length than it has: 2.00 s of 4.[0-9]+ s would be heard"),
         (WAV + WAV, "several files joined into one"),
-        (b"text", "text, not audio"),
+        (FLAC + FLAC, "several files joined into one"),
+        (OGG + OGG, "several files joined into one"),
     ],
     ids=without_bytes,
 )
-def test_headers_that_do_not_say_how_much_sound_there_is_are_refused(tmp_path, data, named):
+def test_a_file_of_which_lhotse_would_take_a_part_for_all_is_refused(tmp_path, data, named):
     (tmp_path / "a.wav").write_bytes(data)
     with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
-        check_header(tmp_path / "a.wav")
-
-
-@pytest.mark.parametrize(
-    "data, named",
-    [
-        (WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; .*, or leave it out"),
-        (WAV, ""),
-        (MP3[: len(MP3) // 2], "cut short"),
-        (MP3[MP3.index(b"\xff\xf3", 2) :], ""),  # Lhotse may count its frames
-        (b"\0\0\0\x20ftypM4A ", ""),  # Lhotse may read it by ffmpeg
-    ],
-    ids=without_bytes,
-)
-def test_what_others_read_is_refused_only_where_sound_is_lacking(tmp_path, data, named):
-    (tmp_path / "a.wav").write_bytes(data)
-    if named:
-        with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: {named}"):
-            check_whole(tmp_path / "a.wav", "leave it out")
-    else:
         check_whole(tmp_path / "a.wav", "leave it out")
+
+
+@pytest.mark.parametrize("data", [b"text", MP4], ids=["text", "mp4"])
+def test_what_libsndfile_does_not_open_is_refused_where_nothing_else_reads_it(tmp_path, data):
+    (tmp_path / "a.wav").write_bytes(data)
+    check_whole(tmp_path / "a.wav", "leave it out")  # Lhotse may read it by ffmpeg
+    with pytest.raises(UserError, match=f"{tmp_path / 'a.wav'}: (text|MPEG-4).*, or leave it out$"):
+        check_whole(tmp_path / "a.wav", "leave it out", needs_libsndfile=True)
+    check_whole(tmp_path / "nowhere.wav", "leave it out", needs_libsndfile=True)
 
 
 def test_a_long_file_is_found_and_read_in_blocks(tmp_path, monkeypatch):

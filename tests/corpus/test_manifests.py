@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lhotse import CutSet, SupervisionSet
 from lhotse.utils import fastcopy
 
 from kdstream.commands import prepare_manifests
-from kdstream.corpus.fbank import read_part
+from kdstream.corpus.fbank import compute_part, read_part
 from kdstream.corpus.manifests import prepare_part
 from kdstream.errors import UserError
 from support.data import (
@@ -177,7 +178,7 @@ def test_missing_part_and_empty_part(small):
     "suffix, data, named",
     [
         (".wav", wav(tone())[:-3000], "cut short: 0.91 s of the 1.00 s that its header states"),
-        (".wav", with_sizes(wav(tone()), 0, 0), "its header states another length than it has; convert it: ffmpeg -i"),
+        (".wav", with_sizes(wav(tone()), 0, 0), "its header states another length than it has: 0.00 s of 1.00 s"),
         (".wav", wav(tone()[:0]), "holds no samples"),
         (".wav", b"on another disk\n", "text, not audio"),
         (".flac", b"", "an empty file"),
@@ -186,6 +187,7 @@ def test_missing_part_and_empty_part(small):
             flac_without_length(encoded(tone(), format="FLAC")),
             "its header lacks the length; convert it: ffmpeg",
         ),
+        (".flac", 2 * encoded(tone(), format="FLAC"), "several files joined into one, of which only the first"),
     ],
 )
 def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffix, data, named):
@@ -195,6 +197,17 @@ def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffi
     path.write_bytes(data)
     error = error_of(lambda: store(small, ("train",)))
     assert f"{path}: {named}" in error and "take 1-1-0003 out of the .trans.txt" in error
+
+
+def test_audio_that_holds_more_than_its_manifest_says_is_refused_before_features_are_computed(small):
+    prepare_part(small / "LibriSpeech", "train", small)
+    path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1-0003.flac"
+    path.write_bytes(2 * path.read_bytes())
+    with ThreadPool(1) as pool:
+        message = error_of(lambda: compute_part(small, small / "fbank", "train", pool))
+    assert f"{path}: several files joined into one" in message
+    assert message.endswith(", or take recording 1-1-0003 out of the manifests")
+    assert not (small / "fbank").exists()
 
 
 def test_cuts_with_text_outside_them_are_refused_before_their_features_are_computed(small):

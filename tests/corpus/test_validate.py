@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kdstream.data.features import compute_fbank
 from kdstream.data.reading import read_audio
 from kdstream.errors import UserError
 from support.data import error_of, feature_cut
-from support.sound import tone, wav
+from support.sound import encoded, tone, wav
 
 
 @pytest.fixture
@@ -47,6 +48,20 @@ def test_two_cuts_with_one_id_are_refused_as_in_training(tmp_path):
     assert len(check_manifest(tmp_path / "2.jsonl.gz").durations) == 2
     with pytest.raises(UserError, match=r"3\.jsonl\.gz: two cuts have the id a; rename one with cut\.with_id"):
         check_manifest(tmp_path / "3.jsonl.gz")
+
+
+@pytest.mark.parametrize("kind", ["OGG", "MP3"])
+def test_reading_finds_files_that_were_joined_into_one(tmp_path, kind):
+    audio, manifest = tmp_path / "a", tmp_path / "a.jsonl.gz"
+    audio.write_bytes(2 * encoded(tone(2.0), format=kind))
+    cut = Recording.from_file(audio, recording_id="a").to_cut()
+    assert cut.duration == pytest.approx(2.0, abs=0.01)  # Lhotse takes the first for all of it
+    cut.supervisions = [SupervisionSegment("a", "a", 0.0, cut.duration, text="ONE")]
+    CutSet.from_cuts([cut]).to_file(manifest)
+    check_manifest(manifest)
+    message = error_of(lambda: check_manifest(manifest, read=True))
+    assert re.search(f"{audio}: (several files joined|.*: 2.00 s of 4.[0-9]+ s would be heard)", message)
+    assert message.endswith(f", or take cut {cut.id} out")
 
 
 def test_reading_finds_a_wav_that_was_cut_short_before_its_manifest_was_made(tmp_path):
