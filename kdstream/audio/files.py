@@ -24,6 +24,7 @@ BLOCK = 1 << 26  # samples that are read at once: most files in one piece, none 
 SHORT_BLOCK = 1 << 19  # samples of a long file that are read at once: half a minute at 16 kHz
 UNKNOWN = 1 << 60  # samples: libsndfile states more where a header gives no length
 CONVERT_AGAIN = "convert it again, with samples as 16-bit integers"
+IGNORE_LENGTH = "-ignore_length 1 "  # ffmpeg's, of WAV and RF64
 UNCOUNTED_SECONDS = 0.1  # of bytes behind the sound: fewer may be rubbish
 JOINED = "several files joined into one, of which only the first would be heard"
 GIVE_PARTS = "give them one by one, or join them with sox ONE TWO JOINED"
@@ -193,7 +194,7 @@ def open_sound(path: Path, head: bytes, look_for_more: bool = True) -> soundfile
         if file.format == "MP3":
             file.close()
             return _open_mp3(path)
-        return _with_all_samples(path, file) if file.format in ("WAV", "WAVEX") else file
+        return _with_all_samples(path, file)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two: soundfile's, of raw samples
         problem, fix = (JOINED, GIVE_PARTS) if is_joined(path, head) else why_not_opened(path, head, error)
         raise NotOpened(f"{path}: {problem}", fix=fix) from error
@@ -238,8 +239,15 @@ def _open_mp3(path: Path) -> soundfile.SoundFile:
 
 
 def _with_all_samples(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
-    """A WAV file; a mended copy of one that states no sound though there is some, as a killed recorder leaves it."""
-    chunk = find_sound_chunk(path)
+    """The file; a mended copy of a WAV that states no sound though there is some, as a killed recorder leaves it.
+
+    Raises UserError for what is left so of other kinds, and for sound behind what the header states.
+    """
+    if file.format in ("AU", "RF64") and not file.frames and (size := path.stat().st_size) > HEAD:
+        file.close()
+        problem = f"its header states no sound, but the file has {size} bytes"
+        raise UserError(f"{path}: {problem}", fix=convert(path, IGNORE_LENGTH * (file.format == "RF64")))
+    chunk = find_sound_chunk(path) if file.format in ("WAV", "WAVEX") else None
     if chunk is None or not chunk.uncounted:
         return file
     if chunk.stated == 0:
@@ -251,7 +259,7 @@ def _with_all_samples(path: Path, file: soundfile.SoundFile) -> soundfile.SoundF
         stated = file.frames / file.samplerate
         file.close()
         problem = f"its header states {stated:.2f} s of sound, but {chunk.uncounted} bytes more stand behind them"
-        raise UserError(f"{path}: {problem}", fix=convert(path, "-ignore_length 1 "))
+        raise UserError(f"{path}: {problem}", fix=convert(path, IGNORE_LENGTH))
     return file
 
 

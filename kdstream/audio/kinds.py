@@ -157,6 +157,9 @@ def sphere_samples(head: bytes) -> int:
 
 
 def share_there(log: str) -> float:
-    """How much of the sound that its header states the file holds, by libsndfile's log of opening it: in (0, 1]."""
-    shares = [int(there) / int(stated) for stated, there in STATED_SIZE.findall(log) if int(stated) < ENDLESS]
+    """How much of the sound that its header states the file holds, by libsndfile's log of opening it: in [0, 1].
+
+    Programs write the sizes at the end: one that was killed leaves 0, which states nothing.
+    """
+    shares = [int(there) / int(stated) for stated, there in STATED_SIZE.findall(log) if 0 < int(stated) < ENDLESS]
     return min([1.0, *shares])

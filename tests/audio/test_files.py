@@ -35,6 +35,19 @@ UNTOLD_MP3 = MP3[MP3.index(b"\xff\xf3", 2) :]  # without its tag, from which lib
 OPUS = encoded(tone(rate=48000), 48000, format="OGG", subtype="OPUS")
 MP4 = b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + b"\0" * 2000
 
+AIFF, AU, RF64, W64 = (encoded(SOUND, format=kind) for kind in ("AIFF", "AU", "RF64", "W64"))
+
+
+def with_zeros(data: bytes, *places: tuple[int, int]) -> bytes:
+    """With zeros from each place on, so many, as a recorder leaves the sizes of the header that it would fill in."""
+    for place, length in places:
+        data = data[:place] + bytes(length) + data[place + length :]
+    return data
+
+
+RF64_RIFF, RF64_SOUND = ((RF64.index(b"ds64") + 8 + place, 8) for place in (0, 8))
+AIFF_FORM, AIFF_SOUND = (4, 4), (AIFF.index(b"SSND") + 4, 4)
+
 HEARD = {
     "plain.wav": WAV,
     "ffmpeg-pipe.wav": with_sizes(WAV, 0xFFFFFFFF, 0xFFFFFFFF),
@@ -55,10 +68,14 @@ HEARD = {
     "float-above-1.wav": encoded(4 * SOUND, format="WAV", subtype="FLOAT"),
     "a-law.wav": encoded(SOUND, format="WAV", subtype="ALAW"),
     "extensible.wav": encoded(SOUND, format="WAVEX"),
-    "rf64.wav": encoded(SOUND, format="RF64"),
-    "w64.w64": encoded(SOUND, format="W64"),
-    "aiff.aiff": encoded(SOUND, format="AIFF"),
-    "au.au": encoded(SOUND, format="AU"),
+    "rf64.wav": RF64,
+    "rf64-without-a-size.wav": with_zeros(RF64, RF64_RIFF),
+    "w64.w64": W64,
+    "w64-without-sizes.w64": with_zeros(W64, (16, 8), (W64.index(b"data") + 16, 8)),
+    "aiff.aiff": AIFF,
+    "aiff-without-a-size.aiff": with_zeros(AIFF, AIFF_SOUND),
+    "aiff-without-sizes.aiff": with_zeros(AIFF, AIFF_FORM, AIFF_SOUND),
+    "au.au": AU,
     "caf.caf": encoded(SOUND, format="CAF"),
     "nist.sph": encoded(SOUND, format="NIST"),
     "plain.flac": FLAC,
@@ -114,13 +131,13 @@ def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
 @pytest.mark.parametrize(
     "name, data, named",
     [
-        ("cut-behind-the-header.au", encoded(SOUND, format="AU")[:24], "cut short: none of the sound|no samples"),
+        ("cut-behind-the-header.au", AU[:24], "cut short: none of the sound|no samples"),
         ("cut-a-little.wav", WAV[:-400], "cut short: 0.99 s of the 1.00 s"),
         ("cut.wav", WAV[:-3000], "cut short: 0.91 s of the 1.00 s that its header states; restore it, or keep what is"),
-        ("cut.w64", encoded(SOUND, format="W64")[:-3000], "cut short: 0.9"),
-        ("cut-rf64.wav", encoded(SOUND, format="RF64")[:-3000], "cut short: 0.9"),
-        ("cut.aiff", encoded(SOUND, format="AIFF")[:-3000], "cut short: 0.91 s of the 1.00 s"),
-        ("cut.au", encoded(SOUND, format="AU")[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        ("cut.w64", W64[:-3000], "cut short: 0.9"),
+        ("cut-rf64.wav", RF64[:-3000], "cut short: 0.9"),
+        ("cut.aiff", AIFF[:-3000], "cut short: 0.91 s of the 1.00 s"),
+        ("cut.au", AU[:-3000], "cut short: 0.91 s of the 1.00 s"),
         ("cut.flac", FLAC[: len(FLAC) // 2], "cut short or damaged"),
         ("cut.mp3", MP3[: len(MP3) * 2 // 3], "cut short: 1.[0-9]+ s of the 2.[0-9]+ s"),
         ("unknown.flac", flac_without_length(FLAC), "its header lacks the length; convert it: ffmpeg -i"),
@@ -143,14 +160,16 @@ def test_mp3_files_without_length_or_joined_are_heard_to_their_end(tmp_path):
         ("5ms.wav", wav(SOUND[:80]), "less than 10 ms of sound"),
         ("nothing.wav", wav(SOUND[:0]), "no samples"),
         ("nothing-and-a-chunk.wav", with_chunk(wav(SOUND[:0])), "no samples"),
+        ("killed.au", with_zeros(AU, (8, 4)), "its header states no sound, but the file has 32024 bytes; .* -i "),
+        ("killed-rf64.wav", with_zeros(RF64, RF64_RIFF, RF64_SOUND), "its header states no .* ffmpeg -ignore_length 1"),
         ("killed-later.wav", with_sizes(WAV, 16036, 16000), "its header states 0.50 s of sound, but 16000"),
         ("joined.wav", WAV + WAV, "several files joined into one"),
         ("joined.flac", FLAC + FLAC, "several files joined into one"),
         ("joined.ogg", OGG + OGG, "several files joined into one"),
         ("joined.opus", OPUS + OPUS, "several files joined into one"),
-        ("joined.aiff", encoded(SOUND, format="AIFF") * 2, "several files joined into one"),
-        ("joined.au", encoded(SOUND, format="AU") * 2, "several files joined into one"),
-        ("joined.w64", encoded(SOUND, format="W64") * 2, "several files joined into one"),
+        ("joined.aiff", AIFF * 2, "several files joined into one"),
+        ("joined.au", AU * 2, "several files joined into one"),
+        ("joined.w64", W64 * 2, "several files joined into one"),
         ("joined.mp3", mp3(1.0, 16000) + mp3(1.0, 44100), "joined from MP3 files of different rates"),
     ],
     ids=without_bytes,
