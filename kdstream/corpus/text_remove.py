@@ -22,5 +22,8 @@ def check_text_remove(text_remove: str) -> None:
 
 
 def removed(text: str, text_remove: str) -> str:
-    """The text with a blank in place of what is taken out, and one blank between words."""
-    return " ".join((re.sub(text_remove, " ", text) if text_remove else text).split())
+    """The text with a blank in place of what is taken out, and one blank between words.
+
+    An expression such as [.,]* finds nothing between any two letters too: no blank comes there.
+    """
+    return " ".join((re.sub(text_remove, lambda found: " " * bool(found[0]), text) if text_remove else text).split())

@@ -15,6 +15,7 @@ from lhotse.utils import fastcopy
 from kdstream.commands import prepare_manifests
 from kdstream.corpus.fbank import compute_part, read_part
 from kdstream.corpus.manifests import prepare_part
+from kdstream.corpus.text_remove import removed
 from kdstream.errors import UserError
 from support.data import (
     error_of,
@@ -160,6 +161,11 @@ def test_what_is_taken_out_of_texts_leaves_a_blank_and_utterances_without_text_a
     assert "1 audio files are left out, for --text-remove " in warning and "1-1-0001.flac" in warning
     with pytest.raises(UserError, match=r"--text-remove \.: .*train: no text is left"):
         prepare_part(small / "LibriSpeech", "train", small, ".")
+
+
+@pytest.mark.parametrize("expression", ["[.,]*", "[.,]?", "|[.,]", "[.,]+", r"(?=\w)[.,]*|[.,]"])
+def test_an_expression_that_may_find_nothing_leaves_words_whole(expression):
+    assert removed("Well,don't..., she said.", expression) == "Well don't she said"
 
 
 def test_an_expression_that_is_none_is_refused():
