@@ -85,7 +85,7 @@ def usable_part(part: Part, left_out: LeftOut, channel: int | None = None, text_
         if reason:
             left_out.add(reason, segment, recording)
             continue
-        begin, end = max(0.0, segment.start), min(segment.end, recording.duration)
+        begin, end = _within(segment, recording)
         kept.append(fastcopy(segment, text=text, start=begin, duration=end - begin))
     overlapping = set(_overlapping(kept))
     for segment in kept:
@@ -102,6 +102,11 @@ def _on_one_channel(segment: SupervisionSegment, channel: int | None) -> Supervi
     return segment if segment.channel == chosen else fastcopy(segment, channel=chosen)
 
 
+def _within(segment: SupervisionSegment, recording: Recording) -> tuple[float, float]:
+    """Begin and end of what lies in the recording, in seconds."""
+    return max(0.0, segment.start), min(segment.end, recording.duration)
+
+
 def _fault(segment: SupervisionSegment, recording: Recording, is_there: bool, channel: int | None, text: str) -> str:
     """Why a segment cannot be used, as a count of many says it; ""."""
     if not is_there:
@@ -114,7 +119,8 @@ def _fault(segment: SupervisionSegment, recording: Recording, is_there: bool, ch
         return "outside their recording"
     if not text:
         return "with an empty text"
-    if segment.duration * FRAMES_PER_SECOND < SHORTEST:
+    begin, end = _within(segment, recording)
+    if (end - begin) * FRAMES_PER_SECOND < SHORTEST:
         return f"shorter than {SHORTEST / FRAMES_PER_SECOND:g} s"
     return ""
 

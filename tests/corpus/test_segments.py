@@ -37,9 +37,12 @@ BAD = {
     "on a channel that their recording lacks": [segment("third", 0.0, 1.0, channel=2)],
     "outside their recording": [segment("late", 19.5, 20.2), segment("early", -0.5, 1.0)],
     "with an empty text": [segment("silent", 9.0, 10.0, " \t"), segment("none", 9.0, 10.0, None)],
-    "shorter than 0.09 s": [segment("short", 9.0, 9.05)],
+    "shorter than 0.09 s": [
+        segment("short", 9.0, 9.05), segment("begins before", -0.09, 0.05), segment("ends after", 19.98, 20.08),
+        segment("behind", 20.0, 20.1),
+    ],
     "that overlap another of their channel": [segment("over", 10.0, 12.0), segment("lapping", 11.85, 13.0)],
-}
+}  # fmt: skip
 
 
 def usable(segments, recording: Recording, channel: int | None = None) -> tuple[list[str], LeftOut]:
