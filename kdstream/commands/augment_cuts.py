@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import parser_of
-from kdstream.errors import UserError, option
+from kdstream.config.flags import add_jobs, parser_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,10 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--augment", required=True, help="narrowband, mp3, opus, reverb, volume, pauses: some of them.")
     parser.add_argument("--share", type=float, default=1.0, help="Share of cuts for each of them (default: 1)")
     parser.add_argument("--output", type=Path, required=True, help="Manifest to write; features go beside it.")
-    parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
+    add_jobs(parser)
     args = parser.parse_args(argv)
-    if args.jobs < 1:
-        raise UserError("must be at least 1", flag=option("jobs", args.jobs))
 
     import torch
 

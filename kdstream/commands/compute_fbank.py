@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import parser_of, str2bool
+from kdstream.config.flags import add_jobs, parser_of, str2bool
 from kdstream.files import write_text
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
     parser.add_argument("--prefix", default="librispeech", help="What names of manifests begin with.")
     parser.add_argument("--table", type=Path, help="Where to write what the cuts of all parts hold, as a table.")
-    parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
+    add_jobs(parser)
     args = parser.parse_args(argv)
 
     import torch

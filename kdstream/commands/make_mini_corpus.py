@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import parser_of
+from kdstream.config.flags import add_jobs, parser_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-utterances", type=int, default=900, help="About 22 a minute (default: %(default)s)")
     parser.add_argument("--dev-utterances", type=int, default=60, help="(default: %(default)s)")
     parser.add_argument("--test-utterances", type=int, default=160, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="Processes (default: %(default)s)")
+    add_jobs(parser)
     args = parser.parse_args(argv)
 
     from kdstream.corpus.mini import make_corpus

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import parser_of
+from kdstream.config.flags import add_jobs, parser_of
 from kdstream.corpus.text_remove import add_text_remove, check_text_remove
 from kdstream.errors import UserError, option
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out-share", type=float, default=0.05, help="See above (default: %(default)s)")
     parser.add_argument("--channel", type=int, help="Take the segments of this channel alone (default: all)")
     add_text_remove(parser)
-    parser.add_argument("--jobs", type=int, default=2, help="Processes, where the recipe takes several.")
+    add_jobs(parser, "Processes, where the recipe takes several")
     args = parser.parse_args(argv)
     if not 0 < args.held_out_share < 0.5:
         raise UserError(

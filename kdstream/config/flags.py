@@ -283,6 +283,10 @@ def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
     )
 
 
+def add_jobs(parser: argparse.ArgumentParser, help: str = "Processes", default: int = 2) -> None:
+    parser.add_argument("--jobs", type=in_range(int, minimum=1), default=default, help=f"{help} (default: %(default)s)")
+
+
 def from_args(config_class: type[Config], args: argparse.Namespace) -> Config:
     """Reads the flags of `config_class` back out of parsed arguments; those that are not there have their defaults."""
     names = [item.name for item in flags_of(config_class) if hasattr(args, item.name)]

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from kdstream.config.flags import add_jobs
 from kdstream.errors import UserError, option
 
 CHECKOUT_RECIPE = Path(__file__).resolve().parents[2] / "egs" / "librispeech"  # not in an installed package
@@ -16,7 +17,7 @@ def add_runner_flags(parser: argparse.ArgumentParser, seeds: str) -> None:
     add = parser.add_argument
     add("--exp-root", type=Path, required=True, help="Directory of the experiment directories, logs and results.")
     add("--seeds", type=integers, default=seeds, help="Seeds of training (default: %(default)s)")
-    add("--jobs", type=int, default=1, help="Cells that run at a time (default: %(default)s)")
+    add_jobs(parser, "Cells that run at a time", default=1)
     for name, what in (("--train-flags", "Of every training"), ("--decode-flags", "Of every decoding")):
         add(name, type=shared_flags, default=(), help=f"{what}; paths as seen from --recipe (default: none)")
     add(

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from kdstream.config.sections import TrainConfig
-from kdstream.errors import UserError, option
+from kdstream.errors import UserError
 from kdstream.experiments.cells import Cell, CommandLine
 from kdstream.files import write_text
 from kdstream.processes import end_with_parent
@@ -37,8 +37,6 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> dict[Cell, str]:
     Raises:
       UserError: as `Cell.check_flags`; nothing has been run then.
     """
-    if jobs < 1:
-        raise UserError("must be at least 1", flag=option("jobs", jobs))
     for cell in cells:
         cell.check_flags()
     try:

@@ -41,6 +41,17 @@ def test_an_abbreviated_flag_is_refused(name: str, monkeypatch, capsys) -> None:
     assert re.search(rf"error: unrecognized arguments: {flag[:-1]}=1; did you mean --\S+\?; .* --help lists", line)
 
 
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+def test_jobs_below_one_are_refused_by_every_command_that_has_them(jobs, monkeypatch, capsys) -> None:
+    parsers = [parser_of_command(name, monkeypatch) for name in COMMANDS if name not in WITHOUT_FLAGS]
+    with_jobs = [parser for parser in parsers if "--jobs" in parser._option_string_actions]
+    assert len(with_jobs) == 6
+    for parser in with_jobs:
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--jobs", jobs])
+        assert f"error: argument --jobs: {jobs}: must be at least 1; " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_FLAGS])
 def test_nbest_is_a_flag_of_the_commands_that_write_such_lists_alone(name: str, monkeypatch) -> None:
     flags = parser_of_command(name, monkeypatch)._option_string_actions

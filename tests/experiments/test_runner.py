@@ -160,11 +160,6 @@ def test_scripts_end_with_a_runner_that_could_not_end_them(recipe):
         os.kill(int(child), signal.SIGKILL)  # a real training's children see to that themselves
 
 
-def test_jobs_below_one_are_refused(recipe):
-    with pytest.raises(UserError, match="--jobs 0"):
-        run_cells([make_cell(recipe, "a")], 0)
-
-
 def test_cells_at_a_time_have_a_gpu_each_where_there_are_several(recipe, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
