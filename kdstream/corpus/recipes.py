@@ -50,9 +50,15 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """The arguments of a recipe from words such as languages=en,de and num_jobs=4, with blanks between them.
 
     A value is true, false, null, a number, or a word.  With commas it is a list: en,de or, of one, en,
+    Raises UserError for a word that is none of them, and a quotation mark without its other one.
     """
     arguments: dict[str, Any] = {}
-    for pair in shlex.split(text):
+    try:
+        pairs = shlex.split(text)
+    except ValueError as error:
+        fix = """put a value with an apostrophe into double quotes, e.g. "speaker=\\"O'Neil\\"\""""
+        raise UserError(str(error).lower(), flag=option("recipe_args", text), fix=fix) from error
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             fix = "write NAME=VALUE, with blanks between them, e.g. 'languages=en normalize_text=none'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_arguments_are_words_numbers_truths_and_lists():
         "a": "x", "b": 3, "c": True, "d": ["x", 4], "e": "two words", "f": None, "n": "none", "g": "", "h": ["x"],
     }  # fmt: skip
     assert "--recipe-args: 3=a names no argument" in error_of(lambda: parse_arguments("3=a"))
+
+
+@pytest.mark.parametrize("text, problem", [("a=O'Neil", "no closing quotation"), ("a=b\\", "no escaped character")])
+def test_an_apostrophe_alone_is_refused_with_how_to_write_it(text, problem):
+    message = error_of(lambda: parse_arguments(text))
+    (typed,) = shlex.split(message.partition("e.g. ")[2])
+    assert message.startswith(f"--recipe-args {text}: {problem}; ") and parse_arguments(typed) == {"speaker": "O'Neil"}
 
 
 def test_what_a_recipe_refuses_is_one_line_with_the_tree_and_the_reason(tmp_path, caplog):
