@@ -59,18 +59,19 @@ class Report:
     """
 
     def __init__(self, exp_root: Path, systems: Sequence[str], baseline: str, output: Path) -> None:
+        systems = list(dict.fromkeys(map(os.path.normpath, systems)))  # "baseline/" is "baseline"
         self.exp_root, self.systems, self.output = exp_root, systems, output
         self.runs = sources.read_runs(exp_root, systems)
         records = [record for of_system in self.runs.values() for record in of_system]
         if not records:
             raise UserError(f"{exp_root}: no results yet", fix="run decode.py and streaming_decode.py first")
-        folders = zip(dict.fromkeys(systems), self.runs.values(), strict=True)
+        folders = zip(systems, self.runs.values(), strict=True)
         system_of = {folder: of[0].system if of else folder for folder, of in folders}
         names = list(dict.fromkeys([*(record.system for record in records), *system_of.values()]))
         self.records = sorted(
             records, key=lambda r: (names.index(r.system), MODES.index(r.mode), r.chunk_ms or 0, r.right_ms)
         )
-        self.baseline = baseline if baseline in names else system_of.get(baseline, baseline)
+        self.baseline = baseline if baseline in names else system_of.get(os.path.normpath(baseline), baseline)
         self.reductions = compare(self.runs, self.baseline)
         self.headline = findings.headline(self.records, self.reductions)
         self.colours = plots.colours_of(names)

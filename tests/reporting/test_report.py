@@ -216,6 +216,13 @@ def test_directories_of_a_systems_seeds_are_that_system(tmp_path):
     assert report.colours["distilled"] != report.colours["baseline"]
 
 
+def test_a_system_that_is_named_twice_in_two_ways_is_one(tmp_path):
+    write_runs(tmp_path)
+    report = Report(tmp_path, ["distilled", "baseline/", "distilled/", "./baseline"], "baseline/", tmp_path)
+    assert report.systems == ["distilled", "baseline"] and report.baseline == "baseline"
+    assert len(report.records) == 8 and report.reductions
+
+
 def test_a_baseline_that_is_not_there_is_told(tmp_path):
     write_runs(tmp_path)
     assert write_report(tmp_path, "--systems", "baseline,distilled", "--baseline", "base") == ""
