@@ -36,7 +36,7 @@ token_type=bpe            # bpe, char (single letters) or byte-bpe (pieces, and 
 vocab_size=               # tokens; by default 500, for the mini corpus 64, of char one for each letter
 text_case=keep            # or upper, lower: the case of the text that tokens are trained on, and spell
 perturb_speed=            # copies of the training speech at speeds 0.9 and 1.1; by default true, for mini false
-augment=                  # copies of the training speech: some of narrowband,mp3,opus,reverb,volume,pauses
+augment=                  # copies of the training speech, as augment_cuts.py makes them, e.g. narrowband,reverb
 augment_share=0.5         # of that speech, for each of them
 musan=false               # noise for --enable-musan
 data_dir=$here/data       # with a recipe data-NAME
@@ -99,10 +99,10 @@ case $text_case in
   keep | upper | lower) ;;
   *) fail "--text-case $text_case: not keep, upper or lower" ;;
 esac
-for name in ${augment//,/ }; do
-  [[ ,narrowband,mp3,opus,reverb,volume,pauses, == *,$name,* ]] ||
-    fail "--augment $name: none of narrowband, mp3, opus, reverb, volume and pauses"
-done
+[[ -z $augment ]] || "$python" -c 'import sys; sys.path.insert(0, sys.argv[1])
+from kdstream.commands import run
+from kdstream.corpus.line_table import names_of
+run(lambda: names_of(sys.argv[2]) and None)' "$root" "$augment" || exit
 [[ $augment_share =~ ^(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)$ ]] || fail "--augment-share $augment_share: not above 0 and at most 1"
 for name in musan perturb_speed; do
   case ${!name} in

@@ -21,16 +21,18 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import add_jobs, parser_of
+from kdstream.corpus.line_table import LINES, names_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--cuts", required=True, help="Manifests of cuts with audio, separated by commas.")
-    parser.add_argument("--augment", required=True, help="narrowband, mp3, opus, reverb, volume, pauses: some of them.")
+    parser.add_argument("--augment", required=True, help=f"Some of {','.join(LINES)}, separated by commas.")
     parser.add_argument("--share", type=float, default=1.0, help="Share of cuts for each of them (default: 1)")
     parser.add_argument("--output", type=Path, required=True, help="Manifest to write; features go beside it.")
     add_jobs(parser)
     args = parser.parse_args(argv)
+    names = names_of(args.augment)
 
     import torch
 
@@ -42,5 +44,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # in the processes too, which are forked
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
         paths = [Path(path) for path in args.cuts.split(",")]
-        copies = augment_cuts(paths, args.augment.split(","), args.share, output, pool)
+        copies = augment_cuts(paths, names, args.share, output, pool)
     logging.info(f"{output}: {len(copies)} copies, {sum(copy.duration for copy in copies) / 3600:.2f} h")

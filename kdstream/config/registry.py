@@ -59,10 +59,14 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def find(self, name: str) -> Entry:
         """The entry of this name.  Raises UserError, with the names that there are, if there is none."""
+        self.check(name)
+        return self[name]
+
+    def check(self, name: str) -> None:
+        """Raises UserError as `find` does, and imports nothing."""
         if name not in self:
             fix = f"use one of {', '.join(self)}, or import the module that adds it"
             raise UserError("unknown", flag=f"--{self.flag} {name}", fix=fix)
-        return self[name]
 
     def __getitem__(self, name: str) -> Entry:
         if name in self._own and name not in self._entries:

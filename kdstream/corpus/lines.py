@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -25,8 +25,8 @@ from lhotse.cut.data import DataCut
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
-from kdstream.config.registry import Registry
 from kdstream.corpus.fbank import store_features
+from kdstream.corpus.line_table import LINES
 from kdstream.corpus.pools import results_of
 from kdstream.data.augment import at_16_khz
 from kdstream.data.checks import check_readable
@@ -41,9 +41,6 @@ VOLUMES = (0.05, 1.0)  # from -26 dB
 ROOMS = 50
 PAUSE = 2.0  # seconds, before and after
 FRAME = SAMPLE_RATE // 40
-
-Change = Callable[[DataCut, random.Random, Path], DataCut]  # (cut of 16 kHz, what it draws from, folder for audio)
-LINES: Registry[Change] = Registry("augment")
 
 
 def narrowband(cut: DataCut, rng: random.Random, folder: Path) -> DataCut:
@@ -147,18 +144,15 @@ def augment_cuts(paths: Sequence[Path], names: Sequence[str], share: float, outp
     """Writes copies of the cuts in manifests, with features, and returns them; features and audio lie beside OUTPUT.
 
     Args:
-      names: of LINES.  Each changes a copy of its own; a name that comes twice counts once.
+      names: of LINES, as `names_of` gives them.  Each changes a copy of its own.
       share: of the cuts that each name gets.
     Raises:
-      UserError: an unknown name, a share that is none, audio that cannot be read, two cuts of one id, or an output that
+      UserError: a share that is none, audio that cannot be read, two cuts of one id, or an output that
         is no manifest's name or one of `paths`.
     """
     if not 0 < share <= 1:
         raise UserError("must be more than 0 and at most 1", flag=option("share", f"{share:g}"), fix="e.g. --share 0.5")
     check_output_of_cuts(output, paths)
-    names = list(dict.fromkeys(names))
-    for name in names:
-        LINES.find(name)
     chosen, ids = [], DistinctIds("cuts to copy")
     for path in paths:
         for cut in iterate(read_manifest(path)):

@@ -14,7 +14,8 @@ from lhotse.cut.data import DataCut
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
-from kdstream.corpus.lines import LINES, augment_cuts, copy_of, make_room
+from kdstream.corpus.line_table import LINES, names_of
+from kdstream.corpus.lines import augment_cuts, copy_of, make_room
 from kdstream.data.reading import read_audio, read_utterance
 from kdstream.evaluation.references import read_word_ends
 from support.data import error_of
@@ -165,7 +166,7 @@ def test_rooms_are_the_same_on_every_machine_and_leave_torchs_numbers_alone(tmp_
 
 def test_the_command_writes_features_of_a_share_of_the_cuts(cuts, tmp_path, monkeypatch):
     output = tmp_path / "some_lines.jsonl.gz"
-    flags = ("--augment", "narrowband,volume,volume", "--share", "0.5", "--jobs", "1", "--output", output)
+    flags = ("--augment", "narrowband, volume,volume,", "--share", "0.5", "--jobs", "1", "--output", output)
     assert run_script(monkeypatch, "local/augment_cuts.py", "--cuts", cuts, *flags) == ""
     copies = read(output)
     for name in ("narrowband", "volume"):
@@ -179,15 +180,19 @@ def test_the_command_writes_features_of_a_share_of_the_cuts(cuts, tmp_path, monk
     assert [copy.id for copy in read(output)] == before[1]
 
 
+def test_names_may_have_blanks_beside_them_and_come_twice():
+    assert names_of("narrowband, mp3,narrowband,") == ["narrowband", "mp3"]
+    assert error_of(lambda: names_of("narrowband,telefax")) == (
+        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume, pauses, or "
+        "import the module that adds it"
+    )
+
+
 def test_what_cannot_be_copied_is_named(cuts, tmp_path):
     def message(names: str, share: float = 1.0, path: Path = cuts, output: Path = tmp_path / "x.jsonl.gz") -> str:
         with multiprocessing.get_context("fork").Pool(1) as pool:
             return error_of(lambda: augment_cuts([path], names.split(","), share, output, pool))
 
-    assert message("narrowband,telefax") == (
-        "--augment telefax: unknown; use one of narrowband, mp3, opus, reverb, volume, pauses, or "
-        "import the module that adds it"
-    )
     assert "--share 0: must be more than 0" in message("mp3", 0.0)
     assert message("mp3", output=cuts) == f"--output {cuts}: is what --cuts names; give it another name"
     text = tmp_path / "x.txt"

@@ -13,7 +13,7 @@ import soundfile
 from lhotse import CutSet
 
 from kdstream.config.sections import DataConfig
-from kdstream.corpus.lines import LINES
+from kdstream.corpus.line_table import LINES
 from kdstream.corpus.manifests import prepare_part
 from support.data import batches_of, make_part
 from support.paths import ROOT
@@ -247,10 +247,8 @@ def test_tokens_alone_need_no_parts_but_those_of_training(tmp_path):
         (["--stop-stage", "08"], "--stop-stage 08: not a whole number"),
         (["--nj", "0"], "--nj 0: not a whole number of at least 1"),
         (["--nj", ""], "--nj : not a whole number of at least 1"),
-        (
-            ["--augment", "narrowband,noise"],
-            f"--augment noise: none of {', '.join(list(LINES)[:-1])} and {list(LINES)[-1]}",
-        ),
+        (["--augment", "narrowband, noise"], f"--augment noise: unknown; use one of {', '.join(LINES)}, or"),
+        (["--augment", ", "], f"--augment , : names nothing; use some of {','.join(LINES)}"),
         (["--augment-share", "0"], "--augment-share 0"),
         (["--augment-share", "1.5"], "--augment-share 1.5"),
         (["--lhotse-recipe", "tedlium"], "--corpus-dir"),
