@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import add_jobs, parser_of, str2bool
+from kdstream.errors import UserError
 from kdstream.files import write_text
 
 
@@ -35,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", type=Path, help="Where to write what the cuts of all parts hold, as a table.")
     add_jobs(parser)
     args = parser.parse_args(argv)
+    wanted = [
+        (part, is_train)
+        for parts, is_train in ((args.train_parts, True), (args.parts, False))
+        for part in parts.split(",")
+        if part
+    ]
+    if not wanted and not args.musan:
+        raise UserError("name nothing", flag="--train-parts and --parts", fix="name parts, or give --musan true")
 
     import torch
 
@@ -49,10 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.musan:
             compute_musan(args.manifest_dir, output_dir, pool)
         rows = []
-        for parts, train in ((args.train_parts, True), (args.parts, False)):
-            for part in filter(None, parts.split(",")):
-                cuts = compute_part(args.manifest_dir, output_dir, part, pool, train, args.perturb_speed, args.prefix)
-                rows.append(check_manifest(cuts))
-                print(rows[-1])
+        for part, is_train in wanted:
+            cuts = compute_part(args.manifest_dir, output_dir, part, pool, is_train, args.perturb_speed, args.prefix)
+            rows.append(check_manifest(cuts))
+            print(rows[-1])
     if args.table:
         write_text(args.table, table(rows))

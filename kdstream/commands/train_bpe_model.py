@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
-from kdstream.config.flags import parser_of
+from kdstream.config.flags import in_range, parser_of
 from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.files import write_text
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
     parser.add_argument("--prefix", default="librispeech", help="What names of these manifests begin with.")
     parser.add_argument("--token-type", choices=TOKEN_TYPES, default="bpe", help="Kind of tokens (default: bpe)")
-    parser.add_argument("--vocab-size", type=int, help="Tokens (default: 500; of char one for each letter)")
+    tokens = "Tokens (default: 500; of char one for each letter)"
+    parser.add_argument("--vocab-size", type=in_range(int, minimum=1), help=tokens)
     parser.add_argument("--text-case", choices=TEXT_CASES, default="keep", help="Case of the text (default: keep)")
     parser.add_argument("--lang-dir", type=Path, required=True, help="Directory to write.")
     args = parser.parse_args(argv)

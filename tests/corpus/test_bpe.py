@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from lhotse import CutSet, Recording, SupervisionSegment
 
+from kdstream.commands import train_bpe_model as train_bpe_model_command
 from kdstream.corpus.bpe import MAX_SENTENCE_LENGTH, log_text, texts_for_tokens, train_bpe_model, transcripts_of_cuts
 from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.data.tokenizer import Tokenizer
@@ -45,6 +46,14 @@ def trained(texts: list[str], folder: Path, vocab_size: int | None = 30, token_t
     (folder / "text").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     train_bpe_model(folder / "text", folder, vocab_size, token_type)
     return folder / "bpe.model"
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_a_number_of_tokens_below_one_is_refused(tmp_path, capsys, size):
+    with pytest.raises(SystemExit, match="2"):
+        train_bpe_model_command.main(["--cuts", "x", "--vocab-size", size, "--lang-dir", str(tmp_path / "lang")])
+    assert f"error: argument --vocab-size: {size}: must be at least 1; " in capsys.readouterr().err
+    assert not (tmp_path / "lang").exists()
 
 
 def test_every_supervision_of_a_cut_is_read(tmp_path, monkeypatch, caplog):

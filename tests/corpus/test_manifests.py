@@ -12,7 +12,7 @@ import soundfile
 from lhotse import CutSet, SupervisionSet
 from lhotse.utils import fastcopy
 
-from kdstream.commands import prepare_manifests
+from kdstream.commands import compute_fbank, prepare_manifests
 from kdstream.corpus.fbank import compute_part, read_part
 from kdstream.corpus.manifests import prepare_part
 from kdstream.corpus.text_remove import removed
@@ -203,6 +203,13 @@ def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffi
     path.write_bytes(data)
     error = error_of(lambda: store(small, ("train",)))
     assert f"{path}: {named}" in error and "take 1-1-0003 out of the .trans.txt" in error
+
+
+@pytest.mark.parametrize("parts", [[], ["--parts", ",", "--train-parts", ""]])
+def test_features_of_no_parts_are_refused(tmp_path, parts):
+    message = error_of(lambda: compute_fbank.main([*parts, "--output-dir", str(tmp_path / "fbank")]))
+    assert message == "--train-parts and --parts: name nothing; name parts, or give --musan true"
+    assert not (tmp_path / "fbank").exists()
 
 
 def test_audio_that_holds_more_than_its_manifest_says_is_refused_before_features_are_computed(small):
