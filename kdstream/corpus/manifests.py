@@ -61,8 +61,9 @@ def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _files_below(part_dir: Path) -> list[Path]:
-    # not rglob, which does not follow links to directories
-    return [Path(folder) / name for folder, _, names in os.walk(part_dir, followlinks=True) for name in names]
+    # not rglob, which does not follow links to directories; macOS leaves notes on a file as ._NAME
+    walked = os.walk(part_dir, followlinks=True)
+    return [Path(folder) / name for folder, _, names in walked for name in names if not name.startswith(".")]
 
 
 def find_audio(folder: Path, utterance: str) -> Path:
@@ -154,7 +155,7 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
 
 def _warn_of_audio_without_text(part_dir: Path, transcribed: Sequence[Path]) -> None:
     audio = {path for path in _files_below(part_dir) if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)}
-    untranscribed = sorted((path for path in audio.difference(transcribed) if path.name[0] != "."), key=str)
+    untranscribed = sorted(audio.difference(transcribed), key=str)
     if untranscribed:
         _warn_of_files(part_dir, untranscribed, "no .trans.txt names them")
 

@@ -19,7 +19,7 @@ def _of_aishell(corpus_dir: Path, _: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_switchboard(_: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
     if arguments.get("transcripts_dir"):  # sw2001A-ms98-a-trans.text is of sw02001
-        names = (path.name for path in sorted(Path(str(arguments["transcripts_dir"])).rglob("*trans.text")))
+        names = (path.name for path in sorted(Path(str(arguments["transcripts_dir"])).rglob("sw*trans.text")))
         yield from (f"sw0{name[2:6]}" for name in names)
 
 

@@ -56,6 +56,14 @@ def test_transcripts_in_a_wrong_place_or_encoding_are_named(small):
     assert f"{path}: is not in UTF-8" in error_of(lambda: store(small, ("train",)))
 
 
+def test_notes_of_macos_beside_transcripts_and_audio_are_passed_by(small, caplog):
+    folder = small / "LibriSpeech" / "train" / "1" / "1"
+    for path in (folder / "._1-1.trans.txt", folder / "._1-1-0000.flac", small / "LibriSpeech/train/._1.trans.txt"):
+        path.write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x80")
+    prepare_part(small / "LibriSpeech", "train", small)
+    assert len(texts_of(small)) == 6 and not caplog.records
+
+
 @pytest.mark.parametrize("line", ["1-1-0002", "1-1-0002 ", "1-1-0002 \t "])
 def test_empty_transcript_names_the_line(small, line):
     path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
