@@ -91,11 +91,17 @@ def hold_out(parts: Mapping[str, Part], roles: Roles, share: float) -> tuple[dic
 
 def _groups(segments: Sequence[SupervisionSegment], lacking: int) -> list[list[SupervisionSegment]]:
     """Segments that must stay together, in a random order that is the same each time."""
-    for keys, what in ((("speaker", "recording_id"), "speakers"), (("recording_id",), "recordings")):
-        groups = _connected(segments, keys)
+    with_speaker = sum(bool(segment.speaker) for segment in segments)
+    by_speaker, by_recording = (_connected(segments, keys) for keys in (("speaker", "recording_id"), ("recording_id",)))
+    for groups, what in ((by_speaker if with_speaker else [], "speakers"), (by_recording, "recordings")):
         if len(groups) > lacking:
             random.Random(0).shuffle(groups)
-            how = "" if what == "speakers" else ", for there are too few speakers: the same voice may be on both sides"
+            if what == "recordings":
+                why = "there are too few speakers" if with_speaker else "no segment names its speaker"
+                how = f", for {why}: the same voice may be on both sides"
+            else:
+                without = len(segments) - with_speaker
+                how = f"; {without} segments name no speaker, and go by their recordings" if without else ""
             logging.info(f"{what} are held out of the training parts for the parts that lack{how}")
             return groups
     fix = "name parts with --dev-parts and --test-parts"
@@ -150,7 +156,7 @@ def apart_by_channel(part: Part) -> Part:
     for segment in part.segments:
         channels[segment.recording_id, segment.speaker].add(segment.channel)
     segments = [
-        segment if len(channels[segment.recording_id, segment.speaker]) == 1
+        segment if not segment.speaker or len(channels[segment.recording_id, segment.speaker]) == 1
         else fastcopy(segment, speaker=f"{segment.speaker}-{segment.channel}")
         for segment in part.segments
     ]  # fmt: skip

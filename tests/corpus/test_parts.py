@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
 import pytest
 from lhotse import Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 
 from kdstream.corpus.parts import Roles, apart_by_channel, choose_roles, hold_out
 from kdstream.corpus.recipes import Part
@@ -72,6 +76,22 @@ def test_only_what_lacks_is_held_out_and_one_speaker_gives_up_recordings(caplog)
     assert "2 recordings are too few to hold 2 parts out" in error_of(
         lambda: hold_out({"all": calls([["s"], ["t"]])}, Roles(["all"]), 0.05)
     )
+
+
+def test_speech_without_speakers_is_held_out_by_recordings_and_the_log_says_so(caplog):
+    part = apart_by_channel(calls([["a", "a"], ["b", "c"], ["d", "d"], ["e", "f"]]))
+    nameless = apart_by_channel(part._replace(segments=[fastcopy(each, speaker=None) for each in part.segments]))
+    assert {each.speaker for each in nameless.segments} == {None}  # both channels of a recording too
+    for spoken, said in (
+        (nameless.segments, "recordings are held out of the training parts for the parts that lack, for no segment"),
+        ([*part.segments[:7], nameless.segments[7]], "speakers are .* lack; 1 segments name no speaker, and go"),
+        (part.segments, "speakers are held out of the training parts for the parts that lack$"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found, _ = hold_out({"all": part._replace(segments=spoken)}, Roles(["all"]), 0.25)
+        assert {name: len(its.recordings) for name, its in found.items()} == {"all": 2, "dev": 1, "test": 1}
+        assert re.match(said, caplog.messages[0])
 
 
 def test_both_sides_of_a_call_with_one_name_become_two_speakers():
