@@ -8,7 +8,7 @@
 # bash egs/librispeech/prepare.sh                                   the embedded corpus
 # bash egs/librispeech/prepare.sh --corpus mini-librispeech         download and prepare 5 hours
 # bash egs/librispeech/prepare.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test
-# bash egs/librispeech/prepare.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3
+# bash egs/librispeech/prepare.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3 --text-remove '<unk>'
 #
 # writes DATA_DIR/manifests, DATA_DIR/fbank/librispeech_cuts_<part>.jsonl.gz (or <recipe>_cuts_<part>.jsonl.gz) and
 # DATA_DIR/lang_bpe_<V>/ (lang_char/, lang_bbpe_<V>/ with other tokens).  It ends with a table of what it found.

@@ -10,7 +10,7 @@
 # bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
-# bash egs/librispeech/run.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3
+# bash egs/librispeech/run.sh --lhotse-recipe tedlium --corpus-dir /data/TEDLIUM_release-3 --text-remove '<unk>'
 #
 # A second run skips what is finished; a training that was killed goes on from its last checkpoint.
 # The result is EXP_ROOT/report/report.html, one page that needs no network.

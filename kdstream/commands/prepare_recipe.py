@@ -1,6 +1,7 @@
 """Makes Lhotse manifests of any corpus that Lhotse has a recipe for.
 
-    kdstream prepare-recipe --lhotse-recipe tedlium --corpus-dir download/TEDLIUM_release-3 --output-dir data/manifests
+    kdstream prepare-recipe --lhotse-recipe tedlium --corpus-dir download/TEDLIUM_release-3 --text-remove '<unk>' \
+        --output-dir data/manifests
     kdstream prepare-recipe --lhotse-recipe switchboard --corpus-dir LDC97S62 \
         --recipe-args 'transcripts_dir=/data/swb_ms98_transcriptions' --text-remove '\\[[^]]*\\]' \
         --output-dir data/manifests

@@ -20,6 +20,7 @@ from pathlib import Path
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import in_range, parser_of
+from kdstream.corpus.text_remove import check_no_special
 from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.files import write_text
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts = transcripts_of_cuts(args.cuts)
     else:
         texts = transcripts_of_parts(args.manifest_dir, args.parts, args.prefix)
+    check_no_special(texts, args.cuts or args.parts, "take it out of the texts of the manifests")
     texts = texts_for_tokens(texts, args.text_case)
     args.lang_dir.mkdir(parents=True, exist_ok=True)
     transcripts = args.lang_dir / "transcript_words.txt"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kdstream.audio import kinds
 from kdstream.audio.files import check_whole
-from kdstream.corpus.text_remove import removed
+from kdstream.corpus.text_remove import REMOVE_THEM, check_no_special, removed
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
 from kdstream.errors import UserError, option
@@ -143,6 +143,7 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
     if not recordings:
         fix = "LibriSpeech's layout has SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, with an id and a text in each line"
         raise UserError(f"{part_dir}: no *.trans.txt with utterances below it", fix=fix)
+    check_no_special((each.text or "" for each in supervisions), str(part_dir), REMOVE_THEM)
     _warn_of_audio_without_text(part_dir, audio)
     write_manifest(RecordingSet.from_recordings(recordings), output_dir / f"{LIBRISPEECH}_recordings_{part}.jsonl.gz")
     write_manifest(

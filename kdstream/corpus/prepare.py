@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kdstream.corpus.parts import Roles, apart_by_channel, choose_roles, hold_out
 from kdstream.corpus.recipes import Part, run_recipe
 from kdstream.corpus.segments import LeftOut, usable_part
+from kdstream.corpus.text_remove import REMOVE_THEM, check_no_special
 from kdstream.data.cuts import write_manifest
 from kdstream.data.sources import check_files
 from kdstream.errors import UserError
@@ -55,6 +56,7 @@ def prepare_recipe(
         left_out.log(len(parts[name].segments), output_dir / f"{recipe}_left_out_{name}.txt")
         if not parts[name].segments:
             raise UserError(f"part {name}: has no segments", flag="--*-parts", fix=f"name others of {', '.join(found)}")
+        check_no_special((each.text or "" for each in parts[name].segments), f"part {name}", REMOVE_THEM)
     for name in roles.all:
         _check_audio(parts[name], name)
     parts, roles = hold_out(parts, roles, held_out_share)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 from kdstream.errors import UserError, option
+
+SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
+REMOVE_THEM = f"take it out of texts: --text-remove '(?i){'|'.join(SPECIAL)}'"  # TED-LIUM's texts have <unk>
 
 
 def add_text_remove(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +24,20 @@ def check_text_remove(text_remove: str) -> None:
     except re.error as error:
         fix = r"for marks in brackets write '\[[^]]*\]', for punctuation '[.,?!]'"
         raise UserError(f"no regular expression ({error})", flag=option("text_remove", text_remove), fix=fix) from error
+
+
+def check_no_special(texts: Iterable[str], what: str, fix: str) -> None:
+    """Raises UserError where texts hold the name of a special token, in any case: it would be taken for that, or split.
+
+    what: the texts are, e.g. "part train".
+    """
+    total, counts = 0, Counter[str]()
+    for text in texts:
+        total += 1
+        counts.update(name for name in SPECIAL if name in text.lower())
+    if counts:
+        found = " and ".join(f"{name} in {times}" for name, times in counts.items())
+        raise UserError(f"{what}: {found} of {total} transcripts, which is the name of a token and no word", fix=fix)
 
 
 def removed(text: str, text_remove: str) -> str:

@@ -48,6 +48,13 @@ def trained(texts: list[str], folder: Path, vocab_size: int | None = 30, token_t
     return folder / "bpe.model"
 
 
+def test_a_text_with_the_name_of_a_token_is_refused(tmp_path):
+    cuts = str(manifest(tmp_path / "a.jsonl.gz", [["A <unk>"], ["B"]]))
+    with pytest.raises(UserError, match=f"^{cuts}: <unk> in 1 of 2 transcripts, .*; take it out of the texts"):
+        train_bpe_model_command.main(["--cuts", cuts, "--lang-dir", str(tmp_path / "lang")])
+    assert not (tmp_path / "lang").exists()
+
+
 @pytest.mark.parametrize("size", ["0", "-5"])
 def test_a_number_of_tokens_below_one_is_refused(tmp_path, capsys, size):
     with pytest.raises(SystemExit, match="2"):

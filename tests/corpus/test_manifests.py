@@ -171,6 +171,18 @@ def test_what_is_taken_out_of_texts_leaves_a_blank_and_utterances_without_text_a
         prepare_part(small / "LibriSpeech", "train", small, ".")
 
 
+@pytest.mark.parametrize("name", ["<unk>", "<UNK>", "<blk>", "<sos/eos>"])
+def test_names_of_special_tokens_in_texts_are_counted_and_refused_with_how_to_take_them_out(small, name):
+    path = small / "LibriSpeech" / "train" / "1" / "1" / "1-1.trans.txt"
+    lines = path.read_text().splitlines()
+    lines[:2] = [f"1-1-0000 ONE {name} TWO {name}", f"1-1-0001 {name}THREE"]
+    path.write_text("\n".join(lines) + "\n")
+    message = error_of(lambda: prepare_part(small / "LibriSpeech", "train", small))
+    assert f"train: {name.lower()} in 2 of 6 transcripts, which is the name of a token" in message
+    prepare_part(small / "LibriSpeech", "train", small, message.partition("--text-remove '")[2].rstrip("'"))
+    assert texts_of(small)[:2] == ["ONE TWO", "THREE"]
+
+
 @pytest.mark.parametrize("expression", ["[.,]*", "[.,]?", "|[.,]", "[.,]+", r"(?=\w)[.,]*|[.,]"])
 def test_an_expression_that_may_find_nothing_leaves_words_whole(expression):
     assert removed("Well,don't..., she said.", expression) == "Well don't she said"

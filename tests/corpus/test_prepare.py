@@ -131,6 +131,17 @@ def test_a_cut_of_a_whole_recording_is_that_of_its_manifests(tmp_path):
     assert CutSet.from_cuts(cuts).speakers == frozenset({"S0002", "S0003"})
 
 
+def test_a_recipes_texts_with_the_name_of_a_token_are_refused(tmp_path):
+    talks = corpora.make_tedlium(tmp_path / "tree")
+    stm = talks / "legacy" / "train" / "stm" / "AdamDavidson_2008.stm"
+    lines = stm.read_text().splitlines()
+    stm.write_text("\n".join([lines[0], f"{lines[1]} <unk>", *lines[2:]]) + "\n")
+    message = error_of(lambda: prepare("tedlium", talks, tmp_path / "out"))
+    assert message.startswith("part train: <unk> in 1 of 8 transcripts, which is the name of a token")
+    prepare("tedlium", talks, tmp_path / "out", text_remove="<unk>")
+    assert all("unk" not in text_of(cut) for cut in cuts_of(tmp_path / "out", "train", "tedlium"))
+
+
 def test_marks_are_taken_out_of_texts_and_segments_of_nothing_else_are_left_out(tmp_path, caplog):
     talks = corpora.make_tedlium(tmp_path / "tree")
     stm = talks / "legacy" / "train" / "stm" / "AdamDavidson_2008.stm"
