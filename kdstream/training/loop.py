@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -382,10 +383,12 @@ class Trainer:
 
     def scan_for_oom(self) -> None:
         """Tries the batches of the training cuts that need most memory; see memory.py."""
+        # the bare module: DDP would wait for processes that try fewer batches, and took its buckets when it was made
+        alone = replace(self.gradients, module=self.student)
 
         def try_batch(batch: Batch) -> None:
             for chunk in heaviest_chunks(self.choices):
-                self.gradients.add_batch(batch, chunk, 0)
+                alone.add_batch(batch, chunk, 0)
                 self.optimizer.zero_grad(set_to_none=True)
 
         self.module.train()

@@ -29,7 +29,7 @@ def scan_for_oom(
 
     Args:
       loader: of a training epoch.
-      try_batch: forward and backward of one batch.
+      try_batch: forward and backward of one batch, in this process alone: others may try more batches or fewer.
     Raises:
       UserError: the GPU has too little memory for a batch.
     """

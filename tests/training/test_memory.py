@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ import torch
 from lhotse import CutSet, MonoCut
 
 from kdstream.config.distillation import DistillConfig
+from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
-from kdstream.training import gradients, memory
+from kdstream.training import dist, gradients, loop, memory, process
+from support.killing import free_port
 from support.recording import make_trainer
 from support.training import experiment, make_corpus
 
@@ -41,6 +45,42 @@ def test_memory_is_tried_with_every_loss_in_the_heaviest_chunks(tmp_path: Path, 
     assert {"feature_loss", "relation_loss", "apc_loss", "token_loss"} <= tried
     assert chunks == {None, ChunkConfig(8, 32, 8)}
     assert all(p.grad is None for p in trainer.student.parameters())
+
+
+def tried_by_each(config: ExperimentConfig) -> list[int]:
+    """How many batches each process has to try."""
+    world_size, data = config.train.world_size, AsrDataModule(config.data, config.train.seed)
+    loaders = (data.train_dataloader(1, world_size, rank) for rank in range(world_size))
+    return [len(memory.heaviest(list(islice(loader.cut_batches, memory.SCANNED)))) for loader in loaders]
+
+
+def scan_and_train(config: ExperimentConfig, rank: int, world_size: int) -> None:
+    """What a training on GPUs does: it tries memory, and then takes its steps.  Where it waits for ever, it ends."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    tried = []
+
+    class Scanning(loop.Trainer):
+        def train(self) -> None:
+            self.scan_for_oom()
+            super().train()
+
+    def scan(loader, try_batch, *args) -> None:
+        memory.scan_for_oom(loader, lambda batch: tried.append(try_batch(batch)), *args)
+
+    process.Trainer, loop.scan_for_oom, memory.max_memory_mb = Scanning, scan, lambda device: 0
+    process.train_experiment(config, rank, world_size)
+    faulthandler.cancel_dump_traceback_later()
+    (Path(config.train.exp_dir) / f"tried-{rank}").write_text(str(len(tried)))
+
+
+@pytest.mark.slow
+def test_processes_that_try_different_numbers_of_batches_train_afterwards(tmp_path: Path):
+    data = replace(make_corpus(tmp_path, 24), max_duration=8.0)
+    config = experiment(tmp_path / "exp", data, world_size=2, master_port=free_port(), max_train_batches=2)
+    assert tried_by_each(config) == [2, 1]
+    dist.launch(scan_and_train, config, "cpu")
+    assert [(tmp_path / "exp" / f"tried-{rank}").read_text() for rank in (0, 1)] == ["2", "1"]
+    assert (tmp_path / "exp" / "checkpoint-2.pt").is_file()
 
 
 def test_what_cannot_be_read_is_named_before_memory_is_tried(tmp_path):
