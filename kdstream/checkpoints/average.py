@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +28,17 @@ from kdstream.errors import UserError, option
 
 
 @torch.no_grad()
-def update_averaged_model(model: nn.Module, model_avg: nn.Module, average_period: int, batch_idx_train: int) -> None:
-    """model_avg += (model - model_avg) * average_period / batch_idx_train.
+def update_averaged_model(model: nn.Module, model_avg: nn.Module, updated: int, batch_idx_train: int) -> None:
+    """model_avg += (model - model_avg) * (batch_idx_train - updated) / batch_idx_train.
 
-    Called every `average_period` batches, this keeps model_avg the mean of the models at all those
-    points.  model_avg is float64, on the CPU: over many updates float32 would lose the small steps.
+    Called every --average-period batches, this keeps model_avg the mean of the models at all those
+    points, as icefall does.  Where the period has changed, a model weighs by the batches since the update before it.
+    model_avg is float64, on the CPU: over many updates float32 would lose the small steps.
+
+    Args:
+      updated: the batch of the last update; 0 before the first one, which so leaves nothing of the initial weights.
     """
-    weight = average_period / batch_idx_train
+    weight = (batch_idx_train - updated) / batch_idx_train
     average = model_avg.state_dict()
     for name, value in model.state_dict().items():
         value = value.to(average[name].device, average[name].dtype)
@@ -169,10 +173,10 @@ def _mean_between(start: Path | None, end: Path, choice: CheckpointChoice) -> Av
         previous, n_start, _ = _running_average(start, choice)
         check_alike(previous, start, average, end)
     if n_end <= n_start:
+        raise_avg = f"raise {choice.option('avg')}, " if n_start else ""  # else even the start lies too near
         raise UserError(
             f"{end}: its running average was not updated after {start or 'the start'}",
-            fix=f"raise {choice.option('avg')}, give {choice.option('use_averaged_model', 0)}, or train with a lower "
-            "--average-period",
+            fix=f"{raise_avg}give {choice.option('use_averaged_model', 0)}, or train with a lower --average-period",
         )
     if start is None:
         return Averaged(as_float32(average), end, params)
@@ -201,8 +205,13 @@ def _running_average(path: Path, choice: CheckpointChoice) -> tuple[StateDict, i
     checkpoint = load_checkpoint(path)
     if not is_state(checkpoint.get("model_avg")) or not {"batch_idx_train", "average_period"} <= set(checkpoint):
         raise UserError(f"{path}: holds no running average", fix=f"give {choice.option('use_averaged_model', 0)}")
+    return checkpoint["model_avg"], averaged_until(checkpoint), params_of(checkpoint)
+
+
+def averaged_until(checkpoint: Mapping[str, Any]) -> int:
+    """The batch of the last update of a checkpoint's running average.  Older checkpoints, and icefall's, do not say."""
     period = checkpoint["average_period"]
-    return checkpoint["model_avg"], checkpoint["batch_idx_train"] // period * period, params_of(checkpoint)
+    return checkpoint.get("batch_idx_averaged", checkpoint["batch_idx_train"] // period * period)
 
 
 def _map_floats(function: Callable[[Tensor], Tensor], state: StateDict) -> StateDict:

@@ -274,8 +274,10 @@ class Trainer:
     def after_step(self, batch_idx: int, loss: MetricsTracker, tot_loss: MetricsTracker, num_utterances: int) -> None:
         """Averages, logs and saves, each at its interval; a validation that is due comes before the next step."""
         train, step = self.config.train, self.progress.batch_idx_train
-        if self.model_avg is not None and step % train.average_period == 0:
-            update_averaged_model(self.model, self.model_avg, train.average_period, step)
+        if step % train.average_period == 0:
+            if self.model_avg is not None:
+                update_averaged_model(self.model, self.model_avg, self.progress.batch_idx_averaged, step)
+            self.progress.batch_idx_averaged = step
         try:
             scale_is_small = self.precision.adjust_grad_scale(batch_idx)
         except UserError as error:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from kdstream.checkpoints.average import averaged_until
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import settings_of
 
@@ -21,6 +22,7 @@ class Progress:
     cur_epoch: int = 1
     batch_idx_train: int = 0  # optimiser steps over all epochs
     batch_idx_finite: int = 0  # the last one that had a finite loss
+    batch_idx_averaged: int = 0  # the last one after which the running average was updated
     best_train_loss: float = math.inf
     best_valid_loss: float = math.inf
     best_train_epoch: int = -1
@@ -32,7 +34,10 @@ class Progress:
     @staticmethod
     def from_checkpoint(checkpoint: dict[str, Any]) -> Progress:
         found = {f.name: checkpoint[f.name] for f in fields(Progress) if f.name in checkpoint}
-        return Progress(**{"batch_idx_finite": found.get("batch_idx_train", 0), **found})
+        older = {"batch_idx_finite": found.get("batch_idx_train", 0)}
+        if {"batch_idx_train", "average_period"} <= set(checkpoint):
+            older["batch_idx_averaged"] = averaged_until(checkpoint)
+        return Progress(**{**older, **found})
 
 
 def checkpoint_params(config: ExperimentConfig, progress: Progress) -> dict[str, Any]:

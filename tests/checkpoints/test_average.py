@@ -21,10 +21,31 @@ def test_running_average_is_the_mean_of_the_models(tmp_path: Path):
     for step in range(1, 13):
         history += train_steps(model, optimizer, 1)
         if step % 3 == 0:
-            average.update_averaged_model(model, model_avg, average_period=3, batch_idx_train=step)
+            average.update_averaged_model(model, model_avg, updated=step - 3, batch_idx_train=step)
     expected = torch.stack([history[i]["2.weight"].double() for i in (2, 5, 8, 11)]).mean(dim=0)
     torch.testing.assert_close(model_avg[2].weight, expected, atol=1e-12, rtol=0)
     assert torch.equal(model_avg[1].num_batches_tracked, model[1].num_batches_tracked)
+
+
+def test_of_another_period_a_model_weighs_by_the_batches_since_the_last_update():
+    model = make_model()
+    optimizer = ScaledAdam(model.named_parameters(), lr=0.03)
+    model_avg, history, updated = average.float64_copy(model), [], 0
+    for step in range(1, 13):
+        history += train_steps(model, optimizer, 1)
+        if step in (4, 8, 10, 12):  # every 4 batches up to 8, and then every 2
+            average.update_averaged_model(model, model_avg, updated, step)
+            updated = step
+        if step == 4:  # the first update leaves nothing of the initial weights
+            torch.testing.assert_close(model_avg[2].weight, history[3]["2.weight"].double(), atol=1e-12, rtol=0)
+    weights = {4: 4 / 12, 8: 4 / 12, 10: 2 / 12, 12: 2 / 12}
+    expected = sum(weight * history[step - 1]["2.weight"].double() for step, weight in weights.items())
+    torch.testing.assert_close(model_avg[2].weight, expected, atol=1e-12, rtol=0)
+
+
+def test_an_average_covers_the_batches_up_to_its_last_update():
+    assert average.averaged_until({"batch_idx_train": 30, "average_period": 8}) == 24  # icefall's, and older ones
+    assert average.averaged_until({"batch_idx_train": 30, "average_period": 8, "batch_idx_averaged": 20}) == 20
 
 
 def test_saving_leaves_the_running_average_in_float64(tmp_path: Path):
@@ -43,7 +64,7 @@ def trained(tmp_path: Path):
     history = []
     for step in range(1, 21):
         history += train_steps(model, optimizer, 1)
-        average.update_averaged_model(model, model_avg, average_period=1, batch_idx_train=step)
+        average.update_averaged_model(model, model_avg, updated=step - 1, batch_idx_train=step)
         if step % 5 == 0:
             save_model(tmp_path / f"epoch-{step // 5}.pt", model, step, model_avg=model_avg)
         if step % 4 == 0:
@@ -94,8 +115,15 @@ def test_average_that_was_never_updated_is_refused(tmp_path: Path):
     model = make_model()
     params = {"batch_idx_train": 30, "average_period": 200}
     store.save_checkpoint(tmp_path / "epoch-1.pt", model, average.float64_copy(model), params=params)
-    with pytest.raises(UserError, match="--use-averaged-model 0"):
-        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=1))
+    store.save_checkpoint(tmp_path / "epoch-2.pt", model, average.float64_copy(model), params=params)
+    for avg in (1, 2):  # a higher --avg would not help
+        with pytest.raises(UserError, match="not updated after .*; give --use-averaged-model 0, or train with a lower"):
+            average.load_averaged(average.CheckpointChoice(tmp_path, epoch=2, avg=avg))
+    params["batch_idx_train"] = 230
+    for epoch in (1, 2):
+        store.save_checkpoint(tmp_path / f"epoch-{epoch}.pt", model, average.float64_copy(model), params=params)
+    with pytest.raises(UserError, match="not updated after .*; raise --avg, give --use-averaged-model 0, or train"):
+        average.load_averaged(average.CheckpointChoice(tmp_path, epoch=2))
 
 
 @pytest.mark.parametrize("use_averaged_model", [True, False])

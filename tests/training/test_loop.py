@@ -100,6 +100,24 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_old", [False, True])
+def test_another_average_period_keeps_the_initial_weights_out_of_the_average(tmp_path: Path, data, is_old: bool):
+    record(experiment(tmp_path, data, num_epochs=9, max_train_batches=3, average_period=200, base_lr=0.1))
+    if is_old:
+        saved = torch.load(tmp_path / "checkpoint-3.pt", weights_only=True)
+        del saved["batch_idx_averaged"]
+        torch.save(saved, tmp_path / "checkpoint-3.pt")
+    record(experiment(tmp_path, data, num_epochs=9, max_train_batches=6, average_period=2, base_lr=0.1, resume=True,
+                      save_every_n=1))  # fmt: skip
+    saved = {step: store.load_checkpoint(tmp_path / f"checkpoint-{step}.pt") for step in (4, 6)}
+    assert [saved[step]["batch_idx_averaged"] for step in (4, 6)] == [4, 6]
+    for name, value in saved[6]["model_avg"].items():
+        if value.is_floating_point():
+            mean = (4 * saved[4]["model"][name].double() + 2 * saved[6]["model"][name].double()) / 6
+            torch.testing.assert_close(value.double(), mean, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_more_processes_train_on_each_cut_of_a_begun_epoch_once(tmp_path: Path, data, monkeypatch):
     monkeypatch.setattr(process, "Trainer", process.Trainer)  # so that it comes back
     begun = experiment(tmp_path, data, num_epochs=1, max_train_batches=3)
