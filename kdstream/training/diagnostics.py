@@ -31,7 +31,10 @@ class Moments:
         self.count = 0
         self.total = self.squares = self.largest = self.positive = 0.0
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor | None) -> None:
+        """Takes in a tensor's values; None is the gradient, under DDP, of what a step left out."""
+        if x is None:
+            return
         x = x.detach().float()
         self.count += x.numel()
         self.total += float(x.sum())

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.training.diagnostics import Diagnostics, InfCheck
+from kdstream.training.gradients import _Reaching
+
+reaching = _Reaching.apply  # how a loss reaches all parameters under DDP
 
 
 class Breaks(nn.Module):
@@ -37,6 +40,16 @@ def test_statistics_are_those_of_the_activations_and_gradients():
     assert diagnostics.gradients["1"].row()[0] == "1"  # of the sum
     rows = [line.split()[0] for line in diagnostics.table().splitlines() if line]
     assert rows == ["module", "0", "1", "parameter", "0.weight", "0.bias"]
+
+
+def test_what_a_step_of_several_processes_left_out_has_no_gradient():
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    diagnostics = Diagnostics(model)
+    loss = model[0](torch.ones(1, 3)).sum()
+    reaching(loss, *model.parameters()).backward()
+    assert [diagnostics.parameter_gradients[f"{n}.bias"].count for n in (0, 1)] == [2, 0]
+    rows = [line.split() for line in diagnostics.table().splitlines()]
+    assert [row[-1] for row in rows if row and row[0].endswith("bias")] == ["1", "-"]
 
 
 def test_inf_check_names_the_first_module_of_a_batch(caplog):
