@@ -158,7 +158,7 @@ class DistillConfig(Section):
 
     def __post_init__(self) -> None:
         if self.teacher_exp_dir:  # exp/teacher/ is exp/teacher
-            folders = ",".join(str(Path(folder)) for folder in self.teacher_exp_dir.split(","))
+            folders = ",".join(folder and str(Path(folder)) for folder in self.teacher_exp_dir.split(","))
             object.__setattr__(self, "teacher_exp_dir", folders)
 
     @property

@@ -9,7 +9,7 @@ flags that it reads.  Another program adds one before the flags are parsed:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,10 +59,12 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
 
     Raises:
       UserError: a teacher that is missing, damaged, or of another vocabulary; a cache of another teacher; an
-        augmentation that moves the student's frames away from what the teacher hears.
+        augmentation that moves the student's frames away from what the teacher hears; of several teachers, one that
+        no flag says the place of.
     """
     distill, each = config.distill, of_each(config.distill)
     if len(each) > 1:
+        check_each_has_a_source(distill.teacher_type, each)
         loaded = ((one, load_teacher(replace(config, distill=one), device)) for one in each)
         return SeveralTeachers([Member(one, teacher) for one, teacher in loaded if teacher is not None])
     check_flags(distill, config.train.rnnt_type)
@@ -207,6 +209,18 @@ def check_source(distill: DistillConfig) -> None:
             flag=option("teacher_type", distill.teacher_type),
             fix="give --teacher-checkpoint; --teacher-exp-dir is for teachers of kdstream",
         )
+
+
+def check_each_has_a_source(names: str, each: Iterable[DistillConfig]) -> None:
+    """Raises UserError where --teacher-type `names` several teachers, and one of them, of kdstream, has no exp-dir."""
+    for one in each:
+        check_source(one)
+        if not one.has_teacher:
+            raise UserError(
+                f"no flag says where the teacher of type {one.teacher_type} is",
+                flag=option("teacher_type", names),
+                fix=f"give {option(type_of(one).source)}",
+            )
 
 
 def of_modes(distill: DistillConfig) -> list[tuple[tuple[str, ...], bool]]:

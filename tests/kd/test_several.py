@@ -99,6 +99,21 @@ def test_flags_that_do_not_fit_several_teachers_are_clear_errors(changes, messag
         of_each(replace(FLAGS, **changes))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"teacher_type": "kdstream,icefall", "teacher_checkpoint": "pretrained.pt"},
+        {"teacher_type": "kdstream,kdstream"},
+        {"teacher_type": "kdstream,kdstream", "teacher_exp_dir": "exp,"},
+    ],
+    ids=["one of two kinds", "no exp-dir", "an empty exp-dir"],
+)
+def test_a_teacher_of_several_without_a_place_is_refused(tmp_path, flags):
+    named = f"--teacher-type {flags['teacher_type']}: no flag says where the teacher of type kdstream is; give"
+    with pytest.raises(UserError, match=f"^{named} --teacher-exp-dir$"):
+        load_teacher(student_config(tmp_path, **flags), CPU)
+
+
 def test_what_no_teacher_reads_is_named():
     assert flags_without_effect(replace(FLAGS, kd_similarity_file="x", teacher_avg=3)) == [
         "teacher_avg",
