@@ -48,7 +48,8 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
         raise UserError(which, flag="--teacher-exp-dir", fix="name the one to compare with")
     chunk = choose_chunk(config.model, decode)
     similarity = LayerSimilarity()
-    batches = AsrDataModule(config.data, config.train.seed, needs_audio(config.distill)).valid_dataloader()
+    data = AsrDataModule(config.data, config.train.seed)
+    batches = data.valid_dataloader(with_audio=needs_audio(config.distill))
     for batch in tqdm(islice(batches, num_batches), total=num_batches, desc="batches", disable=None):
         ours = Taps()
         student.encode(batch.features, batch.feature_lens, chunk, taps=ours)

@@ -64,7 +64,8 @@ class AsrDataModule:
     Args:
       config: which cuts, and how they become batches.
       seed: of data order and augmentation.
-      with_audio, with_clean: whether a teacher listens to audio, and to cuts without noise and masks.
+      with_audio, with_clean: whether a teacher listens to the audio of training cuts, and to them without noise and
+        masks.
       with_texts: whether training cuts need texts; only a teacher does without.
       pin_memory: for a GPU; see Batch.pin_memory.
     Raises:
@@ -145,8 +146,11 @@ class AsrDataModule:
         for cuts in (train.labelled, *(beside.cuts for beside in train.beside)):
             yield from (cut.id for cut in iterate(cuts))
 
-    def valid_dataloader(self, world_size: int = 1, rank: int = 0) -> BatchLoader:
-        """All validation cuts that the loss can take, each process its share, in a fixed order."""
+    def valid_dataloader(self, world_size: int = 1, rank: int = 0, with_audio: bool = False) -> BatchLoader:
+        """All validation cuts that the loss can take, each process its share, in a fixed order.
+
+        with_audio: whether a teacher listens to their audio; in training none does.
+        """
         from_audio, cuts = self.config.on_the_fly_feats, []
         usable = Selection(self.tokenizer, Rules(0.0, math.inf, from_audio))
         ids = DistinctIds("validation cuts")
@@ -163,7 +167,7 @@ class AsrDataModule:
         if not cuts:
             raise UserError("no validation cut is left", fix="look at --dev-parts or --valid-cuts and their texts")
         way_out = "take it out of the validation cuts"
-        return self.in_order(cuts, from_audio, world_size, rank, way_out=way_out)
+        return self.in_order(cuts, from_audio, world_size, rank, way_out=way_out, with_audio=with_audio)
 
     def test_dataloaders(self, chunk: ChunkConfig | None = None) -> dict[str, BatchLoader]:
         """By test set: batches in a fixed order, from audio where there is any; `in_order` tells of the chunk.
@@ -215,6 +219,7 @@ class AsrDataModule:
         rank: int = 0,
         chunk: ChunkConfig | None = None,
         way_out: str = STREAM,
+        with_audio: bool = False,
     ) -> BatchLoader:
         """Batches of cuts of like length, longest first, without augmentation; see `read_utterance`.
 
@@ -229,9 +234,7 @@ class AsrDataModule:
         with warnings.catch_warnings():  # of a cut that is longer than a batch, and is one of its own
             warnings.filterwarnings("ignore", message="We have exceeded the max_duration")
             batches = list(sampler)[rank::world_size]
-        dataset = AsrDataset(
-            from_audio, self.config.feature_extractor, with_audio=self.with_audio, tokenizer=self.tokenizer
-        )
+        dataset = AsrDataset(from_audio, self.config.feature_extractor, with_audio=with_audio, tokenizer=self.tokenizer)
         return BatchLoader(dataset, batches, len(batches), self.config.num_workers, pin_memory=self.pin_memory)
 
     def paths(self, kind: str) -> list[Path]:

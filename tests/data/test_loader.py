@@ -17,6 +17,7 @@ from kdstream.corpus.fbank import compute_musan
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
+from kdstream.errors import UserError
 from support.data import (
     assert_same,
     batches_of,
@@ -24,6 +25,7 @@ from support.data import (
     error_of,
     feature_cut,
 )
+from support.training import make_corpus
 
 
 def test_an_epoch_repeats_and_another_differs(corpus):
@@ -102,6 +104,13 @@ def test_every_epoch_holds_every_cut_once_in_batches_of_like_lengths(corpus, num
         batches = list(module.train_dataloader(epoch))
         assert sorted(i for b in batches for i in b.cut_ids) == [f"1-1-{i:04d}" for i in range(40)]
         assert all(batch.features.size(0) * batch.features.size(1) <= 800 for batch in batches)
+
+
+def test_validation_reads_audio_only_for_a_teacher_that_listens_to_it(tmp_path):
+    module = AsrDataModule(make_corpus(tmp_path, 4), 0, with_audio=True)  # of features alone
+    assert all(batch.audio is None for batch in module.valid_dataloader())
+    with pytest.raises(UserError, match=r"cut utterance-\d\d: no recording; give a manifest"):
+        list(module.valid_dataloader(with_audio=True))
 
 
 def test_valid_and_test_loaders_cover_their_sets_in_one_order_without_augmentation(corpus):
