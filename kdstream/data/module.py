@@ -42,6 +42,7 @@ from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 
 LIBRISPEECH = "librispeech"  # whose parts have names that no other corpus has
+SOME = 4  # cuts of `some_clean`
 LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
 
@@ -103,11 +104,16 @@ class AsrDataModule:
         order = Batches(partial(train.windows, epoch), config, Epoch(self.seed, epoch), window)
         augmentation = Augmentation(config, Epoch(self.seed, epoch))
         for_teacher = self.with_audio, self.tokenizer, self.with_clean, self.read_stored, self.two_views
-        dataset = AsrDataset(config.on_the_fly_feats, config.feature_extractor, augmentation, *for_teacher)
+        dataset = AsrDataset(*self._read_from, augmentation, *for_teacher)
         num_batches = math.ceil(train.seconds / config.max_duration / world_size)
         batches = Share(order, world_size, rank, done - window[1])
         how = num_batches, config.num_workers, self.pin_memory
         return BatchLoader(dataset, batches, *how, self._with_manifest, order)
+
+    @property
+    def _read_from(self) -> tuple[bool, str]:
+        """Whether features of training cuts are computed from audio, and by which extractor."""
+        return self.config.on_the_fly_feats, self.config.feature_extractor
 
     def _with_manifest(self, error: UserError, cut_id: str) -> UserError:
         """An error at a training cut, with the manifest that holds the cut and the flag that names it.
@@ -143,8 +149,16 @@ class AsrDataModule:
         train = self.look_at_training_cuts()
         if isinstance(train, ShardedCuts):  # nobody knows them before they are read
             return
-        for cuts in (train.labelled, *(beside.cuts for beside in train.beside)):
+        for cuts in train.kinds:
             yield from (cut.id for cut in iterate(cuts))
+
+    def some_clean(self) -> list[Batch]:
+        """A few training cuts of each kind without noise and masks, in a batch a kind."""
+        train, dataset = self.look_at_training_cuts(), AsrDataset(*self._read_from)
+        kinds = [train.some()] if isinstance(train, ShardedCuts) else [iterate(cuts) for cuts in train.kinds]
+        some = [CutSet.from_cuts(islice(cuts, SOME)) for cuts in kinds]
+        loader = BatchLoader(dataset, some, len(some), num_workers=0, explain=self._with_manifest)
+        return list(loader)
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0, with_audio: bool = False) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order.
@@ -337,6 +351,11 @@ class TrainingCuts:
     mixture: Mixture | None
     beside: list[CutsBeside]
     seconds: float
+
+    @property
+    def kinds(self) -> list[CutSet]:
+        """All labelled cuts, all pseudo-labelled ones, all unlabelled ones."""
+        return [self.labelled, *(beside.cuts for beside in self.beside)]
 
     def of_epoch(self, epoch: int) -> CutSet:
         cuts = self.labelled if self.mixture is None else self.mixture.of_epoch(epoch)

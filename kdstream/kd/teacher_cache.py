@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,12 @@ class CachedTeacher(Teacher):
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError unless every one of them is in the cache."""
         self._reader.places_of(cut_ids)
+
+    def check_speech(self, some: Callable[[], Iterable[Batch]]) -> None:
+        """Holds a few cuts against what the teacher heard: under masks the batches of training cannot be."""
+        reader = CacheReader(self.directory, self.shards, (), clean=True)
+        for batch in some():
+            reader(batch)
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.teacher.lattice_logits(encoder_out, tokens, ranges)
