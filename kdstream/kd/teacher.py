@@ -22,7 +22,7 @@ from kdstream.checkpoints.store import check_finite
 from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.batch import Batch
-from kdstream.data.tokenizer import difference_of_tokens, read_tokens
+from kdstream.data.tokenizer import UNKNOWN_PIECE, difference_of_tokens, read_tokens
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.errors import UserError, option
 from kdstream.kd.taps import TENSORS, Tap, Taps, TapShape, tap_shapes
@@ -107,7 +107,7 @@ class Teacher(ABC):
         raise NotImplementedError
 
     def hypotheses(self, encoder_out: Tensor, lens: Tensor) -> list[list[int]]:
-        """The tokens that greedy search finds in (N, T, D) of lengths (N,) output frames."""
+        """The tokens that greedy search finds in (N, T, D) of lengths (N,) output frames; <unk> is none of them."""
         raise NotImplementedError
 
     def encoder_frames(self, feature_lens: Tensor) -> Tensor:
@@ -237,9 +237,11 @@ def build_teacher(
       UserError: other features, other tokens, or parameters that do not fit the teacher's config.
     """
     check_same_features(whose, config, student)
+    model = build_model(resolve(config.model))
     if same_tokens:
         check_same_tokens(whose, config, student)
-    model = build_model(resolve(config.model))
+        tokens = read_tokens(tokens_path(student.data))
+        model.unk_id = tokens.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in tokens else None
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:

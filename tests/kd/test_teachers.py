@@ -64,6 +64,18 @@ def test_our_teacher_is_the_mean_of_the_epochs_that_the_flags_name(tmp_path):
         torch.testing.assert_close(heard[name], (epochs[0][name] + epochs[1][name]) / 2, msg=name)
 
 
+def test_what_a_teacher_finds_in_unlabelled_speech_holds_no_unknown_token(tmp_path):
+    model = tiny_test_model(False)
+    with torch.no_grad():
+        model.joiner.output_linear.bias[1] = 9.0  # <unk>
+    torch.save({"model": model.state_dict()}, tmp_path / "pretrained.pt")
+    flags = dict(teacher_type="icefall", teacher_checkpoint=str(tmp_path / "pretrained.pt"), teacher_model=FLAGS)
+    teacher = load_teacher(student_config(tmp_path, kd_token_scale=0.5, **flags), CPU)
+    features, lens, _ = random_batch()
+    encoder_out, out_lens, _ = teacher.model.encode(features, lens)
+    assert teacher.hypotheses(encoder_out, out_lens) == [[], []]  # it says nothing else
+
+
 def test_what_is_wrong_with_our_teacher_is_said_in_the_flags_of_training(tmp_path):
     config = student_config(tmp_path, teacher_exp_dir=str(tmp_path / "exp--avg-3"))
     with pytest.raises(UserError, match="exp--avg-3/config.json: no such file"):
