@@ -134,7 +134,8 @@ def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentCon
     """The config with a number for --teacher-epoch 0: the epoch that a resumed training began with, else the last one.
 
     Raises:
-      UserError: a resumed training began with an unknown epoch, and the teacher now has several weights to choose from.
+      UserError: a resumed training began with an unknown epoch, and the teacher now has several weights to choose from;
+        or --teacher-exp-dir is another now, which lacks the epoch.
     """
     distill, path = config.distill, Path(config.train.exp_dir) / CONFIG_FILE
     if distill.teacher_epoch or not distill.teacher_exp_dir or "," in distill.teacher_type:
@@ -142,15 +143,23 @@ def with_teacher_epoch(config: ExperimentConfig, resumes: bool) -> ExperimentCon
     epoch = last_epoch(distill.teacher_exp_dir)
     if resumes and path.is_file():
         begun = ExperimentConfig.as_written(path.parent).distill
-        if Path(begun.teacher_exp_dir).resolve() == Path(distill.teacher_exp_dir).resolve():
-            if epoch and not begun.teacher_epoch:
-                raise UserError(
-                    f"{path} names no epoch of {distill.teacher_exp_dir}, which has epoch-{epoch}.pt by now",
-                    flag=option("teacher_epoch", 0),
-                    fix=f"name the one that this training began with by {option('teacher_epoch')}; if it began with "
-                    "pretrained.pt, move the teacher's epoch-N.pt away",
-                )
-            epoch = begun.teacher_epoch
+        folder, epoch_of = Path(distill.teacher_exp_dir), begun.teacher_epoch
+        is_same = Path(begun.teacher_exp_dir).resolve() == folder.resolve()
+        if is_same and epoch and not epoch_of:
+            raise UserError(
+                f"{path} names no epoch of {distill.teacher_exp_dir}, which has epoch-{epoch}.pt by now",
+                flag=option("teacher_epoch", 0),
+                fix=f"name the one that this training began with by {option('teacher_epoch')}; if it began with "
+                "pretrained.pt, move the teacher's epoch-N.pt away",
+            )
+        if epoch_of and not (folder / f"epoch-{epoch_of}.pt").is_file():
+            raise UserError(
+                f"lacks epoch-{epoch_of}.pt, under which this training began",
+                flag=option("teacher_exp_dir", folder),
+                fix=f"put it there, or name another one by {option('teacher_epoch')}",
+            )
+        if is_same or epoch_of:
+            epoch = epoch_of
     return replace(config, distill=replace(distill, teacher_epoch=epoch))
 
 

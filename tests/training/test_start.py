@@ -176,7 +176,9 @@ def test_a_resumed_training_keeps_its_teacher_though_that_has_been_trained_furth
         ({"teacher_epoch": 1, "teacher_exp_dir": "student/../teacher-8,16"}, True, 1),
         ({"teacher_epoch": 1}, False, 2),  # it reached no checkpoint
         ({"teacher_epoch": 0}, False, 2),
-        ({"teacher_epoch": 1, "teacher_exp_dir": "other"}, True, 2),
+        ({"teacher_epoch": 1, "teacher_exp_dir": "moved"}, True, 1),
+        ({"teacher_epoch": 0, "teacher_exp_dir": "other"}, True, 2),
+        ({"teacher_epoch": 0, "teacher_exp_dir": ""}, True, 2),
     ],
 )
 def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeypatch, begun, resumes, expected):
@@ -190,6 +192,18 @@ def test_the_teachers_epoch_is_that_of_a_training_that_resumes(tmp_path, monkeyp
     assert with_teacher_epoch(config, resumes).distill.teacher_epoch == expected
     named = replace(config, distill=replace(config.distill, teacher_epoch=7))
     assert with_teacher_epoch(named, resumes) == named
+
+
+def test_a_moved_teacher_without_the_epoch_that_a_training_began_with_is_refused(tmp_path: Path):
+    config = ExperimentConfig(
+        train=TrainConfig(exp_dir=str(tmp_path)), distill=DistillConfig(str(tmp_path / "teacher"))
+    )
+    replace(config, distill=DistillConfig("elsewhere", teacher_epoch=2)).save(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "epoch-3.pt").touch()
+    message = "--teacher-exp-dir .*teacher: lacks epoch-2.pt, under which .* name another one by --teacher-epoch$"
+    with pytest.raises(UserError, match=message):
+        with_teacher_epoch(config, resumes=True)
 
 
 def test_a_training_that_does_not_say_its_teachers_epoch_is_resumed_only_while_that_cannot_matter(tmp_path: Path):
