@@ -46,8 +46,8 @@ class _Reaching(torch.autograd.Function):
 class Gradients:
     """Forward and backward of a step's batches.
 
-    Until all of them are on their way, the host waits for nothing that a GPU computes; processes exchange gradients
-    with the last batch alone, and metrics once.
+    Until all of them are on their way, the host waits for nothing that a GPU computes, but for the tokens that a
+    teacher finds in unlabelled speech; processes exchange gradients with the last batch alone, and metrics once.
 
     module: StudentWithBranches or its DDP.
     inf_check: told when a batch begins.

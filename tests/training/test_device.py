@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lhotse import CutSet
 from torch import nn
 
 from kdstream.commands import cache_teacher
@@ -195,6 +196,33 @@ def test_a_step_waits_twice_and_sends_each_tensor_of_its_batches_once(tmp_path, 
         assert not overdrawn(traffic, batches[1:])
     for name, parameter in there.student.named_parameters():
         assert difference(values_of(parameter), here.student.get_parameter(name)) < 1e-3, name
+
+
+@pytest.mark.slow
+def test_tokens_of_unlabelled_speech_are_read_for_each_8_frames_and_each_token_at_most(tmp_path, data, teachers):
+    """A step's own budget where a teacher's search tells what unlabelled utterances say."""
+    path = tmp_path / "unlabelled.jsonl.gz"
+    CutSet.from_cuts(cut.with_id(f"un-{cut.id}") for cut in CutSet.from_file(data.train_cuts[0])).to_file(path)
+    data, said = replace(data, unlabelled_cuts=(str(path),)), []
+    with pretend_device() as traffic:
+        trainer = trainer_of(tmp_path / "there", data, DEVICE, teachers, distill=ALL)
+        teacher = trainer.distiller.writer_of_tokens
+        with torch.no_grad():
+            values_of(teacher.model.joiner.output_linear.bias)[3] += 1.0  # so that it has something to say
+        hypotheses = teacher.hypotheses
+        teacher.hypotheses = lambda *heard: said.append(hypotheses(*heard)) or said[-1]
+        batches = [batch for batch in trainer.data.train_dataloader(1) if not batch.token_lens.all()][:2]
+        trainer.train_step(batches[:1])
+        traffic.clear()
+        trainer.train_step(batches[1:])
+    tokens, frames = sum(map(len, said[-1])), int(batches[1].feature_lens.max()) // 4
+    reads = {place: count for place, count in traffic.reads.items() if not place.endswith(READERS)}
+    assert tokens > 0 and reads and all(place.endswith(("(_ask)", "(_ranked)")) for place in reads)
+    # at each question a token, its log probability and the model's own; in the end the score of the path
+    assert sum(reads.values()) <= 3 * (frames // 8 + 1 + tokens) + 1
+    senders = (SENDER, "kdstream/kd/unlabelled.py", "kdstream/decoding/")
+    others = [place for place in traffic.copies if not place.startswith(senders)]
+    assert [place.partition(" ")[2] for place in others] == ["(sum_of_known)"]  # which utterances are labelled
 
 
 def test_accumulating_over_batches_takes_no_more_reads(tmp_path, data):
