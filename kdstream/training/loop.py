@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from kdstream.checkpoints.average import float64_copy, update_averaged_model
-from kdstream.checkpoints.store import remove_old_checkpoints, saved_after
+from kdstream.checkpoints.store import load_checkpoint, remove_old_checkpoints, saved_after
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
@@ -46,6 +46,7 @@ from kdstream.training.progress import Progress, checkpoint_params
 from kdstream.training.saving import Saver
 from kdstream.training.start import (
     batch_count_at_start,
+    check_same_branches,
     check_views,
     prunes_from_the_start,
     start_from_weights,
@@ -126,7 +127,9 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint: the next step is the one that would have followed without a stop."""
-        saved = self.saver.restore(path)
+        saved = load_checkpoint(path)
+        check_same_branches(self.config, saved, path, self.distiller)
+        self.saver.restore(saved, path)
         self.progress = Progress.from_checkpoint(saved)
         sampler = saved.get("sampler") or {}
         self.progress.cur_epoch = sampler.get("epoch", self.progress.cur_epoch + 1)

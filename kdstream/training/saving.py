@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdstream.checkpoints.average import round_to_float32
-from kdstream.checkpoints.store import load_checkpoint, restore, save_checkpoint
+from kdstream.checkpoints.store import restore, save_checkpoint
 from kdstream.training import dist
 
 
@@ -45,11 +45,9 @@ class Saver:
             error = failure
         dist.raise_together(error, self.world_size, self.device)
 
-    def restore(self, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint's parts back where they came from; returns all of it.  UserError if it does not fit."""
-        saved = load_checkpoint(path)
+    def restore(self, saved: dict[str, Any], path: Path) -> None:
+        """Puts the parts of a checkpoint, which is at `path`, back where they came from.  UserError if one is odd."""
         restore(saved, path, *self._parts())
-        return saved
 
     def _parts(self) -> tuple[Any, ...]:
         """In the order in which `save_checkpoint` and `restore` take them."""

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from kdstream.checkpoints.initial import OF_AN_EXP_DIR, begin_with, read_source
 from kdstream.checkpoints.store import (
@@ -183,6 +186,27 @@ def check_same_model(config: ExperimentConfig) -> None:
         )
 
 
+def check_same_branches(
+    config: ExperimentConfig, saved: dict[str, Any], path: Path, branches: nn.Module | None
+) -> None:
+    """Raises UserError if the branches of a checkpoint are not those of this start, naming the flags that differ.
+
+    Args:
+      saved: the checkpoint at `path`.
+      branches: of this start; None without distillation.
+    """
+    theirs, ours = saved.get("branches"), None if branches is None else branches.state_dict()
+    shapes, others = ({name: value.shape for name, value in (state or {}).items()} for state in (theirs, ours))
+    if shapes == others and (ours is None or theirs is not None):  # without parameters, as in token distillation
+        return
+    began = Path(config.train.exp_dir) / CONFIG_FILE
+    changed = changes(ExperimentConfig.as_written(began.parent).distill, config.distill) if began.is_file() else []
+    raise UserError(
+        f"{path}: its training began with other distillation ({'; '.join(changed) or 'other shapes of branches'})",
+        fix=f"give the flags of that training, or use another {option('exp_dir')}",
+    )
+
+
 def check_same_tokenizer(config: ExperimentConfig) -> None:
     """Raises UserError if the exp-dir keeps another tokenizer than --bpe-model, beside weights."""
     own, given = Path(config.train.exp_dir) / BPE_MODEL_FILE, Path(config.data.bpe_model)
@@ -316,18 +340,19 @@ def warn_of_changed_settings(config: ExperimentConfig) -> None:
     exp_dir = Path(config.train.exp_dir)
     if not has_begun(exp_dir) or not (exp_dir / CONFIG_FILE).is_file():
         return
-    old, new = (
-        {name: settings_of(section) for name, section in vars(one).items()}
-        for one in (ExperimentConfig.as_written(exp_dir), config)
-    )
-    changed = [
-        f"{option(name)} {flag_value(old[section].get(name))} there, {flag_value(value)} now"
-        for section, values in new.items()
-        for name, value in values.items()
-        if name not in START_FIELDS and old[section].get(name) != value
-    ]
-    if changed:
+    old = vars(ExperimentConfig.as_written(exp_dir))
+    if changed := [change for name, section in vars(config).items() for change in changes(old[name], section)]:
         logging.warning(f"{exp_dir / CONFIG_FILE}: this start has other settings: {'; '.join(changed)}")
+
+
+def changes(old: Section, new: Section) -> list[str]:
+    """The settings that differ, but for those of one start alone, as "--flag VALUE there, VALUE now"."""
+    before, now, empty = settings_of(old), settings_of(new), "''"
+    return [
+        f"{option(name)} {flag_value(before.get(name)) or empty} there, {flag_value(value) or empty} now"
+        for name, value in now.items()
+        if name not in START_FIELDS and before.get(name) != value
+    ]
 
 
 def warn_of_flags_without_effect(config: ExperimentConfig) -> None:

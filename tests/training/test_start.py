@@ -206,6 +206,24 @@ def test_a_moved_teacher_without_the_epoch_that_a_training_began_with_is_refused
         with_teacher_epoch(config, resumes=True)
 
 
+@pytest.mark.slow
+def test_other_distillation_flags_than_a_training_began_with_are_named(tmp_path: Path, data, teacher):
+    ours = DistillConfig(str(teacher), teacher_epoch=1, kd_branch_feedforward_dim=32)
+    begun = replace(experiment(tmp_path, data, max_train_batches=1), distill=ours)
+    record(begun)
+    goes_on = replace(begun, train=replace(begun.train, resume=True, max_train_batches=2))
+    for distill, named in (
+        (replace(ours, kd_branch="none"), "--kd-branch transformer there, none now"),
+        (replace(ours, kd_apc_scale=0.0), r"--kd-apc-scale 0\.5 there, 0\.0 now"),
+        (replace(ours, teacher_exp_dir=""), r"--teacher-exp-dir \S+ there, '' now"),
+    ):
+        message = rf"checkpoint-1\.pt: its training began with other distillation \({named}\); give the flags"
+        with pytest.raises(UserError, match=message):
+            record(replace(goes_on, distill=distill))
+    record(replace(goes_on, distill=replace(ours, kd_apc_scale=0.25)))  # of the same branches
+    assert (tmp_path / "checkpoint-2.pt").is_file()
+
+
 def test_a_training_that_does_not_say_its_teachers_epoch_is_resumed_only_while_that_cannot_matter(tmp_path: Path):
     teacher = tmp_path / "teacher"
     config = ExperimentConfig(train=TrainConfig(exp_dir=str(tmp_path)), distill=DistillConfig(str(teacher)))
