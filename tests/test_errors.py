@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
 from kdstream.errors import UserError, option, printable
+from support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,16 @@ def test_an_error_is_one_line_of_flag_problem_and_fix(error, line):
 def test_an_error_is_one_line_in_utf8_whatever_a_file_is_called(name, shown):
     assert printable(name) == shown and printable(name).encode()
     assert str(UserError(f"{name}: no such file")) == f"{shown}: no such file"
+
+
+def test_messages_and_help_name_no_script_that_an_installed_package_lacks():
+    scripts = {path.name for path in (ROOT / "local").glob("*.py")}
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in (ROOT / "kdstream").rglob("*.py")
+        for name in re.findall(r"\blocal/(\w+\.py)", path.read_text(encoding="utf-8"))
+    }
+    assert scripts and named == {("kdstream/experiments/cells.py", "cache_teacher.py")}  # which runs in a checkout
 
 
 def test_an_error_comes_whole_from_another_process():

@@ -51,6 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     stale = [page for page, text in filled.items() if text != page.read_text(encoding="utf8")]
     if stale and args.check:
         names = ", ".join(map(str, stale))
-        raise UserError(f"{names}: not the tables of {args.json_dir}; run local/render_results.py")
+        raise UserError(f"{names}: not the tables of {args.json_dir}; run kdstream render-results")
     for page in stale:
         write_text(page, filled[page])

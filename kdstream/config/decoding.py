@@ -126,7 +126,7 @@ class ScoringConfig(Section):
     )
     alignments: tuple[str, ...] = flag(
         (),
-        "Reference alignments to measure the delay of words against: what local/align.py wrote, other Lhotse "
+        "Reference alignments to measure the delay of words against: what kdstream align wrote, other Lhotse "
         "manifests with word alignments, LibriSpeech's *.alignment.txt, or directories of these last.",
     )
     score_by: str = flag(

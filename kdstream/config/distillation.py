@@ -63,7 +63,7 @@ class DistillConfig(Section):
     teacher_bpe_model: str = flag("", "icefall teacher's sentencepiece model, if not --bpe-model.")
     teacher_cache: str = flag(
         "",
-        "Read the teacher's output from here, where local/cache_teacher.py wrote it.  Of several teachers: a,b; one "
+        "Read the teacher's output from here, where kdstream cache-teacher wrote it.  Of several teachers: a,b; one "
         "without a name, as in a, is run.",
     )
     kd_teacher_hears: str = flag(
@@ -87,7 +87,7 @@ class DistillConfig(Section):
         "the most similar (needs --kd-similarity-file), or all with learned weights.",
         choices=("same", "uniform", "last", "similar", "learned"),
     )
-    kd_similarity_file: str = flag("", "Similarity of layers, as local/layer_similarity.py writes it.")
+    kd_similarity_file: str = flag("", "Similarity of layers, as kdstream layer-similarity writes it.")
     kd_branch: str = flag(
         "transformer",
         "What stands between the student's layer and the teacher's: an auxiliary non-streaming layer; the teacher's "

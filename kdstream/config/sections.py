@@ -80,7 +80,7 @@ class DataConfig(Section):
     )
     valid_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to validate on, instead of --dev-parts.")
     test_cuts: tuple[str, ...] = flag((), "Manifests or Shar directories to decode, instead of --test-parts.")
-    pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of local/pseudo_label.py to mix into the training cuts.")
+    pseudo_cuts: tuple[str, ...] = flag((), "Cut manifests of kdstream pseudo-label to mix into the training cuts.")
     pseudo_ratio: float = flag(
         0.5, "Share of --pseudo-cuts among an epoch's cuts with texts; it has all other ones once."
     )

@@ -1,7 +1,7 @@
 """Reference alignments from files: the times at which the words of a test set end.  latency.py measures against them.
 
 There are two kinds of file: `*.alignment.txt`, as LibriSpeech's alignments are released, and Lhotse manifests of cuts
-or supervisions with `alignment["word"]`, which local/align.py writes too.
+or supervisions with `alignment["word"]`, which kdstream align writes too.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
             yield from _alignments(file)
         return
     if not path.exists():
-        fix = "name a file that local/align.py wrote, or a directory of LibriSpeech's"
+        fix = "name a file that kdstream align wrote, or a directory of LibriSpeech's"
         raise UserError("no such file", flag=option("alignments", path), fix=fix)
     try:
         if path.name.endswith(LIBRISPEECH):
@@ -99,5 +99,5 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
                 start = item.start + supervision.start if isinstance(item, Cut) else item.start
                 yield (item.id, supervision.id), start, (supervision.alignment or {}).get(WORD, [])
     except UNREADABLE as error:
-        fix = f"give LibriSpeech's *{LIBRISPEECH} or what local/align.py wrote"
+        fix = f"give LibriSpeech's *{LIBRISPEECH} or what kdstream align wrote"
         raise UserError(f"not a file of alignments ({error})", flag=option("alignments", path), fix=fix) from error

@@ -4,7 +4,7 @@ same      the teacher's layer of the same name; without --kd-layers the last lay
           the two encoders have different stacks
 uniform   the teacher's layer at the same share of the depth
 last      for the student's k tapped layers, the teacher's last k layers
-similar   the teacher's most similar layer, as a file says that local/layer_similarity.py writes
+similar   the teacher's most similar layer, as a file says that kdstream layer-similarity writes
 learned   every layer of the teacher, with weights that are learned along with the branches
 """
 
@@ -119,7 +119,7 @@ def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dic
         raise UserError(
             "needs the similarities of the layers",
             flag="--kd-layer-map similar",
-            fix="give --kd-similarity-file, which local/layer_similarity.py writes",
+            fix="give --kd-similarity-file, which kdstream layer-similarity writes",
         )
     try:
         similarity = json.loads(Path(path).read_text())
@@ -136,7 +136,7 @@ def most_similar(path: str, tapped: Sequence[str], theirs: Sequence[str]) -> dic
         raise UserError(
             f"not a similarity of these layers ({type(error).__name__}: {error})",
             flag=option("kd_similarity_file", path),
-            fix=f"write it with local/layer_similarity.py for {', '.join(tapped)}",
+            fix=f"write it with kdstream layer-similarity for {', '.join(tapped)}",
         ) from error
 
 

@@ -215,7 +215,8 @@ class CacheReader:
                 f"lacks {len(missing)} of the training cuts "
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})",
                 flag=self.flag,
-                fix="run local/cache_teacher.py on all of them, speed-perturbed ones included",
+                fix="run kdstream cache-teacher on all of them, speed-perturbed ones included, with the --pseudo-cuts "
+                "and --unlabelled-cuts that are given here",
             )
         return places
 
@@ -243,13 +244,13 @@ class CachedTeacher(Teacher):
         except UserError as error:
             raise UserError(error.problem, flag=self.flag, fix=error.fix) from error
         if self.shards.header is None:
-            raise UserError(f"no *{SUFFIX} there", flag=self.flag, fix="write it with local/cache_teacher.py")
+            raise UserError(f"no *{SUFFIX} there", flag=self.flag, fix="write it with kdstream cache-teacher")
         if self.shards.header["fingerprint"] != identity:
             raise UserError(
                 "is of another teacher or of other features",
                 flag=self.flag,
                 fix="give the --teacher-epoch and --teacher-avg that it was written with, or write a new one with "
-                "local/cache_teacher.py",
+                "kdstream cache-teacher",
             )
         self._columns = columns_of(self.shards.header)
         self._reader = CacheReader(directory, self.shards, self._columns, clean)

@@ -25,7 +25,7 @@ def test_results_md_is_filled_between_its_markers_only(tmp_path, monkeypatch):
     add_record(tmp_path / "wer.json", make_record())
     text = "before\n<!-- table: wer -->\n<!-- end -->\nbetween\n<!-- table: speech -->\nold\n<!-- end -->\nafter\n"
     page.write_text(text)
-    assert "run local/render_results.py" in render(page, "--check", 1) and page.read_text() == text
+    assert "run kdstream render-results" in render(page, "--check", 1) and page.read_text() == text
     assert render(page) == ""
     filled = page.read_text()
     before, wer, between, speech, after = (

@@ -65,7 +65,7 @@ def test_similar_map_takes_the_most_similar_layer_of_the_file(tmp_path):
     path.write_text(json.dumps({"student_layers": tapped, "teacher_layers": list(TEACHER), "cka": rows.tolist()}))
     best = [list(TEACHER)[i] for i in rows.argmax(dim=1)]
     assert pairs(kd_layer_map="similar", kd_similarity_file=str(path)) == list(zip(tapped, best, strict=True))
-    with pytest.raises(UserError, match="--kd-similarity-file .*KeyError: '2.0'.*local/layer_similarity.py for 2.0"):
+    with pytest.raises(UserError, match="--kd-similarity-file .*KeyError: '2.0'.*kdstream layer-similarity for 2.0"):
         pairs(kd_layer_map="similar", kd_similarity_file=str(path), kd_layers=("2.0",))
     with pytest.raises(UserError, match="--kd-similarity-file .*FileNotFoundError"):
         pairs(kd_layer_map="similar", kd_similarity_file=str(tmp_path / "none.json"))

@@ -193,7 +193,7 @@ def test_several_caches_and_a_live_teacher_give_the_losses_of_live_ones(tmp_path
         read = pickle.loads(pickle.dumps(distiller.read_stored))  # as a process that loads data may get it
         seen.append(losses_of(distiller, student, batch, None if read is None else read(batch)))
     assert seen[1] == pytest.approx(seen[0], rel=1e-3)
-    with pytest.raises(UserError, match="lacks 1 of the training cuts .c.; run local/cache_teacher.py"):
+    with pytest.raises(UserError, match="lacks 1 of the training cuts .c.; run kdstream cache-teacher"):
         SeveralTeachers(cached).check_cuts(["a", "c"])
 
 

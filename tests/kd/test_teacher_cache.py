@@ -122,7 +122,7 @@ def test_a_cache_left_half_way_is_gone_on_with(tmp_path):
     second = HEADER_BYTES + ENTRY.itemsize
     shard.write_bytes(whole[:second] + bytes(ENTRY.itemsize) + whole[second + ENTRY.itemsize : -20])  # killed there
     half = CachedTeacher(live_teacher(), tmp_path, fingerprint(live_teacher(), FEATURES))
-    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(b\); run local/cache_teacher.py"):
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(b\); run kdstream cache-teacher"):
         half.check_cuts(["a/1", "b"])
     write(tmp_path).check_cuts(["a/1", "b"])
     assert shard.read_bytes() == whole
@@ -142,7 +142,7 @@ def test_on_a_full_disk_the_cache_keeps_what_it_holds(tmp_path, storage):
 def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
     teacher = write(tmp_path)
     features, lens, _ = random_batch()
-    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(c\); run local/cache_teacher.py on all of"):
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(c\); run kdstream .* --unlabelled-cuts that"):
         teacher.listen(batch_of(features, lens, ["a/1", "c"]), LAYERS)
     with pytest.raises(UserError, match="cut b has 90 frames there and 80 here; its features have changed"):
         teacher.listen(batch_of(features, torch.tensor([120, 80]), ["a/1", "b"]), LAYERS)
@@ -154,7 +154,7 @@ def test_what_a_cache_cannot_serve_is_a_clear_error(tmp_path):
         CachedTeacher(live_teacher(3), tmp_path, fingerprint(live_teacher(3), FEATURES))
     with pytest.raises(UserError, match="holds the cache of another teacher, layers or format"):
         write(tmp_path, "int8")
-    with pytest.raises(UserError, match="--teacher-cache .*none: .*write it with local/cache_teacher.py"):
+    with pytest.raises(UserError, match="--teacher-cache .*none: .*write it with kdstream cache-teacher"):
         CachedTeacher(live_teacher(), tmp_path / "none", "")
 
 
@@ -281,7 +281,7 @@ def test_a_cache_that_lacks_cuts_is_refused_before_the_first_step(tmp_path):
     last = HEADER_BYTES + 11 * ENTRY.itemsize
     whole = shard.read_bytes()
     shard.write_bytes(whole[:last] + bytes(ENTRY.itemsize) + whole[last + ENTRY.itemsize :])
-    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(utterance-\d+\); run local/cache_teacher.py"):
+    with pytest.raises(UserError, match=r"lacks 1 of the training cuts \(utterance-\d+\); run kdstream cache-teacher"):
         train_experiment(distilled(tmp_path, "student", data))
     assert not (tmp_path / "student" / "config.json").exists()
     cache_teacher.main(cache_flags(tmp_path))  # completes it
