@@ -56,7 +56,10 @@ def read_source(train: TrainConfig) -> Source:
             use_averaged_model=train.init_use_averaged_model,
             prefix="init_",
         )
-        averaged = load_averaged(choice)
+        try:
+            averaged = load_averaged(choice)
+        except UserError as error:  # which may name a file alone
+            raise UserError(error.problem, flag=error.flag or option("init_checkpoint"), fix=error.fix) from error
         return Source(path, averaged.last, f" with {option('init_avg', train.init_avg)}", averaged.weights)
     try:
         weights = load_weights(path)

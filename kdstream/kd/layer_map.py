@@ -59,16 +59,14 @@ def pair_layers(config: DistillConfig, student: Shapes, teacher: Shapes) -> list
     tapped = [entry.partition(":")[0] for entry in config.kd_layers] or default_layers(student)
     check_entries(config, tapped)
     for name in tapped:
-        check_layer("student", name, student)
+        check_layer("student", name, student, "name others, or leave the flag out")
     chosen = choose(config, tapped, student, teacher) if chooses_guides(config) else {}
-    for entry in config.kd_layers:
-        name, colon, guide = entry.partition(":")
-        if colon:
-            chosen[name] = [guide]
+    named = {name: guide for name, colon, guide in (entry.partition(":") for entry in config.kd_layers) if colon}
     pairs = []
     for name in tapped:
-        for guide in chosen[name]:
-            check_layer("teacher", guide, teacher)
+        way_out = "name another one behind the colon" if name in named else "name others, or use --kd-layer-map uniform"
+        for guide in [named[name]] if name in named else chosen[name]:
+            check_layer("teacher", guide, teacher, way_out)
             pairs.append(LayerPair(name, guide, student[name], teacher[guide]))
             check_rates(pairs[-1])
     return pairs
@@ -154,13 +152,13 @@ def check_entries(config: DistillConfig, tapped: Sequence[str]) -> None:
         )
 
 
-def check_layer(whose: str, name: str, shapes: Shapes) -> None:
-    """Raises UserError unless a model has the layer."""
+def check_layer(whose: str, name: str, shapes: Shapes, fix: str) -> None:
+    """Raises UserError, with this fix, unless a model has the layer."""
     if name not in shapes:
         raise UserError(
             f"the {whose} has no such layer; it has {', '.join(shapes)}",
             flag=option("kd_layers", name),
-            fix="name others, or use --kd-layer-map uniform",
+            fix=fix,
         )
 
 
