@@ -46,6 +46,13 @@ def model_of(path: str, checkpoint: Mapping[str, Any], weights: Mapping[str, Ten
       UserError: flags that are none of the model's, or none at all.
     """
     if not flags:
+        if "teacher_exp_dir" in checkpoint:  # a setting that every training of ours keeps
+            raise UserError(
+                "is of a training of kdstream",
+                flag=option("teacher_checkpoint", path),
+                fix=f"leave out {option('teacher_type')} and give {option('teacher_exp_dir')}, the directory of that "
+                "training",
+            )
         names = [f.name for f in fields(ModelConfig) if "help" in f.metadata and f.name not in SHOWN_BY_WEIGHTS]
         known = {name: checkpoint[name] for name in names if name in checkpoint}
         if "encoder_dim" not in known:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import settings_of
 from kdstream.config.sections import ModelConfig
 from kdstream.errors import UserError
 from kdstream.kd.icefall_checkpoint import model_of
@@ -118,6 +119,16 @@ def test_icefalls_epoch_says_itself_what_model_it_is_of(tmp_path):
     torch.save(checkpoint, tmp_path / "epoch-1.pt")
     config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=str(tmp_path / "epoch-1.pt"))
     assert replace(load_teacher(config, CPU).model.config, preset="small") == model.config
+
+
+def test_our_own_checkpoint_is_no_icefall_teacher(tmp_path):
+    model = tiny_test_model(False)
+    ours = {"model": model.state_dict(), **settings_of(model.config), **settings_of(DistillConfig())}
+    torch.save(ours, tmp_path / "epoch-1.pt")
+    config = student_config(tmp_path, teacher_type="icefall", teacher_checkpoint=str(tmp_path / "epoch-1.pt"))
+    message = "epoch-1.pt: is of a training of kdstream; leave out --teacher-type and give --teacher-exp-dir, the dir"
+    with pytest.raises(UserError, match=f"^--teacher-checkpoint .*{message}"):
+        load_teacher(config, CPU)
 
 
 def test_a_preset_is_enough_for_icefalls_own_sizes():
