@@ -151,20 +151,24 @@ class SeveralDistillers(nn.Module):
     """Distillers side by side, each with a teacher of its own.
 
     The losses of the first are called as those of one teacher are, those of the n-th teachern_feature_loss and so on.
+    A teacher that gives its weights alone counts, though there is no distiller under it.
 
     scales, read_stored: as a Distiller's.
     """
 
     def __init__(self, teachers: SeveralTeachers, student: Transducer) -> None:
         super().__init__()
-        guides = [m for m in teachers.members if not m.config.gives_weights_alone]
-        self.members = nn.ModuleList(Distiller(m.config, student, m.teacher) for m in guides)
+        guides = [(n, m) for n, m in enumerate(teachers.members) if not m.config.gives_weights_alone]
+        self.numbers = [n for n, _ in guides]
+        self.members = nn.ModuleList(Distiller(m.config, student, m.teacher) for _, m in guides)
         self.scales = {k: v for n, m in self._numbered() for k, v in renamed(m.scales, n).items()}
         readers = [(n, m.read_stored) for n, m in self._numbered() if m.read_stored is not None]
         self.read_stored = StoredOfSeveral([reader for _, reader in readers]) if readers else None
 
     def _numbered(self) -> list[tuple[int, Distiller]]:
-        return [(n, member) for n, member in enumerate(self.members) if isinstance(member, Distiller)]
+        """The number of each teacher, from 0, and its distiller."""
+        pairs = zip(self.numbers, self.members, strict=True)
+        return [(n, member) for n, member in pairs if isinstance(member, Distiller)]
 
     @property
     def first(self) -> Distiller:

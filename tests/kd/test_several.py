@@ -158,6 +158,15 @@ def test_several_teachers_give_the_losses_that_each_gives_alone():
     assert set(several.weights(1e9)) == set(several.scales) == set(expected)
 
 
+def test_a_teacher_that_gives_its_weights_alone_counts_in_the_names_of_losses():
+    student, (first, *others) = tiny_test_model(causal=True), members()
+    scales = {f"kd_{name}_scale": 0.0 for name in first.config.loss_scales}
+    weights_alone = replace(first.config, init_from_teacher=True, **scales)
+    several = SeveralDistillers(SeveralTeachers([Member(weights_alone, first.teacher), *others]), student)
+    expected = {f"teacher{n}_{name}_loss" for n in (2, 3) for name in ("feature", "apc")}
+    assert set(several.scales) == set(losses_of(several, student, spoken())) == expected
+
+
 def test_beside_a_teacher_of_samples_a_transducer_hears_both_views():
     student, batch = tiny_test_model(causal=True), spoken()
     batch.second_view = batch.features + 1
