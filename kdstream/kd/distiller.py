@@ -47,7 +47,7 @@ from kdstream.kd.taps import TENSORS, Taps, tap_shapes
 from kdstream.kd.teacher import ENCODER_OUT, Heard, Teacher, as_batch
 from kdstream.kd.token_shift import mean_shift
 from kdstream.models.transducer import Transducer
-from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME
+from kdstream.units import ENCODER_FRAME_MS, FEATURE_FRAMES_PER_OUTPUT_FRAME, OUTPUT_FRAME_MS
 
 TEACHERS_LAYERS = ("teacher", "teacher-copy")  # of --kd-branch
 
@@ -208,6 +208,26 @@ class Distiller(nn.Module):
         if self.config.kd_layer_map == "learned":
             return self.pair_logits.view(-1, len(self.teacher.shapes)).softmax(dim=1).flatten()
         return torch.ones(len(self.pairs), device=next(self.student.parameters()).device)
+
+
+def check_shifts(config: DistillConfig, distiller: nn.Module | None, seconds: float) -> None:
+    """Raises UserError where a shift is as long as the longest utterances, of `seconds`: its loss would always be 0.
+
+    distiller: under one teacher or several; None without one.
+    """
+    members = [] if distiller is None else [module for module in distiller.modules() if isinstance(module, Distiller)]
+    read = {setting for member in members for loss in member.losses.all().values() for setting in loss.reads}
+    if config.mode_consistency_scale > 0:
+        read.add("kd_token_shift")
+    stride = max((pair.stride for member in members for pair in member.pairs), default=0)
+    for setting, frame in (("kd_token_shift", OUTPUT_FRAME_MS), ("kd_apc_shift", stride * ENCODER_FRAME_MS)):
+        shift = getattr(config, setting)
+        if setting in read and isinstance(shift, int) and shift * frame >= 1000 * seconds:
+            raise UserError(
+                f"frames of {frame} ms leave nothing to compare in utterances of at most {seconds:g} s",
+                flag=option(setting, shift),
+                fix="lower it",
+            )
 
 
 def named(name: str, loss: LayerLoss | LatticeLoss, compared: Any) -> Tensor:

@@ -29,6 +29,7 @@ from kdstream.data.batch import Batch
 from kdstream.data.module import AsrDataModule
 from kdstream.errors import UserError
 from kdstream.kd.consistency import both_modes
+from kdstream.kd.distiller import check_shifts
 from kdstream.kd.several import build_distiller
 from kdstream.kd.teachers import load_teacher
 from kdstream.models.scaling import set_batch_count
@@ -93,6 +94,7 @@ class Trainer:
             teacher.check_speech(data.some_clean)
         start_from_weights(self.model, config, data.tokenizer, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
+        check_shifts(config.distill, self.distiller, config.data.max_utterance_seconds)
         check_views(config)
         data.two_views = train.cr_ctc_scale > 0
         data.read_stored = self.distiller and self.distiller.read_stored

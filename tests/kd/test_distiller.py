@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kdstream.config.distillation import TOKEN_FORMS, DistillConfig
 from kdstream.errors import UserError
-from kdstream.kd.distiller import Distiller
+from kdstream.kd.distiller import Distiller, check_shifts
 from kdstream.kd.loss_table import LOSSES, logged_as
 from kdstream.kd.losses import DISTANCES, apc_loss, feature_loss, frame_weights, relation_loss
 from kdstream.kd.taps import Taps, tap_shapes
@@ -339,3 +341,30 @@ def test_taps_record_only_what_is_wanted():
     encoder_lens = (lens - 7) // 2
     assert tap.stride == 2 and tap.lens.tolist() == ((encoder_lens + 1) // 2).tolist()
     assert tap.features.shape == (2, int(tap.lens.max()), 48) and tap.query.shape == tap.key.shape == (2, 28, 32)
+
+
+@pytest.mark.parametrize(
+    "changes, seconds, message",
+    [
+        ({"kd_token_shift": 500}, 20.0, "--kd-token-shift 500: frames of 40 ms leave nothing to compare in .* 20 s"),
+        ({"kd_token_shift": 499}, 20.0, ""),
+        ({"kd_token_shift": "auto:9"}, 0.3, ""),
+        ({"kd_token_shift": 500, "kd_token_scale": 0.0}, 20.0, ""),  # which nothing reads
+        ({"kd_apc_shift": 250}, 20.0, "--kd-apc-shift 250: frames of 80 ms leave nothing to compare in utterances of"),
+        ({"kd_apc_shift": 249}, 20.0, ""),
+        ({"kd_apc_shift": 250, "kd_apc_scale": 0.0}, 20.0, ""),
+    ],
+)
+def test_a_shift_beyond_the_longest_utterance_is_refused(changes, seconds, message):
+    # the second layer has frames of 80 ms
+    config = replace(SMALL, **{"kd_token_scale": 1.0, "kd_layers": ("1.1", "2.0"), **changes})
+    distiller = Distiller(config, tiny_test_model(causal=True), TransducerTeacher(tiny_test_model(causal=False)))
+    with pytest.raises(UserError, match=f"^{message}") if message else nullcontext():
+        check_shifts(config, nn.ModuleList([distiller]), seconds)
+
+
+def test_the_shift_between_the_modes_of_a_student_is_looked_at_too():
+    config = DistillConfig(mode_consistency_scale=0.1, kd_token_shift=500)
+    with pytest.raises(UserError, match="--kd-token-shift 500"):
+        check_shifts(config, None, 20.0)
+    check_shifts(replace(config, mode_consistency_scale=0.0), None, 20.0)
