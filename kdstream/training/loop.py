@@ -317,8 +317,8 @@ class Trainer:
         if self.validation_due:
             self.validate()
 
-    def validate(self, is_saved: bool = False) -> None:
-        """The validation loss at one fixed chunk.
+    def validate(self, is_saved: bool = False) -> float:
+        """Logs the validation losses at one fixed chunk; returns their total.
 
         is_saved: whether the last step is.
         """
@@ -338,8 +338,7 @@ class Trainer:
         if self.device.type == "cuda":
             logging.info(f"Maximum memory allocated so far is {max_memory_mb(self.device)}MB")
         total.write_summary(self.writer, "train/valid_", progress.batch_idx_train)
-        if total.mean() < progress.best_valid_loss:
-            progress.best_valid_loss, progress.best_valid_epoch = total.mean(), progress.cur_epoch
+        return total.mean()
 
     def end_epoch(self, tot_loss: MetricsTracker) -> None:
         """Writes epoch-N.pt, validates, and writes it again with the validation loss, last of all after the best ones.
@@ -349,10 +348,11 @@ class Trainer:
         progress, epoch = self.progress, self.progress.cur_epoch
         path = self.exp_dir / f"epoch-{epoch}.pt"
         self.save(path, epoch)
-        self.validate(is_saved=True)
-        train_loss = tot_loss.mean()
+        valid_loss, train_loss = self.validate(is_saved=True), tot_loss.mean()
         if train_loss < progress.best_train_loss:
             progress.best_train_loss, progress.best_train_epoch = train_loss, epoch
+        if valid_loss < progress.best_valid_loss:  # of the weights that are saved, unlike one in mid-epoch
+            progress.best_valid_loss, progress.best_valid_epoch = valid_loss, epoch
         progress.tot_loss, self.data_position, self.window = {}, 0, (0, 0)
         for best, name in ((progress.best_train_epoch, "train"), (progress.best_valid_epoch, "valid")):
             if best == epoch:

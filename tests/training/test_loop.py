@@ -339,6 +339,20 @@ def test_unreadable_cut_ends_the_training_but_loses_nothing(tmp_path: Path, data
 
 
 @pytest.mark.slow
+def test_the_best_epoch_is_the_one_whose_last_weights_are_best(tmp_path: Path, data, monkeypatch):
+    steps = len(record(experiment(tmp_path / "one", data, num_epochs=1)))
+    # at the ends of epochs 1 and 2, and between them in mid-epoch
+    losses = iter([2.0, 0.5, 3.0])
+    validation = lambda *args: MetricsTracker(loss=next(losses), frames=1.0)  # noqa: E731
+    monkeypatch.setattr(loop, "validation_loss", validation)
+    record(experiment(tmp_path / "two", data, num_epochs=2, valid_interval=steps + 1))
+    best, first = (store.load_checkpoint(tmp_path / "two" / name) for name in ("best-valid-loss.pt", "epoch-1.pt"))
+    assert (best["best_valid_loss"], best["best_valid_epoch"], best["batch_idx_train"]) == (2.0, 1, steps)
+    assert all(torch.equal(value, first["model"][name]) for name, value in best["model"].items())
+    assert next(losses, None) is None
+
+
+@pytest.mark.slow
 def test_diagnostics_are_printed_and_nothing_is_written(tmp_path: Path, data, capsys):
     process.train_experiment(experiment(tmp_path, data, print_diagnostics=True, inf_check=True))
     printed = capsys.readouterr().out
