@@ -36,8 +36,8 @@ SEPARATORS = ";|&()<>\n"
 KEYWORDS = {"do", "then", "else", "if", "while", "{"}
 # Words at the start of a line that are not ours to check.
 OTHER_COMMANDS = {
-    "apt-get", "cd", "cp", "done", "export", "ffmpeg", "for", "hf", "lhotse", "mkdir", "pip", "pyright", "pytest",
-    "ruff", "source", "srun", "}",
+    "apt-get", "awk", "cd", "cp", "done", "export", "ffmpeg", "for", "gzip", "hf", "lhotse", "mkdir", "pip", "pyright",
+    "pytest", "ruff", "source", "srun", "}",
 }  # fmt: skip
 OTHER_FLAGS = {
     "--help",
@@ -93,6 +93,7 @@ def printed_flags(show_help: Callable[[], object], argv: list[str]) -> frozenset
 def commands_in(block: str) -> Iterator[list[str]]:
     """The words of each simple command of a shell script; variables and functions of the script are put in."""
     block = re.sub(r"(^|\s)#.*$", r"\1", block, flags=re.MULTILINE).replace("\\\n", " ")
+    block = re.sub(r" >\S+", "", block)  # what output goes to
     lexer = shlex.shlex(re.sub(r"\$\([^()]*\)", "OUTPUT", block), posix=True, punctuation_chars=SEPARATORS)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     variables: dict[str, str] = {}
