@@ -16,7 +16,7 @@ from lhotse import SupervisionSegment, SupervisionSet
 
 from kdstream.config.experiment import BPE_MODEL_FILE
 from kdstream.corpus.manifests import LIBRISPEECH, manifests_of
-from kdstream.corpus.token_types import TOKEN_TYPES
+from kdstream.corpus.token_types import SPECIAL, TOKEN_TYPES
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
@@ -26,7 +26,6 @@ from kdstream.words import WORD_START, in_case, mostly_unspaced, without_blanks_
 MAX_SENTENCE_LENGTH = 4192  # bytes: sentencepiece's default; it drops longer lines, and says so to nobody
 LETTERS_SHOWN = 80
 VOCAB_SIZE = 500
-SYMBOLS = ["<blk>", "<sos/eos>"]  # the first ids; <unk> is the next one
 NUM_BYTES = 256
 
 
@@ -76,7 +75,7 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int | None = 
     """
     lines = transcripts.read_text(encoding="utf-8").split("\n")
     letters = [letter for letter, _ in Counter(unicodedata.normalize("NFKC", "".join(lines))).most_common()]
-    others = len(SYMBOLS) + 2  # <unk> and the blank
+    others = len(SPECIAL) + 1  # the blank
     size = vocab_size or (len(letters) + others if token_type == "char" else VOCAB_SIZE)
     least = others + NUM_BYTES * (token_type == "byte-bpe") + 1
     if token_type != "bpe" and size < least:
@@ -98,8 +97,8 @@ def train_bpe_model(transcripts: Path, lang_dir: Path, vocab_size: int | None = 
             vocab_size=size,
             model_prefix=str(prefix),
             character_coverage=1.0,
-            user_defined_symbols=SYMBOLS,
-            unk_id=len(SYMBOLS),
+            user_defined_symbols=[*SPECIAL[:-1]],
+            unk_id=len(SPECIAL) - 1,
             bos_id=-1,
             eos_id=-1,
             input_sentence_size=100_000_000,

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from kdstream.corpus.token_types import SPECIAL
 from kdstream.errors import UserError, option
 
-SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
 REMOVE_THEM = f"take it out of texts: --text-remove '(?i){'|'.join(SPECIAL)}'"  # TED-LIUM's texts have <unk>
 
 

@@ -10,3 +10,4 @@ TOKEN_TYPES: dict[str, dict[str, Any]] = {
     "byte-bpe": {"model_type": "unigram", "byte_fallback": True},
 }
 TEXT_CASES = ("keep", "upper", "lower")
+SPECIAL = ("<blk>", "<sos/eos>", "<unk>")  # pieces that are no words, by their ids
