@@ -48,8 +48,8 @@ for (const [name, data] of arguments[0]) {
 }
 document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
 """
-# A microphone of one sample a second, of which four are kept, over a line that is cut twice.
-CUT_TWICE = """
+# A line that notes the samples it is given.
+LINE = """
 const heard = [];
 class Line {
   static OPEN = 1;
@@ -58,6 +58,11 @@ class Line {
   send(samples) { heard.push(...samples); }
 }
 window.WebSocket = Line;
+"""
+# A microphone of one sample a second, of which four are kept, over a line that is cut twice.
+CUT_TWICE = (
+    LINE
+    + """
 const utterance = new Utterance(new Recording("Microphone"), 1, 4);
 const connect = () => utterance.take({type: "session", session: "one", samples: heard.length});
 const speak = (from, to) => { for (let n = from; n < to; n++) utterance.send(Float32Array.of(n)); };
@@ -71,17 +76,12 @@ speak(10, 11);
 connect();
 return heard;
 """
+)
 # Samples that are the seconds at which they were said.  When two of three words are finished, the server knows the
 # session no more, twice; then it hears the third word.
-FORGOTTEN = """
-const heard = [];
-class Line {
-  static OPEN = 1;
-  readyState = 1;
-  bufferedAmount = 0;
-  send(samples) { heard.push(...samples); }
-}
-window.WebSocket = Line;
+FORGOTTEN = (
+    LINE
+    + """
 const recording = new Recording("talk.wav"), utterance = new Utterance(recording, 1, arguments[0] || Infinity);
 const finish = (id, start, end, text) => utterance.take({type: "segment", id, start, end, text});
 utterance.take({type: "session", session: "one", samples: 0, ended: false});
@@ -96,6 +96,7 @@ for (const session of ["two", "three"]) {
 finish(0, 85 - heard[0], 95 - heard[0], "THREE");
 return [heard, recording.srt];
 """
+)
 # For a microphone that may not be used, also after the page was loaded again with a recording that is open.
 DENIED = """
 navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error("Permission denied"));
