@@ -86,9 +86,9 @@ def losses_in_groups(
     def pruned_loss(*group: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         encoder, decoder, ranges, symbols, boundary, weight, bias = group
         frames = int(boundary[:, 3].max())
-        encoder, decoder = do_rnnt_pruning(encoder[:, :frames], decoder, ranges[:, :frames])  # (G, T, R, J) each
+        hidden = torch.add(*do_rnnt_pruning(encoder[:, :frames], decoder, ranges[:, :frames])).tanh_()  # (G, T, R, J)
         following = next_symbols(symbols, ranges[:, :frames], blank_id)
-        cells = linear_transition_log_probs((encoder + decoder).tanh(), weight, bias, following, blank_id)
+        cells = linear_transition_log_probs(hidden, weight, bias, following, blank_id)
         px, py = unpruned(*cells, ranges[:, :frames], symbols.size(1))
         return path_loss(px, py, boundary, *lattice, "sum")[0], ()
 
@@ -214,12 +214,12 @@ class _LinearTransitions(torch.autograd.Function):
         at_blank = sums * (blank.exp() - (1.0 - share)) - (symbols == ctx.blank) * sums * share
         exps.scatter_(1, symbols, at_symbol.to(exps.dtype))
         exps[:, ctx.blank] = at_blank.squeeze(1)
-        grad_x = (exps @ weight) * scale
-        scaled = x * scale
-        grad_weight = scaled.to(exps.dtype).t() @ exps  # (J, V): several times as fast as exps.t() @ x
+        grad_x = ((exps @ weight) * scale).to(x.dtype)
+        scaled = (x * scale).to(exps.dtype)
+        grad_weight = scaled.t() @ exps  # (J, V): several times as fast as exps.t() @ x
         grad_bias = scale.to(exps.dtype).t() @ exps
         grad_linear = (at_least_float32(grad_weight.t()), at_least_float32(grad_bias.squeeze(0)))
-        return grad_x.to(x.dtype), *grad_linear, None, None
+        return grad_x, *grad_linear, None, None
 
 
 def smoothed_log_probs(
