@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstream.models.scaling import FloatLike, SharedDropout, scale_init_, working_dtype
+from kdstream.models.scaling import (
+    FloatLike,
+    SharedDropout,
+    SwooshL,
+    scale_init_,
+    swoosh,
+    swoosh_gradient,
+    working_dtype,
+)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -39,11 +47,56 @@ class Linear(nn.Linear):
         return super().forward(x)
 
 
+class SwooshLinearFunction(torch.autograd.Function):
+    """See `swoosh_linear`."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor, shift: float, offset: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, mask, weight)
+        ctx.swoosh = shift, offset
+        dtype = working_dtype(x)
+        return F.linear(_activated(x, mask, shift, offset).to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, mask, weight = ctx.saved_tensors
+        shift, offset = ctx.swoosh
+        rows = grad.flatten(0, -2)
+        by_weight = rows.t() @ _activated(x, mask, shift, offset).to(grad.dtype).flatten(0, -2)
+        by_activated = (grad @ weight.to(grad.dtype)).to(x.dtype)
+        if mask is not None:
+            by_activated *= mask
+        return swoosh_gradient(by_activated, x, shift), None, by_weight, rows.sum(dim=0), None, None
+
+
+def _activated(x: Tensor, mask: Tensor | None, shift: float, offset: float) -> Tensor:
+    x = swoosh(x, shift, offset)
+    return x if mask is None else x.mul_(mask)
+
+
+def swoosh_linear(x: Tensor, activation: SwooshL, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer of activation(x) * mask, which keeps x alone: the backward pass computes the activation again.
+
+    Args:
+      x: (..., D), mostly wider than what comes out.
+      mask: broadcasts to x, in its dtype; None: all ones.
+      weight, bias: of the linear layer, (C, D) and (C,).
+    Returns:
+      (..., C).
+    """
+    if x.requires_grad:
+        return SwooshLinearFunction.apply(x, mask, weight, bias, activation.shift, activation.offset)
+    x = activation(x)
+    return F.linear(x if mask is None else x * mask, weight, bias)
+
+
 class ActivationDropoutAndLinear(Linear):
     """Swoosh, dropout shared over time, then a linear layer: the second half of a bottleneck."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, activation: nn.Module, dropout: FloatLike, initial_scale: float
+        self, in_channels: int, out_channels: int, activation: SwooshL, dropout: FloatLike, initial_scale: float
     ) -> None:
         super().__init__(in_channels, out_channels)
         scale_init_(self, initial_scale)
@@ -51,7 +104,7 @@ class ActivationDropoutAndLinear(Linear):
         self.dropout = SharedDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.dropout(self.activation(x)))
+        return swoosh_linear(x, self.activation, self.dropout.mask(x), self.weight, self.bias)
 
 
 def scaled_linear(in_channels: int, out_channels: int, initial_scale: float, bias: bool = True) -> nn.Linear:

@@ -81,6 +81,15 @@ def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     return in_blocks(chain, x)
 
 
+def swoosh_gradient(grad: Tensor, x: Tensor, shift: float) -> Tensor:
+    """The gradient by x, where `grad` is that by swoosh(x, shift, ...)."""
+
+    def chain(grad: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul((x - shift).sigmoid_().sub_(0.08), grad, out=out)
+
+    return in_blocks(chain, grad, x)
+
+
 class SwooshFunction(torch.autograd.Function):
     """`swoosh`, storing only x for the backward pass."""
 
@@ -93,11 +102,7 @@ class SwooshFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-
-        def chain(grad: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-            return torch.mul((x - ctx.shift).sigmoid_().sub_(0.08), grad, out=out)
-
-        return in_blocks(chain, grad, x), None, None
+        return swoosh_gradient(grad, x, ctx.shift), None, None
 
 
 class SwooshL(nn.Module):
@@ -117,7 +122,7 @@ class SwooshR(SwooshL):
     shift, offset = 1.0, 0.313261687
 
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
 
 class SharedDropout(nn.Module):
@@ -128,11 +133,15 @@ class SharedDropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(x)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """What x (N, T, D) is to be multiplied by: (N, 1, D), or None where nothing is dropped."""
         rate = float(self.rate)
         if not self.training or rate == 0:
-            return x
-        mask = torch.rand(x.size(0), 1, x.size(2), device=x.device) > rate  # (N, 1, D)
-        return x * (mask / (1 - rate)).to(x.dtype)
+            return None
+        return ((torch.rand(x.size(0), 1, x.size(2), device=x.device) > rate) / (1 - rate)).to(x.dtype)
 
 
 def scale_init_(module: Layer, initial_scale: float) -> Layer:

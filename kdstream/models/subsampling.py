@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
+from kdstream.models.linear import swoosh_linear
 from kdstream.models.on_cpu import depthwise_conv2d, turned
 from kdstream.models.scaling import (
     Balancer,
@@ -72,7 +73,7 @@ class ConvNeXt(nn.Module):
         self.pointwise_conv1 = BiasedConv2d(channels, hidden, 1)
         self.hidden_balancer = Balancer(min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0)
         self.activation = SwooshL()
-        self.pointwise_conv2 = scale_init_(nn.Conv2d(hidden, channels, 1), 0.01)
+        self.pointwise_conv2 = scale_init_(BiasedConv2d(hidden, channels, 1), 0.01)
         self.layerdrop_rate = ScheduledFloat((0, 0.2), (20000, 0.015))
         self.out_balancer = Balancer(min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0)
         self.out_whiten = Whiten(1, 5.0, 0.01)
@@ -99,8 +100,8 @@ class ConvNeXt(nn.Module):
         # the depthwise bias goes through the pointwise weight: its own gradient would cost a third of the block
         weight = self.pointwise_conv1.weight.flatten(1)
         x = F.linear(x, weight, self.pointwise_conv1.bias + weight @ self.depthwise_conv.bias)
-        x = self.activation(self.hidden_balancer(x))
-        x = F.linear(x, self.pointwise_conv2.weight.flatten(1), self.pointwise_conv2.bias)
+        weight = self.pointwise_conv2.weight.flatten(1)
+        x = swoosh_linear(self.hidden_balancer(x), self.activation, None, weight, self.pointwise_conv2.bias)
         residual = residual.permute(0, 2, 3, 1)
         if self.training:
             keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) > float(self.layerdrop_rate)

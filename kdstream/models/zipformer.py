@@ -29,7 +29,16 @@ from kdstream.models.attention import (
 )
 from kdstream.models.checkpointing import CheckpointedLayer
 from kdstream.models.positions import relative_positions
-from kdstream.models.scaling import Balancer, BiasNorm, FloatLike, ScheduledFloat, Whiten, convert_channels, full_width
+from kdstream.models.scaling import (
+    Balancer,
+    BiasNorm,
+    FloatLike,
+    ScheduledFloat,
+    Whiten,
+    convert_channels,
+    full_width,
+    working_dtype,
+)
 from kdstream.models.streaming import OUTPUT_DOWNSAMPLING, Cache, ChunkConfig, StreamingEncoder, TapRecorder, frames_of
 from kdstream.models.windows import in_steps, own_frames, record_layer
 from kdstream.models.zipformer_modules import (
@@ -105,11 +114,11 @@ class ZipformerLayer(CheckpointedLayer):
         """
         caches = caches or [None] * self.num_caches
         key_cache, nonlin_cache, value1_cache, value2_cache, conv1_cache, conv2_cache = caches
-        before = x
-        weights, key_cache, (query, key) = self.self_attn_weights(x, context, key_cache)
+        before, rounded = x, x.to(working_dtype(x))  # once for the two modules that read it
+        weights, key_cache, (query, key) = self.self_attn_weights(rounded, context, key_cache)
         attention_keep = self.sequence_mask(x, self.attention_skip_rate)
 
-        x = x + self.feed_forward1(x)
+        x = x + self.feed_forward1(rounded)
         na, nonlin_cache = self.nonlin_attention(x, self.nonlin_weights(weights[:, :1]), context.view, nonlin_cache)
         x = add_masked(x, self.balancer_na(na), attention_keep)
         attended, value1_cache, value = self.self_attn1(x, weights, context.view, value1_cache)

@@ -283,7 +283,28 @@ class SimpleDownsample(nn.Module):
         if missing:
             x = torch.cat([x, x[:, -1:].expand(-1, missing, -1)], dim=1)
         weights = self.bias.softmax(dim=0).to(x.dtype)
-        return (x.unflatten(1, (-1, self.factor)) * weights.unsqueeze(1)).sum(dim=2)
+        groups = x.unflatten(1, (-1, self.factor))
+        return GroupMeanFunction.apply(groups, weights) if x.requires_grad else group_mean(groups, weights)
+
+
+def group_mean(groups: Tensor, weights: Tensor) -> Tensor:
+    """(N, T, factor, D) by weights (factor,): (N, T, D)."""
+    return (groups * weights.unsqueeze(1)).sum(dim=2)
+
+
+class GroupMeanFunction(torch.autograd.Function):
+    """`group_mean`; keeps the groups in the dtype of autocast."""
+
+    @staticmethod
+    def forward(ctx, groups: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(groups.to(working_dtype(groups)), weights)
+        return group_mean(groups, weights)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        groups, weights = ctx.saved_tensors
+        grad = grad.unsqueeze(2)
+        return grad * weights.unsqueeze(1), (grad * groups).sum(dim=(0, 1, 3))
 
 
 def upsample(x: Tensor, factor: int, frames: int) -> Tensor:
