@@ -20,9 +20,10 @@ from typing import Any
 def benchmark_of(checkout: str) -> dict[str, Any]:
     """The names that the checkout's training benchmark and its command define or import."""
     sys.path[:1] = [checkout, os.path.join(checkout, "local")]  # instead of the folder of this file
-    try:
+    # Of a package that is installed in place, Python finds a module that the checkout lacks.
+    if os.path.exists(os.path.join(checkout, "kdstream", "commands", "bench_train_step.py")):
         modules = [import_module(f"kdstream.{name}") for name in ("commands.bench_train_step", "benchmarks.train_step")]
-    except ModuleNotFoundError:  # of older commits; there the whole benchmark was one script
+    else:  # of older commits; there the whole benchmark was one script
         modules = [import_module("bench_train_step")]
     return {name: value for module in modules for name, value in vars(module).items()}
 

@@ -122,6 +122,16 @@ def test_the_steps_of_another_commit_run_on_the_same_batch(tmp_path):
     assert all(row["ratio"] > 0 and float(row["losses differ by"]) < 1e-4 for row in rows)
 
 
+def test_of_an_older_commit_that_lacks_a_module_the_installed_package_is_not_taken(tmp_path):
+    for path, text in {"kdstream/__init__.py": "", "local/bench_train_step.py": "name = 'its own'"}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text)
+    program = "import sys, step_of_checkout; print(step_of_checkout.benchmark_of(sys.argv[1])['name'])"
+    folder = Path(against.__file__).parent
+    told = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=folder, capture_output=True, text=True)
+    assert told.stdout == "its own\n", told.stderr
+
+
 def test_a_commit_that_is_not_there_is_named():
     with pytest.raises(UserError, match="^--against no-such-commit: .*; give a commit"):
         bench_train_step.main([*SHORT, "--against", "no-such-commit"])
