@@ -36,7 +36,7 @@ from kdstream.training.step import chunk_choices, seed_step, tokens_of
 SECONDS = 12.0  # of the utterance of which is counted what autograd keeps
 # Of a step in which a teacher is heard, and one in which its cache is read: times a baseline's step.  From
 # egs/librispeech/results/training-cost.md, as is the memory of a distilled step.
-STEP_COSTS, MEASURED_COSTS = (1.53, 1.21), "measured: training-cost.md, on a CPU"
+STEP_COSTS, MEASURED_COSTS = (1.51, 1.20), "measured: training-cost.md, on a CPU"
 DISTILLED_MEMORY = 1.3
 FORWARD = 1 / 3  # of a step; backward takes twice as long as forward
 FEATURES_PER_HOUR = 33e6  # bytes, as Lhotse compresses 80 log energies of 10 ms; measured on the embedded corpus
