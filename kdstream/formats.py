@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from kdstream.errors import printable
-from kdstream.transcription import Segment, Transcription, Word, join
+from kdstream.transcription import Segment, Transcription, Word
+from kdstream.words import split_words
 
 LINE = 42  # characters in a line of subtitles, as broadcasters have it
 LINES = 2
@@ -70,19 +71,37 @@ def cues_of(segments: list[Segment]) -> Iterator[tuple[float, float, str]]:
     """The start, the end and the text of each subtitle: of a segment as many words as fit into LINES lines."""
     for segment in segments:
         cue: list[Word] = []
-        text = ""
-        for word in segment.words:
-            longer = join(text, word.text)
-            if cue and len(lines_of(longer)) > LINES:
-                yield cue[0].start, cue[-1].end, "\n".join(lines_of(text))
-                cue, longer = [], word.text
+        lines: list[str] = []
+        begin = 0  # of the cue in the segment's text
+        spans = places(segment.text, (word.text for word in segment.words))
+        for word, (first, last) in zip(segment.words, spans, strict=True):
+            longer = lines_of(segment.text[begin:last])
+            if cue and len(longer) > LINES:
+                yield cue[0].start, cue[-1].end, "\n".join(lines)
+                cue, begin, longer = [], first, lines_of(segment.text[first:last])
             cue.append(word)
-            text = longer
-        yield cue[0].start, cue[-1].end, "\n".join(lines_of(text))
+            lines = longer
+        yield cue[0].start, cue[-1].end, "\n".join(lines)
 
 
 def lines_of(text: str) -> list[str]:
-    return textwrap.wrap(text, LINE, break_on_hyphens=False)
+    """A text in lines of LINE characters at most, which words begin, unless one is longer than a line."""
+    lines, begin, end = [], 0, 0
+    for first, last in places(text, split_words(text)):
+        if end and last - begin > LINE:
+            lines.append(text[begin:end])
+            begin = first
+        end = last
+    return [part for line in [*lines, text[begin:end]] for part in textwrap.wrap(line, LINE, break_on_hyphens=False)]
+
+
+def places(text: str, words: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where each word of a text begins in it, and where it ends."""
+    end = 0
+    for word in words:
+        begin = text.index(word, end)
+        end = begin + len(word)
+        yield begin, end
 
 
 def clock(seconds: float, point: str = ".") -> str:

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "words": set(),
     "hotwords": {"errors", "words"},
     "transcription": {"units", "words"},
-    "formats": {"errors", "transcription"},
+    "formats": {"errors", "transcription", "words"},
     "audio": {"units", "errors"},
     "config": {"units", "errors", "files", "words"},
     "endpoints": {"words", "transcription", "config"},

@@ -9,6 +9,7 @@ import pytest
 
 from kdstream.formats import FORMATS, LINE, clock, cues_of
 from kdstream.transcription import Segment, Transcription, Word
+from kdstream.words import split_words
 
 WORDS = [Word(f"WORD{n}", n * 0.5, n * 0.5 + 0.4) for n in range(30)]
 LONG = Segment(" ".join(word.text for word in WORDS), WORDS, 0.9)
@@ -44,6 +45,18 @@ def test_a_subtitle_has_the_times_of_its_own_words():
     first, second, *_ = cues_of([LONG])
     spoken = first[2].split()
     assert first[:2] == (0.0, WORDS[len(spoken) - 1].end) and second[0] == WORDS[len(spoken)].start
+
+
+def test_a_subtitle_has_the_blanks_of_the_text_alone_and_parts_no_word_that_fits_into_a_line():
+    text = "我们有3个IPHONE,OK " * 4 + "今天很好。我有3个IPHONE手机" * 8 + "A" * (LINE + 1)
+    words = [Word(word, n * 0.5, n * 0.5 + 0.4) for n, word in enumerate(split_words(text))]
+    cues = list(cues_of([Segment(text, words, 0.9)]))
+    lines = [line for cue in cues for line in cue[2].split("\n")]
+    assert all(len(line) <= LINE for line in lines) and all(line in text for line in lines)
+    assert lines[-2:] == ["A" * LINE, "A"]
+    assert [word for line in lines[:-2] for word in split_words(line)] == [word.text for word in words[:-1]]
+    numbers = [len(split_words(cue[2].replace("\n", " "))) for cue in cues[:-1]]
+    assert [cue[0] for cue in cues[1:]] == [words[sum(numbers[:n])].start for n in range(1, len(cues))]
 
 
 def test_ctm_and_stm_have_a_recording_and_times_on_each_line():
