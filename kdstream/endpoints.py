@@ -1,7 +1,7 @@
 """Where a stream's text is cut into segments: the endpoint rules of sherpa-onnx, for every runtime.
 
-A segment that is finished never changes, and nothing that it was made of is kept.  So a step of a stream of hours costs
-what one of a minute costs.
+A segment that is finished does not change any more, but its last word may be completed.  Nothing that it was made of is
+kept, so a step of a stream of hours costs what one of a minute costs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from kdstream.transcription import (
     Transcription,
     Word,
     group_words,
-    join,
     mean_probability,
 )
-from kdstream.words import UNSPACED, Letter, as_text, locate
+from kdstream.words import NO_CHARACTER, UNSPACED, Letter, as_text, locate
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,10 @@ class Segmenter:
     the last piece of a word only after a pause: it completes the word, which is all that may change in the last segment
     once it is finished.
 
+    Every segment begins as an utterance does.  Most tokens put a blank before it, and what has none there completes a
+    word.  Those of Chinese and the like put none (`Tokenizer.joins`), as the first token of a stream tells: there
+    nothing completes a word but a byte that begins no character, and what follows the longest segment.
+
     Args:
       spell: the letters of tokens, see `words.spell`.
 
@@ -82,6 +85,9 @@ class Segmenter:
         self._begin = 0  # output frame where the growing segment begins
         self._held = NOTHING
         self._blank = False  # a blank ends the finished segments
+        self._joins = False  # no blank begins them
+        self._parted = False  # the longest segment was the last one
+        self._apart: list[bool] = []  # whether a blank parts each segment from the one before
         self._log_prob, self._count = 0.0, 0  # of their tokens
         self._first = 0  # the number of segments[0]
         self._taken: Segment | None = None  # segments[0], as it was last taken
@@ -104,7 +110,7 @@ class Segmenter:
         if not self._rules.is_endpoint((now - self._begin) * OUTPUT_FRAME_SECONDS, silence * OUTPUT_FRAME_SECONDS):
             return False
         if last < 0 and not self._held.tokens:  # there is nothing to finish
-            self._begin = now
+            self._begin, self._parted = now, False
             return False
         return True
 
@@ -117,10 +123,12 @@ class Segmenter:
         silence = self._silence(now, tokens.frames[-1] if tokens.frames else -1) * OUTPUT_FRAME_SECONDS
         tokens = self._held + tokens
         end = len(tokens.tokens)
-        if not self._rules.ends_words(silence):  # then rule 3 did, perhaps within a word
+        parted = not self._rules.ends_words(silence)
+        if parted:  # rule 3 ended it, perhaps within a word
             located = locate(self._spell(tokens.tokens))
             end = (located[-1].first if located else 0) or end  # a single word is not held back
         self._append(tokens.part(0, end))
+        self._parted = parted
         self._held = tokens.part(end, len(tokens.tokens))
         self._begin = self._held.frames[0] if self._held.frames else now
 
@@ -132,7 +140,8 @@ class Segmenter:
         """All text so far; `tokens` as in `finish`."""
         letters = self._spell([*self._held.tokens, *tokens.tokens])
         begin = self._completing(letters)
-        return join(self._text() + as_text(letters[:begin]), as_text(letters[begin:]))
+        blank = " " * self._is_apart(letters, begin)
+        return f"{self._text()}{as_text(letters[:begin])}{blank}{as_text(letters[begin:])}".rstrip()
 
     def take(self) -> dict[int, Segment]:
         """The segments, by their numbers from 0 on, that were finished or completed since the last call.
@@ -141,7 +150,7 @@ class Segmenter:
         """
         changed = {n: s for n, s in enumerate(self.segments, self._first) if n > self._first or s is not self._taken}
         self._first += max(0, len(self.segments) - 1)
-        del self.segments[:-1]
+        del self.segments[:-1], self._apart[:-1]
         self._taken = self.segments[-1] if self.segments else None
         return changed
 
@@ -154,7 +163,8 @@ class Segmenter:
         return Transcription(audio, seconds, self._text(), words, confidence, self.segments)
 
     def _text(self) -> str:
-        return join(*(segment.text for segment in self.segments))
+        segments = zip(self.segments, self._apart, strict=True)
+        return "".join(" " * apart + segment.text for segment, apart in segments).lstrip()
 
     def _silence(self, now: int, last: int) -> int:
         """Output frames since the last token of the growing segment, or since its start."""
@@ -163,14 +173,30 @@ class Segmenter:
 
     def _completing(self, letters: Sequence[Letter]) -> int:
         """How many of the first letters belong to the last word of the last segment."""
-        if not self.segments or self._blank or UNSPACED.match(self.segments[-1].text[-1]):
+        if not self.segments or not letters or self._blank or UNSPACED.match(self.segments[-1].text[-1]):
+            return 0
+        if self._joins and not self._parted and letters[0].character != NO_CHARACTER:
             return 0
         ends = (n for n, letter in enumerate(letters) if letter.character == " " or UNSPACED.match(letter.character))
         return next(ends, len(letters))
 
+    def _is_apart(self, letters: Sequence[Letter], begin: int) -> bool:
+        """Whether a blank stands before letters[begin:], which the finished segments and letters[:begin] precede."""
+        if not self.segments or begin == len(letters):
+            return False
+        before, after = self.segments[-1].text[-1], as_text(letters[begin:])[:1]
+        if begin:
+            before = letters[begin - 1].character
+        unspaced = [UNSPACED.match(character) is not None for character in (before, after)]
+        said = self._blank or letters[begin].character == " "
+        return (said and not all(unspaced)) or (self._joins and not any(unspaced))
+
     def _append(self, tokens: TimedTokens) -> None:
         letters = self._spell(tokens.tokens)
+        if letters and not self.segments:
+            self._joins = letters[0].character != " "
         begin = self._completing(letters)
+        apart = self._is_apart(letters, begin)
         self._blank = letters[-1].character == " " if letters else self._blank
         if begin:
             end = round((tokens.frames[letters[begin - 1].last] + 1) * OUTPUT_FRAME_SECONDS, 2)
@@ -182,5 +208,6 @@ class Segmenter:
         words = group_words(letters, tokens.frames)
         if words:
             self.segments.append(Segment(as_text(letters), words, mean_probability(tokens.log_probs)))
+            self._apart.append(apart)
         self._log_prob += sum(tokens.log_probs)
         self._count += len(tokens.log_probs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kdstream.units import OUTPUT_FRAME_MS
-from kdstream.words import UNSPACED, Letter, locate
+from kdstream.words import Letter, locate
 
 OUTPUT_FRAME_SECONDS = OUTPUT_FRAME_MS / 1000
 
@@ -59,7 +59,7 @@ class Transcription:
 
     audio: the path of the file; "microphone"; "stdin"; "" for samples.
     seconds: length of the audio.
-    text: the words, with blanks between them where their script has blanks.
+    text: the words, with blanks between them where the tokens have blanks.
     confidence: the geometric mean of the tokens' probabilities, in (0, 1]; None where nothing was said.
     segments: the same words, cut where endpoints.py says so.
     """
@@ -100,13 +100,3 @@ def group_words(letters: Sequence[Letter], frames: Sequence[int]) -> list[Word]:
 def mean_probability(log_probs: Sequence[float]) -> float | None:
     """The geometric mean of probabilities; None of none."""
     return math.exp(sum(log_probs) / len(log_probs)) if log_probs else None
-
-
-def join(*texts: str) -> str:
-    """Texts as one, with blanks between them where their script has blanks."""
-    parts: list[str] = []
-    for text in filter(None, texts):
-        if parts and not (UNSPACED.match(parts[-1][-1]) and UNSPACED.match(text[0])):
-            parts.append(" ")
-        parts.append(text)
-    return "".join(parts)

@@ -15,6 +15,7 @@ SCORE_BY = ("auto", "word", "char")
 WORD, CHAR, MIXED = "word", "char", "mixed"
 RATES = {WORD: "WER", CHAR: "CER", MIXED: "MER"}  # the word, character and mixed error rate
 WORD_START = "\u2581"  # how sentencepiece writes a blank in a piece
+NO_CHARACTER = "\ufffd"  # what stands for a byte that is part of none
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte of a character in UTF-8
 ATTACHED = ("Mn", "Mc", "Me", "Cf")  # combining marks and joiners belong to the character before them
 UNSPACED = re.compile(
@@ -117,7 +118,7 @@ def _stands_alone(character: str, score_by: str) -> bool:
 def spell(pieces: Sequence[str]) -> list[Letter]:
     """The characters that pieces make, as sentencepiece or sherpa-onnx write them.
 
-    A blank is WORD_START or a blank.  Pieces of bytes in a row become characters; a byte that is none is U+FFFD.
+    A blank is WORD_START or a blank.  Pieces of bytes in a row become characters; a byte that is none is NO_CHARACTER.
     """
     letters: list[Letter] = []
     run, begin = bytearray(), 0  # bytes so far, and the place of the first one
@@ -144,7 +145,7 @@ def _characters(run: bytes) -> Iterator[tuple[str, int, int]]:
                 continue
             break
         else:
-            character, size = "\ufffd", 1
+            character, size = NO_CHARACTER, 1
         yield character, place, place + size - 1
         place += size
 

@@ -8,7 +8,7 @@ import pytest
 
 from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, TimedTokens
 from kdstream.transcription import Word
-from kdstream.words import spell
+from kdstream.words import spell, split_words
 
 FRAME = 0.04
 
@@ -103,6 +103,60 @@ def test_scripts_without_blanks_are_joined_without_them():
     heard = segment_all([("日", 10), ("本", 20), ("語", 100), ("▁A", 200), ("▁B", 300)], 400)
     assert [segment.text for segment in heard.segments] == ["日本", "語", "A", "B"]
     assert heard.text(TimedTokens([], [], [])) == "日本語 A B"
+
+
+def letters_of(text: str, begin: int) -> TimedTokens:
+    """Each letter a token and a frame."""
+    return TimedTokens(list(text.replace(" ", "▁")), list(range(begin, begin + len(text))), [-0.1] * len(text))
+
+
+@pytest.mark.parametrize(
+    "first, second, segments, text",
+    [
+        ("我们去BIG", "HELLO WORLD对吗", ["我们去BIG", "HELLO WORLD对吗"], "我们去BIG HELLO WORLD对吗"),
+        ("BIG", "HELLO", ["BIG", "HELLO"], "BIG HELLO"),
+        ("今天很好。", "我有3个", ["今天很好。", "我有3个"], "今天很好。我有3个"),
+        ("我有3", "个", ["我有3", "个"], "我有3个"),
+        ("我用TESLA", "去", ["我用TESLA", "去"], "我用TESLA去"),
+        ("有BIG", " DAY", ["有BIG", "DAY"], "有BIG DAY"),
+        (" 我有BIG", "GER", ["我有BIGGER"], "我有BIGGER"),  # these tokens put a blank first
+        (" 我有BIG", "GER 车", ["我有BIGGER", "车"], "我有BIGGER 车"),
+        (" 我有BIG", "GER车", ["我有BIGGER", "车"], "我有BIGGER车"),
+        (" 我有BIG", " DAY", ["我有BIG", "DAY"], "我有BIG DAY"),
+        (" 今天很好。", "我有3个", ["今天很好。", "我有3个"], "今天很好。我有3个"),
+        (" 今天", " 很好", ["今天", "很好"], "今天很好"),
+        (" 今天", "OK", ["今天", "OK"], "今天OK"),
+    ],
+)
+def test_a_blank_stands_between_segments_where_the_tokens_have_one_or_could_have_none(first, second, segments, text):
+    """Tokens of Chinese put no blank before an utterance, so what follows a pause completes no word there."""
+    segmenter = Segmenter(EndpointConfig(), spell)
+    segmenter.finish(60, letters_of(first, 0))
+    rest = letters_of(second, 100)
+    assert segmenter.text(rest) == text
+    heard = segmenter.end("a.wav", 10.0, rest)
+    assert (heard.text, [segment.text for segment in heard.segments]) == (text, segments)
+    assert [word.text for word in heard.words] == split_words(text)
+
+
+def test_without_blanks_first_the_longest_segment_s_word_and_a_parted_character_are_completed():
+    segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
+    assert segmenter.ends(25, 24)
+    segmenter.finish(25, letters_of("A" * 25, 0))
+    segmenter.finish(100, letters_of("BC", 25))  # a pause ends it
+    segmenter.finish(200, letters_of("DE", 100))
+    assert [segment.text for segment in segmenter.segments] == ["A" * 25 + "BC", "DE"]
+    segmenter = Segmenter(EndpointConfig(), spell)
+    segmenter.finish(60, TimedTokens(["去", "Z", "O", "<0xC3>"], [0, 1, 2, 3], [-0.1] * 4))
+    assert segmenter.text(TimedTokens(["<0xAB>", "S"], [100, 101], [-0.1] * 2)) == "去ZO\ufffd\ufffdS"
+    assert segmenter.text(TimedTokens(["<0xC3>", "<0xAB>", "S"], [100, 101, 102], [-0.1] * 3)) == "去ZO\ufffd ëS"
+
+
+def test_nothing_completes_the_longest_segment_s_word_after_a_silence():
+    segmenter = Segmenter(EndpointConfig(rule3_min_utterance_length=1.0), spell)
+    segmenter.finish(25, letters_of("A" * 25, 0))
+    assert not segmenter.ends(25 + 60, -1)
+    assert segmenter.text(letters_of("BC", 90)) == "A" * 25 + " BC"
 
 
 def test_without_endpoints_there_is_one_segment():

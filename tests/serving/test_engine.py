@@ -20,7 +20,7 @@ from kdstream.serving.limits import Limits
 from kdstream.serving.protocol import Start
 from kdstream.serving.runtime import ExportedModel, Runtime, SegmentedStream, Speller, find_model
 from kdstream.serving.sessions import Sessions
-from kdstream.transcription import Segment, join
+from kdstream.transcription import Segment
 from kdstream.units import tail_frames
 from support.decoding import run_script
 from support.serving import ROOT, noise
@@ -33,7 +33,7 @@ async def hear_out(client: ClientStream) -> str:
         news = await client.next_news()
         segments |= news.segments
         if news.final:
-            return join(*(segment.text for segment in segments.values()))
+            return " ".join(segment.text for segment in segments.values())
 
 
 def test_of_a_slow_reader_s_growing_texts_the_newest_alone_is_kept(runtime, said):

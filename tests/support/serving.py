@@ -34,7 +34,6 @@ from kdstream.models.streaming import ChunkConfig
 from kdstream.models.transducer import Transducer, build_model
 from kdstream.serving.runtime import ExportedModel, find_model
 from kdstream.serving.server import Server
-from kdstream.transcription import join
 from kdstream.units import SAMPLE_RATE
 from support.paths import ROOT
 from support.training import train_tokenizer
@@ -127,7 +126,7 @@ class Heard:
             case "partial":
                 self.partials.append(answer["text"])
             case "final":
-                self.final = join(*(segment["text"] for segment in self.segments.values()))
+                self.final = " ".join(segment["text"] for segment in self.segments.values())
                 self.lag += time.monotonic()
             case _:
                 self.error = answer["message"]
