@@ -90,7 +90,8 @@ class Segmenter:
         self._apart: list[bool] = []  # whether a blank parts each segment from the one before
         self._log_prob, self._count = 0.0, 0  # of their tokens
         self._first = 0  # the number of segments[0]
-        self._taken: Segment | None = None  # segments[0], as it was last taken
+        self._told = 0  # how many segments `changed` has told of
+        self._last_told: Segment | None = None  # the last of them, as it was then
 
     @property
     def cuts(self) -> bool:
@@ -143,15 +144,20 @@ class Segmenter:
         blank = " " * self._is_apart(letters, begin)
         return f"{self._text()}{as_text(letters[:begin])}{blank}{as_text(letters[begin:])}".rstrip()
 
-    def take(self) -> dict[int, Segment]:
-        """The segments, by their numbers from 0 on, that were finished or completed since the last call.
+    def changed(self) -> dict[int, Segment]:
+        """The segments, by their numbers from 0 on, that were finished or completed since the last call."""
+        since = max(self._told - 1, self._first)
+        news = enumerate(self.segments[since - self._first :], since)
+        changed = {n: segment for n, segment in news if n >= self._told or segment is not self._last_told}
+        if self.segments:
+            self._told, self._last_told = self._first + len(self.segments), self.segments[-1]
+        return changed
 
-        All but the last are kept no longer: they cannot change any more.
-        """
-        changed = {n: s for n, s in enumerate(self.segments, self._first) if n > self._first or s is not self._taken}
+    def take(self) -> dict[int, Segment]:
+        """As `changed`; all segments but the last are kept no longer, as they cannot change any more."""
+        changed = self.changed()
         self._first += max(0, len(self.segments) - 1)
         del self.segments[:-1], self._apart[:-1]
-        self._taken = self.segments[-1] if self.segments else None
         return changed
 
     def end(self, audio: str, seconds: float, tokens: TimedTokens) -> Transcription:

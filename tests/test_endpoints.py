@@ -185,3 +185,12 @@ def test_segments_are_taken_once_and_the_last_again_where_its_word_is_completed(
         taken.append({n: segment.text for n, segment in segmenter.take().items()})
     assert taken == [{0: "A"}, {1: "SE"}, {1: "SETS", 2: "B"}]
     assert segmenter.take() == {} and len(segmenter.segments) == 1
+
+
+def test_a_segment_is_told_of_again_where_its_word_is_completed_and_all_are_kept():
+    segmenter, told = Segmenter(EndpointConfig(), spell), []
+    for now, tokens in ((50, (["▁A"], [10])), (100, (["▁HELL"], [60])), (150, (["O", "▁B"], [101, 110]))):
+        segmenter.finish(now, TimedTokens(*tokens, [-0.1] * len(tokens[0])))
+        told.append({n: segment.text for n, segment in segmenter.changed().items()})
+    assert told == [{0: "A"}, {1: "HELL"}, {1: "HELLO", 2: "B"}]
+    assert segmenter.changed() == segmenter.take() == {} and segmenter.end("", 6.0, NOTHING).text == "B"

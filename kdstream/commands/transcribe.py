@@ -42,6 +42,7 @@ class GrowingLine:
 
     def __init__(self) -> None:
         self.visible = sys.stderr.isatty()
+        self._kept, self._rows = -1, 0  # the number of the last line that stays, and what it takes of the screen
 
     def show(self, text: str) -> None:
         self._write(fitted(printable(text), shutil.get_terminal_size().columns - 1) + "\r")
@@ -49,10 +50,13 @@ class GrowingLine:
     def clear(self) -> None:
         self.show("")
 
-    def keep(self, text: str) -> None:
-        """A line that stays, above the one that grows."""
+    def keep(self, number: int, text: str) -> None:
+        """A line that stays, above the one that grows; in place of the last such where that has the same number."""
         self.clear()
-        self._write(printable(text) + "\n")
+        text = printable(text)
+        above = f"\x1b[{self._rows}A\x1b[J" if number == self._kept else ""  # so many rows up; clear what is below
+        self._kept, self._rows = number, rows_of(text, shutil.get_terminal_size().columns)
+        self._write(f"{above}{text}\n")
 
     def _write(self, text: str) -> None:
         if self.visible:
@@ -61,18 +65,32 @@ class GrowingLine:
 
 
 def fitted(text: str, columns: int) -> str:
-    """The end of a text that fits into so many columns of a terminal, and blanks up to them.
-
-    Chinese characters and their like take two columns, and combining marks none.
-    """
+    """The end of a text that fits into so many columns of a terminal, and blanks up to them."""
     begin, left = len(text), columns
     for place in reversed(range(len(text))):
-        wide, mark = unicodedata.east_asian_width(text[place]) in "WF", unicodedata.category(text[place]) in ATTACHED
-        taken = 0 if mark else 1 + wide
+        taken = columns_of(text[place])
         if taken > left:
             break
         begin, left = place, left - taken
     return text[begin:] + " " * left
+
+
+def rows_of(text: str, columns: int) -> int:
+    """How many rows of a terminal a text takes."""
+    rows, left = 1, columns
+    for character in text:
+        taken = columns_of(character)
+        if taken > left:
+            rows, left = rows + 1, columns
+        left -= taken
+    return rows
+
+
+def columns_of(character: str) -> int:
+    """What it takes of a terminal: two columns of Chinese and the like, none of a combining mark."""
+    if unicodedata.category(character) in ATTACHED:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def show(transcription: Transcription, form: str) -> None:
@@ -212,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         decode.engine,
         line.show if line.visible else None,
         from_args(EndpointConfig, args),
-        lambda segment: line.keep(segment.text),
+        lambda number, segment: line.keep(number, segment.text),
     )
 
     def tell(transcription: Transcription) -> None:

@@ -46,7 +46,8 @@ class Transcriber:
       on_partial: is called with the growing segment of the file that began first, when it may have grown and the last
         call is so long ago that all of them take less than LOOKING of the time.
       endpoints: where the text is cut into segments, chunk by chunk.
-      on_segment: is called with each segment of live sound as it is finished.
+      on_segment: is called with the number, from 0 on, and the segment of live sound that is finished, and again where
+        its last word is completed.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Transcriber:
         engine: str = "auto",
         on_partial: Callable[[str], None] | None = None,
         endpoints: EndpointConfig = EndpointConfig(),  # noqa: B008  # it is frozen
-        on_segment: Callable[[Segment], None] | None = None,
+        on_segment: Callable[[int, Segment], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.search, self.chunk = model, tokenizer, search, chunk
         self.num_streams, self.max_seconds, self.on_partial = num_streams, max_seconds, on_partial
@@ -142,16 +143,14 @@ class Transcriber:
         """
         stream = self.open(flag)
         show = self._when_cheap(lambda: stream.growing)
-        told = 0
         with interruption() as interrupted:
             for block in blocks:
                 stream.accept(torch.from_numpy(block))
                 while stream.step():
                     show()
                     if self.on_segment is not None:
-                        for segment in stream.segments[told:]:
-                            self.on_segment(segment)
-                    told = len(stream.segments)
+                        for number, segment in stream.changed().items():
+                            self.on_segment(number, segment)
                 if interrupted.is_set():
                     break
             return stream.finish(audio)
@@ -234,6 +233,10 @@ class LiveStream:
     def segments(self) -> list[Segment]:
         """The finished segments so far."""
         return segmenter_of(self._stream).segments
+
+    def changed(self) -> dict[int, Segment]:
+        """See `Segmenter.changed`."""
+        return segmenter_of(self._stream).changed()
 
     def finish(self, audio: str = "") -> Transcription:
         """Decodes the rest, and returns everything that was said in `audio`."""

@@ -109,7 +109,10 @@ class Stream(ABC):
 
     @property
     def segments(self) -> list[Segment]:
-        """What has been said up to the last endpoint, in segments that do not change any more."""
+        """What has been said up to the last endpoint, in segments.
+
+        They do not change any more, but the last word of the last one may be completed.
+        """
         return self._heard.segments if self._result is None else self._result.segments
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import select
 import signal
 import unicodedata
@@ -17,7 +19,7 @@ import pytest
 import soundfile
 
 import kdstream
-from kdstream.commands.transcribe import fitted
+from kdstream.commands.transcribe import GrowingLine, fitted
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.formats import FORMATS
 from support.decoding import make_experiment, run_script, write_noise
@@ -78,6 +80,41 @@ def test_a_growing_text_fills_its_columns_with_its_end_and_no_more(text):
         assert text.endswith(shown.rstrip(" ")) and width_of(shown) == columns
         before = text[: len(text) - len(shown.rstrip(" "))]
         assert not before or width_of(shown.rstrip(" ")) + width_of(before[-1]) > columns
+
+
+def test_a_segment_whose_word_is_completed_replaces_itself_on_the_terminal(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((8, 24)))
+    line = GrowingLine()
+    segments = [(0, "A NEW"), (1, "DAY BEGINS"), (1, "DAY BEGINSX"), (2, "今天天气"), (2, "今天天气很"), (2, "今天")]
+    for number, text in segments:
+        line.show("GROWING")
+        line.keep(number, text)
+    assert screen_of(terminal.getvalue(), 8) == ["A NEW", "DAY BEGI", "NSX", "今天", ""]
+
+
+def screen_of(written: str, columns: int) -> list[str]:
+    """The rows of a terminal after what was written."""
+    rows, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[\d*[A-Z]|[\s\S]", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row == len(rows))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\x1b[J":
+            rows[row:] = [rows[row][:column]]
+        else:
+            if width_of(rows[row][:column] + part) > columns:
+                row, column = row + 1, 0
+                rows += [""] * (row == len(rows))
+            rows[row] = rows[row][:column] + part + rows[row][column + width_of(part) :]
+            column += 1
+    return [row.rstrip() for row in rows]
 
 
 def width_of(text: str) -> int:

@@ -31,8 +31,10 @@ from kdstream.decoding.audio import find_long_audio, microphone, read_audio_file
 from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.stream import decode_whole
 from kdstream.decoding.transcribe import LOOKING, Transcriber
+from kdstream.endpoints import EndpointConfig
 from kdstream.errors import UserError
 from kdstream.models.streaming import ChunkConfig
+from kdstream.transcription import Segment
 from support.decoding import make_experiment, run_script, write_noise
 from support.paths import ROOT
 
@@ -283,6 +285,19 @@ def test_live_sound_gives_the_words_of_a_file(exp_dir, audio, texts_take_no_time
     heard = transcriber.live(np.split(samples, [1, 700, 701, 5000, 20000]))
     assert heard.words == expected.words and heard.seconds == 2.0
     assert len(partial) > 5 and all(heard.text.startswith(text) for text in partial)
+
+
+def test_segments_of_live_sound_are_shown_as_they_end_up(exp_dir, audio):
+    """One is shown again where its last word is completed."""
+    shown: list[tuple[int, Segment]] = []
+    rules = EndpointConfig(rule3_min_utterance_length=0.3)  # which ends within words
+    transcriber = make_transcriber(exp_dir, endpoints=rules, on_segment=lambda *told: shown.append(told))
+    samples = read_audio_file(audio / "mono.wav").numpy()
+    heard = transcriber.live(np.split(samples, range(1600, len(samples), 1600)))
+    last = dict(shown)
+    told = [last[number] for number in range(len(last))]
+    assert told[:-1] == heard.segments[: len(last) - 1]  # the end of the sound completes the last of them
+    assert len(last) > 2 and len(shown) > len(last)
 
 
 def test_ctrl_c_ends_live_sound_after_the_block_in_which_it_comes(exp_dir, audio):
