@@ -15,6 +15,7 @@ from kdstream.errors import UserError
 from kdstream.files import read_utf8, write_text
 from kdstream.words import (
     BLANKS_BESIDE_UNSPACED,
+    UNSPACED,
     WORD_START,
     Letter,
     Located,
@@ -71,6 +72,7 @@ class Tokenizer:
         self._spellings = [self._spelling(i) for i in range(self.vocab_size)]
         self.case = case_of(self.tokens)
         self.joins = WORD_START not in self._model.normalize("A")
+        self._otherwise: sentencepiece.SentencePieceProcessor | None = None
         rules = (_name_of_normalisation(model), f"{self.case} case" if self.case else "")
         self.normalisation = ", ".join(filter(None, rules))
 
@@ -95,6 +97,19 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode([self._as_tokens_have_it(text) for text in texts], out_type=int)
+
+    def spellings(self, phrase: str) -> list[list[int]]:
+        """The tokens of a phrase as a text begins with it and, where they are others, as it stands within a sentence.
+
+        There no blank stands before Chinese and the like, and one before a Latin word, whatever a text begins with.
+        """
+        begun = self.encode([phrase])[0]
+        if not begun or bool(UNSPACED.match(self.normalise(phrase))) == self.joins:
+            return [begun]
+        if self._otherwise is None:
+            self._otherwise = _begun_otherwise(self._model, blank_first=self.joins)
+        within = self._otherwise.encode(self._as_tokens_have_it(phrase), out_type=int)
+        return [begun] if within[-len(begun) :] == begun else [begun, within]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
@@ -226,6 +241,17 @@ class UnknownLetters:
         most = ", ".join(f"{letter!r} ({times})" for letter, times in self.letters.most_common(LETTERS_SHOWN))
         more = ", ..." if len(self.letters) > LETTERS_SHOWN else ""
         return f"{self.with_unknown} of {self.texts} transcripts have characters unknown to --bpe-model: {most}{more}"
+
+
+def _begun_otherwise(
+    model: sentencepiece.SentencePieceProcessor, blank_first: bool
+) -> sentencepiece.SentencePieceProcessor:
+    """The model with or without a blank before each text: NormalizerSpec's field 3, add_dummy_prefix.
+
+    What is behind a message of protocol buffers replaces the same fields in it.
+    """
+    setting = bytes([3 << 3 | 2, 2, 3 << 3, blank_first])
+    return sentencepiece.SentencePieceProcessor(model_proto=model.serialized_model_proto() + setting)
 
 
 def _name_of_normalisation(model: bytes) -> str:

@@ -99,12 +99,13 @@ class ModifiedBeamSearch(Search[PathState]):
         if not self.hotwords_file:
             return []
         hotwords = read_hotwords(Path(self.hotwords_file), self.hotwords_score, tokenizer.unknown_letters)
-        tokens = tokenizer.encode([hotword.phrase for hotword in hotwords])
-        for hotword, ids in zip(hotwords, tokens, strict=True):
+        spelt = [(ids, hotword) for hotword in hotwords for ids in tokenizer.spellings(hotword.phrase)]
+        for ids, hotword in spelt:
             if not ids:  # it has signs alone that the tokens do without, such as a blank of no width
                 problem = f"{shown(hotword.phrase)} says nothing"
                 raise UserError(problem, flag=option("hotwords_file", self.hotwords_file), fix="take its line out")
-        return [ContextGraph(tokens, [hotword.score for hotword in hotwords], tokenizer.vocab_size)]
+        tokens, scores = [ids for ids, _ in spelt], [hotword.score for _, hotword in spelt]
+        return [ContextGraph(tokens, scores, tokenizer.vocab_size)]
 
     def _language_model(self, tokenizer: Tokenizer) -> list[Scorer]:
         if not self.lm_exp_dir:

@@ -17,7 +17,7 @@ from kdstream.config.decoding import SearchConfig
 from kdstream.config.experiment import TOKENS_FILE, VOCABULARY_FILE
 from kdstream.endpoints import NOTHING, EndpointConfig, Segmenter, TimedTokens
 from kdstream.errors import UserError, option
-from kdstream.hotwords import Hotword, check_score, parse_hotwords, read_hotwords
+from kdstream.hotwords import Hotword, check_score, parse_hotwords, read_hotwords, shown
 from kdstream.transcription import OUTPUT_FRAME_SECONDS, Segment, Transcription
 from kdstream.units import FEATURE_FRAMES_PER_OUTPUT_FRAME, FRAMES_PER_SECOND, SAMPLE_RATE, tail_frames
 
@@ -135,7 +135,7 @@ def load_recognizer(
         if speller is not None and hotwords_file:
             # sherpa-onnx reads the file at once, and would pass over those that cannot be spelt in silence
             hotwords = read_hotwords(Path(hotwords_file), hotwords_score, speller.unknown_letters)
-            speller.warn(hotwords_file)
+            speller.warn(hotwords_file, hotwords)
             spelt.write("\n".join(map(speller.line, hotwords)))
             spelt.flush()
             settings["hotwords_file"] = spelt.name
@@ -181,11 +181,13 @@ class Speller:
         begins = text if self.by_letter else (word[0] for word in text.split())
         return unknown or "".join(letter for letter in begins if letter in NO_LETTERS)
 
-    def warn(self, source: str) -> None:
-        """Logs where sherpa-onnx cannot do what was asked of it."""
-        if self._unspaced and not self.by_letter:
+    def warn(self, source: str, hotwords: Sequence[Hotword]) -> None:
+        """Logs where sherpa-onnx cannot do what was asked of it: it puts a blank before each phrase."""
+        within = [hotword.phrase for hotword in hotwords if self._unspaced or words.UNSPACED.match(hotword.phrase)]
+        if within and not self.by_letter:
+            advice = "train with --token-type char" if self._unspaced else "torch prefers them within a sentence too"
             logging.warning(
-                f"{source}: sherpa-onnx prefers these hotwords after a blank alone; train with --token-type char"
+                f"{source}: sherpa-onnx prefers hotwords such as {shown(within[0])} after a blank alone; {advice}"
             )
 
     def line(self, hotword: Hotword) -> str:

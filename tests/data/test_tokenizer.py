@@ -146,6 +146,24 @@ def test_letters_that_no_token_spells_are_counted(tmp_path, caplog):
     assert spelling.unknown_letters("the cat") == ""
 
 
+@pytest.mark.parametrize(
+    "kind, phrase, pieces",
+    [
+        ("char", "今天", ["▁今天", "今天"]),
+        ("char", "OK 今天", ["▁OK▁今天"]),
+        ("char", "", [""]),
+        ("no blank first", "今天", ["今天"]),
+        ("no blank first", "OK", ["OK"]),  # its blank within a sentence is a token of its own
+        ("blank last", "今天", ["今天▁", "今天"]),
+    ],
+)
+def test_a_phrase_is_spelt_as_it_stands_at_the_beginning_and_within_a_sentence(tmp_path, kind, phrase, pieces):
+    settings = {**KINDS[kind], "model_type": "char"}
+    tokenizer = tiny_tokenizer(tmp_path / "m.model", ["OK 今天 好的", "今天天气 OK OK"], **settings)
+    spelt = ["".join(tokenizer.tokens[token] for token in ids) for ids in tokenizer.spellings(phrase)]
+    assert spelt == pieces
+
+
 def test_the_unknown_token_has_the_name_by_which_runtimes_know_it(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path / "m.model", ["A B"], **KINDS["other names"])
     tokenizer.save_tokens(tmp_path / "tokens.txt")

@@ -82,6 +82,36 @@ def test_a_hotword_without_a_token_is_refused(tmp_path):
     assert str(error.value) == f"--hotwords-file {names}: '\\u200b' says nothing; take its line out"
 
 
+IN_ENGLISH = ["TELL US ABOUT 北京 AND THE WEATHER", "THE MEETING IS OVER 我在北京开会 OK", "CAN YOU HEAR ME"]
+IN_CHINESE = ["我买TESLA SELL TESLA了", "我在北京BUY TESLA去公司", "他们都喜欢北京的冬天和夏天"]
+
+
+@pytest.mark.parametrize("model_type", ["char", "bpe"])
+@pytest.mark.parametrize(
+    "texts, blank_first, phrase, sentence",
+    [
+        (IN_ENGLISH, True, "北京", "我在北京开会"),
+        (IN_ENGLISH, True, "北京", "北京"),
+        (IN_ENGLISH, True, "ABOUT 北京", "TELL US ABOUT 北京 AND"),
+        (IN_CHINESE, False, "北京", "去北京"),
+        (IN_CHINESE, False, "TESLA", "TESLA了"),
+        (IN_CHINESE, False, "TESLA", "我买TESLA了"),
+        (IN_CHINESE, False, "TESLA", "BUY TESLA"),
+    ],
+)
+def test_a_hotword_is_found_at_the_beginning_and_within_a_sentence(
+    tmp_path, model_type, texts, blank_first, phrase, sentence
+):
+    settings = dict(model_type=model_type, add_dummy_prefix=blank_first)
+    tokenizer, names = tiny_tokenizer(tmp_path / "bpe.model", texts, **settings), tmp_path / "names"
+    assert tokenizer.joins == (not blank_first)
+    names.write_text(f"{phrase} :1", encoding="utf8")
+    (graph,) = ModifiedBeamSearch(hotwords_file=str(names)).for_tokens(tokenizer).scorers
+    assert isinstance(graph, ContextGraph)
+    total, owed = walk(graph, tokenizer.encode([sentence])[0])
+    assert total > 0 and owed == 0
+
+
 def test_blanks_change_nothing():
     graph = graph_of([(1, 2)])
     _, state = graph.advance(

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from kdstream.commands import serve
 from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
+from kdstream.hotwords import Hotword
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import ClientStream, Engine, EngineError, News, Progress
@@ -23,7 +25,7 @@ from kdstream.serving.sessions import Sessions
 from kdstream.transcription import Segment
 from kdstream.units import tail_frames
 from support.decoding import run_script
-from support.serving import ROOT, noise
+from support.serving import ROOT, Served, noise
 
 
 async def hear_out(client: ClientStream) -> str:
@@ -190,8 +192,30 @@ def test_a_client_hears_among_15_loud_ones_what_it_hears_alone(served, int8, nam
     ],
 )
 def test_signs_that_sherpa_onnx_reads_as_scores_are_no_letters_of_hotwords(served, tmp_path, pieces, phrase, unknown):
-    (tmp_path / "bpe.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces.split()), encoding="utf8")
-    assert Speller(served.files._replace(tokens=tmp_path / "tokens.txt")).unknown_letters(phrase) == unknown
+    assert speller_of(served, tmp_path, pieces).unknown_letters(phrase) == unknown
+
+
+def speller_of(served: Served, folder: Path, pieces: str) -> Speller:
+    (folder / "bpe.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces.split()), encoding="utf8")
+    return Speller(served.files._replace(tokens=folder / "tokens.txt"))
+
+
+@pytest.mark.parametrize(
+    "pieces, phrase, advice",
+    [
+        ("▁THE ▁MEETING ▁ 北 京", "北京", "torch prefers them within a sentence too"),
+        ("▁THE ▁MEETING <0xE5> <0x8C>", "北京", "torch prefers them within a sentence too"),
+        ("▁ 今天 北京 A", "A", "train with --token-type char"),
+        ("▁THE ▁MEETING ▁ 北 京", "THE 北京", ""),
+        ("▁ 今 天 气 A", "今天", ""),  # each letter is a token of sherpa-onnx's
+    ],
+)
+def test_hotwords_that_sherpa_onnx_prefers_after_a_blank_alone_are_warned_of(
+    served, tmp_path, caplog, pieces, phrase, advice
+):
+    speller_of(served, tmp_path, pieces).warn("names.txt", [Hotword(phrase, 1.0)])
+    found = f"names.txt: sherpa-onnx prefers hotwords such as {phrase!r} after a blank alone; {advice}"
+    assert caplog.messages == [found] * bool(advice)
 
 
 @pytest.fixture(scope="module")
