@@ -17,6 +17,8 @@ RATES = {WORD: "WER", CHAR: "CER", MIXED: "MER"}  # the word, character and mixe
 WORD_START = "\u2581"  # how sentencepiece writes a blank in a piece
 NO_CHARACTER = "\ufffd"  # what stands for a byte that is part of none
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte of a character in UTF-8
+NO_WIDTH = re.compile("[\u061c\u200b\u200c\u200e\u200f\ufeff]")
+WIDE_TILDE = "\uff5e"
 ATTACHED = ("Mn", "Mc", "Me", "Cf")  # combining marks and joiners belong to the character before them
 UNSPACED = re.compile(
     "["
@@ -80,6 +82,12 @@ def case_of(tokens: Sequence[str]) -> str:
 def in_case(text: str, case: str) -> str:
     """The text in upper or lower case; as it is where the case is neither."""
     return text.upper() if case == "upper" else text.lower() if case == "lower" else text
+
+
+def nfkc(text: str) -> str:
+    """The text as sentencepiece has it by default: NFKC but for a wide tilde, and blanks for what has no width."""
+    parts = NO_WIDTH.sub(" ", text).split(WIDE_TILDE)
+    return " ".join(WIDE_TILDE.join(unicodedata.normalize("NFKC", part) for part in parts).split())
 
 
 def mostly_unspaced(texts: Iterable[str]) -> bool:

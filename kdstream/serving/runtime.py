@@ -171,12 +171,22 @@ class Speller:
         self._letters = {" ", *(piece for piece in bare if len(piece) == 1)}
         self._in_bytes = any(map(words.BYTE_PIECE.fullmatch, pieces))
         self._case = words.case_of(pieces)
-        self._unspaced = words.mostly_unspaced(piece for piece in pieces if not words.is_symbol(piece))
+        spelling = [piece for piece in pieces if not words.is_symbol(piece)]
+        self._normalises = all(words.nfkc(piece) == piece for piece in spelling)  # as sentencepiece does by default
+        self._unspaced = words.mostly_unspaced(spelling)
         single = all(len(piece) == 1 or words.is_symbol(piece) for piece in pieces)
         self.by_letter = self._unspaced and single and not self._in_bytes
 
+    def normalise(self, text: str) -> str:
+        """The text as the tokens were trained on it, which their letters tell: sherpa-onnx does not normalise."""
+        plain = words.nfkc(text) if self._normalises else text
+        return text if self._letters.issuperset(text) and not self._letters.issuperset(plain) else plain
+
     def unknown_letters(self, text: str) -> str:
         """The letters that no token spells, or that sherpa-onnx does not take for letters."""
+        if not (plain := self.normalise(text)):  # signs without width, which say nothing
+            return text
+        text = plain
         unknown = "" if self._in_bytes else "".join(letter for letter in text if letter not in self._letters)
         begins = text if self.by_letter else (word[0] for word in text.split())
         return unknown or "".join(letter for letter in begins if letter in NO_LETTERS)
@@ -192,7 +202,7 @@ class Speller:
 
     def line(self, hotword: Hotword) -> str:
         """As a file of hotwords has it."""
-        phrase = words.in_case(hotword.phrase, self._case)
+        phrase = words.in_case(self.normalise(hotword.phrase), self._case)
         if self.by_letter:  # sherpa-onnx would take a Latin word for one letter
             phrase = " ".join(words.without_blanks_beside_unspaced(phrase).replace(" ", words.WORD_START))
         return f"{phrase} :{hotword.score:.9f}"  # without an exponent: it reads those of a float32 alone
@@ -230,7 +240,8 @@ class Runtime:
             raise UserError("the model takes no hotwords", fix=f"serve it with {option('decoding_method', BEAM)}")
 
         def unknown_letters(text: str) -> str:
-            return speller.unknown_letters(text) or "/" * ("/" in text)  # a slash parts those of a stream
+            slash = "/" in speller.normalise(text)  # it parts those of a stream
+            return speller.unknown_letters(text) or "/" * slash
 
         return "/".join(map(speller.line, parse_hotwords(hotwords, "hotwords", self._score, unknown_letters)))
 

@@ -18,7 +18,7 @@ from kdstream.data.tokenizer import Tokenizer, UnknownLetters, read_tokens
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.scoring import Transcript
-from kdstream.words import SCORE_BY, split_words
+from kdstream.words import SCORE_BY, nfkc, split_words
 from support.data import (
     WORDS,
     batches_of,
@@ -108,6 +108,11 @@ def test_normalised_texts_are_what_sentencepiece_trains_on(tmp_path):
     assert tokenizer.normalise("THE FIRST DAY") == "THE FIRST DAY" and tokenizer.normalise(" \u200b ") == ""
     plain = tiny_tokenizer(tmp_path / "plain.model", ["A b"], normalization_rule_name="identity")
     assert plain.normalisation == "identity" and plain.normalise(" ＡＢ  a") == "ＡＢ a"
+
+
+@pytest.mark.parametrize("text", [*map(" ".join, LANGUAGES.values()), "a\u061cb\u200e c\ufeff", "５～７", "\u200b"])
+def test_without_sentencepiece_texts_are_normalised_as_it_does(tmp_path, text):
+    assert nfkc(text) == tiny_tokenizer(tmp_path / "m.model", ["Ab"]).normalise(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)

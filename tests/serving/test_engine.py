@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from kdstream.commands import serve
 from kdstream.errors import UserError
 from kdstream.export.onnx import OnnxFiles, quantize
-from kdstream.hotwords import Hotword
+from kdstream.hotwords import Hotword, parse_hotwords
 from kdstream.models.streaming import ChunkConfig
 from kdstream.serving import engine as engine_module
 from kdstream.serving.engine import ClientStream, Engine, EngineError, News, Progress
@@ -26,6 +27,7 @@ from kdstream.transcription import Segment
 from kdstream.units import tail_frames
 from support.decoding import run_script
 from support.serving import ROOT, Served, noise
+from support.tokenizers import KINDS, tiny_tokenizer
 
 
 async def hear_out(client: ClientStream) -> str:
@@ -198,6 +200,36 @@ def test_signs_that_sherpa_onnx_reads_as_scores_are_no_letters_of_hotwords(serve
 def speller_of(served: Served, folder: Path, pieces: str) -> Speller:
     (folder / "bpe.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces.split()), encoding="utf8")
     return Speller(served.files._replace(tokens=folder / "tokens.txt"))
+
+
+DECOMPOSED = unicodedata.normalize("NFD", "CAFÉ")
+
+
+@pytest.mark.parametrize(
+    "kind, text, phrase, line",
+    [
+        ("char", "CAFÉ", DECOMPOSED, "CAFÉ"),
+        ("char", "CAFÉ", DECOMPOSED.lower(), "CAFÉ"),
+        ("byte fallback", "CAFÉ", DECOMPOSED, "CAFÉ"),
+        ("byte fallback", "OK", DECOMPOSED, "CAFÉ"),
+        ("char", "ABC 12", "ＡＢＣ\u200b１２", "ABC 12"),
+        ("no normalisation", DECOMPOSED, DECOMPOSED, DECOMPOSED),
+        ("no normalisation", "CAFÉ", DECOMPOSED, "CAFÉ"),
+    ],
+)
+def test_hotwords_get_the_form_of_the_tokens_as_sherpa_onnx_gives_them_none(served, tmp_path, kind, text, phrase, line):
+    tokenizer = tiny_tokenizer(tmp_path / "bpe.model", [text], **KINDS[kind])
+    tokenizer.save_vocabulary(tmp_path / "bpe.vocab")
+    speller = Speller(served.files._replace(tokens=tmp_path / "tokens.txt"))
+    (hotword,) = parse_hotwords([phrase], "names.txt", 1.0, speller.unknown_letters)
+    assert speller.line(hotword) == f"{line} :1.000000000"
+    if kind != "no normalisation":
+        assert tokenizer.encode([line]) == tokenizer.encode([phrase])  # torch says the same
+
+
+@pytest.mark.parametrize("phrase, unknown", [("\u200b", "\u200b"), ("：A", ":"), ("A\u200b：2", ":"), ("A", "")])
+def test_what_says_nothing_or_is_a_score_in_the_form_of_the_tokens_is_no_hotword(served, tmp_path, phrase, unknown):
+    assert speller_of(served, tmp_path, "▁A <0xE2> <0x3A>").unknown_letters(phrase) == unknown
 
 
 @pytest.mark.parametrize(
