@@ -117,7 +117,13 @@ if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   fi
 fi
 
-# train NAME FLAGS...: trains the experiment EXP_ROOT/NAME until epoch-NUM_EPOCHS.pt exists
+# has_ended EXP_DIR: epoch-NUM_EPOCHS.pt is there before its validation, in which a training can be killed
+has_ended() {
+  $python -c 'import sys; from kdstream.checkpoints.store import has_ended
+sys.exit(not has_ended(sys.argv[1], int(sys.argv[2])))' "$1" "$num_epochs"
+}
+
+# train NAME FLAGS...: trains the experiment EXP_ROOT/NAME until epoch-NUM_EPOCHS.pt exists and is validated
 train() {
   local name=$1
   shift
@@ -134,7 +140,7 @@ train() {
   if compgen -G "$exp_root/$name/*.pt" >/dev/null && [[ -f $noted && $(<"$noted") != "${flags[*]}" ]]; then
     fail "$noted: this training was begun with other flags; use another --exp-root"
   fi
-  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]]; then
+  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]] && has_ended "$exp_root/$name"; then
     log "$name: already trained"
     return
   fi

@@ -302,6 +302,12 @@ def has_begun(exp_dir: PathLike) -> bool:
     return any(path.suffix in WEIGHTS for path in Path(exp_dir).glob("[!.]*"))
 
 
+def has_ended(exp_dir: PathLike, num_epochs: int) -> bool:
+    """Whether a training of so many epochs is done: the last epoch is there, and validated."""
+    last = Path(exp_dir) / f"epoch-{num_epochs}.pt"
+    return last.is_file() and not awaits_validation(last)
+
+
 def awaits_validation(path: PathLike) -> bool:
     """Whether this epoch-N.pt was written before its epoch was validated, and training was stopped then.
 

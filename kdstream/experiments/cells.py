@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kdstream.checkpoints.store import awaits_validation, has_begun, last_epoch
+from kdstream.checkpoints.store import has_begun, has_ended, last_epoch
 from kdstream.config.command_line import make_parser, read_flags
 from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
@@ -133,10 +133,7 @@ class Cell:
         return self.recipe / self.cache / COMPLETE_FILE
 
     def is_trained(self) -> bool:
-        if self.train_flags is None:
-            return True
-        last = self.folder / f"epoch-{self.train_config.num_epochs}.pt"
-        return last.is_file() and not awaits_validation(last)
+        return self.train_flags is None or has_ended(self.folder, self.train_config.num_epochs)
 
     def is_cached(self) -> bool:
         mark = self.cache_mark

@@ -186,6 +186,7 @@ def test_an_epoch_that_awaits_its_validation_is_told_from_one_that_does_not(tmp_
     for sampler, awaits in (({"epoch": 1, "batch": 4}, True), ({"epoch": 2, "batch": 0}, False), (None, False)):
         save_model(tmp_path / "epoch-1.pt", make_model(), sampler=sampler)
         assert store.awaits_validation(tmp_path / "epoch-1.pt") == awaits
+        assert store.has_ended(tmp_path, 1) == (not awaits) and not store.has_ended(tmp_path, 2)
     (tmp_path / "epoch-1.pt").write_bytes(b"")
     assert not store.awaits_validation(tmp_path / "epoch-1.pt")
 

@@ -16,8 +16,9 @@ from support.paths import ROOT
 RECIPE = ROOT / "egs" / "librispeech"
 
 # Notes its arguments; a training leaves its last epoch and its config.json.  Where there is a file `slow`, a decoding
-# notes its process and waits.
+# notes its process and waits.  Asked, it knows of no GPU, and of no training that has not ended but that in `unended`.
 PYTHON = """#!/usr/bin/env bash
+if [[ $1 == -c && $2 == *has_ended* ]]; then [[ ! -f unended || $3 != $(<unended) ]]; exit; fi
 [[ $1 != -c ]] || { echo 0; exit; }
 echo "$*" >>calls
 if [[ $1 == train.py ]]; then
@@ -95,6 +96,15 @@ def test_what_has_been_trained_anew_is_decoded_anew(recipe):
     assert run(recipe).returncode == 0
     again = calls(recipe)
     assert len(again) == 1 + 4 and all("--exp-dir exp/distilled" in line for line in again)
+
+
+def test_a_training_that_was_killed_in_its_last_validation_is_resumed(recipe):
+    run(recipe)
+    calls(recipe)
+    (recipe / "unended").write_text("exp/distilled\n")
+    assert run(recipe).returncode == 0
+    again = calls(recipe)
+    assert len(again) == 1 + 4 and again[0].startswith("train.py --exp-dir exp/distilled --resume 1 ")
 
 
 def test_other_test_speech_is_decoded_and_that_which_was_mended(recipe):
