@@ -163,7 +163,7 @@ def load_checkpoint(path: PathLike, bare: bool = False, lazily: bool = False) ->
     if bare and is_state(checkpoint):
         checkpoint = {"model": checkpoint}
     if not isinstance(checkpoint, dict) or not is_state(checkpoint.get("model")):
-        fix = "give a file that train.py or export.py wrote"
+        fix = "give a file that kdstream train or kdstream export wrote"
         raise UserError(f'{path}: not a checkpoint: it has no "model"', fix=fix)
     return checkpoint
 
@@ -190,7 +190,7 @@ def _read(path: Path, lazily: bool) -> Any:
         if "Unsupported operand 71" in str(error):  # BINFLOAT, which torch 2 supports
             raise UserError(
                 f"{path}: torch {torch.__version__} cannot read the plain numbers in it",
-                fix="in the environment that trained it, write its weights alone with export.py, and give them here as "
+                fix="in the environment that trained it, write its weights with kdstream export, and give them here as "
                 "--checkpoint pretrained.pt",
             ) from error
         raise _damaged(path) from error

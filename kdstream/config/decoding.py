@@ -89,7 +89,7 @@ class SearchConfig(Section):
         "", "Phrases that modified_beam_search prefers: one a line, perhaps with a score, e.g. NEW YORK :2.5."
     )
     hotwords_score: float = flag(1.5, "What each token of a hotword without a score of its own adds.")
-    lm_exp_dir: str = flag("", "Directory of a language model of train_lm.py, which modified_beam_search asks too.")
+    lm_exp_dir: str = flag("", "Directory of kdstream train-lm; modified_beam_search asks its language model too.")
     lm_scale_decode: float = flag(0.3, "Scale of the language model's log probabilities.", minimum=0)
     lodr_scale: float = flag(0.0, "Scale, below 0, of the bigram beside the language model (LODR; 0: off).", maximum=0)
     beam: float = flag(20.0, "fast_beam_search keeps what scores at most so much less than the best path.", above=0)

@@ -52,12 +52,13 @@ class Tokenizer:
         if Path(bpe_model).is_dir():
             raise UserError(f"--bpe-model {bpe_model}: a directory", fix=f"give {Path(bpe_model, 'bpe.model')}")
         if not Path(bpe_model).is_file():
-            raise UserError(f"{bpe_model}: no such file", fix="run prepare.sh stage 5 or give --bpe-model")
+            fix = "give --bpe-model, or write one with kdstream train-bpe-model"
+            raise UserError(f"{bpe_model}: no such file", fix=fix)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(bpe_model))
         except RuntimeError as error:
             raise UserError(
-                f"{bpe_model}: not a sentencepiece model", fix="delete it and run prepare.sh again"
+                f"{bpe_model}: not a sentencepiece model", fix="write it anew with kdstream train-bpe-model"
             ) from error
         first = self._model.id_to_piece(BLANK_ID)
         if first != BLANK:
@@ -184,7 +185,7 @@ def read_tokens(path: Path) -> list[str]:
     Raises UserError if there is no such file, or where a line is not a piece and its id.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="it belongs beside --bpe-model, where prepare.sh writes it")
+        raise UserError(f"{path}: no such file", fix="kdstream train-bpe-model writes it beside bpe.model")
     found: list[tuple[int, str]] = []
     for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if match := PIECE_AND_ID.fullmatch(line):

@@ -45,8 +45,7 @@ def import_k2() -> Any:
         raise UserError(
             f"needs k2 ({error})",
             flag=option("decoding_method", FastBeamSearch.method),
-            fix="run `bash local/setup_env.sh --k2` and decode with `.venv-k2/bin/python ... --checkpoint "
-            "EXP_DIR/pretrained.pt`, or use modified_beam_search",
+            fix="install k2 as docs/k2.md says, or use modified_beam_search",
         ) from error
     return k2
 

@@ -53,7 +53,7 @@ def read_word_ends(
     shown = ",".join(map(str, paths))
     if not ends:
         problem = f"has none of this test set with the same words, e.g. not {cuts[0].id}"
-        raise UserError(problem, flag=option("alignments", shown), fix="name those that align.py writes of it")
+        raise UserError(problem, flag=option("alignments", shown), fix="name those that kdstream align writes of it")
     missing = [cut.id for cut in cuts if cut.id not in ends]
     if missing:
         logging.warning(f"{shown}: {len(missing)} of {len(cuts)} cuts have no alignment there, such as {missing[0]}")

@@ -72,8 +72,8 @@ class Cell:
     decodings: each the name of a command (decode or streaming-decode) and its flags.
     epoch: the epoch to decode; 0 for the last one.
     after: the cell that must be finished first, such as the teacher's.
-    cache: where cache_teacher.py stores what this teacher computes, as seen from the recipe; empty for nowhere.
-    cache_flags: more flags of cache_teacher.py.
+    cache: where kdstream cache-teacher stores what this teacher computes, as seen from the recipe; empty for nowhere.
+    cache_flags: more flags of kdstream cache-teacher.
     """
 
     recipe: Path

@@ -156,7 +156,7 @@ class Comparison:
         return seen_from(self.recipe, self.exp_root / "-".join([f"teacher-cache-v{VERSION}", *layers]))
 
     def _cache_flags(self, epoch: int) -> Flags:
-        """Of cache_teacher.py: which teacher and layers, and the cuts of the students, not those of the teacher."""
+        """Of cache-teacher: which teacher and layers, and the cuts of the students, not those of the teacher."""
         data = read_section(DataConfig, self._budget)
         settings = {"teacher_avg": self.avg, "teacher_epoch": epoch, "layers": self.cache_layers}
         settings.update({name: getattr(data, name) for name in CACHE_DATA_FLAGS})

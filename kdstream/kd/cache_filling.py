@@ -1,4 +1,4 @@
-"""What cache_teacher.py does: which cuts and layers go into a cache, whether the disk can hold them, and the work."""
+"""What cache-teacher does: which cuts and layers go into a cache, whether the disk can hold them, and the work."""
 
 from __future__ import annotations
 

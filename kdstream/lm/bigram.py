@@ -54,7 +54,7 @@ class Bigram:
 def load_bigram(exp_dir: Path, vocab_size: int) -> Bigram:
     """EXP_DIR/bigram.npz.  Raises UserError if there is none, or one of another number of tokens."""
     path = exp_dir / BIGRAM_FILE
-    fix = f"write it with train_lm.py {option('transcripts')}, or give {option('lodr_scale', 0)}"
+    fix = f"write it with kdstream train-lm {option('transcripts')}, or give {option('lodr_scale', 0)}"
     if not path.is_file():
         raise UserError(f"{path}: no such file", flag=option("lodr_scale"), fix=fix)
     try:

@@ -90,7 +90,7 @@ def model_of(weights: StateDict, name: Path | str) -> RnnLm:
         hidden_dim = weights["rnn.weight_hh_l0"].size(1)
     except (KeyError, ValueError, IndexError) as error:
         problem = f"it has no {error}" if isinstance(error, KeyError) else "its first weights are no matrices"
-        raise UserError(f"{name}: not an RNN-LM: {problem}", fix="give what train_lm.py wrote") from error
+        raise UserError(f"{name}: not an RNN-LM: {problem}", fix="give what kdstream train-lm wrote") from error
     layers = sum(key.startswith("rnn.weight_ih_l") for key in weights)
     model = RnnLm(vocab_size, embedding_dim, hidden_dim, layers)
     load_strictly(model, weights, name)
@@ -98,14 +98,14 @@ def model_of(weights: StateDict, name: Path | str) -> RnnLm:
 
 
 def load_lm(exp_dir: Path, tokenizer: Tokenizer) -> RnnLm:
-    """The language model in EXP_DIR/pretrained.pt, of train_lm.py or of icefall.
+    """The language model in EXP_DIR/pretrained.pt, of kdstream train-lm or of icefall.
 
     Raises:
       UserError: there is none, or it is one of other tokens.
     """
     path, tokens = exp_dir / PRETRAINED, exp_dir / TOKENS_FILE
     if not path.is_file():
-        raise UserError(f"{path}: no such file", flag=option("lm_exp_dir"), fix="train one with train_lm.py")
+        raise UserError(f"{path}: no such file", flag=option("lm_exp_dir"), fix="train one with kdstream train-lm")
     model = model_of(load_weights(path), path)
     different = difference_of_tokens(read_tokens(tokens), tokenizer.tokens) if tokens.is_file() else ""
     if model.vocab_size != tokenizer.vocab_size:

@@ -1,4 +1,4 @@
-"""The flags of train_lm.py."""
+"""The flags of kdstream train-lm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the LSTM language model and estimates the bigram; train_lm.py is the script around it.
+"""Trains the LSTM language model and estimates the bigram; kdstream train-lm is the command around it.
 
 EXP_DIR gets epoch-N.pt, the last checkpoint-N.pt, tokens.txt, and as pretrained.pt and pretrained.safetensors the
 weights of the epoch with the lowest perplexity on --dev-text.  A training that resumes takes the steps that it would

@@ -1,6 +1,6 @@
 """Speech to text in a few lines: a trained model, or an exported one without torch, behind one interface.
 
-base.py has the interface.  trained.py runs an exp-dir in torch.  exported.py runs what export.py wrote in sherpa-onnx.
+base.py has the interface.  trained.py runs an exp-dir in torch.  exported.py runs what `export` wrote in sherpa-onnx.
 loading.py chooses between the two.
 """
 

@@ -48,7 +48,7 @@ def load(
     """Loads a model that writes down speech.
 
     Args:
-      path: an exp-dir of train.py, which runs in torch; or a directory with the files that export.py wrote, or one
+      path: an exp-dir of train.py, which runs in torch; or a directory with the files that `export` wrote, or one
         encoder-*.onnx of them, which run in sherpa-onnx, without torch.  A directory that holds both runs in torch.
         Beside a file, what chooses among exports is refused: epoch, iter, avg, chunk, the contexts and int8.
       epoch: the model of epoch-N.pt (0: the last); in sherpa-onnx: its export.
@@ -121,7 +121,7 @@ def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:
     if runtime not in ("", *RUNTIMES):
         raise UserError(f"runtime {runtime}: unknown", fix=f"use {' or '.join(RUNTIMES)}")
     if not place.exists():
-        raise UserError(f"{place}: no such file or directory", fix="give an exp-dir, or what export.py wrote")
+        raise UserError(f"{place}: no such file or directory", fix="give an exp-dir, or what kdstream export wrote")
     if runtime:
         return runtime
     if place.is_file():
@@ -131,7 +131,7 @@ def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:
     if any(place.glob("encoder-*.onnx")):
         return "sherpa-onnx"
     problem = f"{place}: holds neither {CONFIG_FILE} and checkpoints, nor an exported encoder-*.onnx"
-    raise UserError(problem, fix="give a directory that train.py or export.py wrote")
+    raise UserError(problem, fix="give a directory that kdstream train or kdstream export wrote")
 
 
 def refuse_settings(runtime: str, **given: bool) -> None:
@@ -179,11 +179,11 @@ def find_encoder(folder: Path, decode: DecodeConfig, int8: bool | None) -> Path:
     if len(fitting) == 1:
         return fitting[0]
     if not encoders:
-        raise UserError(f"{folder}: holds no exported encoder-*.onnx", fix="write one with export.py")
+        raise UserError(f"{folder}: holds no exported encoder-*.onnx", fix="write one with kdstream export")
     names = ", ".join(path.name for path in fitting or encoders)
     if fitting:
         raise UserError(f"{folder}: several exports fit: {names}", fix="name the file that you mean")
-    fix = "name the file that you mean, or write another with export.py"
+    fix = "name the file that you mean, or write another with kdstream export"
     if all("-offline." in path.name for path in encoders):
-        fix = "write a streaming one with export.py; those of whole utterances are for sherpa-onnx's OfflineRecognizer"
+        fix = "write a streaming one with kdstream export; this one is for sherpa-onnx's OfflineRecognizer"
     raise UserError(f"{folder}: no export fits; there are: {names}", fix=fix)

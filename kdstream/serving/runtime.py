@@ -62,21 +62,21 @@ class ExportedModel(NamedTuple):
 
 
 def find_model(encoder: Path) -> ExportedModel:
-    """The model whose encoder is `encoder`, as export.py writes it: the other files lie beside it.
+    """The model whose encoder is `encoder`, as kdstream export writes it: the other files lie beside it.
 
     Raises UserError where a file is missing, or is no such encoder.
     """
     if not encoder.is_file():
         raise UserError(
-            f"{encoder}: no such file", fix="give an encoder-...onnx that export.py wrote, or its directory"
+            f"{encoder}: no such file", fix="give an encoder-...onnx that kdstream export wrote, or its directory"
         )
     if not encoder.name.startswith("encoder-"):
-        raise UserError(f"{encoder}: not an encoder", fix="name the exported file encoder-...onnx; export.py writes it")
+        raise UserError(f"{encoder}: not an encoder", fix="name it encoder-...onnx, as kdstream export does")
     rest = encoder.name[len("encoder") :]
     others = [encoder.with_name(name) for name in (f"decoder{rest}", f"joiner{rest}", TOKENS_FILE)]
     for path in others:
         if not path.is_file():
-            fix = "export.py writes encoder, decoder, joiner and tokens.txt together"
+            fix = "kdstream export writes encoder, decoder, joiner and tokens.txt together"
             raise UserError(f"{path}: no such file", fix=fix)
     chunk, tail = _lengths(encoder)
     return ExportedModel(encoder, *others, chunk=chunk, tail=tail)
@@ -93,10 +93,10 @@ def _lengths(encoder: Path) -> tuple[int, int]:
         return step, tail_frames(int(metadata["T"]))
     except KeyError as error:
         problem = f"{encoder}: no encoder of a streaming model, or an encoder of whole utterances, which cannot stream"
-        fix = "export a streaming one with export.py, or give this one to sherpa-onnx's OfflineRecognizer"
+        fix = "write a streaming one with kdstream export, or give this one to sherpa-onnx's OfflineRecognizer"
         raise UserError(problem, fix=fix) from error
     except Exception as error:  # onnxruntime's own errors have no common class
-        raise UserError(f"{encoder}: {error}", fix="export it anew with export.py") from error
+        raise UserError(f"{encoder}: {error}", fix="write it anew with kdstream export") from error
 
 
 def settings_of_search(method: str) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class Speller:
 
     def __init__(self, model: ExportedModel) -> None:
         if not model.vocabulary.is_file():
-            raise UserError(f"{model.vocabulary}: no such file; hotwords are spelt with it", fix="run export.py anew")
+            raise UserError(f"{model.vocabulary}: no such file; it spells hotwords", fix="run kdstream export anew")
         pieces = [line.split("\t")[0] for line in model.vocabulary.read_text(encoding="utf8").splitlines()]
         bare = (piece.removeprefix(words.WORD_START) for piece in pieces)
         self._letters = {" ", *(piece for piece in bare if len(piece) == 1)}

@@ -138,7 +138,7 @@ def test_what_a_search_would_not_look_at_is_refused(flag, value, what):
 
 def test_without_k2_fast_beam_search_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "k2", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"--decoding-method fast_beam_search: needs k2 .*; run .*setup_env\.sh --k2"):
+    with pytest.raises(UserError, match=r"--decoding-method fast_beam_search: needs k2 .*; install k2 as docs/k2\.md"):
         choose_search(parse("--decoding-method", "fast_beam_search"))
 
 

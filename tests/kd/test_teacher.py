@@ -131,5 +131,5 @@ def test_a_teacher_with_other_features_or_other_parameters_is_a_clear_error(tmp_
 def test_missing_tokens_are_a_clear_error(tmp_path):
     teacher, student = experiments(tmp_path, ("<blk>", "<unk>", "\u2581A", "\u2581B"))
     (tmp_path / "theirs" / "tokens.txt").unlink()
-    with pytest.raises(UserError, match="theirs/tokens.txt: no such file; it belongs beside --bpe-model"):
+    with pytest.raises(UserError, match="theirs/tokens.txt: no such file; kdstream train-bpe-model writes it"):
         build_teacher(WHOSE, teacher, {}, student, CPU, same_tokens=True)

@@ -57,7 +57,7 @@ def test_what_is_saved_is_read(bigram, tmp_path):
     with pytest.raises(UserError, match="--lodr-scale: .*cannot be read"):
         load_bigram(tmp_path, SIZE)
     (tmp_path / BIGRAM_FILE).unlink()
-    with pytest.raises(UserError, match="no such file; write it with train_lm.py --transcripts"):
+    with pytest.raises(UserError, match="no such file; write it with kdstream train-lm --transcripts"):
         load_bigram(tmp_path, SIZE)
 
 

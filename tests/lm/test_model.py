@@ -81,7 +81,7 @@ def test_weights_of_another_form_are_no_language_model(name, shape, problem):
     weights = {**tiny_lm(18).state_dict(), name: torch.zeros(shape or ())}
     if shape is None:
         del weights[name]
-    with pytest.raises(UserError, match=f"^lm.pt: not an RNN-LM: {problem}; give what train_lm.py wrote"):
+    with pytest.raises(UserError, match=f"^lm.pt: not an RNN-LM: {problem}; give what kdstream train-lm wrote"):
         model_of(weights, "lm.pt")
 
 

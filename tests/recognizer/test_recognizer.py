@@ -128,7 +128,7 @@ def test_an_export_without_its_vocabulary_takes_no_hotwords(both, tmp_path):
     (both / "bpe.vocab").unlink()
     (tmp_path / "hotwords.txt").write_text("BED\n")
     chosen = dict(runtime="sherpa-onnx", search="modified_beam_search", hotwords_file=str(tmp_path / "hotwords.txt"))
-    with pytest.raises(kdstream.UserError, match=r"bpe\.vocab: no such file; .*; run export\.py anew"):
+    with pytest.raises(kdstream.UserError, match=r"bpe\.vocab: no such file; .*; run kdstream export anew"):
         kdstream.load(both, **chosen)
 
 
@@ -266,9 +266,9 @@ def test_of_several_exports_the_keywords_choose_or_all_are_named(both):
         kdstream.UserError, match="several exports fit: encoder-.*-left-32.onnx, encoder-.*-left-64.onnx"
     ):
         kdstream.load(both, epoch=3, avg=2, chunk=16, **chosen)
-    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*export.py"):
+    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*kdstream export"):
         kdstream.load(both, epoch=4, avg=2, **chosen)
-    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*export.py"):
+    with pytest.raises(kdstream.UserError, match="no export fits; there are: encoder-.*kdstream export"):
         kdstream.load(both, avg=9, **chosen)
     for keywords in ({"epoch": 12, "avg": 2}, {"chunk": 16, "left_context": 64}, {"int8": True}):
         assert isinstance(kdstream.load(both, **keywords, **chosen), ExportedRecognizer)
@@ -299,7 +299,7 @@ def test_a_file_is_an_export_and_nothing_chooses_another(exported, given):
 
 
 def test_a_directory_without_an_export_is_named(tmp_path: Path):
-    with pytest.raises(kdstream.UserError, match=f"{tmp_path}: holds no exported encoder-.*write one with export.py"):
+    with pytest.raises(kdstream.UserError, match=f"{tmp_path}: holds no exported encoder-.*one with kdstream export"):
         kdstream.load(tmp_path, runtime="sherpa-onnx")
 
 
