@@ -1,5 +1,33 @@
-# The corpora that prepare.sh can speak or download, their parts and their tokens, and the check of flags that are
-# numbers.  Sourced by prepare.sh and run.sh.
+# The corpora that prepare.sh can speak or download, their parts and their tokens, and how flags are read and checked.
+# Sourced by prepare.sh and run.sh.
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+# Gives the variables of the script that is run the values that are typed.  Its assignments from stage= to LAST= are its
+# flags and their defaults.
+read_flags() { # LAST FLAG VALUE...
+  local known name
+  known=$(sed -n "/^stage=/,/^$1=/p" "$0")
+  shift
+  while (($#)); do
+    case $1 in
+      -h | --help) usage "$known"; exit 0 ;;
+      --*)
+        name=${1#--} name=${name//-/_}
+        [[ $'\n'$known == *$'\n'"$name="* ]] || fail "$1: no such flag; see --help"
+        (($# > 1)) || fail "$1: needs a value; see --help"
+        printf -v "$name" '%s' "$2"
+        shift 2 ;;
+      *) fail "$1: no such flag; see --help" ;;
+    esac
+  done
+}
+
+usage() { # the assignments
+  sed -n '2,/^set /p' "$0" | sed '/^set /d; s/^# \{0,1\}//'
+  echo "Flags and defaults:"
+  sed 's/^\([^=]*\)=/  --\1 /' <<<"$1" | tr _ - | sed 's#\$here#egs/librispeech#'
+}
 
 # Gives train_parts, dev_parts and test_parts those of --corpus where they are empty.  --corpus-dir needs those that are
 # named (train, dev, test); a recipe finds its own.

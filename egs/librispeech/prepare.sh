@@ -43,30 +43,9 @@ data_dir=$here/data       # with a recipe data-NAME
 dl_dir=$here/download     # where stage 0 puts what it downloads or speaks
 nj=2                      # processes
 
-usage() {
-  sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '/^set /d; s/^# \{0,1\}//'
-  echo "Flags and defaults:"
-  sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "${BASH_SOURCE[0]}" | sed -n '/--stage/,/--nj/p' | tr _ - |
-    sed 's#\$here#egs/librispeech#'
-}
-
-fail() { echo "error: $*" >&2; exit 1; }
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (prepare.sh:${BASH_LINENO[0]}) $*"; }
 
-while (($#)); do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --stage | --stop-stage | --corpus | --corpus-dir | --lhotse-recipe | --recipe-args | --text-remove | \
-      --channel | --held-out-share | --train-parts | --dev-parts | --test-parts | --token-type | \
-      --vocab-size | --text-case | --perturb-speed | --augment | --augment-share | --musan | --data-dir | --dl-dir | --nj)
-      (($# > 1)) || fail "$1: needs a value; see --help"
-      name=${1#--}
-      printf -v "${name//-/_}" '%s' "$2"
-      shift 2 ;;
-    *) fail "$1: no such flag; see --help" ;;
-  esac
-done
-
+read_flags nj "$@"
 check_numbers -1 stage stop_stage
 check_numbers 1 nj ${vocab_size:+vocab_size}
 check_numbers 0 ${channel:+channel}

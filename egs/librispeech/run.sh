@@ -18,7 +18,6 @@
 set -eou pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-self=$here/$(basename "${BASH_SOURCE[0]}")
 source "$here/corpora.sh"
 
 stage=0
@@ -48,29 +47,9 @@ max_duration=15           # seconds of speech in a batch, per process
 train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit an hour
 distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
 
-usage() {
-  sed -n '2,/^set /p' "$self" | sed '/^set /d; s/^# \{0,1\}//'
-  echo "Flags and defaults:"
-  sed -n 's/^\([a-z0-9_]*\)=\(.*\)$/  --\1 \2/p' "$self" | sed -n '/--stage/,/--distill_flags/p' | tr _ - |
-    sed 's#\$here#egs/librispeech#'
-}
-
-fail() { echo "error: $*" >&2; exit 1; }
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (run.sh) $*"; }
 
-while (($#)); do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --*)
-      name=${1#--} name=${name//-/_}
-      grep -q "^$name=" <(sed -n '/^stage=/,/^distill_flags=/p' "$self") || fail "$1: no such flag; see --help"
-      (($# > 1)) || fail "$1: needs a value; see --help"
-      printf -v "$name" '%s' "$2"
-      shift 2 ;;
-    *) fail "$1: no such flag; see --help" ;;
-  esac
-done
-
+read_flags distill_flags "$@"
 check_numbers -1 stage stop_stage left_context_frames
 check_numbers 1 chunk_size num_epochs avg ${world_size:+world_size} ${vocab_size:+vocab_size}
 choose_parts train dev test
