@@ -111,8 +111,6 @@ def load_averaged(choice: CheckpointChoice) -> Averaged:
     Raises:
       UserError: a file that is missing or damaged, or one without what the average needs.
     """
-    if choice.avg < 1:
-        raise UserError("must be at least 1", flag=choice.option("avg", choice.avg))
     pretrained = Path(choice.exp_dir) / PRETRAINED
     if not (choice.epoch or choice.iter or last_epoch(choice.exp_dir)) and pretrained.is_file():
         return Averaged(load_weights(pretrained), pretrained, {})

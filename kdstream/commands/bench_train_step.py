@@ -37,7 +37,7 @@ from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import add_arguments, flags_of, in_range, parser_of, str2bool
-from kdstream.config.sections import DataConfig, ModelConfig
+from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 
 SHORT_NAMES = dict(zip(("baseline", "distilled", "cached"), STEPS, strict=True))
 
@@ -80,9 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=str2bool, default=True, help="Measure peak memory too.")
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)  # for the processes of this command
     parser.add_argument("--json", default="", help="Also write the table to this file.")
-    parser.add_argument("--use-fp16", type=str2bool, default=False, help="As in train.py.")
-    parser.add_argument("--use-bf16", type=str2bool, default=False, help="As in train.py.")
-    parser.add_argument("--checkpoint-activations", type=str2bool, default=False, help="As in train.py.")
+    add_arguments(parser, TrainConfig, ["use_fp16", "use_bf16", "checkpoint_activations"])
     add_arguments(parser, ModelConfig, causal=True)
     add_arguments(parser, DataConfig, max_duration=120.0)
     of_trained_teachers = [*teacher_flags(), "teacher_cache", "init_from_teacher"]

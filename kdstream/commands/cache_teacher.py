@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr, teacher_flags
 from kdstream.config.distillation import CACHE_STORAGES, NO_LAYERS, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_overrides, in_range, override, parser_of, str2bool
-from kdstream.config.sections import DataConfig
+from kdstream.config.flags import add_arguments, add_overrides, override, parser_of, str2bool
+from kdstream.config.sections import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
     from kdstream.kd.cache_filling import CachePlan
@@ -48,9 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="", help="cpu or cuda, of which each process takes its own (default: a GPU if there is one)"
     )
-    parser.add_argument(
-        "--world-size", type=in_range(int, minimum=1), default=1, help="Processes (GPUs, or CPU processes)."
-    )
+    add_arguments(parser, TrainConfig, ["world_size"])
     add_overrides(parser, DistillConfig, *teacher_flags())
     add_overrides(parser, DataConfig, *CACHE_DATA_FLAGS)
     return parser

@@ -24,7 +24,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdstream.config.flags import parser_of, str2bool
+from kdstream.config.flags import in_range, parser_of, str2bool
 from kdstream.experiments.flags import add_runner_flags
 from kdstream.experiments.method_table import METHODS, TOKEN_FORMS
 from kdstream.files import write_text
@@ -71,9 +71,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--cache-layers", default="", help="Its layers to store (default: the last of each stack that downsamples)")
     add("--methods", type=method_names, default=",".join(METHODS), help="Methods (default: %(default)s)")
     add("--baseline", choices=list(METHODS), default="baseline", help="What to compare with (default: %(default)s)")
-    add("--num-epochs", type=int, default=8, help="Epochs to train a student (default: %(default)s)")
-    add("--teacher-num-epochs", type=int, default=24, help="Epochs to train the teacher (default: %(default)s)")
-    add("--avg", type=int, default=1, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
+    count = in_range(int, minimum=1)
+    add("--num-epochs", type=count, default=8, help="Epochs to train a student (default: %(default)s)")
+    add("--teacher-num-epochs", type=count, default=24, help="Epochs to train the teacher (default: %(default)s)")
+    add("--avg", type=count, default=1, help="Epochs whose mean teaches and is decoded (default: %(default)s)")
     add("--add-results", type=paths, default=(), help="Results JSONs whose seeds count too (default: none)")
     add("--publish", type=Path, help="Where to write the JSON files, without .json (default: nowhere)")
     return parser

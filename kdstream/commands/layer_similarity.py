@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr, teacher_flags
-from kdstream.config.decoding import DecodeConfig
+from kdstream.config.decoding import DecodeConfig, WeightsConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
-from kdstream.config.flags import add_overrides, in_range, override, parser_of
+from kdstream.config.flags import add_arguments, add_overrides, from_args, in_range, override, parser_of
 from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError, option
 from kdstream.files import write_text
@@ -65,9 +65,7 @@ def measure(config: ExperimentConfig, decode: DecodeConfig, num_batches: int) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--exp-dir", required=True, help="Experiment directory of the student.")
-    parser.add_argument("--epoch", type=int, default=0, help="Its epoch-N.pt (default: the last)")
-    parser.add_argument("--avg", type=int, default=1, help="Its checkpoints to average (default: %(default)s)")
+    add_arguments(parser, WeightsConfig)
     parser.add_argument(
         "--num-batches", type=in_range(int, minimum=1), default=10, help="Batches to look at (default: %(default)s)"
     )
@@ -91,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
     teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill
     config = replace(config, data=data, distill=override(teacher, args))
-    decode = DecodeConfig(exp_dir=args.exp_dir, epoch=args.epoch, avg=args.avg)
+    decode = from_args(DecodeConfig, args)
     with torch.no_grad():
         similarity = measure(config, decode, args.num_batches)
     write_text(output, json.dumps(similarity) + "\n")

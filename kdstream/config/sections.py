@@ -110,7 +110,7 @@ class TrainConfig(Section):
     """The training loop, its losses, optimiser, checkpoints and logs."""
 
     exp_dir: str = flag("exp", "Experiment directory: checkpoints, logs, TensorBoard, config.json.")
-    world_size: int = flag(1, "Processes (GPUs, or CPU processes with gloo); torchrun overrides it.")
+    world_size: int = flag(1, "Processes (GPUs, or CPU processes with gloo); torchrun overrides it.", minimum=1)
     master_port: int = flag(12354, "Port of the process group.", minimum=1, maximum=LARGEST_PORT)
     tensorboard: bool = flag(True, "Write TensorBoard curves.")
     seed: int = flag(42, "Seed of initialisation, data order, chunk choice and augmentation.")

@@ -50,8 +50,6 @@ def launch(run: Run, config: ExperimentConfig, device: str = "") -> None:
         run(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         return
     world_size = config.train.world_size
-    if world_size < 1:
-        raise UserError("must be at least 1", flag=option("world_size", world_size))
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus and world_size > torch.cuda.device_count():
         problem = f"there are {torch.cuda.device_count()} GPUs"

@@ -401,9 +401,6 @@ def checkpoint_to_resume(config: ExperimentConfig) -> Path | None:
     """
     train = config.train
     exp_dir = Path(train.exp_dir)
-    if train.start_epoch < 1 or train.start_batch < 0:
-        flags = f"{option('start_epoch', train.start_epoch)} {option('start_batch', train.start_batch)}"
-        raise UserError("epochs must count from 1, and batches from 0", flag=flags)
     if train.start_batch > 0 or train.start_epoch > 1:
         name = f"checkpoint-{train.start_batch}" if train.start_batch > 0 else f"epoch-{train.start_epoch - 1}"
         path = exp_dir / f"{name}.pt"

@@ -103,7 +103,6 @@ def test_averaged_parameters_are_the_mean_over_the_steps(trained, choice: dict, 
         (dict(epoch=2, iter=0, avg=5, use_averaged_model=True), "lower --avg"),
         (dict(epoch=0, iter=8, avg=2, use_averaged_model=True), "needs 3 .* holds 2; lower --avg"),
         (dict(epoch=0, iter=4, avg=1, use_averaged_model=True), "holds 1; give --use-averaged-model 0"),
-        (dict(epoch=2, iter=0, avg=0, use_averaged_model=True), "--avg 0"),
     ],
 )
 def test_impossible_averages_are_refused(trained, choice: dict, message: str):

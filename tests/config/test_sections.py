@@ -46,6 +46,7 @@ def test_a_shift_is_a_number_or_auto():
     [
         (DistillConfig, "--kd-token-shift", "-1", "-1: must be at least 0"),
         (DistillConfig, "--kd-token-shift", "auto:0", "invalid int value: 'auto:0'"),
+        (TrainConfig, "--world-size", "0", "0: must be at least 1"),
         (TrainConfig, "--accum-grad", "0", "0: must be at least 1"),
         (TrainConfig, "--average-period", "0", "0: must be at least 1"),
         (TrainConfig, "--base-lr", "0", "0: must be more than 0"),

@@ -100,11 +100,6 @@ def test_torchrun_is_recognised(tmp_path: Path, monkeypatch):
     assert calls == [(3, 4)]
 
 
-def test_impossible_world_size_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="--world-size 0: must be at least 1"):
-        dist.launch(note_rank, experiment(tmp_path, 0))
-
-
 @pytest.mark.parametrize("world_size, name, where", [(1, r"", ""), (2, r"-0", r" \(0/2\)")])
 def test_log_file_and_lines_are_icefalls(tmp_path: Path, capfd, monkeypatch, world_size: int, name: str, where: str):
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])  # and none of commands before
