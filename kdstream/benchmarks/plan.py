@@ -89,7 +89,7 @@ def kept_by_autograd(model: Transducer, batch: Batch, chunk: ChunkConfig | None)
     kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor itself, lest another takes its place in memory
 
     def note(x: Tensor) -> Tensor:
-        storage = getattr(x, "untyped_storage", x.storage)()  # torch 1.13 has none
+        storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = (storage.nbytes(), x)
         return x

@@ -27,7 +27,6 @@ ANSWER_SECONDS = 5  # in which the others must say that they are still there
 OF_COMMUNICATION = re.compile(
     r"\[[^\]]*\bgloo/[^\]]*:\d+\]|NCCL (error|communicator)|TCPStore|Connection (reset|closed) by peer|Broken pipe"
 )
-DistError = getattr(torch.distributed, "DistError", ())  # since torch 2.1
 STILL_THERE = "-"
 
 
@@ -59,7 +58,7 @@ def in_company(rank: int, world_size: int, port: int) -> Iterator[None]:
 def is_of_communication(error: BaseException) -> bool:
     """Whether an error came of talking to another process, and not of what this one did."""
     is_torchs = isinstance(error, RuntimeError) and OF_COMMUNICATION.search(str(error)) is not None
-    return is_torchs or isinstance(error, DistError)
+    return is_torchs or isinstance(error, torch.distributed.DistError)
 
 
 def _explained(error: Exception, rank: int, world_size: int, store: Any) -> Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from contextlib import AbstractContextManager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class Precision:
         self.device = device
         self.enabled = config.use_fp16 or config.use_bf16
         self.dtype = torch.float16 if config.use_fp16 else torch.bfloat16 if config.use_bf16 else torch.float32
-        self.scaler = _grad_scaler(config.use_fp16)
+        self.scaler = torch.amp.GradScaler("cuda", init_scale=1.0, enabled=config.use_fp16)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if not self.enabled:
@@ -87,12 +86,4 @@ class Precision:
 
 def _has_bf16() -> bool:
     """Whether the GPU itself computes in bfloat16.  By default torch counts GPUs too that only imitate it."""
-    imitated = "including_emulation" in signature(torch.cuda.is_bf16_supported).parameters  # not before torch 2.4
-    return torch.cuda.is_bf16_supported(**({"including_emulation": False} if imitated else {}))
-
-
-def _grad_scaler(enabled: bool) -> Any:
-    """torch.amp.GradScaler, or what it was called before torch 2.3."""
-    if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler("cuda", init_scale=1.0, enabled=enabled)
-    return torch.cuda.amp.GradScaler(init_scale=1.0, enabled=enabled)
+    return torch.cuda.is_bf16_supported(including_emulation=False)

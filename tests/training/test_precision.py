@@ -21,16 +21,6 @@ def test_bfloat16_that_a_gpu_imitates_is_refused(monkeypatch):
         Precision(TrainConfig(use_bf16=True), GPU)
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_older_torch_is_asked_as_it_can_be(monkeypatch, supported):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    if supported:
-        assert Precision(TrainConfig(use_bf16=True), GPU).dtype == torch.bfloat16
-        return
-    with pytest.raises(UserError, match="--use-bf16"):
-        Precision(TrainConfig(use_bf16=True), GPU)
-
-
 def test_a_small_scale_is_looked_at_every_25_batches_and_doubled():
     precision = Precision(TrainConfig(), torch.device("cpu"))
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=0.005)
