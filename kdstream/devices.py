@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdstream.errors import UserError
+from kdstream.errors import UserError, option
 from kdstream.models.transducer import Transducer
 
 
@@ -15,7 +15,8 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or cuda:0 on a GPU") from error
+        problem, fix = str(error).splitlines()[0], "use cpu, or cuda:0 on a GPU"
+        raise UserError(problem, flag=option("device", name), fix=fix) from error
 
 
 def synchronize(device: torch.device) -> None:

@@ -56,7 +56,8 @@ class StepsOfCheckout:
             print(json.dumps({"row": row, "repetition": repetition}), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise UserError(f"{shlex.join(self.command)}: failed as shown above", flag=option("against"))
+            fix = "give flags that both commits take"
+            raise UserError(f"{shlex.join(self.command)}: failed as shown above", flag=option("against"), fix=fix)
         return json.loads(answer)
 
     def close(self) -> None:

@@ -45,5 +45,5 @@ def told_by(command: Sequence[str]) -> float:
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise UserError(f"{shlex.join(command)}: failed as shown above", fix="or give --memory 0")
+        raise UserError(f"{shlex.join(command)}: failed as shown above", fix="give --memory 0")
     return int(done.stdout.splitlines()[-1]) / MEGABYTE

@@ -20,7 +20,9 @@ FIX = "delete it to label all cuts again, or give another --output"
 class Heard(NamedTuple):
     """What was heard in a cut, or in a piece of it, before any rule or spelling.
 
-    cut: its id.  start: of the piece in its cut, in seconds.  duration: in seconds.
+    cut: its id.  start: of the piece in its cut, in seconds.  duration: of the piece, in seconds.
+    seconds: of the cut that are done with this piece, the silence before it among them.
+    is_last: whether no other piece of the cut comes after it.
       avg_logprob, compression_ratio, no_speech: as Whisper measures them.
     """
 

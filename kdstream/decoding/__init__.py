@@ -1,1 +1,1 @@
-"""From encoder output to words, whole or chunk by chunk, and their scores."""
+"""From encoder output to words, whole or chunk by chunk."""

@@ -283,14 +283,17 @@ def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
         if not record.utterance_words:
             raise UserError(f"{which}: its record lacks utterance_errors", fix="decode again")
         if not _same_utterances(record, first.setdefault(record.test_set, record)):
-            raise UserError(f"{which}: was scored on other utterances than the other systems and seeds")
+            problem = f"{which}: was scored on other utterances than the other systems and seeds"
+            raise UserError(problem, fix="decode all on the same cuts")
         seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
         for other in seeds:
             if record.setting != other.setting:
                 ours, theirs = (", ".join(map(str, r.setting[1:])) for r in (record, other))
-                raise UserError(f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}")
+                raise UserError(
+                    f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}", fix="decode both alike"
+                )
             if record.seed == other.seed:
-                raise UserError(f"{which}: is there twice, and a seed counts once")
+                raise UserError(f"{which}: is there twice, and a seed counts once", fix="leave one out")
         seeds.append(record)
     return found
 

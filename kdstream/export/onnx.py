@@ -156,9 +156,9 @@ def export_ctc(model: Transducer, chunk: ChunkConfig | None, folder: Path, name:
 def encoder_of(model: Transducer, chunk: ChunkConfig | None) -> EncoderStep | WholeEncoder:
     """The model's encoder as sherpa-onnx runs it.  Raises UserError as `export_onnx`."""
     config = model.config
-    if chunk is not None and config.frontend_channels[-1] != FRONTEND_CHANNELS or config.blank_id != 0:
+    if chunk is not None and config.frontend_channels[-1] != FRONTEND_CHANNELS:
         raise UserError(
-            f"the last of them must be {FRONTEND_CHANNELS} for sherpa-onnx, and the blank 0",
+            f"the last of them must be {FRONTEND_CHANNELS} for sherpa-onnx",
             flag=option("frontend_channels", flag_value(config.frontend_channels)),
             fix="train with such a model",
         )

@@ -87,9 +87,9 @@ def list_of_all(distill: DistillConfig, setting: str, values: list, missing: lis
 
 def wrong_number(setting: str, value: object, wanted: int, whose: str) -> UserError:
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return UserError(
-        f"must have one value for each of {wanted} {whose}", flag=option(setting, text), fix="see docs/teachers.md"
-    )
+    between = "slashes" if setting in ("kd_layers", "teacher_model") else "commas"
+    fix = f"give as many, with {between} between them"
+    return UserError(f"must have one value for each of {wanted} {whose}", flag=option(setting, text), fix=fix)
 
 
 def scales_of(distill: DistillConfig, losses: str, scale: float, kind: type[Teacher]) -> dict[str, float]:

@@ -64,6 +64,7 @@ class CacheWriter:
       teacher: the live one, which can be stored.
       layers: names of the layers to store, besides the encoder's output of a teacher that writes tokens.
       storage: one of CACHE_STORAGES.
+      identity: of the teacher and the features; see `fingerprint`.
       attention: whether queries, keys and values of the layers are stored too.
     Raises:
       UserError: the directory holds a cache of something else, or the teacher lacks a layer.
@@ -228,6 +229,7 @@ class CachedTeacher(Teacher):
 
     Args:
       teacher: whose cache it is.
+      identity: of that teacher and the features; see `fingerprint`.
       clean: see CacheReader.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.

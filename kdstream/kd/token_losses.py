@@ -41,7 +41,7 @@ def token_loss(
 
     Args:
       teacher, student: (N, T, R, V) logits at lattice.ranges; the teacher's already delayed by `shift`.
-      form: one of kdstream.config.TOKEN_FORMS.
+      form: one of kdstream.config.distillation.TOKEN_FORMS.
       temperature: divides both logits; the loss is multiplied by its square, so that gradients keep their size.
       shift: frames at the beginning for which there is no teacher.
     """

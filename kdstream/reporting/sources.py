@@ -125,10 +125,12 @@ def read_similarity(path: Path) -> Similarity:
         student, teacher = ([str(name) for name in content[f"{whose}_layers"]] for whose in ("student", "teacher"))
         cka = np.array(content["cka"], dtype=np.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a table of layer similarities ({error!r})", fix="measure them again") from error
+        raise UserError(
+            f"{path}: not a table of layer similarities ({error!r})", fix="run kdstream layer-similarity"
+        ) from error
     if not cka.size or cka.shape != (len(student), len(teacher)):
         raise UserError(
             f"{path}: {len(student)} student and {len(teacher)} teacher layers, but a table of shape {cka.shape}",
-            fix="measure them again",
+            fix="run kdstream layer-similarity",
         )
     return Similarity(student, teacher, cka)

@@ -86,7 +86,7 @@ class Start(NamedTuple):
         return Start(int(rate), FORMATS[encoding], model, tuple(hotwords), session, segments)
 
     def samples(self, message: bytes) -> np.ndarray:
-        """Float32 samples (S,) in [-1, 1].  Raises Refusal for bytes that cannot be such."""
+        """Float32 samples (S,) of at most LOUDEST; full scale is 1.  Raises Refusal for bytes that cannot be such."""
         if len(message) % np.dtype(self.dtype).itemsize:
             raise Refusal(WSCloseCode.UNSUPPORTED_DATA, "a binary message must hold whole samples")
         samples = np.frombuffer(message, self.dtype)

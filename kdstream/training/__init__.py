@@ -1,1 +1,1 @@
-"""The training loop, its optimiser, checkpoints and logs."""
+"""The training loop, its optimiser, processes and logs."""

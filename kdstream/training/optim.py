@@ -68,6 +68,8 @@ class ScaledAdam(Optimizer):
       eps: added to the root mean squared gradient.
       param_min_rms, param_max_rms: bounds of a tensor's RMS.
       scalar_max: bound on the magnitude of single-element parameters.
+      size_update_period: steps between updates of the tensors' scales.
+      clipping_update_period: steps between updates of the norm above which gradients are clipped.
     """
 
     def __init__(
