@@ -49,12 +49,13 @@ def read_utf8(path: Path, flag: str = "") -> str:
     Args:
       flag: that names the file, with its value; see `option`.
     Raises:
-      UserError: there is no such file, or its text is in another encoding.
+      UserError: there is no such file, the system does not let it be read, or its text is in another encoding.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError("no such file", flag=flag or str(path), fix="name a text file") from error
+    except OSError as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(problem, flag=flag or str(path), fix="name a text file") from error
     except UnicodeDecodeError as error:
         problem = f"is not in UTF-8 ({error})"
         raise UserError(problem, flag=flag or str(path), fix="convert it, say with iconv") from error

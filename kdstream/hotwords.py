@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdstream.errors import UserError, option
+from kdstream.files import read_utf8
 from kdstream.words import WORD_START
 
 LONGEST = 200  # letters of a phrase: more than any name has, and no load for whoever decodes with it
@@ -24,14 +25,8 @@ class Hotword(NamedTuple):
 
 
 def read_hotwords(path: Path, score: float, unknown_letters: Callable[[str], str]) -> list[Hotword]:
-    """The hotwords of a file, as `parse_hotwords` reads them.  Raises UserError also where there is no such file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write that mark first
-    except (OSError, UnicodeDecodeError) as error:
-        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise UserError(
-            f"{path}: {problem}", flag="--hotwords-file", fix="give a text file, one phrase a line"
-        ) from error
+    """The hotwords of a file, as `parse_hotwords` reads them.  Raises UserError also where it is no text file."""
+    lines = read_utf8(path, option("hotwords_file", path)).splitlines()
     return parse_hotwords(lines, str(path), score, unknown_letters, "--hotwords-file")
 
 

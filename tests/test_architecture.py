@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "processes": set(),
     "words": set(),
-    "hotwords": {"errors", "words"},
+    "hotwords": {"errors", "files", "words"},
     "transcription": {"units", "words"},
     "formats": {"errors", "transcription", "words"},
     "audio": {"units", "errors"},

@@ -66,10 +66,10 @@ def test_what_no_path_could_say_is_refused_by_line(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.txt: no such file; give a text file"):
+    with pytest.raises(UserError, match=r"^--hotwords-file .*gone\.txt: no such file; name a text file$"):
         read_hotwords(tmp_path / "gone.txt", 1.5, outside)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="bytes: .* can't decode"):
+    with pytest.raises(UserError, match="bytes: is not in UTF-8 .* can't decode"):
         read_hotwords(tmp_path / "bytes", 1.5, outside)
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from kdstream.config.flags import in_range, parser_of, str2bool
 from kdstream.experiments.flags import add_runner_flags
-from kdstream.experiments.method_table import METHODS, TOKEN_FORMS
+from kdstream.experiments.method_table import METHODS, TOKEN_METHODS
 from kdstream.files import write_text
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "with --add-results, or name another --baseline",
                 file=sys.stderr,
             )
-        rows = compare_seeds(records, args.baseline, TOKEN_FORMS)
+        rows = compare_seeds(records, args.baseline, TOKEN_METHODS)
         write_json(args.exp_root / "comparison.json", rows)
         write_text(args.exp_root / "comparison.md", page(rows, cells, args.add_results))
         if args.publish:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.flags import add_jobs, parser_of, str2bool
+from kdstream.config.sections import LIBRISPEECH
 from kdstream.errors import UserError
 from kdstream.files import write_text
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default="", help="Other parts, separated by commas.")
     parser.add_argument("--musan", type=str2bool, default=False, help="MUSAN instead of parts.")
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="Train at speeds 0.9 and 1.1 as well.")
-    parser.add_argument("--prefix", default="librispeech", help="What names of manifests begin with.")
+    parser.add_argument("--prefix", default=LIBRISPEECH, help="What names of manifests begin with.")
     parser.add_argument("--table", type=Path, help="Where to write what the cuts of all parts hold, as a table.")
     add_jobs(parser)
     args = parser.parse_args(argv)

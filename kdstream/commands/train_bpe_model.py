@@ -20,6 +20,7 @@ from pathlib import Path
 from kdstream.config.command_line import log_to_stderr
 from kdstream.config.experiment import BPE_MODEL_FILE, TOKENS_FILE
 from kdstream.config.flags import in_range, parser_of
+from kdstream.config.sections import LIBRISPEECH
 from kdstream.corpus.text_remove import check_no_special
 from kdstream.corpus.token_types import TEXT_CASES, TOKEN_TYPES
 from kdstream.files import write_text
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts_of.add_argument("--parts", help="Parts whose transcripts to train on, separated by commas.")
     texts_of.add_argument("--cuts", help="Cut manifests whose transcripts to train on instead, separated by commas.")
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/manifests"), help="Where --parts are.")
-    parser.add_argument("--prefix", default="librispeech", help="What names of these manifests begin with.")
+    parser.add_argument("--prefix", default=LIBRISPEECH, help="What names of these manifests begin with.")
     parser.add_argument("--token-type", choices=TOKEN_TYPES, default="bpe", help="Kind of tokens (default: bpe)")
     tokens = "Tokens (default: 500; of char one for each letter)"
     parser.add_argument("--vocab-size", type=in_range(int, minimum=1), help=tokens)

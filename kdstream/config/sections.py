@@ -60,11 +60,14 @@ class ModelConfig(Section):
     blank_id: int = field(default=0)
 
 
+LIBRISPEECH = "librispeech"  # how the names of its manifests begin; those of others with the name of their recipe
+
+
 @dataclass(frozen=True)
 class DataConfig(Section):
     """Where the cuts come from and how they become batches."""
 
-    manifest_dir: str = flag("data/fbank", "Directory of librispeech_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
+    manifest_dir: str = flag("data/fbank", f"Directory of {LIBRISPEECH}_cuts_<part>.jsonl.gz, as prepare.sh writes it.")
     train_parts: tuple[str, ...] = flag(("train",), "Parts under --manifest-dir to train on.")
     dev_parts: tuple[str, ...] = flag(("dev",), "Parts under --manifest-dir to validate on.")
     test_parts: tuple[str, ...] = flag(("test",), "Parts under --manifest-dir to decode.")

@@ -15,7 +15,8 @@ import sentencepiece
 from lhotse import SupervisionSegment, SupervisionSet
 
 from kdstream.config.experiment import BPE_MODEL_FILE
-from kdstream.corpus.manifests import LIBRISPEECH, manifests_of
+from kdstream.config.sections import LIBRISPEECH
+from kdstream.corpus.manifests import manifests_of
 from kdstream.corpus.token_types import SPECIAL, TOKEN_TYPES
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.tokenizer import Tokenizer

@@ -18,11 +18,12 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
-from kdstream.corpus.manifests import LIBRISPEECH, cuts_of, manifests_of
+from kdstream.config.sections import LIBRISPEECH
+from kdstream.corpus.manifests import manifests_of
 from kdstream.corpus.pools import results_of
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.checks import check_readable, check_text
-from kdstream.data.cuts import iterate, write_cuts
+from kdstream.data.cuts import cuts_name, iterate, write_cuts
 from kdstream.data.features import FBANK
 from kdstream.data.reading import read_audio
 from kdstream.data.sources import check_files
@@ -136,6 +137,6 @@ def compute_part(
     if train:  # the sampler reads manifests through a window: neighbours should not be of one chapter
         random.Random(0).shuffle(cuts)
     cuts = store_features(cuts, output_dir / f"{corpus}_feats_{part}", pool)
-    manifest = cuts_of(output_dir, part, corpus)
+    manifest = output_dir / cuts_name(part, corpus)
     write_cuts(cuts, manifest)
     return manifest

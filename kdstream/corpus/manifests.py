@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from kdstream.audio import kinds
 from kdstream.audio.files import check_whole
+from kdstream.config.sections import LIBRISPEECH
 from kdstream.corpus.text_remove import REMOVE_THEM, check_no_special, removed
 from kdstream.data.checks import check_frames
 from kdstream.data.cuts import write_manifest
@@ -22,7 +23,6 @@ from kdstream.units import FRAMES_PER_SECOND
 
 SUFFIXES = (".flac", ".wav")
 OTHER_SUFFIXES = {*kinds.SUFFIXES, *kinds.OTHER_SUFFIXES}.difference(SUFFIXES)
-LIBRISPEECH = "librispeech"  # how the names of manifests begin; those of other corpora with the name of their recipe
 ANY_BLANK = re.compile(r"\s")  # tabs and U+2028 among them: a transcript is one line of words
 
 
@@ -33,10 +33,6 @@ def manifests_of(manifest_dir: Path, part: str, corpus: str = LIBRISPEECH) -> tu
         if not path.is_file():
             raise UserError(f"{path}: no such manifest", fix=f"run prepare.sh stage 1 for part {part}")
     return paths[0], paths[1]
-
-
-def cuts_of(output_dir: Path, part: str, corpus: str = LIBRISPEECH) -> Path:
-    return output_dir / f"{corpus}_cuts_{part}.jsonl.gz"
 
 
 def read_transcripts(part_dir: Path) -> Iterator[tuple[Path, str, str]]:

@@ -5,9 +5,9 @@ Shapes: N batch, T feature frames of 10 ms, 80 mel bins, U tokens, S samples at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from kdstream.data.tokenizer import BLANK_ID
 from kdstream.models.streaming import LOG_EPS
 from kdstream.units import FRAMES_PER_SECOND
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -124,6 +126,20 @@ def make_batch(utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]] 
     if second:
         batch.second_view = padded_features(second)
     return batch
+
+
+def filled(items: Iterable[Item], most: float, length: Callable[[Item], float]) -> Iterator[list[Item]]:
+    """Batches of consecutive items, each of at most the length `most`, padding included, or of one item."""
+    batch: list[Item] = []
+    longest = 0.0
+    for item in items:
+        longest = max(longest, length(item))
+        if batch and longest * (len(batch) + 1) > most:
+            yield batch
+            batch, longest = [], length(item)
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def padded_features(features: list[Tensor]) -> Tensor:

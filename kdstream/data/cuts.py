@@ -14,6 +14,7 @@ from typing import Any
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
+from kdstream.config.sections import LIBRISPEECH
 from kdstream.data.fields import field_fault
 from kdstream.data.shar import find_shards, read_shard
 from kdstream.errors import UserError
@@ -23,6 +24,11 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError
 # Formats that Lhotse reads as a whole; all else is JSON, line by line
 EAGER = (".json", ".json.gz", ".yaml", ".yaml.gz")
 MANIFEST_SUFFIXES = (*CUT_SUFFIXES, *EAGER)
+
+
+def cuts_name(part: str, corpus: str = LIBRISPEECH) -> str:
+    """The name of the manifest of a part's cuts."""
+    return f"{corpus}_cuts_{part}.jsonl.gz"
 
 
 def read_manifest(path: Path, needs_text: bool = False, trusted: bool = False) -> CutSet:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from itertools import chain, islice
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicCutSampler
 from torch import Tensor
 
-from kdstream.config.sections import DataConfig
+from kdstream.config.sections import LIBRISPEECH, DataConfig
 from kdstream.data.augment import Augmentation, Epoch
 from kdstream.data.batch import Batch, Utterance
 from kdstream.data.checks import SHORTER, STREAM, check_data, check_length, check_readable, check_text
-from kdstream.data.cuts import DistinctIds, iterate, read_manifest, text_of, without_text
+from kdstream.data.cuts import DistinctIds, cuts_name, iterate, read_manifest, text_of, without_text
 from kdstream.data.loader import AsrDataset, BatchLoader
 from kdstream.data.mixture import CutsBeside, Mixture, ids_in_manifest, mix
 from kdstream.data.reading import check_filter_bank, read_utterance
@@ -41,7 +42,6 @@ from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 
-LIBRISPEECH = "librispeech"  # whose parts have names that no other corpus has
 SOME = 4  # cuts of `some_clean`
 LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
@@ -380,20 +380,19 @@ def find_part(manifest_dir: Path, part: str) -> Path:
     Raises:
       UserError: there are several.
     """
-    ending = f"_cuts_{part}.jsonl.gz"
-    found = sorted(path for path in manifest_dir.glob("*_cuts_*.jsonl.gz") if path.name.endswith(ending))
+    found = sorted(manifest_dir.glob(cuts_name(escape(part), corpus="*")))
     if len(found) > 1:
         raise UserError(
             f"{manifest_dir}: has part {part} of {len(found)} corpora: {', '.join(path.name for path in found)}",
             flag="--*-parts",
             fix="name manifests with --train-cuts, --valid-cuts and --test-cuts",
         )
-    return found[0] if found else manifest_dir / f"{LIBRISPEECH}{ending}"
+    return found[0] if found else manifest_dir / cuts_name(part)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Names of the test sets: aishell_cuts_test.jsonl.gz is aishell-test, and librispeech_cuts_test-clean.jsonl.gz is
-    test-clean.
+    test-clean: LibriSpeech's parts have names that no other corpus has.
 
     Before a name that several have stand the folders that tell them apart: a/data/test.jsonl.gz and
     b/data/test.jsonl.gz are a-test and b-test.

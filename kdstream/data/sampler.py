@@ -18,6 +18,7 @@ from lhotse.cut import Cut
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Epoch
+from kdstream.data.batch import filled
 from kdstream.data.cuts import iterate
 
 WINDOW = 20_000  # cuts
@@ -89,7 +90,7 @@ class Batches:
     def _batches(self, cuts: list[Cut], rng: random.Random, is_last: bool) -> list[list[Cut]]:
         if not cuts:
             return []
-        batches = sorted(filled(self._by_length(cuts, rng), self.max_duration), key=cost_of)
+        batches = sorted(filled(self._by_length(cuts, rng), self.max_duration, seconds_of), key=cost_of)
         is_small = is_last and len(batches) < FEWEST_GROUPS * HELD
         if not is_last:  # the next window must begin with a whole group
             batches = sorted(halved(batches, -(-len(batches) // HELD) * HELD), key=cost_of)
@@ -118,18 +119,8 @@ class Batches:
         return ordered
 
 
-def filled(cuts: Iterable[Cut], max_duration: float) -> Iterator[list[Cut]]:
-    """Batches of consecutive cuts, each as large as `max_duration` allows, padding included."""
-    batch: list[Cut] = []
-    longest = 0.0
-    for cut in cuts:
-        longest = max(longest, cut.duration)
-        if batch and longest * (len(batch) + 1) > max_duration:
-            yield batch
-            batch, longest = [], cut.duration
-        batch.append(cut)
-    if batch:
-        yield batch
+def seconds_of(cut: Cut) -> float:
+    return cut.duration
 
 
 def halved(batches: Sequence[list[Cut]], count: int) -> list[list[Cut]]:

@@ -27,7 +27,7 @@ from kdstream.units import FRAMES_PER_SECOND, SAMPLE_RATE
 FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # samples from one feature frame to the next
 WINDOW_END = FRAME // 2 + SAMPLE_RATE * 25 // 2000  # samples from a frame's start to the end of its 25 ms window
 NUM_FILTERS = FBANK.feature_dim(SAMPLE_RATE)
-WHOLE_SECONDS = 300.0  # of a file that is decoded chunk by chunk and held whole; an hour of features is 115 MB
+HELD_SECONDS = 300.0  # of a file that is decoded chunk by chunk and held whole; an hour of features is 115 MB
 MICROPHONE_BLOCK = SAMPLE_RATE // 10
 MICROPHONE = option("microphone", 1)
 STDIN = "-"  # as it is typed
@@ -46,8 +46,8 @@ def read_audio_file(path: Path) -> Tensor:
 
 
 def find_long_audio(path: Path) -> LongSound | None:
-    """A file of more than WHOLE_SECONDS; None for a shorter one.  Raises UserError as `read_audio_file` does."""
-    sound = find_long(path, WHOLE_SECONDS)
+    """A file of more than HELD_SECONDS; None for a shorter one.  Raises UserError as `read_audio_file` does."""
+    sound = find_long(path, HELD_SECONDS)
     if sound is not None:
         check_rate(sound.sample_rate, str(path), convert(path))
     return sound

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdstream.errors import option, packages_of
 from kdstream.models.streaming import EncoderState
 
-OPSET = 17
+STEP_OPSET = 17
 
 
 @dataclass
@@ -91,7 +91,7 @@ def export(step: nn.Module, features: Tensor, state: list[Tensor], path: Path) -
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of sizes that become constants
         # the newer exporter (dynamo) takes half a minute
-        torch.onnx.export(step, (features, *state), str(path), opset_version=OPSET, dynamo=False)
+        torch.onnx.export(step, (features, *state), str(path), opset_version=STEP_OPSET, dynamo=False)
 
 
 def _fields(tensors: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:

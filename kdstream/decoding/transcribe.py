@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdstream.audio.files import LongSound
 from kdstream.config.flags import flags_of, warn_of_unread
-from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.batch import Batch, Utterance, filled, make_batch
 from kdstream.data.checks import check_length
 from kdstream.data.features import compute_fbank
 from kdstream.data.tokenizer import Tokenizer
@@ -280,12 +280,5 @@ def interruption() -> Iterator[Event]:
 
 def _batches(utterances: Iterable[tuple[str, Tensor]], max_seconds: float) -> Iterator[Batch]:
     """Batches in the order of the utterances, of `max_seconds` at most with padding."""
-    batch: list[Utterance] = []
-    for name, features in utterances:
-        longest = max(len(features), *(len(utterance.features) for utterance in batch), 0)
-        if batch and longest * (len(batch) + 1) > max_seconds * FRAMES_PER_SECOND:
-            yield make_batch(batch)
-            batch = []
-        batch.append(Utterance(name, "", features))
-    if batch:
-        yield make_batch(batch)
+    heard = (Utterance(name, "", features) for name, features in utterances)
+    return map(make_batch, filled(heard, max_seconds * FRAMES_PER_SECOND, lambda each: len(each.features)))

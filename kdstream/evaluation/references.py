@@ -20,7 +20,7 @@ from kdstream.data.cuts import UNREADABLE, text_of
 from kdstream.errors import UserError, option
 from kdstream.words import split_words
 
-LIBRISPEECH = ".alignment.txt"
+TEXT_SUFFIX = ".alignment.txt"  # of LibriSpeech's
 WORD = "word"  # Lhotse's name of this kind of alignment
 
 
@@ -84,14 +84,14 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
     Lhotse counts the times of words from the start of the recording, in cuts too.
     """
     if path.is_dir():
-        for file in sorted(path.rglob(f"*{LIBRISPEECH}")):
+        for file in sorted(path.rglob(f"*{TEXT_SUFFIX}")):
             yield from _alignments(file)
         return
     if not path.exists():
         fix = "name a file that kdstream align wrote, or a directory of LibriSpeech's"
         raise UserError("no such file", flag=option("alignments", path), fix=fix)
     try:
-        if path.name.endswith(LIBRISPEECH):
+        if path.name.endswith(TEXT_SUFFIX):
             yield from (((name,), 0.0, items) for name, items in parse_alignments(path).items())
             return
         for item in load_manifest_lazy(path) or ():
@@ -99,5 +99,5 @@ def _alignments(path: Path) -> Iterator[tuple[tuple[str, ...], float, list[Align
                 start = item.start + supervision.start if isinstance(item, Cut) else item.start
                 yield (item.id, supervision.id), start, (supervision.alignment or {}).get(WORD, [])
     except UNREADABLE as error:
-        fix = f"give LibriSpeech's *{LIBRISPEECH} or what kdstream align wrote"
+        fix = f"give LibriSpeech's *{TEXT_SUFFIX} or what kdstream align wrote"
         raise UserError(f"not a file of alignments ({error})", flag=option("alignments", path), fix=fix) from error

@@ -9,7 +9,7 @@ FEATURE_RELATION_APC = "--kd-feature-scale 1 --kd-relation-scale 0.1 --kd-apc-sc
 TEACHERS_WEIGHTS = "--init-from-teacher 1"
 BEST = f"{FEATURE_APC} {TEACHERS_WEIGHTS} --kd-token-scale 0.5"
 SPEC_AUG = "--enable-spec-aug 1"
-MODES = "--full-context-scale 0.5 --mode-consistency-scale 0.5"
+BOTH_MODES = "--full-context-scale 0.5 --mode-consistency-scale 0.5"
 
 # The flags of train.py that make a method.
 METHODS = {
@@ -25,8 +25,8 @@ METHODS = {
     "branch-feature-relation-apc": FEATURE_RELATION_APC,
     "init-feature-relation-apc": f"{FEATURE_RELATION_APC} {TEACHERS_WEIGHTS}",
     "best": BEST,
-    "mode-consistency": MODES,
-    "best-mode-consistency": f"{BEST} {MODES}",
+    "mode-consistency": BOTH_MODES,
+    "best-mode-consistency": f"{BEST} {BOTH_MODES}",
     "teacher-branch": f"{BEST} --kd-branch teacher",
     "shift-auto": f"{BEST} --kd-token-shift auto:4",
     "ctc-distillation": f"{BEST} --kd-ctc-scale 0.5",
@@ -34,5 +34,5 @@ METHODS = {
     "cr-ctc": f"{SPEC_AUG} --cr-ctc-scale 0.1 --time-mask-ratio 1",
 }
 WITHOUT_TEACHER = ("baseline", "mode-consistency", "spec-aug", "cr-ctc")
-IN_FULL_CONTEXT = {name: f"{name}, full context" for name, flags in METHODS.items() if MODES in flags}
-TOKEN_FORMS = [name for name in METHODS if name.startswith("token-")]
+IN_FULL_CONTEXT = {name: f"{name}, full context" for name, flags in METHODS.items() if BOTH_MODES in flags}
+TOKEN_METHODS = [name for name in METHODS if name.startswith("token-")]

@@ -73,7 +73,7 @@ def read_text(path: Path, tokenizer: Tokenizer, longest: int, flag: str) -> Toke
     unknown = UnknownLetters(tokenizer)
     parts, lens = [np.array([SOS_EOS_ID], np.int32)], []
     try:
-        with open(path, encoding="utf8") as file, tqdm(desc=str(path), unit=" lines", disable=None) as progress:
+        with open(path, encoding="utf-8-sig") as file, tqdm(desc=str(path), unit=" lines", disable=None) as progress:
             while lines := list(islice(file, LINES_AT_ONCE)):
                 progress.update(len(lines))
                 stream: list[int] = []

@@ -14,8 +14,9 @@ from lhotse.cut import Cut
 
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import Epoch
+from kdstream.data.batch import filled
 from kdstream.data.cuts import iterate
-from kdstream.data.sampler import HELD, Batches, Share, cost_of, filled, halved, windows_of
+from kdstream.data.sampler import HELD, Batches, Share, cost_of, halved, seconds_of, windows_of
 
 SIZE = 4000  # cuts in a window of these tests
 
@@ -136,12 +137,13 @@ def test_what_has_been_read_is_told_with_its_padding() -> None:
 
 def test_a_long_cut_among_short_ones_ends_a_batch() -> None:
     cuts = [MonoCut(f"c{index}", 0, seconds, 0) for index, seconds in enumerate([1.0, 1.0, 18.0, 1.0, 1.0, 1.0])]
-    assert [[cut.id for cut in batch] for batch in filled(cuts, 3.0)] == [["c0", "c1"], ["c2"], ["c3", "c4", "c5"]]
-    assert [len(batch) for batch in filled(cuts, 54.0)] == [3, 3]
+    batches = [[cut.id for cut in batch] for batch in filled(cuts, 3.0, seconds_of)]
+    assert batches == [["c0", "c1"], ["c2"], ["c3", "c4", "c5"]]
+    assert [len(batch) for batch in filled(cuts, 54.0, seconds_of)] == [3, 3]
 
 
 def test_the_batches_with_most_cuts_are_halved_until_there_are_enough() -> None:
-    batches = list(filled(made_cuts(1000), 100.0))[: 3 * HELD - 2]
+    batches = list(filled(made_cuts(1000), 100.0, seconds_of))[: 3 * HELD - 2]
     whole = halved(batches, 3 * HELD)
     assert len(whole) == 3 * HELD
     assert sorted(cut.id for batch in whole for cut in batch) == sorted(cut.id for batch in batches for cut in batch)

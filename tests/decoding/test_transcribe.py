@@ -220,7 +220,7 @@ def test_long_files_give_the_words_of_whole_ones_and_are_read_as_they_are_decode
             read.append(len(block))
             yield block
 
-    monkeypatch.setattr("kdstream.decoding.audio.WHOLE_SECONDS", 1.2)
+    monkeypatch.setattr("kdstream.decoding.audio.HELD_SECONDS", 1.2)
     monkeypatch.setattr("kdstream.audio.files.SHORT_BLOCK", 4000)
     monkeypatch.setattr(LongSound, "blocks", counted)
     parts = {heard.audio: heard for heard in make_transcriber(exp_dir).files(paths, refuse)}
@@ -248,7 +248,7 @@ def test_a_file_that_breaks_while_it_is_decoded_is_reported_and_ends_no_other(ex
 
     monkeypatch.setattr(LongSound, "blocks", breaking)
     find = find_long_audio
-    monkeypatch.setattr("kdstream.decoding.audio.WHOLE_SECONDS", 0.0)
+    monkeypatch.setattr("kdstream.decoding.audio.HELD_SECONDS", 0.0)
     monkeypatch.setattr(
         "kdstream.decoding.transcribe.find_long_audio", lambda path: find(path) if path == paths[0] else None
     )

@@ -7,7 +7,7 @@ import pytest
 from kdstream.evaluation.compare import compare, compare_seeds
 from kdstream.evaluation.records import load_list, load_records
 from kdstream.evaluation.scoring import bootstrap_reduction
-from kdstream.experiments.method_table import TOKEN_FORMS
+from kdstream.experiments.method_table import TOKEN_METHODS
 from support.paths import ROOT
 
 RESULTS = ROOT / "egs" / "librispeech" / "results"
@@ -16,7 +16,7 @@ RESULTS = ROOT / "egs" / "librispeech" / "results"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["methods", "depth"])
 def test_comparisons_of_seeds_follow_from_the_records(name):
-    rows = compare_seeds(load_records(RESULTS / f"{name}.json"), "baseline", TOKEN_FORMS)
+    rows = compare_seeds(load_records(RESULTS / f"{name}.json"), "baseline", TOKEN_METHODS)
     assert rows == load_list(RESULTS / f"{name}-comparison.json")
 
 

@@ -57,6 +57,9 @@ def test_a_text_is_its_sentences_between_ends(config):
     assert [row[:size].tolist() for row, size in zip(x, lens, strict=True)] == pieces
     assert text.num_tokens == sum(map(len, pieces)) + len(pieces)
     assert text.stream.dtype == np.int32 and x.dtype == torch.int64
+    marked = Path(config.dev_text).with_name("marked")
+    marked.write_text(Path(config.dev_text).read_text(), encoding="utf-8-sig")
+    assert read_text(marked, tokenizer, 15, "--dev-text").stream.tolist() == text.stream.tolist()
 
 
 @pytest.mark.parametrize("seed", [None, 1])

@@ -22,6 +22,7 @@ from odd import accounts
 from odd.harness import Case, Outcome
 from odd.manifests import COUNT, ODD_VALUES, case_of, places
 from odd.world import World
+from support.tokenizers import ICEFALLS
 
 # Commands that read stored features.
 READ_FEATURES = ("train", "train, validation", "pseudo-label", "cache-teacher", "validate-manifest")
@@ -105,13 +106,12 @@ def odd_tokenizer(world: World, rng: random.Random, folder: Path) -> Case:
 
 def _train_other_tokenizer(world: World, path: Path, what: str) -> str:
     """What must become of it in training."""
-    ours = dict(user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1)
     texts = [cut.supervisions[0].text for cut in world.cuts("train", 99)] * 4
     kinds: dict[str, tuple[dict[str, Any], str]] = {
         "own ids": (dict(vocab_size=12, model_type="char"), "refuse"),
-        "fallback": (dict(vocab_size=290, byte_fallback=True, hard_vocab_limit=False, **ours), "handle"),
-        "word": (dict(vocab_size=20, model_type="word", hard_vocab_limit=False, **ours), ""),
-        "more": (dict(vocab_size=16, hard_vocab_limit=False, **ours), "handle"),
+        "fallback": (dict(vocab_size=290, byte_fallback=True, hard_vocab_limit=False, **ICEFALLS), "handle"),
+        "word": (dict(vocab_size=20, model_type="word", hard_vocab_limit=False, **ICEFALLS), ""),
+        "more": (dict(vocab_size=16, hard_vocab_limit=False, **ICEFALLS), "handle"),
     }
     settings, must = kinds[what]
     sentencepiece.SentencePieceTrainer.train(

@@ -21,6 +21,7 @@ from kdstream.data.tokenizer import Tokenizer
 from kdstream.models.transducer import Transducer
 from support.models import tiny_test_model
 from support.paths import ROOT
+from support.tokenizers import ICEFALLS
 from support.training import train_tokenizer
 
 TEXTS = ("THE FIRST DAY", "A SECOND DAY CAME", "AND THEN THE THIRD", "NO MORE")
@@ -56,7 +57,7 @@ def noise_test_set(folder: Path) -> DataConfig:
     (folder / "text").write_text("\n".join(TEXTS))
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text"), model_prefix=str(folder / "bpe"), vocab_size=30, hard_vocab_limit=False,
-        user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1, minloglevel=3,
+        minloglevel=3, **ICEFALLS,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     recordings, supervisions = [], []
