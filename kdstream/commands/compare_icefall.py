@@ -17,47 +17,47 @@ from typing import TYPE_CHECKING, Any
 
 from kdstream.config.flags import parser_of
 from kdstream.errors import UserError
+from kdstream.words import WORD
 
 if TYPE_CHECKING:
-    from kdstream.evaluation.records import Record
+    from kdstream.evaluation.records import Measure, Record
 
 PUBLISHED = Path(__file__).with_name("icefall_results.json")
-TEST_SETS = ("test-clean", "test-other")
+PUBLISHED_MEASURES = (("test-clean", WORD), ("test-other", WORD))
 HEADER = ("system", "parameters (M)", "mode", "chunk (ms)", "left (ms)", "search")
 
 
 def our_rows(records: Sequence[Record]) -> list[list[Any]]:
-    """One row for each system, seed, checkpoint and way of decoding, with WERs in the order of `test_sets_of`."""
-    rows: dict[tuple, dict[str, float]] = {}
-    rates = {r.rate for r in records}
+    """One row for each system, seed, checkpoint and way of decoding, with WERs in the order of `columns_of`."""
+    rows: dict[tuple, dict[Measure, float]] = {}
     for r in records:
         of_system = [other for other in records if other.system == r.system]
         name = r.system if len({other.seed for other in of_system}) == 1 else f"{r.system}, seed {r.seed}"
         if len({other.checkpoint for other in of_system if other.seed == r.seed}) > 1:
             name += f", {r.checkpoint}"
-        name += f", {r.rate}" if len(rates) > 1 else ""
         name += f", right context {r.right_ms} ms" if r.right_ms else ""
         key = (name, r.parameters / 1e6, r.mode, r.chunk_ms, r.left_ms, r.search)
-        rows.setdefault(key, {})[r.test_set] = r.wer
-    names = test_sets_of(records)
-    return [[*key, *(wers.get(name) for name in names)] for key, wers in rows.items()]
+        rows.setdefault(key, {})[r.measure] = r.wer
+    return [[*key, *map(wers.get, columns_of(records))] for key, wers in rows.items()]
 
 
-def icefall_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Any]]:
+def icefall_rows(rows: Sequence[dict[str, Any]], columns: Sequence[Measure]) -> list[list[Any]]:
     return [
         [
             f"icefall, {row['model']} ({row['comment']})",
             row["parameters"] and row["parameters"] / 1e6,
             *(row[column] for column in ("mode", "chunk_ms", "left_ms", "search")),
-            *(row.get(name) for name in names),
+            *(row.get(test_set) if counted == WORD else None for test_set, counted in columns),
         ]
         for row in rows
     ]
 
 
-def test_sets_of(records: Sequence[Record]) -> list[str]:
-    """icefall's two test sets first, then the others of the records."""
-    return list(dict.fromkeys([*TEST_SETS, *(r.test_set for r in records)]))
+def columns_of(records: Sequence[Record]) -> list[Measure]:
+    """Those of icefall's rows first, then the others of the records."""
+    from kdstream.evaluation.tables import measures
+
+    return list(dict.fromkeys([*PUBLISHED_MEASURES, *measures(records)]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from kdstream.evaluation.records import RESULTS_JSON, load_newest
-    from kdstream.evaluation.tables import markdown_table, rate_shown
+    from kdstream.evaluation.tables import markdown_table, measure_shown
 
     path = args.exp_dir / RESULTS_JSON
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix=f"run decode.py or streaming_decode.py --exp-dir {args.exp_dir}")
     records = load_newest(path)
-    names = test_sets_of(records)
+    columns = columns_of(records)
     published_rows = [row for row in published["rows"] if row["baseline"] == args.baseline]
-    rows = [*our_rows(records), *icefall_rows(published_rows, names)]
-    print(markdown_table([*HEADER, *(f"{name} {rate_shown(records, name) or 'WER'} %" for name in names)], rows))
+    rows = [*our_rows(records), *icefall_rows(published_rows, columns)]
+    print(markdown_table([*HEADER, *map(measure_shown, columns)], rows))
     print(f"icefall: {published['source']}; {published['note']}")

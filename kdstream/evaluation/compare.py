@@ -155,7 +155,8 @@ def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[di
       intervals (95 %) are over utterances alone.
     """
     rows = []
-    several_seeds = len({record.seed for records in runs.values() for record in records}) > 1
+    everything = [record for records in runs.values() for record in records]
+    varying = [name for name in ("seed", "counted") if len({getattr(record, name) for record in everything}) > 1]
     for (record, recogs), (base, base_recogs) in _pairs(runs, baseline):
         if not all(FRAME in run.latency and path.is_file() for run, path in ((base, base_recogs), (record, recogs))):
             continue
@@ -169,7 +170,7 @@ def compare_delays(runs: dict[Path, Sequence[Record]], baseline: str) -> list[di
         row: dict[str, Any] = {
             "system": record.system,
             "against": base.system,
-            **({"seed": record.seed} if several_seeds else {}),
+            **{name: getattr(record, name) for name in varying},
             "test set": record.test_set,
             "mode": record.mode,
             "chunk / left (ms)": chunk_shown(record),
@@ -288,7 +289,7 @@ def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
         seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
         for other in seeds:
             if record.setting != other.setting:
-                ours, theirs = (", ".join(map(str, r.setting[1:])) for r in (record, other))
+                ours, theirs = (", ".join(map(str, (*r.decoding, r.counted))) for r in (record, other))
                 raise UserError(
                     f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}", fix="decode both alike"
                 )

@@ -26,6 +26,7 @@ RESULTS_JSON = "results.json"  # in an experiment directory
 REPAIR = "mend it, or delete it and decode again"
 DECODE_AGAIN = "decode again into a new --results-json"
 MODES = ("full", "simulated", "chunkwise")
+Measure = tuple[str, str]  # a test set, and what was counted on it: word, char or mixed
 MAY_LACK: dict[str, Any] = {  # fields of a record's file, and what they are where it lacks them
     "latency": {}, "utterance_errors": (), "utterance_words": (), "unit": "", "normalisation": "", "right_ms": 0,
     "other_rates": {},
@@ -100,9 +101,14 @@ class Record:
     begins_with: str = ""
 
     @property
+    def counted(self) -> str:
+        """What was counted: word, char or mixed."""
+        return self.unit or WORD
+
+    @property
     def rate(self) -> str:
         """What `wer` is called: WER, CER or MER."""
-        return RATES[self.unit or WORD]
+        return RATES[self.counted]
 
     @property
     def score(self) -> scoring.Score | None:
@@ -113,10 +119,19 @@ class Record:
         return scoring.Score(self.insertions, self.deletions, self.substitutions, *counts)
 
     @property
+    def measure(self) -> Measure:
+        """What its error rate is of: the test set, and what was counted.  Rates of two measures are not comparable."""
+        return (self.test_set, self.counted)
+
+    @property
+    def decoding(self) -> tuple[Any, ...]:
+        """How it was decoded, on whatever test set."""
+        return (self.mode, self.chunk_ms, self.left_ms, self.right_ms, self.search)
+
+    @property
     def setting(self) -> tuple[Any, ...]:
         """What the records of two systems must share to be compared."""
-        sizes = (self.chunk_ms, self.left_ms, self.right_ms)
-        return (self.test_set, self.mode, *sizes, self.search, self.unit or WORD)
+        return (*self.measure, *self.decoding)
 
     @property
     def training(self) -> tuple[Any, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from kdstream.evaluation import scoring
 from kdstream.evaluation.latency import COMPUTE, FINAL, FRAME, MEASURES, SHOWN
-from kdstream.evaluation.records import Record, load_list, newest, to_record
+from kdstream.evaluation.records import Measure, Record, load_list, newest, to_record
+from kdstream.words import RATES
 
 LATENCY_CELLS = "Latency in milliseconds: mean (50 / 90 / 99 % of cases are no longer)."
 
@@ -33,22 +34,22 @@ def _shown(cell: Any) -> str:
 
 
 def wer_table(records: Sequence[Record]) -> str:
-    """One row per system, seed, checkpoint and way of decoding, one column per test set: `WER [95 % interval]`.
+    """One row per system, seed, checkpoint and way of decoding, one column per measure: `WER [95 % interval]`.
 
     What is scored in characters has its other rates after a semicolon: `CER [95 % interval]; WER 12.34`.
 
     The interval of one training is over utterances alone.
     """
-    test_sets = list(dict.fromkeys(r.test_set for r in records))
+    columns = measures(records)
     header = ["system", "seed", "model", "distilled", "mode", "chunk / left (ms)", "search"]
-    header += [f"{name} {rate_shown(records, name)} %" for name in test_sets] + ["speech (h)", "compute (h)"]
-    rows: dict[tuple[Any, ...], dict[str, Record]] = {}
+    header += [*map(measure_shown, columns), "speech (h)", "compute (h)"]
+    rows: dict[tuple[Any, ...], dict[Measure, Record]] = {}
     for record in records:
-        of_row = (record.system, record.seed, record.checkpoint, *record.setting[1:])
-        rows.setdefault(of_row, {})[record.test_set] = record
+        of_row = (record.system, record.seed, record.checkpoint, *record.decoding)
+        rows.setdefault(of_row, {})[record.measure] = record
     table = []
-    for by_set in rows.values():
-        first = next(iter(by_set.values()))
+    for found in rows.values():
+        first = next(iter(found.values()))
         cells = [
             first.system,
             first.seed,
@@ -57,7 +58,7 @@ def wer_table(records: Sequence[Record]) -> str:
             first.mode,
         ]
         cells += [chunk_shown(first), first.search]
-        cells += [_all_rates_shown(by_set[name]) if name in by_set else None for name in test_sets]
+        cells += [_all_rates_shown(found[measure]) if measure in found else None for measure in columns]
         table.append([*cells, first.speech_hours or None, first.compute_hours or None])
     return markdown_table(header, table)
 
@@ -70,7 +71,8 @@ def latency_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     records = [record for record in records if record.latency_ms is not None or record.latency]
     measured = {name for record in records for name in record.latency}
     columns = [name for name in (SHOWN, "shown_first", "shown_last", FINAL, FRAME, COMPUTE) if name in measured]
-    varying = [name for name in ("seed", "search") if len({getattr(record, name) for record in records}) > 1]
+    names = ("seed", "search", "counted")
+    varying = [name for name in names if len({getattr(record, name) for record in records}) > 1]
     rows = []
     for record in records:
         latency = record.latency
@@ -91,6 +93,7 @@ def latency_notes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     explained = {
         "algorithmic": "how far the audio must run from a chunk's first sample on: the chunk, its right context and "
         "what the front end hears beyond",
+        "counted": "what counts as a word: a word, a char(acter), or both where it is mixed",
         "words": "words that were got right, over which delays are measured",
         **{measure.label: measure.definition for measure in MEASURES.values()},
     }
@@ -106,9 +109,21 @@ def _all_rates_shown(record: Record) -> str:
     return "; ".join([wer_shown(record), *(f"{rate} {value:.2f}" for rate, value in record.other_rates.items())])
 
 
-def rate_shown(records: Sequence[Record], test_set: str = "") -> str:
-    """What the error rates of records are called, on one test set or on all: WER, CER, or both with a stroke."""
-    return "/".join(dict.fromkeys(r.rate for r in records if test_set in ("", r.test_set)))
+def rate_shown(records: Sequence[Record]) -> str:
+    """What the error rates of records are called: WER, CER, or both with a stroke."""
+    return "/".join(dict.fromkeys(r.rate for r in records))
+
+
+def measures(records: Sequence[Record]) -> list[Measure]:
+    """Test sets with what was counted on them, each once; those of one test set follow each other."""
+    test_sets = list(dict.fromkeys(r.test_set for r in records))
+    return sorted(dict.fromkeys(r.measure for r in records), key=lambda measure: test_sets.index(measure[0]))
+
+
+def measure_shown(measure: Measure) -> str:
+    """`test-clean WER %`"""
+    test_set, counted = measure
+    return f"{test_set} {RATES[counted]} %"
 
 
 def chunk_shown(record: Record) -> str:

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from kdstream.evaluation.compare import by_seeds, interval_label, mean_interval, mean_wer
 from kdstream.evaluation.latency import SHOWN, Spread
-from kdstream.evaluation.records import Record
+from kdstream.evaluation.records import Measure, Record
 from kdstream.evaluation.tables import chunk_alone_shown, rate_shown
 from kdstream.reporting.relations import TEACHER, Relations
 from kdstream.reporting.sources import PHASES, TOTAL, Curves, Member, Similarity, losses_in
@@ -82,19 +82,19 @@ def _log_axis(axes: Axes, values: np.ndarray) -> None:
 
 
 def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
-    """Horizontal bars, one panel per test set."""
+    """Horizontal bars, one panel per measure."""
 
-    def draw(axes: Axes, of_set: Sequence[Record]) -> None:
-        for place, record in enumerate(of_set):
+    def draw(axes: Axes, drawn: Sequence[Record]) -> None:
+        for place, record in enumerate(drawn):
             style = {"color": colours[record.system], "alpha": MODE_SHADES[record.mode]}
             axes.barh(place, record.wer, xerr=_whiskers([record]), error_kw={"capsize": 4, "linewidth": 1.6}, **style)
             axes.text(max(record.wer, record.interval[1]), place, f"  {record.wer:.1f}", va="center")
-        axes.set_yticks(range(len(of_set)), [_bar_label(record) for record in of_set])
-        axes.set_ylim(len(of_set) - 0.4, -0.6)
-        axes.set_xlim(0, 1.15 * max(record.interval[1] for record in of_set) or 1.0)
-        axes.set_xlabel(f"{rate_shown(records)} %, {interval_label(records)}")
+        axes.set_yticks(range(len(drawn)), [_bar_label(record) for record in drawn])
+        axes.set_ylim(len(drawn) - 0.4, -0.6)
+        axes.set_xlim(0, 1.15 * max(record.interval[1] for record in drawn) or 1.0)
+        axes.set_xlabel(f"{rate_shown(drawn)} %, {interval_label(records)}")
 
-    save(_panel_per_test_set(records, draw, lambda of_set: 1.3 + 0.62 * len(of_set)), path)
+    save(_panel_per_measure(records, draw, lambda drawn: 1.3 + 0.62 * len(drawn)), path)
 
 
 def _bar_label(record: Record) -> str:
@@ -103,7 +103,7 @@ def _bar_label(record: Record) -> str:
 
 
 def plot_latencies(records: Sequence[Record], families: dict[str, Member], colours: Colours, path: Path) -> None:
-    """WER over latency, one panel per test set and one curve per family; full context as a line across.
+    """WER over latency, one panel per measure and one curve per family; full context as a line across.
 
     Latency is the mean time from the end of a word to its display where that was measured for all records, else the
     algorithmic latency.  A curve joins the Pareto front of its family: the points that no other one beats in both
@@ -121,9 +121,9 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
 
     reached = list(map(latency, streaming))
 
-    def draw(axes: Axes, of_set: Sequence[Record]) -> None:
-        for family in dict.fromkeys(families[record.system].family for record in of_set):
-            members = [record for record in of_set if families[record.system].family == family]
+    def draw(axes: Axes, drawn: Sequence[Record]) -> None:
+        for family in dict.fromkeys(families[record.system].family for record in drawn):
+            members = [record for record in drawn if families[record.system].family == family]
             points = {(latency(record), record.wer): record for record in members if record.latency_ms is not None}
             colour, front = colours[family], pareto_front(list(points))
             if front:
@@ -140,12 +140,12 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
                 if record.mode == "full":
                     label = f"{record.system}, full context"
                     axes.axhline(record.wer, color=colours[record.system], linestyle="--", label=label)
-        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"{rate_shown(records)} %, {interval_label(records)}")
+        axes.set(xlabel=LATENCY_AXES[measured], ylabel=f"{rate_shown(drawn)} %, {interval_label(records)}")
         axes.set_xlim(min([0, *reached]), 1.15 * max(reached, default=1))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 
-    figure = _panel_per_test_set(records, draw, lambda _: 4.2)
+    figure = _panel_per_measure(records, draw, lambda _: 4.2)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -164,27 +164,32 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def _panel_per_test_set(
+def _panel_per_measure(
     records: Sequence[Record],
     draw: Callable[[Axes, Sequence[Record]], None],
     height: Callable[[Sequence[Record]], float],
 ) -> Figure:
-    """A panel for each test set, below each other; `draw` fills one, `height` tells its inches."""
-    by_set: dict[str, list[Record]] = {}
+    """A panel for each test set and what was counted on it, below each other.
+
+    Args:
+      draw: fills a panel.
+      height: its inches.
+    """
+    by_measure: dict[Measure, list[Record]] = {}
     for record in _drawn(records):
-        by_set.setdefault(record.test_set, []).append(record)
-    heights = [height(of_set) for of_set in by_set.values()]
+        by_measure.setdefault(record.measure, []).append(record)
+    heights = [height(drawn) for drawn in by_measure.values()]
     figure, panels = plt.subplots(
-        len(by_set),
+        len(by_measure),
         1,
         figsize=(WIDTH, sum(heights)),
         layout="constrained",
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )
-    for axes, (test_set, of_set) in zip(panels[:, 0], by_set.items(), strict=True):
-        draw(axes, of_set)
-        axes.set_title(f"{test_set}, {of_set[0].search.replace('_', ' ')}")
+    for axes, ((test_set, _), drawn) in zip(panels[:, 0], by_measure.items(), strict=True):
+        draw(axes, drawn)
+        axes.set_title(f"{test_set}, {drawn[0].search.replace('_', ' ')}")
     return figure
 
 
@@ -200,11 +205,11 @@ def merged(records: Sequence[Record]) -> list[Record]:
     one record with their mean WER and their mean latency; its interval is over seeds and utterances.  It has no width
     where `mean_interval` has none.
     """
-    chunkwise = {(r.system, r.test_set, *r.setting[2:]) for r in records if r.mode == "chunkwise"}
+    chunkwise = {(r.system, replace(r, mode="simulated").setting) for r in records if r.mode == "chunkwise"}
     kept = []
     for seeds in by_seeds(records):
         first, latencies = seeds[0], [record.latency for record in seeds]
-        if first.mode == "simulated" and (first.system, first.test_set, *first.setting[2:]) in chunkwise:
+        if (first.system, first.setting) in chunkwise:
             continue
         if len(seeds) > 1:
             latency = {

@@ -68,14 +68,18 @@ def align_systems(cut_id: str, reference: Sequence[str], hypotheses: Mapping[str
 
 
 def comparable(runs: Runs, test_set: str) -> dict[str, tuple[Record, Path]]:
-    """By system, the record on this test set whose hypotheses to show, and its recogs file, which exists."""
-    found: dict[str, list[tuple[Record, Path]]] = {}
+    """By system, the record on this test set whose hypotheses to show, and its recogs file, which exists.
+
+    They all count the same, words or characters: what most systems have.
+    """
+    found: dict[str, dict[str, list[tuple[Record, Path]]]] = {}  # by what was counted, and by system
     for results_json, records in runs.items():
         for record in records:
             recogs = results_json.parent / record.recogs
             if record.test_set == test_set and recogs.is_file():
-                found.setdefault(record.system, []).append((record, recogs))
-    return {system: min(some, key=lambda run: preference(run[0])) for system, some in found.items()}
+                found.setdefault(record.counted, {}).setdefault(record.system, []).append((record, recogs))
+    most = max(found.values(), key=len, default={})
+    return {system: min(some, key=lambda run: preference(run[0])) for system, some in most.items()}
 
 
 def compare_utterances(recogs: Mapping[str, Path]) -> list[Comparison]:

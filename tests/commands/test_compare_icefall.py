@@ -56,11 +56,13 @@ def test_checkpoints_do_not_share_a_row(monkeypatch, capsys, tmp_path):
 
 
 def test_rates_of_one_test_set_do_not_share_a_cell(monkeypatch, capsys, tmp_path):
-    for unit, wer in (("char", 4.0), ("word", 9.0)):
-        add_record(tmp_path / "results.json", make_record(test_set="x", unit=unit, wer=wer))
+    for test_set, unit, wer in (("x", "char", 4.0), ("x", "word", 9.0), ("test-clean", "char", 2.0)):
+        add_record(tmp_path / "results.json", make_record(test_set=test_set, unit=unit, wer=wer))
     assert run_script(monkeypatch, SCRIPT, tmp_path) == ""
-    one, two = [cells(line) for line in capsys.readouterr().out.splitlines() if "baseline, " in line]
-    assert ((one[0], one[-1]), (two[0], two[-1])) == (("baseline, CER", "4.00"), ("baseline, WER", "9.00"))
+    header, _, ours, theirs, *_ = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert header[-5:] == ["test-clean WER %", "test-other WER %", "x CER %", "x WER %", "test-clean CER %"]
+    assert [ours[0], *ours[-5:]] == ["baseline", "-", "-", "4.00", "9.00", "2.00"]
+    assert "-" not in theirs[-5:-3] and theirs[-3:] == ["-"] * 3  # icefall's are WERs
 
 
 def test_an_experiment_without_results_is_a_clear_error(monkeypatch, tmp_path):

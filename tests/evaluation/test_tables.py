@@ -26,6 +26,14 @@ def test_table_has_a_row_per_way_of_decoding_and_a_column_per_test_set():
     assert "| 12.50 [11.00, 14.25] | - |" in lines[3]
 
 
+def test_one_way_of_decoding_has_one_row_whatever_was_counted_on_a_test_set():
+    in_chinese = make_record(test_set="zh", unit="char")
+    records = [in_chinese, make_record(test_set="en"), replace(in_chinese, unit="word", wer=30.0)]
+    header, _, row = wer_table(records).splitlines()
+    assert "| search | zh CER % | zh WER % | en WER % | speech (h) |" in header
+    assert "| 12.50 [11.00, 14.25] | 30.00 [11.00, 14.25] | 12.50 [11.00, 14.25] | 100.00 |" in row
+
+
 def test_what_weights_alone_do_not_tell_of_their_training_is_a_dash():
     (row,) = wer_table([make_record(speech_hours=0.0, compute_hours=0.0)]).splitlines()[2:]
     assert row.endswith("| - | - |")
@@ -67,6 +75,13 @@ def test_latency_table_has_columns_for_what_was_measured_alone():
     assert [row[MEASURES[FRAME].label] for row in rows] == ["-80 (-40 / 0 / 40)", None, None]
     assert [row[MEASURES[COMPUTE].label] for row in rows] == [None, "8.5 (8.5 / 9.0 / 36.0)", None]
     assert "final text" not in rows[0] and "search" in rows[0] and "seed" not in rows[0]
+
+
+def test_latencies_of_words_and_of_characters_are_told_apart():
+    rows = tables.latency_rows([make_record(latency=LATENCY), make_record(latency=LATENCY, unit="char")])
+    assert [row["counted"] for row in rows] == ["word", "char"] and "counted" in tables.latency_notes(rows)
+    rows = tables.latency_rows([make_record(latency=LATENCY), make_record(latency=LATENCY, unit="word")])
+    assert "counted" not in rows[0]
 
 
 def test_every_column_of_measurements_is_explained_and_no_other():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdstream.evaluation.compare import Reduction, compare
+from kdstream.evaluation.records import Record
 from kdstream.evaluation.scoring import bootstrap_wer, mean_and_deviation
 from kdstream.evaluation.tables import interval_shown, wer_shown
 from kdstream.reporting import findings
@@ -57,6 +58,50 @@ def test_the_best_seed_alone_is_not_what_a_system_has():
     lucky = [make_record(system="lucky", wer=wer, seed=seed) for seed, wer in enumerate((1.0, 30.0))]
     (line,) = findings.headline([*lucky, make_record(system="steady", wer=12.0)], [])
     assert line.startswith("steady has 12.00")
+
+
+def scores(system: str, wer: float, **changes) -> Record:
+    return make_record(system=system, wer=wer, **changes)
+
+
+IN_CHINESE = {"test_set": "zh", "unit": "char"}
+WHOLE = {"mode": "full", "chunk_ms": None, "left_ms": None, "latency_ms": None}
+
+
+def test_the_headline_is_of_every_test_set_whatever_was_counted_on_it():
+    wers = {"baseline": (20.0, 20.0), "a": (19.0, 5.0), "b": (18.0, 40.0)}
+    records = [
+        record
+        for system, (chinese, english) in wers.items()
+        for record in (scores(system, chinese, **IN_CHINESE), scores(system, english, test_set="en"))
+    ]
+    chinese, english = findings.headline(records, compare({Path("results.json"): records}, "baseline"))
+    assert chinese.startswith("a has 5 % fewer character errors than baseline at 160 ms on zh: 19.0 % against 20.0 %")
+    assert english.startswith("a has 75 % fewer word errors than baseline at 160 ms on en: 5.0 % against 20.0 % WER")
+    chinese, english = findings.headline(records, [])  # without a baseline
+    assert chinese.startswith("b has 18.00") and "% CER on zh" in chinese
+    assert english.startswith("a has 5.00") and "% WER on en" in english
+
+
+def test_the_gap_is_between_rates_of_one_kind():
+    teacher = [scores("teacher", 3.0, unit="char", **WHOLE), scores("teacher", 10.0, **WHOLE)]
+    (line,) = findings.headline(teacher, [reduction(25.0)])
+    assert line.endswith("teacher, which hears the whole utterance, has 10.0 %: 50 % of the gap is closed.")
+
+
+def test_one_way_of_decoding_has_one_row_with_a_column_for_whatever_was_counted():
+    records = [
+        record
+        for system in ("baseline", "new")
+        for record in (
+            scores(system, 12.5, **IN_CHINESE),
+            scores(system, 20.0, test_set="en"),
+            scores(system, 30.0, test_set="zh"),
+        )
+    ]
+    header, rows = findings.wer_rows(records, [], "baseline")
+    assert header[3:] == ["zh CER %", "zh WER %", "en WER %"]
+    assert [[cell.split(" ")[0] for cell in row[3:]] for row in rows] == [["12.50", "30.00", "20.00"]] * 2
 
 
 def test_seeds_share_a_row_with_their_mean_deviation_and_intervals():

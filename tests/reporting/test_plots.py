@@ -7,6 +7,7 @@ from dataclasses import replace
 from kdstream.evaluation.latency import Spread
 from kdstream.evaluation.scoring import bootstrap_wer
 from kdstream.reporting import plots
+from kdstream.reporting.sources import Member
 from support.records import make_record, trained
 
 
@@ -36,6 +37,19 @@ def test_plots_show_seeds_as_one_and_no_simulation_of_what_was_decoded_chunk_by_
         replace(chunkwise, wer=12.0, interval=(12.0, 12.0)),  # they lack the errors of their utterances
         only_simulated,
     ]
+
+
+def test_rates_of_words_and_of_characters_have_panels_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    records = [make_record(system=system, unit=unit) for unit in ("word", "char") for system in ("one", "two")]
+    families = {system: Member(system, 0.0) for system in ("one", "two")}
+    plots.plot_wers(records, plots.colours_of(list(families)), tmp_path / "wer.png")
+    plots.plot_latencies(records, families, plots.colours_of(list(families)), tmp_path / "latency.png")
+    bars, curves = drawn
+    assert [axes.get_xlabel() for axes in bars.axes] == ["WER %, 95 % interval, 1 seed", "CER %, 95 % interval, 1 seed"]
+    assert [axes.get_ylabel()[:5] for axes in curves.axes] == ["WER %", "CER %"]
+    assert [len(axes.get_yticks()) for axes in bars.axes] == [2, 2]
 
 
 def test_whiskers_are_over_seeds_and_utterances():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kdstream.evaluation import scoring
-from kdstream.reporting.utterances import GAP, Comparison, align_systems, worth_reading
-from support.records import random_transcripts
+from kdstream.reporting.utterances import GAP, Comparison, align_systems, comparable, worth_reading
+from support.records import make_record, random_transcripts
 
 
 def test_systems_are_aligned_word_under_word():
@@ -26,6 +28,17 @@ def test_alignments_keep_every_word_and_count_errors_as_scoring_does():
             assert [word for word in compared.hypotheses[system] if word] == hypothesis
         aligned = scoring.align([one, two._replace(ref=one.ref)])
         assert [compared.errors(s) for s in ("one", "two")] == list(scoring.score(aligned).utterance_errors)
+
+
+def test_hypotheses_beside_each_other_are_all_of_words_or_all_of_characters(tmp_path):
+    (tmp_path / "recogs.txt").touch()
+    one, two, three = (make_record(system=system, recogs="recogs.txt") for system in ("one", "two", "three"))
+    sooner = replace(two, unit="char", mode="chunkwise")  # which would be shown, were it of words
+    runs = {tmp_path / "results.json": [replace(one, unit="char"), one, two, sooner, three]}
+    assert {system: record for system, (record, _) in comparable(runs, "test-clean").items()} == {
+        "one": one, "two": two, "three": three
+    }  # fmt: skip
+    assert comparable(runs, "test-other") == {}
 
 
 def test_utterances_where_systems_differ_come_first_then_the_worst():
