@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdstream.checkpoints.average import Averaged, CheckpointChoice, load_averaged
 from kdstream.checkpoints.store import PRETRAINED, load_strictly, load_weights
 from kdstream.config.decoding import WeightsConfig
-from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.experiment import TOKENS_FILE, ExperimentConfig
 from kdstream.config.flags import warn_of_unread
-from kdstream.data.tokenizer import Tokenizer
+from kdstream.data.tokenizer import Tokenizer, difference_of_tokens, read_tokens
 from kdstream.errors import UserError, option
 from kdstream.models.presets import resolve
 from kdstream.models.transducer import Transducer, build_model
@@ -45,18 +46,35 @@ def load_trained(config: ExperimentConfig, chosen: WeightsConfig) -> Trained:
     model = build_model(resolve(config.model)).eval()
     load_strictly(model, averaged.weights, chosen.checkpoint or chosen.exp_dir)
     tokenizer = Tokenizer(config.data.bpe_model)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{config.data.bpe_model}: {tokenizer.vocab_size} tokens, the model of {chosen.exp_dir} has "
-            f"{config.model.vocab_size}",
-            fix="give the --bpe-model it was trained with",
-        )
+    check_tokens(tokenizer, config, Path(chosen.exp_dir))
     model.unk_id = tokenizer.unk_id
     name = averaged.last.stem
     if not chosen.checkpoint and averaged.last.name != PRETRAINED:
         name = f"{name.replace('checkpoint', 'iter')}_avg-{chosen.avg}"
     speech, compute = (averaged.params.get(count, 0.0) for count in ("speech_seconds_trained", "compute_seconds"))
     return Trained(model, tokenizer, name, speech, compute)
+
+
+def check_tokens(tokenizer: Tokenizer, config: ExperimentConfig, exp_dir: Path) -> None:
+    """Raises UserError where the model of EXP_DIR has other tokens than the tokenizer, as far as its files tell.
+
+    How many it has, config.json tells, and which ones, tokens.txt, if there is one.
+    """
+    whose, fix = config.data.bpe_model, "give the --bpe-model it was trained with"
+    if tokenizer.vocab_size != config.model.vocab_size:
+        problem = f"{whose}: {tokenizer.vocab_size} tokens, the model of {exp_dir} has {config.model.vocab_size}"
+        raise UserError(problem, fix=fix)
+    table = exp_dir / TOKENS_FILE
+    if not table.is_file():
+        return
+    try:
+        tokens = read_tokens(table)
+    except UserError as error:  # it may be another tool's
+        logging.warning(f"{error.problem}; the tokens of {whose} are not compared with it")
+        return
+    if difference := difference_of_tokens(tokenizer.tokens, tokens, "the model"):
+        fix += f", or delete {table.name} if it is not of this model"
+        raise UserError(f"{whose}: not the tokens in {table} ({difference})", fix=fix)
 
 
 def _read_weights(chosen: WeightsConfig) -> Averaged:

@@ -199,12 +199,15 @@ def read_tokens(path: Path) -> list[str]:
     return tokens
 
 
-def difference_of_tokens(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """The first difference of another model's tokens from the student's; "" if they are the same in the same order."""
+def difference_of_tokens(theirs: Sequence[str], ours: Sequence[str], whose: str = "the student") -> str:
+    """The first difference of others' tokens from ours; "" if they are the same in the same order.
+
+    whose: ours are, for the message.
+    """
     if len(theirs) != len(ours):
-        return f"it has {len(theirs)} tokens, the student {len(ours)}"
+        return f"it has {len(theirs)} tokens, {whose} {len(ours)}"
     different = (
-        f"its token {index} is {their!r}, the student's {our!r}"
+        f"its token {index} is {their!r}, {whose}'s {our!r}"
         for index, (their, our) in enumerate(zip(theirs, ours, strict=True))
         if their != our
     )

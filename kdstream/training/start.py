@@ -317,22 +317,17 @@ def keep_settings(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
 
 
 def keep_tokenizer(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
-    """Copies bpe.model, and tokens.txt from beside it, into the exp-dir, unless they are there beside weights.
+    """Copies bpe.model into the exp-dir, and writes its tokens.txt, unless they are there beside weights.
 
-    tokenizer: of config.data.bpe_model; tokens.txt is written from it where there is none to copy.
+    tokenizer: of config.data.bpe_model.  A tokens.txt that lies beside that may be of another one.
     """
     exp_dir, bpe_model = Path(config.train.exp_dir), Path(config.data.bpe_model)
-    for source, target in (
-        (bpe_model, exp_dir / BPE_MODEL_FILE),
-        (bpe_model.with_name(TOKENS_FILE), exp_dir / TOKENS_FILE),
-    ):
-        if target.exists() and (has_begun(exp_dir) or source.exists() and source.samefile(target)):
-            continue
-        with replacing(target) as temporary:
-            if source.is_file():
-                shutil.copyfile(source, temporary)
-            else:
-                tokenizer.save_tokens(temporary)
+    own, tokens, begun = exp_dir / BPE_MODEL_FILE, exp_dir / TOKENS_FILE, has_begun(exp_dir)
+    if not own.exists() or not (begun or bpe_model.samefile(own)):
+        with replacing(own) as temporary:
+            shutil.copyfile(bpe_model, temporary)
+    if not (begun and tokens.exists()):
+        tokenizer.save_tokens(tokens)
 
 
 def warn_of_changed_settings(config: ExperimentConfig) -> None:

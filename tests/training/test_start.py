@@ -257,10 +257,13 @@ def test_another_tokenizer_is_refused_and_the_kept_one_stays(tmp_path: Path, dat
     assert {name: (tmp_path / "exp" / name).read_bytes() for name in kept} == kept
 
 
-def test_tokens_are_written_where_there_are_none_to_copy(tmp_path: Path, data):
+@pytest.mark.parametrize("beside", [None, "<blk> 0\nX 1\n"])
+def test_tokens_are_those_of_the_tokenizer_whatever_lies_beside_it(tmp_path: Path, data, beside):
     shutil.copy(data.bpe_model, tmp_path)
-    alone = replace(data, bpe_model=str(tmp_path / "bpe.model"))
-    train_experiment(experiment(tmp_path / "exp", alone, max_train_batches=1))
+    if beside is not None:
+        (tmp_path / "tokens.txt").write_text(beside)
+    moved = replace(data, bpe_model=str(tmp_path / "bpe.model"))
+    train_experiment(experiment(tmp_path / "exp", moved, max_train_batches=1))
     assert (tmp_path / "exp" / "tokens.txt").read_bytes() == Path(data.bpe_model).with_name("tokens.txt").read_bytes()
 
 
