@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +38,11 @@ class TokenText:
     def num_tokens(self) -> int:
         """Tokens that a model has to say: <sos/eos> at the end of each sentence counts."""
         return len(self.stream) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its tokens."""
+        return hashlib.sha256(self.stream.data).hexdigest()
 
     def batch(self, sentences: np.ndarray) -> tuple[Tensor, Tensor]:
         """Some sentences as tokens (N, L) and their lengths (N,)."""

@@ -30,7 +30,7 @@ from kdstream.checkpoints.store import (
 )
 from kdstream.config.experiment import TOKENS_FILE
 from kdstream.config.flags import flag_value, settings_of
-from kdstream.data.tokenizer import Tokenizer
+from kdstream.data.tokenizer import Tokenizer, difference_of_tokens, read_tokens
 from kdstream.devices import find_device
 from kdstream.errors import UserError, option
 from kdstream.lm.bigram import BIGRAM_FILE, estimate_bigram
@@ -112,10 +112,32 @@ def check_settings(config: LmConfig, checkpoint: dict[str, Any], path: Path) -> 
         raise UserError(f"{path}: this training was begun with other settings", flag=option("resume", 1), fix=fix)
 
 
+def check_tokens(tokenizer: Tokenizer, config: LmConfig) -> None:
+    """Raises UserError where the training in --exp-dir has other tokens, as its tokens.txt tells."""
+    table = Path(config.exp_dir) / TOKENS_FILE
+    if table.is_file() and (difference := difference_of_tokens(tokenizer.tokens, read_tokens(table), "the training")):
+        problem = f"{config.bpe_model}: not the tokens in {table}, with which this training began ({difference})"
+        fix = f"give the bpe.model that it began with, or use another {option('exp_dir')}"
+        raise UserError(problem, flag=option("bpe_model"), fix=fix)
+
+
+def check_texts(config: LmConfig, checkpoint: dict[str, Any], texts: dict[str, str]) -> None:
+    """Raises UserError where a text has changed since this checkpoint; older ones do not tell.
+
+    texts: hashes by the flags' names.
+    """
+    for name, begun in checkpoint.get("texts", {}).items():
+        if texts[name] != begun:
+            problem = f"{getattr(config, name)}: has changed since this training began, or {option('bpe_model')} has"
+            fix = f"give it as it was, or use another {option('exp_dir')}"
+            raise UserError(problem, flag=option(name), fix=fix)
+
+
 class LmTrainer:
     """A language model in training.
 
-    Raises UserError for texts or a folder that do not serve, and for other settings than the training was begun with.
+    Raises UserError for texts or a folder that do not serve, and for other settings, tokens or texts than the training
+    was begun with.
     """
 
     def __init__(self, config: LmConfig) -> None:
@@ -126,12 +148,18 @@ class LmTrainer:
         if not config.text:
             raise UserError("not given", flag=option("text"), fix="name a text file, a sentence a line")
         resumed = find_begun(config)
+        if resumed is not None:
+            check_tokens(tokenizer, config)
         self.text, self.dev, transcripts = (
             read_text(Path(path), tokenizer, config.max_sent_len, option(name)) if path else None
             for name, path in (
                 ("text", config.text), ("dev_text", config.dev_text), ("transcripts", config.transcripts)
             )
         )  # fmt: skip
+        given = {"text": self.text, "dev_text": self.dev}
+        self.fingerprints = {name: text.fingerprint for name, text in given.items() if text is not None}
+        if resumed is not None:
+            check_texts(config, resumed[0], self.fingerprints)
         remove_leftovers(self.exp_dir)
         tokenizer.save_tokens(self.exp_dir / TOKENS_FILE)
         if transcripts is not None:
@@ -158,6 +186,7 @@ class LmTrainer:
         params: dict[str, Any] = {
             "batch_idx_train": self.steps, "best_valid_loss": self.best,
             "tot_loss": self.total, "tot_tokens": self.count, "settings": kept_settings(self.config),
+            "texts": self.fingerprints,
         }  # fmt: skip
         position = {"epoch": self.epoch, "batch": self.used}
         save_checkpoint(

@@ -125,6 +125,40 @@ def test_a_training_goes_on_with_the_settings_that_it_was_begun_with(config, tmp
     assert (tmp_path / "exp" / "epoch-2.pt").is_file()
 
 
+def test_a_training_goes_on_with_the_tokens_and_the_texts_that_it_was_begun_with(config, tmp_path):
+    bpe_model, text, dev = tmp_path / "bpe.model", tmp_path / "text", tmp_path / "dev"
+    for source, copy in ((config.bpe_model, bpe_model), (config.text, text), (config.dev_text, dev)):
+        copy.write_bytes(Path(source).read_bytes())
+    paths = {"exp_dir": str(tmp_path / "exp"), "bpe_model": str(bpe_model), "text": str(text), "dev_text": str(dev)}
+    begun = replace(config, **paths, num_epochs=1)
+    LmTrainer(begun).run()
+    again, table = replace(begun, resume=True, num_epochs=2), tmp_path / "exp" / "tokens.txt"
+    before = table.read_bytes()
+    others = tiny_tokenizer(bpe_model, [*sentences(50, 0), *["WWWWWWWW"] * 50], model_type="char")
+    assert sorted(others.tokens) == sorted(tokens_of(config).tokens)  # the same, in another order
+    with pytest.raises(UserError, match=f"^--bpe-model: {bpe_model}: not the tokens in {table}, .* give the bpe.model"):
+        LmTrainer(again)
+    bpe_model.write_bytes(Path(config.bpe_model).read_bytes())
+    for flag, path in (("--text", text), ("--dev-text", dev)):
+        kept = path.read_text()
+        path.write_text(kept.replace("DOG", "CAT", 1))
+        with pytest.raises(UserError, match=f"^{flag}: {path}: has changed since this training began, .*as it was"):
+            LmTrainer(again)
+        path.write_text(kept)
+    assert table.read_bytes() == before
+    LmTrainer(replace(again, num_epochs=1))  # texts that nothing was changed of
+
+
+def test_a_checkpoint_of_before_its_texts_were_kept_goes_on(config, tmp_path):
+    begun = replace(config, exp_dir=str(tmp_path), num_epochs=1)
+    LmTrainer(begun).run()
+    checkpoint = torch.load(tmp_path / "epoch-1.pt", weights_only=True)
+    del checkpoint["texts"]
+    torch.save(checkpoint, tmp_path / "epoch-1.pt")
+    LmTrainer(replace(begun, resume=True, num_epochs=2)).run()
+    assert (tmp_path / "epoch-2.pt").is_file()
+
+
 @pytest.mark.parametrize("symbols", [{"unk_id": 3}, {"unk_id": 3, "byte_fallback": True}])
 def test_a_tokenizer_whose_token_1_spells_texts_is_refused(config, tmp_path, symbols):
     settings = {"user_defined_symbols": ["<blk>"], "model_type": "unigram", **symbols}
