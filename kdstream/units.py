@@ -19,7 +19,8 @@ def tail_frames(input_frames: int) -> int:
 
     With them a runtime has been through the utterance's last whole chunk, and no further: every runtime decodes as many
     chunks as torch does.  It is the padding that `pad_to_whole_chunks` may need at most, and one frame for which
-    sherpa-onnx waits.
+    sherpa-onnx waits.  Of an utterance of at most 8 feature frames, which fills no encoder frame, a runtime
+    decodes nothing.  Torch fills it up to one, and decodes a chunk.
 
     Args:
       input_frames: feature frames that a step of the encoder reads, an exported encoder's metadata T.

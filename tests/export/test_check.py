@@ -35,7 +35,7 @@ from kdstream.export.onnx import OnnxFiles, export_onnx
 from kdstream.export.runtimes import OnnxRecognizer, SherpaRecognizer, torch_runtime
 from kdstream.models.encoders import ENCODERS
 from kdstream.models.presets import resolve
-from kdstream.models.streaming import ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
+from kdstream.models.streaming import SHORTEST, ChunkConfig, pad_to_whole_chunks, padded_encoder_lens
 from kdstream.models.transducer import build_model
 from kdstream.recognizer import load
 from kdstream.units import SAMPLE_RATE
@@ -238,6 +238,15 @@ def test_the_tail_gives_a_runtime_exactly_the_chunks_that_an_utterance_fills(chu
         chunks = int(padded_encoder_lens(torch.tensor([frames]), chunk)) // chunk
         # sherpa-onnx decodes while more frames are there than the next chunk reads
         assert math.ceil((frames + config.tail - config.input_frames) / config.shift) == chunks
+
+
+@pytest.mark.parametrize("chunk, right", [(8, 0), (32, 16)])
+def test_of_what_fills_no_encoder_frame_torch_alone_decodes_a_chunk(chunk, right):
+    config = ChunkConfig(chunk, chunk, right)
+    for frames in range(1, SHORTEST):
+        padded, _ = pad_to_whole_chunks(torch.zeros(1, frames, 80), torch.tensor([frames]), chunk, right)
+        assert padded.size(1) == config.input_frames
+        assert frames + config.tail <= config.input_frames  # sherpa-onnx waits for one frame more than this
 
 
 def test_the_check_passes_on_what_was_just_exported(each_exp_dir, audio, monkeypatch, capsys):
