@@ -37,6 +37,7 @@ PACKAGES = (  # a test compares them, and INCLUDES, with pyproject.toml
     Package("tqdm", ("decode",), "progress bars"),
     Package("lhotse", ("decode",), "data and features"),
     Package("urllib3", ("decode",), "lhotse imports it"),
+    Package("orjson", ("decode",), "lhotse reads manifests faster"),
     Package("lilcom", ("decode",), "stored features"),
     Package("sentencepiece", ("decode",), "tokens"),
     Package("soundfile", ("decode", "serve"), "reading audio"),
