@@ -41,20 +41,21 @@
 #   as stated
 set -euo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check sherpa-onnx==2.0.1 onnx==1.23.2 numpy==2.4.6
 cd "$folder"
-"$folder/venv/bin/python" - <<'PYTHON'
+PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 "$folder/venv/bin/python" - <<'PYTHON'
 """A transducer whose encoder says a given sequence of tokens, a token per frame, whatever it hears."""
 
 import sys
 
 import numpy as np
-import onnx
 import sherpa_onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from tiny_transducer import save, value
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 TOKENS = (".", "A", "B", "C", "D")  # "." is the blank
@@ -120,19 +121,6 @@ def write_model(script):
     )
     with open("tokens.txt", "w") as file:
         file.writelines(f"{token} {number}\n" for number, token in enumerate(("<blk>", *TOKENS[1:])))
-
-
-def value(name, dtype, *shape):
-    return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def save(name, nodes, inputs, outputs, constants, **metadata):
-    weights = [numpy_helper.from_array(array, key) for key, array in constants.items()]
-    graph = helper.make_graph(nodes, name, inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, {key: str(item) for key, item in metadata.items()})
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, f"{name}.onnx")
 
 
 def spot(said, keywords, blanks, reset=False):

@@ -16,7 +16,7 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
       after_blank, after_a: the logits (1, 3) in float32 of the joiner, while the last token is a blank, and is A.
     """
     # The encoder hears 9 frames, moves on by 4, and gives 2 frames of zeros; its two states stay as they are.
-    _save(
+    save(
         "encoder",
         [
             helper.make_node("Gather", ["x", "frames"], ["some"], axis=1),
@@ -25,8 +25,8 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
             helper.make_node("Identity", ["h"], ["new_h"]),
             helper.make_node("Identity", ["c"], ["new_c"]),
         ],
-        [_value("x", FLOAT, "N", 9, 80), _value("h", FLOAT, 1, "N", 2), _value("c", FLOAT, 1, "N", 2)],
-        [_value("encoder_out", FLOAT, "N", 2, 2), _value("new_h", FLOAT, 1, "N", 2), _value("new_c", FLOAT, 1, "N", 2)],
+        [value("x", FLOAT, "N", 9, 80), value("h", FLOAT, 1, "N", 2), value("c", FLOAT, 1, "N", 2)],
+        [value("encoder_out", FLOAT, "N", 2, 2), value("new_h", FLOAT, 1, "N", 2), value("new_c", FLOAT, 1, "N", 2)],
         {"frames": np.array([0, 1]), "zero": np.float32([0])},
         model_type="lstm",
         version=1,
@@ -38,24 +38,24 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
         d_model=2,
     )
     # The decoder gives the last two tokens as they are; none yet is -1 and then blank, 0.
-    _save(
+    save(
         "decoder",
         [helper.make_node("Cast", ["y"], ["decoder_out"], to=FLOAT)],
-        [_value("y", INT64, "N", 2)],
-        [_value("decoder_out", FLOAT, "N", 2)],
+        [value("y", INT64, "N", 2)],
+        [value("decoder_out", FLOAT, "N", 2)],
         {},
         vocab_size=3,
         context_size=2,
     )
     # The joiner looks at the second of them: 0 after a blank, 1 after A.
-    _save(
+    save(
         "joiner",
         [
             helper.make_node("Add", ["encoder_out", "decoder_out"], ["both"]),
             helper.make_node("Gemm", ["both", "weight", "bias"], ["logit"]),
         ],
-        [_value("encoder_out", FLOAT, "N", 2), _value("decoder_out", FLOAT, "N", 2)],
-        [_value("logit", FLOAT, "N", 3)],
+        [value("encoder_out", FLOAT, "N", 2), value("decoder_out", FLOAT, "N", 2)],
+        [value("logit", FLOAT, "N", 3)],
         {"weight": np.concatenate([np.zeros_like(after_a), after_a - after_blank]), "bias": after_blank},
         joiner_dim=2,
     )
@@ -65,7 +65,7 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
 
 def write_offline_encoder() -> None:
     """Writes offline_encoder.onnx here, which gives the frames of a whole utterance in one call: zeros too."""
-    _save(
+    save(
         "offline_encoder",
         [
             helper.make_node("Slice", ["x", "start", "frames", "time", "step"], ["some"]),
@@ -74,8 +74,8 @@ def write_offline_encoder() -> None:
             helper.make_node("Add", ["x_lens", "one"], ["longer"]),
             helper.make_node("Div", ["longer", "step"], ["encoder_out_lens"]),
         ],
-        [_value("x", FLOAT, "N", "T", 80), _value("x_lens", INT64, "N")],
-        [_value("encoder_out", FLOAT, "N", "S", 2), _value("encoder_out_lens", INT64, "N")],
+        [value("x", FLOAT, "N", "T", 80), value("x_lens", INT64, "N")],
+        [value("encoder_out", FLOAT, "N", "S", 2), value("encoder_out_lens", INT64, "N")],
         {
             "start": np.array([0]),
             "frames": np.array([2**30]),
@@ -89,11 +89,11 @@ def write_offline_encoder() -> None:
     )
 
 
-def _value(name, dtype, *shape):
+def value(name, dtype, *shape):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def _save(name, nodes, inputs, outputs, constants, **metadata):
+def save(name, nodes, inputs, outputs, constants, **metadata):
     weights = [numpy_helper.from_array(array, key) for key, array in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
