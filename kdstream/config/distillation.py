@@ -201,12 +201,16 @@ class DistillConfig(Section):
         modes = "mode-consistency" if self.mode_consistency_scale else "full-context" if self.full_context_scale else ""
         if not self.has_teacher:
             return modes or "none"
-        hidden = "+".join(name for name, scale in self.loss_scales.items() if scale and name not in POSTERIORS)
+        weighed = [name for name, scale in self.loss_scales.items() if scale]
+        if self.teacher_losses and "," in self.teacher_type:  # of one teacher they have no effect
+            given = {name.strip() for losses in self.teacher_losses for name in losses.split("+")}
+            weighed = [name for name in weighed if name in given]
+        hidden = "+".join(name for name in weighed if name not in POSTERIORS)
         if hidden and self.kd_branch == "none":
             hidden = f"direct-{hidden}"
         elif hidden and self.kd_branch != "transformer":
             hidden = f"{self.kd_branch}-{hidden}"
         init = "init" if self.init_from_teacher else ""
-        tokens = f"token-{self.kd_token_form}" if self.kd_token_scale else ""
-        ctc = "ctc" if self.kd_ctc_scale else ""
+        tokens = f"token-{self.kd_token_form}" if "token" in weighed else ""
+        ctc = "ctc" if "ctc" in weighed else ""
         return "+".join(filter(None, (init, hidden, tokens, ctc, modes))) or "none"

@@ -33,7 +33,7 @@ def of_each(distill: DistillConfig) -> list[DistillConfig]:
     """The settings of each teacher alone; those that are given where there is one teacher or none.
 
     Raises:
-      UserError: an unknown type, or not one value for each teacher.
+      UserError: an unknown type, not one value for each teacher, or a loss that none of them gives.
     """
     names = split(distill.teacher_type, ",")
     kinds = [TEACHERS.find(name) for name in names]
@@ -59,16 +59,19 @@ def of_each(distill: DistillConfig) -> list[DistillConfig]:
     layers = list_of_all(distill, "kd_layers", split(",".join(distill.kd_layers), "/"), [""] * len(each))
     losses = list_of_all(distill, "teacher_losses", list(distill.teacher_losses), [""] * len(each))
     scales = list_of_all(distill, "teacher_scales", list(distill.teacher_scales), [1.0] * len(each))
+    weighed = [given_by(distill, losses[n], kind.teacher) for n, kind in enumerate(kinds)]
+    check_given(distill, weighed)
     starts = [kind.teacher.gives_weights for kind in kinds]
     first = starts.index(True) if True in starts else 0  # which is asked, and says if it cannot
-    for n, kind in enumerate(kinds):
+    for n in range(len(kinds)):
         each[n] = replace(
             each[n],
             teacher_cache=caches[n],
             kd_layers=tuple(split(layers[n], ",")),
             init_from_teacher=distill.init_from_teacher and n == first,
         )
-        each[n] = with_settings(each[n], **scales_of(distill, losses[n], scales[n], kind.teacher))
+        weights = {scale_of(name): scales[n] * weighed[n].get(name, 0.0) for name in distill.loss_scales}
+        each[n] = with_settings(each[n], **weights)
     return each
 
 
@@ -92,8 +95,8 @@ def wrong_number(setting: str, value: object, wanted: int, whose: str) -> UserEr
     return UserError(f"must have one value for each of {wanted} {whose}", flag=option(setting, text), fix=fix)
 
 
-def scales_of(distill: DistillConfig, losses: str, scale: float, kind: type[Teacher]) -> dict[str, float]:
-    """The settings that weigh the losses under one teacher.
+def given_by(distill: DistillConfig, losses: str, kind: type[Teacher]) -> dict[str, float]:
+    """The losses that one teacher gives, with the weights of the flags.
 
     Args:
       losses: their names, feature+token; empty: all that the flags weigh and such a teacher can give.
@@ -108,12 +111,28 @@ def scales_of(distill: DistillConfig, losses: str, scale: float, kind: type[Teac
                 flag=option("teacher_losses", ",".join(distill.teacher_losses)),
                 fix=f"choose of {', '.join(name for name, weight in wanted.items() if weight)}",
             )
-    possible = {
+    return {
         name: weight
         for name, weight in wanted.items()
         if (name in chosen if chosen else kind.writes_tokens or not isinstance(LOSSES.get(name), LatticeLoss))
     }
-    return {scale_of(name): scale * possible.get(name, 0.0) for name in wanted}
+
+
+def check_given(distill: DistillConfig, given: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where a flag weighs a loss that no teacher gives; those that are on by default may be left over.
+
+    given: by `given_by`, of each teacher.
+    """
+    by_default = DistillConfig().loss_scales
+    for name, weight in distill.loss_scales.items():
+        if weight and weight != by_default.get(name) and not any(name in of_one for of_one in given):
+            raise UserError(
+                f"none of the teachers gives this loss ({option('teacher_type', distill.teacher_type)})",
+                flag=option(scale_of(name), weight),
+                fix=f"leave it out, or name it in {option('teacher_losses')}"
+                if distill.teacher_losses
+                else "leave it out, or add a teacher that writes tokens",
+            )
 
 
 class Member(NamedTuple):

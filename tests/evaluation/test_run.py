@@ -334,6 +334,11 @@ def test_test_parts_on_the_command_line_go_before_test_cuts_in_config_json(exp_d
             {"kd_feature_scale": 0, "kd_apc_scale": 0, "kd_token_scale": 0.5, "kd_branch": "none"},
             "token-full",
         ),
+        (
+            {"teacher_type": "kdstream,icefall", "teacher_losses": ("token", "token+apc"), "kd_token_scale": 0.5},
+            "apc+token-full",
+        ),
+        ({"teacher_losses": ("apc",)}, "feature+apc"),  # of one teacher they have no effect
     ],
 )
 def test_the_method_names_the_losses_that_distilled(flags, named):

@@ -92,6 +92,19 @@ def test_an_exp_dir_is_of_the_teacher_that_reads_it_and_a_cache_may_be_left_out(
         ({"teacher_cache": "a"}, "--teacher-cache a: must have one value for each of 3"),
         ({"teacher_losses": ("token", "relation", "apc")}, "--teacher-losses .*: names relation, which no flag weighs"),
         ({"teacher_type": "icefall,whisper"}, "--teacher-type whisper: unknown; use one of kdstream, icefall"),
+        (
+            {"teacher_losses": ("feature", "apc", "apc")},
+            "--kd-token-scale 0.5: none of the teachers gives this loss .*, or name it in --teacher-losses$",
+        ),
+        (
+            {
+                "teacher_type": "torchaudio,transformers",
+                "teacher_checkpoint": "a,b",
+                "teacher_model": "",
+                "kd_layers": (),
+            },
+            "--kd-token-scale 0.5: none of the teachers gives this loss .*, or add a teacher that writes tokens$",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_several_teachers_are_clear_errors(changes, message):
