@@ -31,6 +31,7 @@ class Flag(NamedTuple):
 
 LARGEST = 2**31 - 1  # of whole numbers
 LARGEST_PORT = 2**16 - 1
+NEGATIVE_NUMBER = re.compile(r"-\.?\d")  # how it begins
 RANGE = ("minimum", "above", "maximum")  # of `Flag.more`: arguments of `range_fault`
 EXTENSIONS: dict[type, dict[str, Flag]] = {}  # by section: flags that `extend` has added
 
@@ -216,7 +217,14 @@ def warn_of_unread(section: Section, names: Collection[str], why: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, which names the flag that an unknown one is most like."""
+    """A parser whose errors are one line, which names the flag that an unknown one is most like.
+
+    What begins as a negative number is a value: of argparse's own, -1 is one, and -1,8 and -1e-3 are not.
+    """
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def error(self, message: str) -> NoReturn:
         for word in message.partition("unrecognized arguments: ")[2].split():

@@ -9,7 +9,16 @@ import pytest
 import kdstream.decoding.settings  # noqa: F401  fills the table of searches, of which --decoding-method names one
 from kdstream.config.decoding import DecodeConfig
 from kdstream.config.distillation import DistillConfig
-from kdstream.config.flags import add_arguments, flag_value, flags_of, from_args, from_dict, settings_of, to_dict
+from kdstream.config.flags import (
+    add_arguments,
+    flag_value,
+    flags_of,
+    from_args,
+    from_dict,
+    parser_of,
+    settings_of,
+    to_dict,
+)
 from kdstream.config.labels import LabelConfig
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.lm.settings import LmConfig
@@ -31,6 +40,24 @@ def test_every_default_is_a_value_that_its_flag_takes(config_class):
             flags += [f"--{item.name.replace('_', '-')}", flag_value(item.default)]
     parsed, untyped = parse(config_class, flags), parse(config_class, [])
     assert settings_of(parsed) == settings_of(untyped) == settings_of(config_class())
+
+
+@pytest.mark.parametrize(
+    "config_class, flag, text, value",
+    [
+        (ModelConfig, "--chunk-size", "-1,8", (-1, 8)),
+        (ModelConfig, "--left-context-frames", "-1", (-1,)),
+        (DecodeConfig, "--lodr-scale", "-1e-1", -0.1),
+        (DecodeConfig, "--lodr-scale", "-.5", -0.5),
+    ],
+)
+def test_a_value_may_begin_with_a_minus(config_class, flag, text, value):
+    parser = parser_of(None)
+    add_arguments(parser, config_class)
+    parsed = from_args(config_class, parser.parse_args([flag, text]))
+    assert getattr(parsed, flag.removeprefix("--").replace("-", "_")) == value
+    with pytest.raises(SystemExit):
+        parser.parse_args([flag, "--device"])
 
 
 def test_a_shift_is_a_number_or_auto():
