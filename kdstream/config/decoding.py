@@ -62,12 +62,12 @@ class ContextConfig(Section):
         None, "Chunk in 20 ms encoder frames (-1: full context).", unset="the first that config.json names"
     )
     left_context_frames: int | None = flag(
-        None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first that config.json names"
+        None, "Left context in 20 ms encoder frames (-1: unlimited).", unset="the first in config.json that fits"
     )
     right_context_frames: int | None = flag(
         None,
         "Right context in 20 ms encoder frames, by which words come later.",
-        unset="the first that config.json names",
+        unset="the first in config.json that fits",
     )
 
 

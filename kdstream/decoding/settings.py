@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from kdstream.config.decoding import SEARCHES, DecodeConfig
@@ -15,7 +15,7 @@ from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.search import Search
 from kdstream.errors import option
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import ChunkConfig, chunks_of
 
 
 def add_search(search: Any) -> Any:
@@ -34,25 +34,31 @@ for _search in (GreedySearch, ModifiedBeamSearch, FastBeamSearch, CtcGreedySearc
 
 
 def choose_chunk(model: ModelConfig, decode: DecodeConfig) -> ChunkConfig | None:
-    """The chunk to decode with; None for full context.  A flag takes precedence over the first value in config.json.
+    """The chunk to decode with; None for full context.
+
+    What no flag says is as in config.json: the first chunk size, and the first left and right context that fit.
 
     Logs a warning for right context that the model was not trained with: it has not learned what to do with it.
     """
-    chunk = decode.chunk_size
-    if chunk is None:
-        chunk = model.chunk_size[0] if model.causal else -1
-    if chunk == -1:
+    size = decode.chunk_size
+    if size is None:
+        size = model.chunk_size[0] if model.causal else -1
+    if size == -1:
         warn_of_unread(decode, ("left_context_frames", "right_context_frames"), "in full context")
         return None
-    left = model.left_context_frames[0] if decode.left_context_frames is None else decode.left_context_frames
-    right = model.right_context_frames[0] if decode.right_context_frames is None else decode.right_context_frames
-    if right not in model.right_context_frames:
+    typed = {
+        name: (value,)
+        for name in ("left_context_frames", "right_context_frames")
+        if (value := getattr(decode, name)) is not None
+    }
+    chunk = chunks_of(replace(model, **typed), size)[0]
+    if chunk.right not in model.right_context_frames:
         trained = flag_value(model.right_context_frames)
         logging.warning(
-            f"{option('right_context_frames', right)}: the model of {decode.exp_dir} was trained with {trained} alone, "
-            "so its words may get worse"
+            f"{option('right_context_frames', chunk.right)}: the model of {decode.exp_dir} was trained with {trained} "
+            "alone, so its words may get worse"
         )
-    return ChunkConfig(chunk, left, right)
+    return chunk
 
 
 def choose_search(decode: DecodeConfig) -> Search:

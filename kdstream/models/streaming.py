@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol, TypeVar
 
 import torch
@@ -111,6 +112,19 @@ class ChunkConfig:
     @property
     def right_ms(self) -> int:
         return self.right * ENCODER_FRAME_MS
+
+
+def chunks_of(config: ModelConfig, size: int) -> list[ChunkConfig]:
+    """The chunks of `size` encoder frames that a model is trained with, in the order of its flags.
+
+    These are those with each --left-context-frames and --right-context-frames that fit.
+    Raises:
+      UserError: none fits.
+    """
+    lefts = [left for left in config.left_context_frames if left == -1 or (left >= size > 0 and left % size == 0)]
+    sides = list(product(lefts or config.left_context_frames[:1], config.right_context_frames))
+    fitting = [(left, right) for left, right in sides if left != -1 or right == 0]
+    return [ChunkConfig(size, left, right) for left, right in fitting or sides[:1]]
 
 
 @dataclass

@@ -58,7 +58,7 @@ def load(
       checkpoint: a file with weights, e.g. pretrained.pt, instead of an epoch's (torch only).
       chunk: in encoder frames of 20 ms; -1 is full context.  None: the first that config.json names, or the only one
         that was exported.
-      left_context, right_context: likewise, in encoder frames of 20 ms.  Unlimited left context, -1, cannot stream.
+      left_context, right_context: likewise, the first that fit the chunk.  Unlimited left context, -1, cannot stream.
       search: greedy_search or modified_beam_search; in torch also those of a CTC head, and with k2 fast_beam_search.
       device: e.g. "cpu" or "cuda:0"; "": a GPU if there is one (torch only).
       engine: runs the encoder chunk by chunk: "torch", "onnxruntime" or the faster one, "auto" (torch only).

@@ -46,6 +46,7 @@ from kdstream.files import replacing, try_lock
 from kdstream.kd.teacher import Teacher, start_from_teacher
 from kdstream.kd.teachers import flags_without_effect
 from kdstream.models.presets import resolve
+from kdstream.models.streaming import chunks_of
 from kdstream.models.transducer import Transducer
 from kdstream.training.dist import LOG_DIR
 
@@ -310,6 +311,7 @@ def keep_settings(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
     exp_dir = Path(config.train.exp_dir)
     warn_of_changed_settings(config)
     warn_of_flags_without_effect(config)
+    warn_of_contexts_never_drawn(config.model)
     warn_of_high_learning_rate(config.train)
     keep_tokenizer(config, tokenizer)
     config.save(exp_dir)
@@ -376,6 +378,18 @@ def what_reads(config: ExperimentConfig) -> list[tuple[Section, tuple[str, ...],
         (train, OF_AN_EXP_DIR, bool(train.init_checkpoint), "without --init-checkpoint"),
         (train, ("start_epoch",), train.start_batch == 0, "beside --start-batch"),
     ]
+
+
+def warn_of_contexts_never_drawn(model: ModelConfig) -> None:
+    """Logs the left and right contexts that go with no chunk: no batch has them."""
+    drawn = [chunk for size in model.chunk_size if model.causal and size > 0 for chunk in chunks_of(model, size)]
+    for name, of_chunks in (
+        ("left_context_frames", {chunk.left for chunk in drawn}),
+        ("right_context_frames", {chunk.right for chunk in drawn}),
+    ):
+        for value in getattr(model, name) if drawn else ():
+            if value not in of_chunks:
+                logging.warning(f"{option(name, value)}: goes with no chunk and other context here, so no batch has it")
 
 
 def warn_of_high_learning_rate(train: TrainConfig) -> None:

@@ -12,7 +12,7 @@ import random
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, product
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from kdstream.kd.taps import Taps
 from kdstream.kd.unlabelled import tokens_with_guesses
 from kdstream.models.checkpointing import checkpoint_layers
 from kdstream.models.rnnt_loss import LossSettings
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import ChunkConfig, chunks_of
 from kdstream.models.transducer import Tokens, Transducer, sum_of_known
 from kdstream.training.metrics import FRAMES, LABELLED_FRAMES, SECONDS, MetricsTracker, read_sums
 from kdstream.units import FRAMES_PER_SECOND
@@ -246,10 +246,7 @@ def chunk_choices(config: ModelConfig, model: Transducer) -> list[list[ChunkConf
         if size < 1:
             problem = "must be 1 encoder frame or more, or -1 for full context"
             raise UserError(problem, flag=option("chunk_size", size))
-        lefts = [left for left in config.left_context_frames if left == -1 or (left >= size and left % size == 0)]
-        sides = list(product(lefts or config.left_context_frames[:1], config.right_context_frames))
-        fitting = [(left, right) for left, right in sides if left != -1 or right == 0]
-        chunks = [ChunkConfig(size, left, right) for left, right in fitting or sides[:1]]
+        chunks = chunks_of(config, size)
         for chunk in chunks:
             model.encoder.check_chunk(chunk)
         choices.append(list(chunks))

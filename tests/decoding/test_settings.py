@@ -19,7 +19,7 @@ from kdstream.decoding.greedy import GreedySearch
 from kdstream.decoding.lattice import FastBeamSearch
 from kdstream.decoding.settings import add_search, choose_chunk, choose_search
 from kdstream.errors import UserError
-from kdstream.models.streaming import ChunkConfig
+from kdstream.models.streaming import ChunkConfig, chunks_of
 from support.paths import ROOT
 
 
@@ -34,6 +34,31 @@ def test_the_chunk_is_the_flag_or_else_the_first_trained_with():
     assert choose_chunk(model, DecodeConfig(chunk_size=32, left_context_frames=-1)) == ChunkConfig(32, -1)
     assert choose_chunk(model, DecodeConfig(chunk_size=-1)) is None
     assert choose_chunk(ModelConfig(causal=False), DecodeConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "sizes, lefts, rights, chunk",
+    [
+        ((32, 8), (16, 32), (0,), ChunkConfig(32, 32)),
+        ((8,), (12, 32), (0,), ChunkConfig(8, 32)),
+        ((8,), (-1, 32), (8, 0), ChunkConfig(8, -1)),
+        ((8,), (-1, 32), (8,), ChunkConfig(8, 32, 8)),
+    ],
+)
+def test_without_flags_the_chunk_is_the_first_that_training_draws(sizes, lefts, rights, chunk):
+    model = ModelConfig(causal=True, chunk_size=sizes, left_context_frames=lefts, right_context_frames=rights)
+    assert choose_chunk(model, DecodeConfig()) == chunks_of(model, sizes[0])[0] == chunk
+
+
+def test_contexts_that_are_typed_hold_even_where_they_fit_no_chunk():
+    model = ModelConfig(causal=True, left_context_frames=(-1, 32), right_context_frames=(0, 8))
+    assert choose_chunk(model, DecodeConfig(right_context_frames=8)) == ChunkConfig(8, 32, 8)
+    with pytest.raises(UserError, match="left context 12: not a multiple of chunk 8; use --left-context-frames 16"):
+        choose_chunk(model, DecodeConfig(left_context_frames=12))
+    with pytest.raises(UserError, match="right context 8 needs a limited left context"):
+        choose_chunk(model, DecodeConfig(left_context_frames=-1, right_context_frames=8))
+    with pytest.raises(UserError, match="chunk 0: must be positive"):
+        choose_chunk(model, DecodeConfig(chunk_size=0))
 
 
 def test_right_context_that_was_not_trained_with_is_pointed_out(caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdstream.commands.train import get_parser
-from kdstream.training.start import config_of_start, warn_of_flags_without_effect
+from kdstream.training.start import config_of_start, warn_of_contexts_never_drawn, warn_of_flags_without_effect
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,20 @@ def test_the_commands_of_the_recipe_name_no_flag_that_nothing_reads(caplog):
     for flags in ("--causal 0", streaming, f"{streaming} --causal 0"):
         warn_of_flags_without_effect(config_of_start(get_parser().parse_args(f"{shared} {flags}".split())))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--causal 1 --left-context-frames 12,32", ["--left-context-frames 12"]),
+        ("--causal 1 --left-context-frames -1 --right-context-frames 0,8", ["--right-context-frames 8"]),
+        ("--causal 1 --left-context-frames -1,32 --right-context-frames 8", ["--left-context-frames -1"]),
+        ("--causal 1 --chunk-size 8,16,-1 --left-context-frames 16,32,-1 --right-context-frames 0,8", []),
+        ("--causal 1 --chunk-size -1 --left-context-frames 12", []),
+        ("--causal 0 --left-context-frames 12", []),
+    ],
+)
+def test_a_context_that_no_batch_has_is_named(caplog, flags: str, named: list[str]):
+    warn_of_contexts_never_drawn(config_of_start(get_parser().parse_args(flags.split())).model)
+    why = "goes with no chunk and other context here, so no batch has it"
+    assert caplog.messages == [f"{context}: {why}" for context in named]
