@@ -45,13 +45,7 @@ from kdstream.training.precision import Precision
 from kdstream.training.profiling import StepProfiler
 from kdstream.training.progress import Progress, checkpoint_params
 from kdstream.training.saving import Saver
-from kdstream.training.start import (
-    batch_count_at_start,
-    check_same_branches,
-    check_views,
-    prunes_from_the_start,
-    start_from_weights,
-)
+from kdstream.training.start import check_same_branches, check_views
 from kdstream.training.step import (
     StudentWithBranches,
     chunk_choices,
@@ -62,6 +56,7 @@ from kdstream.training.step import (
     validation_chunk,
     validation_loss,
 )
+from kdstream.training.weights import batch_count_at_start, prunes_from_the_start, start_from_weights
 
 RESET_INTERVAL = 200  # batches over which tot_loss forgets
 SCHEDULE_INTERVAL = 10  # batches between updates of the model's ScheduledFloats

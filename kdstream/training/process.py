@@ -27,6 +27,7 @@ from kdstream.training.start import (
     with_vocabulary,
 )
 from kdstream.training.step import error_of_reading
+from kdstream.training.weights import check_same_beginning
 
 
 def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -52,6 +53,8 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         check_same_model(config)
         check_unlabelled(config)
         resume_from = checkpoint_to_resume(config)
+        if resume_from is not None:
+            check_same_beginning(config)
         config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
         # by then every process has looked at the exp-dir, and one may write to it

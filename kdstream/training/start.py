@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from kdstream.checkpoints.initial import OF_AN_EXP_DIR, begin_with, read_source
+from kdstream.checkpoints.initial import OF_AN_EXP_DIR
 from kdstream.checkpoints.store import (
     find_checkpoints,
     find_epochs,
@@ -43,15 +43,12 @@ from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.files import replacing, try_lock
-from kdstream.kd.teacher import Teacher, start_from_teacher
 from kdstream.kd.teachers import flags_without_effect
 from kdstream.models.presets import resolve
 from kdstream.models.streaming import chunks_of
-from kdstream.models.transducer import Transducer
 from kdstream.training.dist import LOG_DIR
 
 LOCK_SECONDS = 20
-FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
 # The highest --base-lr that is known to keep what weights know that training begins with: two passes over 6.9 h from a
 # teacher's weights end at 64.8 % with 0.02 and at 72.0 % with 0.045.  icefall's finetune.py has 0.0045.
 MAX_BASE_LR_FROM_WEIGHTS = 0.02
@@ -229,48 +226,6 @@ def check_views(config: ExperimentConfig) -> None:
     ):
         if not given:
             raise UserError(why, flag=option("cr_ctc_scale"), fix=f"give {option(setting, 1)}")
-
-
-def start_from_weights(
-    model: Transducer, config: ExperimentConfig, tokenizer: Tokenizer, teacher: Teacher | None
-) -> None:
-    """Gives a model that has not been trained the teacher's weights, or those of --init-checkpoint, where flags say so.
-
-    A training that resumes reads no --init-checkpoint: it need not be there any more.
-
-    Raises:
-      UserError: flags that contradict each other, a checkpoint that is missing or damaged, or one that does not fit.
-    """
-    train = config.train
-    if train.init_checkpoint and config.distill.init_from_teacher:
-        raise UserError(
-            "weights from two places", flag="--init-checkpoint --init-from-teacher 1", fix="drop one of the two"
-        )
-    if train.init_modules and not train.init_checkpoint:
-        raise UserError(
-            "says of no weights which parts they are for", flag="--init-modules", fix="give --init-checkpoint"
-        )
-    if teacher is not None and config.distill.init_from_teacher:
-        start_from_teacher(model, teacher)
-    elif train.init_checkpoint and checkpoint_to_resume(config) is None:
-        begin_with(model, read_source(train), train.init_modules, tokenizer.tokens)
-
-
-def begins_with_weights(config: ExperimentConfig, *modules: str) -> bool:
-    """Whether all of these parts of the model begin with trained weights, the teacher's or others."""
-    train = config.train
-    chosen = not train.init_modules or set(modules) <= set(train.init_modules)
-    return config.distill.init_from_teacher or bool(train.init_checkpoint and chosen)
-
-
-def batch_count_at_start(config: ExperimentConfig) -> float:
-    """Batches that the encoder's ScheduledFloats count as trained when training begins."""
-    return FINETUNE_BATCH_COUNT if begins_with_weights(config, "encoder") else 0.0
-
-
-def prunes_from_the_start(config: ExperimentConfig) -> bool:
-    """Whether the simple loss, which prunes the lattice, begins with trained weights: it then needs no --warm-step."""
-    return begins_with_weights(config, "encoder", "simple_am_proj", "simple_lm_proj")
 
 
 @contextmanager

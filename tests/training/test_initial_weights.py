@@ -23,7 +23,8 @@ from kdstream.models.scaling import ScheduledFloat
 from kdstream.models.transducer import build_model
 from kdstream.training import loop
 from kdstream.training.process import train_experiment
-from kdstream.training.start import batch_count_at_start, prunes_from_the_start, warn_of_high_learning_rate
+from kdstream.training.start import warn_of_high_learning_rate
+from kdstream.training.weights import batch_count_at_start, check_same_beginning, prunes_from_the_start
 from support.decoding import run_script
 from support.golden import Golden
 from support.models import difference
@@ -159,6 +160,26 @@ def test_random_starts_and_the_teachers_weights_keep_their_schedules(tmp_path, d
     assert (batch_count_at_start(config), prunes_from_the_start(config)) == (0.0, False)
     taught = replace(config, distill=DistillConfig(teacher_exp_dir="exp", init_from_teacher=True))
     assert (batch_count_at_start(taught), prunes_from_the_start(taught)) == (100_000.0, True)
+
+
+@pytest.mark.parametrize("modules, losses", [((), True), (("encoder", "encoder_embed"), False), (("decoder",), False)])
+def test_a_training_that_began_at_random_does_not_resume_with_weights(tmp_path, data, modules, losses):
+    config = experiment(tmp_path, data)
+    check_same_beginning(config)  # no config.json
+    config.save(tmp_path)
+    check_same_beginning(config)
+    begins = replace(config, train=replace(config.train, init_checkpoint="exp/a", init_modules=modules))
+    with pytest.raises(UserError, match="^--init-checkpoint exp/a: .*config.json: its training began without these w"):
+        check_same_beginning(begins)
+    taught = replace(config, distill=DistillConfig(teacher_exp_dir="exp", init_from_teacher=True))
+    with pytest.raises(UserError, match="^--init-from-teacher 1: .*; leave it out, or use another --exp-dir$"):
+        check_same_beginning(taught)
+    begins.save(tmp_path)
+    check_same_beginning(replace(begins, train=replace(begins.train, init_checkpoint="exp/moved")))
+    all_parts = replace(begins, train=replace(begins.train, init_modules=()))
+    if not losses:
+        with pytest.raises(UserError, match="its training began without these weights"):
+            check_same_beginning(all_parts)
 
 
 @pytest.mark.parametrize("base_lr, warned", [(0.045, True), (0.021, True), (0.02, False), (0.0045, False)])
