@@ -104,10 +104,11 @@ def chunk_step(model: Transducer, chunk: ChunkConfig, engine: str = "") -> Step:
     Raises:
       UserError: a chunk that does not fit the encoder, or an engine that is not installed.
     """
+    fresh = silence(model, chunk, streams=1)  # refuses a chunk that does not fit, before anything is built
     if engine == "torch":
         return in_torch(traced_step(model, chunk))
     step = ChunkStep(model, chunk).eval()
-    return OnnxStep(step, *silence(model, chunk, streams=1)) if engine == "onnxruntime" else in_torch(step)
+    return OnnxStep(step, *fresh) if engine == "onnxruntime" else in_torch(step)
 
 
 def choose_engine(name: str, model: Transducer, streams: int) -> str:

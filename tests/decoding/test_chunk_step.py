@@ -43,6 +43,17 @@ def assert_equal_steps(model: Transducer, chunk: ChunkConfig, steps: tuple[Step,
             assert (one - other).abs().max() <= 5e-6 * largest  # sums are taken in another order
 
 
+@pytest.mark.parametrize("engine", ["", "torch", "onnxruntime"])
+def test_a_chunk_that_does_not_fit_is_refused_before_the_first_step(model, engine):
+    for chunk, problem in (
+        (ChunkConfig(3, 6), "chunk 3: not a multiple of"),
+        (ChunkConfig(8, 32, 3), "right context 3: not a multiple of"),
+        (ChunkConfig(8, -1), "unlimited left context needs an endless cache"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            chunk_step(model, chunk, engine)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS, ids=str)
 def test_a_traced_step_equals_one_in_python_for_any_number_of_streams(model, chunk):
