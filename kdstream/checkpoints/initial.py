@@ -23,6 +23,7 @@ from kdstream.models.transducer import Transducer
 from kdstream.models.zipformer_modules import is_streaming
 
 OF_TOKENS = ("decoder", "joiner.output_linear", "simple_am_proj", "simple_lm_proj", "ctc_output")  # a row for each
+OF_MODES = "encoder"  # of which some parameters differ between full context and streaming
 OF_AN_EXP_DIR = ("init_epoch", "init_avg", "init_use_averaged_model")
 
 
@@ -90,7 +91,9 @@ def begin_with(model: Transducer, source: Source, modules: Sequence[str], tokens
             )
     wanted = [name for name in ours if is_within(name, modules or parts)]
     check_same_tokens(source, wanted, tokens)
-    theirs = weights_in_mode_of(model, source.weights, streams(model, source), option("init_checkpoint", source.path))
+    theirs = source.weights
+    if any(is_within(name, [OF_MODES]) for name in wanted):
+        theirs = weights_in_mode_of(model, theirs, streams(model, source), option("init_checkpoint", source.path))
     check_fit(theirs, ours, modules or parts, source)
     weights = {name: theirs[name] for name in wanted}
     check_finite(weights, source.path)

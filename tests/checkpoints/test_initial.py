@@ -74,6 +74,17 @@ def test_a_streaming_checkpoint_starts_no_full_context_model(tmp_path):
         begin(tiny_test_model(False), path)
 
 
+@pytest.mark.parametrize("encoder", ["zipformer", "conformer"])
+def test_parts_that_are_alike_in_both_modes_pass_between_them(tmp_path, encoder):
+    source, model = tiny_test_model(True, seed=3, encoder=encoder), tiny_test_model(False, encoder=encoder)
+    path = write(tmp_path / "pretrained.pt", source)
+    begin(model, path, "encoder_embed", "decoder")
+    theirs, ours = source.state_dict(), model.state_dict()
+    assert all(same(theirs, ours, name) for name in ours if name.startswith(("encoder_embed.", "decoder.")))
+    with pytest.raises(UserError, match="start from a streaming model's|whether it is of a streaming model"):
+        begin(model, path, "encoder.layers.0" if encoder == "conformer" else "encoder.encoders.0")
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_config_json_tells_whether_a_conformer_streams(tmp_path, causal):
     source, model = tiny_test_model(causal, seed=3, encoder="conformer"), tiny_test_model(True, encoder="conformer")
