@@ -71,7 +71,7 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._student = (student,)  # in a tuple, where nn.Module does not look
         self.losses = computed_losses(config)
-        if config.kd_branch in TEACHERS_LAYERS:
+        if config.kd_branch in TEACHERS_LAYERS and self.losses.auxiliary_layer:
             teacher.check_layers()
         self.scales = {logged_as(name): config.loss_scales[name] for name in self.losses.all()}
         for name, loss in self.losses.of_lattice.items():

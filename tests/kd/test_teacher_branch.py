@@ -142,9 +142,10 @@ def test_a_copy_begins_as_the_teachers_layer_and_is_learned_without_dropout(enco
     torch.testing.assert_close(distil(lent, student, features, lens)[1], first[0], rtol=1e-6, atol=0)
 
 
-def test_prediction_alone_needs_no_layer_of_the_teacher():
+@pytest.mark.parametrize("causal", [False, True])
+def test_prediction_alone_needs_no_layer_of_the_teacher(causal):
     config = DistillConfig(kd_branch="teacher", kd_feature_scale=0.0, kd_apc_dim=8)
-    student, teacher = model_of("conformer", True), TransducerTeacher(model_of("conformer", False))
+    student, teacher = model_of("conformer", True), TransducerTeacher(model_of("conformer", causal))
     features, lens, _ = random_batch()
     assert distil(Distiller(config, student, teacher), student, features, lens)[1].keys() == {"apc_loss"}
 
