@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr, teacher_flags
+from kdstream.config.command_line import CACHE_DATA_FLAGS, log_to_stderr, override_data, teacher_flags
 from kdstream.config.distillation import CACHE_STORAGES, NO_LAYERS, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.flags import add_arguments, add_overrides, override, parser_of, str2bool
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distill = override(DistillConfig(), args)
     check_storable(distill)
     config = ExperimentConfig.load(distill.teacher_exp_dir) if distill.teacher_exp_dir else ExperimentConfig()
-    data = override(config.data, args)
+    data = override_data(config.data, args)
     plan = CachePlan(args.output, args.layers, args.storage, args.attention, with_texts=not data.unlabelled_cuts)
     train = replace(config.train, world_size=args.world_size)
     config = replace(config, data=all_cuts(data), train=train, distill=distill)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from kdstream.config.command_line import log_to_stderr, teacher_flags
+from kdstream.config.command_line import log_to_stderr, override_data, teacher_flags
 from kdstream.config.decoding import DecodeConfig, WeightsConfig
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to_stderr()
     config = ExperimentConfig.load(args.exp_dir)
-    data = replace(override(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
+    data = replace(override_data(config.data, args), enable_spec_aug=False)  # the validation set is not augmented
     teacher = DistillConfig() if args.teacher_exp_dir or args.teacher_checkpoint else config.distill
     config = replace(config, data=data, distill=override(teacher, args))
     decode = from_args(DecodeConfig, args)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdstream.commands import layer_similarity
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.sections import DataConfig
 from kdstream.kd.layer_map import pair_layers
 from kdstream.kd.similarity import LayerSimilarity
 from kdstream.kd.taps import Tap, tap_shapes
@@ -88,6 +91,17 @@ def measure(monkeypatch, exp_dir: Path, *flags) -> dict:
 def test_an_output_that_its_picture_would_replace_is_refused_at_once(monkeypatch, tmp_path):
     error = run_script(monkeypatch, "local/layer_similarity.py", "--exp-dir", tmp_path, "--output", "similar.png")
     assert error == "error: --output similar.png: is a JSON file; end it with .json"
+
+
+def test_parts_that_are_typed_go_before_the_cuts_of_the_students_training(monkeypatch, tmp_path):
+    ExperimentConfig(data=DataConfig(valid_cuts=("theirs.jsonl.gz",))).save(tmp_path)
+    seen = []
+    monkeypatch.setattr(layer_similarity, "measure", lambda config, *_: seen.append(config.data) or sys.exit())
+    for flags, cuts in (([], ("theirs.jsonl.gz",)), (["--dev-parts", "a,b"], ())):
+        with pytest.raises(SystemExit):
+            layer_similarity.main(["--exp-dir", str(tmp_path), *flags])
+        assert seen[-1].valid_cuts == cuts
+    assert seen[-1].dev_parts == ("a", "b")
 
 
 @pytest.mark.slow

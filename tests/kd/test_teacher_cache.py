@@ -15,6 +15,7 @@ from lhotse import CutSet, NumpyFilesWriter
 
 from kdstream.commands import cache_teacher
 from kdstream.config.distillation import DistillConfig
+from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import MUSAN_CUTS
 from kdstream.data.mixture import REPEATED
@@ -29,6 +30,7 @@ from kdstream.kd.teacher_cache import CachedTeacher, CacheWriter, fingerprint
 from kdstream.kd.teachers import load_teacher
 from kdstream.models.rnnt_loss import LossSettings
 from kdstream.models.transducer import Tokens
+from kdstream.training import dist
 from kdstream.training.process import train_experiment
 from support.disk import full_disk
 from support.distillation import CHUNK, SMALL
@@ -260,6 +262,18 @@ def test_what_a_cache_costs_is_told_and_what_the_disk_cannot_hold_is_refused(tmp
 
 def cache_flags(tmp_path: Path) -> list[str]:
     return ["--teacher-exp-dir", str(tmp_path / "teacher"), "--output", str(tmp_path / "cache")]
+
+
+def test_parts_that_are_typed_go_before_the_cuts_of_the_teachers_training(tmp_path, monkeypatch):
+    config = ExperimentConfig(data=DataConfig(train_cuts=("theirs.jsonl.gz",)))
+    (tmp_path / "teacher").mkdir()
+    config.save(tmp_path / "teacher")
+    launched = []
+    monkeypatch.setattr(dist, "launch", lambda _, config, device: launched.append(config.data))
+    for flags, cuts in (([], ("theirs.jsonl.gz",)), (["--train-parts", "a,b"], ())):
+        cache_teacher.main([*cache_flags(tmp_path), *flags])
+        assert launched[-1].train_cuts == cuts
+    assert launched[-1].train_parts == ("a", "b")
 
 
 def make_teacher(tmp_path: Path, data) -> None:
