@@ -189,10 +189,6 @@ class SeveralDistillers(nn.Module):
         pairs = zip(self.numbers, self.members, strict=True)
         return [(n, member) for n, member in pairs if isinstance(member, Distiller)]
 
-    @property
-    def first(self) -> Distiller:
-        return self._numbered()[0][1]
-
     def student_taps(self) -> Taps:
         taps = [member.student_taps() for _, member in self._numbered()]
         names = {pair.student for _, member in self._numbered() for pair in member.pairs}

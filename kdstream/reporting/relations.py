@@ -130,19 +130,24 @@ def choose_utterance(config: ExperimentConfig) -> Utterance:
 
 
 def load_distilled(exp_dir: Path, config: ExperimentConfig) -> tuple[Transducer, Distiller, Path]:
-    """Student, distiller (branches and teacher) in eval mode, on the CPU, and the checkpoint they are from."""
+    """Student, distiller (branches and teacher) in eval mode, on the CPU, and the checkpoint they are from.
+
+    Of several teachers, the first that guides layers.
+    """
     weights = next(iter(find_epochs(exp_dir)), None)
     if weights is None:
         raise UserError(f"{exp_dir}: no epoch-N.pt", fix="train it for an epoch first")
-    checkpoint = load_checkpoint(weights)
-    if not checkpoint.get("branches"):
-        raise UserError(f"{weights}: holds no branches", fix="name a distilled student")
+    checkpoint, no_branches = load_checkpoint(weights), f"{weights}: holds no branches"
+    if checkpoint.get("branches") is None:
+        raise UserError(no_branches, fix="name a distilled student")
     student = build_model(resolve(config.model))
     distiller = build_distiller(config.distill, student, load_teacher(without_cache(config), torch.device("cpu")))
     restore(checkpoint, weights, student, branches=distiller)
-    assert distiller is not None  # as the config names a teacher
-    one = distiller.first if isinstance(distiller, SeveralDistillers) else distiller
-    return student.eval(), one.eval(), weights
+    members = distiller.members if isinstance(distiller, SeveralDistillers) else [distiller]
+    guides = [member for member in members if isinstance(member, Distiller) and member.pairs]
+    if not guides:  # it learned posteriors alone
+        raise UserError(no_branches, fix="name a student that was distilled between layers")
+    return student.eval(), guides[0].eval(), weights
 
 
 def finest_pair(distiller: Distiller) -> tuple[int, LayerPair]:

@@ -14,6 +14,8 @@ from kdstream.checkpoints.store import save_checkpoint
 from kdstream.config.distillation import DistillConfig
 from kdstream.config.experiment import ExperimentConfig
 from kdstream.errors import UserError
+from kdstream.kd.several import build_distiller
+from kdstream.kd.teachers import load_teacher
 from kdstream.models.transducer import build_model
 from kdstream.reporting.relations import BRANCH, STUDENT, TEACHER, compare_maps, read_relations
 from support.reporting import HOSTILE_TEXT, write_experiment
@@ -52,6 +54,32 @@ def test_divergence_of_maps_with_one_head_is_that_of_their_rows():
         )
         assert divergence == pytest.approx(float(slow), rel=1e-5)
     assert len(divergences) == 6 and {width.shape for width in maps.values()} == {(7, 7)}
+
+
+def distil_anew(root: Path, **settings) -> None:
+    """A student with other settings, of random weights."""
+    config = load(root)
+    config = replace(config, distill=replace(config.distill, teacher_cache="", **settings))
+    model = build_model(config.model)
+    branches = build_distiller(config.distill, model, load_teacher(config, torch.device("cpu")))
+    save_checkpoint(root / "distilled" / "epoch-1.pt", model, branches=branches)
+    config.save(root / "distilled")
+
+
+def test_of_several_teachers_the_first_that_guides_layers_is_drawn(tmp_path):
+    write_experiment(tmp_path)
+    both = {"teacher_type": "kdstream,kdstream", "teacher_exp_dir": f"{tmp_path / 'teacher'},{tmp_path / 'teacher'}"}
+    distil_anew(tmp_path, **both, teacher_losses=("token", "feature"), kd_token_scale=0.5)
+    assert read_relations(tmp_path / "distilled").layers == ("1.1", "1.1")
+    distil_anew(tmp_path, **both, teacher_losses=("token", "token"), kd_token_scale=0.5)
+    with pytest.raises(UserError, match="epoch-1.pt: holds no branches; name a student that was distilled between lay"):
+        read_relations(tmp_path / "distilled")
+
+
+def test_branches_without_a_parameter_of_their_own_are_drawn(tmp_path):
+    write_experiment(tmp_path)
+    distil_anew(tmp_path, kd_branch="teacher", kd_apc_scale=0.0)
+    assert read_relations(tmp_path / "distilled").layers == ("1.1", "1.1")
 
 
 @pytest.mark.parametrize(
