@@ -2,7 +2,7 @@
 # Teacher, baseline and distilled student on AISHELL-1: characters as tokens, character error rates.  All else, and all
 # other flags, are those of ../librispeech/run.sh.
 #
-# bash egs/aishell/run.sh --corpus-dir /data/aishell --preset small --num-epochs 40 --avg 10 --max-duration 200
+# bash egs/aishell/run.sh --corpus-dir /data/aishell --preset small --num-epochs 20 --avg 5 --max-duration 200
 
 set -eou pipefail
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The whole main job: a full-context teacher, a streaming baseline, and a streaming student distilled from the teacher.
+# The whole main job: a full-context teacher, a streaming student distilled from it, and a streaming baseline that trains
+# as long as both together.
 #
 #   0  environment (.venv)      3  train the baseline
 #   1  data (prepare.sh)        4  train the distilled student
 #   2  train the teacher        5  decode all three      6  report
 #
 # bash egs/librispeech/run.sh                                       the embedded corpus, about half an hour on 2 cores
-# bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 60
+# bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 30
 # bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
@@ -39,23 +40,31 @@ encoder=zipformer         # or conformer
 preset=tiny
 chunk_size=8              # 20 ms frames: 160 ms
 left_context_frames=32    # 640 ms
-num_epochs=8
-avg=3                     # epochs whose mean is decoded
+num_epochs=5              # of the distilled student
+teacher_num_epochs=       # by default twice as many
+baseline_num_epochs=      # by default as many as teacher and student together
+avg=1                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
 use_bf16=0                # 1: bfloat16 autocast; on a processor it compiles kernels for each new length of a batch
 max_duration=15           # seconds of speech in a batch, per process
-train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0"  # more flags for every train.py; these suit an hour
+train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0 --base-lr 0.07"  # more flags for every train.py
 distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (run.sh) $*"; }
 
 read_flags distill_flags "$@"
 check_numbers -1 stage stop_stage left_context_frames
-check_numbers 1 chunk_size num_epochs avg ${world_size:+world_size} ${vocab_size:+vocab_size}
+check_numbers 1 chunk_size num_epochs avg ${teacher_num_epochs:+teacher_num_epochs} \
+  ${baseline_num_epochs:+baseline_num_epochs} ${world_size:+world_size} ${vocab_size:+vocab_size}
 choose_parts train dev test
 choose_place data_dir "$here/data"
 choose_place exp_root "$here/exp"
-((avg <= num_epochs)) || fail "--avg $avg: is more than --num-epochs $num_epochs"
+teacher_num_epochs=${teacher_num_epochs:-$((2 * num_epochs))}
+baseline_num_epochs=${baseline_num_epochs:-$((teacher_num_epochs + num_epochs))}
+for epochs in num_epochs teacher_num_epochs baseline_num_epochs; do
+  ((avg <= ${!epochs})) || fail "--avg $avg: is more than --${epochs//_/-} ${!epochs}"
+done
+declare -A last=([teacher]=$teacher_num_epochs [baseline]=$baseline_num_epochs [distilled]=$num_epochs)  # epochs
 
 # from here on, paths are relative to the recipe, so that records and config.json hold none of this machine
 [[ -z $corpus_dir ]] || corpus_dir=$(realpath -ms --relative-to="$here" "$corpus_dir")
@@ -96,22 +105,22 @@ if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   fi
 fi
 
-# has_ended EXP_DIR: epoch-NUM_EPOCHS.pt is there before its validation, in which a training can be killed
+# has_ended EXP_DIR EPOCHS: its last epoch-N.pt is there before its validation, in which a training can be killed
 has_ended() {
   $python -c 'import sys; from kdstream.checkpoints.store import has_ended
-sys.exit(not has_ended(sys.argv[1], int(sys.argv[2])))' "$1" "$num_epochs"
+sys.exit(not has_ended(sys.argv[1], int(sys.argv[2])))' "$@"
 }
 
-# train NAME FLAGS...: trains the experiment EXP_ROOT/NAME until epoch-NUM_EPOCHS.pt exists and is validated
+# train NAME FLAGS...: trains the experiment EXP_ROOT/NAME until its last epoch-N.pt exists and is validated
 train() {
-  local name=$1
+  local name=$1 epochs=${last[$1]}
   shift
   # shellcheck disable=SC2206  # train_flags holds several words
   local flags=(--encoder "$encoder" --preset "$preset" \
     --manifest-dir "$data_dir/fbank" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --bpe-model "$data_dir/$lang_name/bpe.model" --max-duration "$max_duration" \
     --world-size "$world_size" --num-workers 0 --use-bf16 "$use_bf16" \
-    --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 --lr-epochs 6 \
+    --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 --lr-batches 300 --lr-epochs 20 \
     --average-period 10 --valid-interval 100000 --save-every-n 50 --keep-last-k 1 \
     $train_flags "$@")
   local noted=$exp_root/$name/train-flags.txt
@@ -119,7 +128,7 @@ train() {
   if compgen -G "$exp_root/$name/*.pt" >/dev/null && [[ -f $noted && $(<"$noted") != "${flags[*]}" ]]; then
     fail "$noted: this training was begun with other flags; use another --exp-root"
   fi
-  if [[ -f $exp_root/$name/epoch-$num_epochs.pt ]] && has_ended "$exp_root/$name"; then
+  if [[ -f $exp_root/$name/epoch-$epochs.pt ]] && has_ended "$exp_root/$name" "$epochs"; then
     log "$name: already trained"
     return
   fi
@@ -127,7 +136,7 @@ train() {
   compgen -G "$exp_root/$name/*.pt" >/dev/null || rm -f "$exp_root/$name/config.json"
   echo "${flags[*]}" >"$noted.tmp"
   mv "$noted.tmp" "$noted"
-  $python train.py --exp-dir "$exp_root/$name" --resume 1 --num-epochs "$num_epochs" "${flags[@]}"
+  $python train.py --exp-dir "$exp_root/$name" --resume 1 --num-epochs "$epochs" "${flags[@]}"
 }
 
 streaming=(--causal 1 --chunk-size "$chunk_size" --left-context-frames "$left_context_frames")
@@ -151,7 +160,7 @@ heard=(--manifest-dir "$data_dir/fbank" --test-parts "$test_parts")
 # up_to_date FILE NAME: whether it is younger than the last epoch of experiment NAME and than the test cuts
 up_to_date() {
   local part cuts
-  [[ $1 -nt $exp_root/$2/epoch-$num_epochs.pt ]] || return
+  [[ $1 -nt $exp_root/$2/epoch-${last[$2]}.pt ]] || return
   for part in ${test_parts//,/ }; do
     for cuts in "$data_dir"/fbank/*_cuts_"$part".jsonl.gz; do
       [[ ! $cuts -nt $1 ]] || return
@@ -163,7 +172,7 @@ up_to_date() {
 decode() {
   local name=$1 script=$2
   shift 2
-  local flags="--epoch $num_epochs --avg $avg $*"
+  local flags="--epoch ${last[$name]} --avg $avg $*"
   local done_file="$exp_root/$name/.decoded_$script$(tr -c 'a-z0-9.-' _ <<<"$flags $test_parts${alignments:+ aligned}")"
   if up_to_date "$done_file" "$name"; then
     log "$name, $script $*: already decoded"
@@ -189,9 +198,9 @@ alignments=
 if stages 5; then
   log "Stage 5: decoding"
   if grep -q '"use_ctc": true' "$exp_root/teacher/config.json"; then  # its CTC head knows when words end
-    alignments=$exp_root/teacher/alignments-epoch-${num_epochs}_avg-${avg}_${test_parts//,/_}.jsonl.gz
+    alignments=$exp_root/teacher/alignments-epoch-${last[teacher]}_avg-${avg}_${test_parts//,/_}.jsonl.gz
     up_to_date "$alignments" teacher ||
-      $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "$num_epochs" --avg "$avg" "${heard[@]}" \
+      $python ../../local/align.py --exp-dir "$exp_root/teacher" --epoch "${last[teacher]}" --avg "$avg" "${heard[@]}" \
         --output "$alignments"
   fi
   decode teacher decode.py

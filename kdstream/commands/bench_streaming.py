@@ -1,6 +1,6 @@
 """Measures how fast streams are decoded: real-time factor and milliseconds per chunk, by runtime, threads and streams.
 
-    kdstream bench-streaming --exp-dir egs/librispeech/exp/distilled --epoch 8 --avg 3 \
+    kdstream bench-streaming --exp-dir egs/librispeech/exp/distilled \
         --audio speech.wav --json streaming-speed.json --plot streaming-speed.png
 
 Model, chunk and search are chosen as for streaming_decode.py.  All streams hear the same audio, each from another

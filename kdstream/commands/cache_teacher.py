@@ -1,8 +1,8 @@
 """Stores what a teacher hears in the training cuts, so that students train without running it.
 
-    kdstream cache-teacher --teacher-exp-dir exp/teacher --teacher-avg 3 --output exp/teacher/cache
+    kdstream cache-teacher --teacher-exp-dir exp/teacher --output exp/teacher/cache
 
-then train.py --teacher-exp-dir exp/teacher --teacher-avg 3 --teacher-cache exp/teacher/cache ...  The teacher
+then train.py --teacher-exp-dir exp/teacher --teacher-cache exp/teacher/cache ...  The teacher
 hears the cuts as they are stored, speed-perturbed ones included: masks of SpecAugment and added noise then reach
 the student alone, and time warping is refused.
 

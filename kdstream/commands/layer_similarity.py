@@ -1,6 +1,6 @@
 """Measures how similar every layer of a student is to every layer of a teacher, by linear CKA.
 
-    kdstream layer-similarity --exp-dir exp/baseline --avg 3 --teacher-exp-dir exp/teacher --teacher-avg 3
+    kdstream layer-similarity --exp-dir exp/baseline --teacher-exp-dir exp/teacher
 
 writes exp/baseline/layer_similarity.json and a heat map beside it.  train.py takes the file as
 --kd-similarity-file with --kd-layer-map similar.  The student listens as it streams, the teacher to whole

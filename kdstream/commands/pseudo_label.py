@@ -1,6 +1,6 @@
 """Transcribes speech without transcripts and keeps the trustworthy texts, for train.py --pseudo-cuts.
 
-    kdstream pseudo-label --exp-dir exp/teacher --avg 3 --cuts data/unlabelled.jsonl.gz \
+    kdstream pseudo-label --exp-dir exp/teacher --cuts data/unlabelled.jsonl.gz \
         --output data/pseudo_cuts.jsonl.gz --min-confidence 0.8
     kdstream pseudo-label --labeller faster-whisper --model whisper-base --bpe-model data/lang_bpe_500/bpe.model \
         --cuts data/unlabelled.jsonl.gz --output data/pseudo_cuts.jsonl.gz

@@ -81,18 +81,40 @@ def test_a_training_with_other_flags_is_refused(recipe, flags):
     assert "train-flags.txt: this training was begun with other flags; use another --exp-root" in refused.stderr
 
 
+def epochs(lines: list[str]) -> list[str]:
+    """The experiments that are trained and their epochs."""
+    trainings = [line.split() for line in lines if line.startswith("train.py")]
+    return [f"{words[2]} {words[words.index('--num-epochs') + 1]}" for words in trainings]
+
+
+def test_the_baseline_trains_as_long_as_teacher_and_student_together(recipe):
+    run(recipe)
+    assert epochs(calls(recipe)) == ["exp/teacher 10", "exp/baseline 15", "exp/distilled 5"]
+    assert run(recipe, "--exp-root", str(recipe / "others"), "--teacher-num-epochs", "24").returncode == 0
+    first = calls(recipe)
+    assert epochs(first) == ["others/teacher 24", "others/baseline 29", "others/distilled 5"]
+    decoded = [line.split()[2:5] for line in first if line.startswith("decode.py")]
+    assert sorted(decoded) == [
+        ["others/baseline", "--epoch", "29"], ["others/distilled", "--epoch", "5"], ["others/teacher", "--epoch", "24"]
+    ]  # fmt: skip
+
+
 def test_more_epochs_are_trained_and_decoded(recipe):
     run(recipe)
     calls(recipe)
-    assert run(recipe, "--num-epochs", "9").returncode == 0
+    more = ("--num-epochs", "9", "--teacher-num-epochs", "11", "--baseline-num-epochs", "16")
+    assert run(recipe, *more).returncode == 0
     again = calls(recipe)
-    assert len(again) == 3 + 9 and all("--num-epochs 9" in line for line in again[:3])
+    assert len(again) == 3 + 9 and epochs(again) == ["exp/teacher 11", "exp/baseline 16", "exp/distilled 9"]
+    assert run(recipe, *more, "--num-epochs", "10").returncode == 0
+    again = calls(recipe)
+    assert len(again) == 1 + 4 and epochs(again) == ["exp/distilled 10"]
 
 
 def test_what_has_been_trained_anew_is_decoded_anew(recipe):
     run(recipe)
     calls(recipe)
-    (recipe / "exp" / "distilled" / "epoch-8.pt").unlink()
+    (recipe / "exp" / "distilled" / "epoch-5.pt").unlink()
     assert run(recipe).returncode == 0
     again = calls(recipe)
     assert len(again) == 1 + 4 and all("--exp-dir exp/distilled" in line for line in again)
@@ -121,16 +143,17 @@ def test_other_test_speech_is_decoded_and_that_which_was_mended(recipe):
 
 
 def test_a_mean_of_more_epochs_than_there_will_be_is_refused_at_once(recipe):
-    refused = run(recipe, "--num-epochs", "2")
-    assert refused.returncode == 1 and "--avg 3: is more than --num-epochs 2" in refused.stderr
-    assert calls(recipe) == []
+    for flag, number in (("--num-epochs", "2"), ("--teacher-num-epochs", "1"), ("--baseline-num-epochs", "2")):
+        refused = run(recipe, "--avg", "3", flag, number)
+        assert refused.returncode == 1 and f"--avg 3: is more than {flag} {number}" in refused.stderr
+        assert calls(recipe) == []
 
 
 @pytest.mark.parametrize(
     "flag, value",
     [
-        ("--num-epochs", "eight"), ("--avg", "3.5"), ("--stop-stage", "two"), ("--chunk-size", "8,16"),
-        ("--left-context-frames", "-2"), ("--world-size", "0"), ("--vocab-size", "09"),
+        ("--num-epochs", "eight"), ("--teacher-num-epochs", "0"), ("--avg", "3.5"), ("--stop-stage", "two"),
+        ("--chunk-size", "8,16"), ("--left-context-frames", "-2"), ("--world-size", "0"), ("--vocab-size", "09"),
     ],
 )  # fmt: skip
 def test_what_is_no_number_is_refused_at_once(recipe, flag, value):
