@@ -49,8 +49,8 @@ class Record:
     mode: full (context), simulated (streaming by a mask) or chunkwise (with caches).
     chunk_ms, left_ms, latency_ms (algorithmic): None in full context; left_ms -1 is unlimited.
     wer and interval (95 %, bootstrap over utterances): per cent.
-    speech_hours: speech that training has gone through, repetitions counted.  compute_hours: how long training took.
-      Both are 0 for weights without their checkpoint.
+    speech_hours: speech that training has gone through, repetitions counted.  compute_hours: how long training took,
+      times its processes.  Both are 0 for weights without their checkpoint.
     recogs: recogs-*.txt, relative to the results JSON; "" where it is not kept beside it.
     latency: what was measured, by the names in latency.py; a file may lack it.
     utterance_errors, utterance_words: of each utterance in the order of their ids.  Intervals of comparisons need

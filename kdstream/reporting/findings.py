@@ -45,6 +45,7 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
     """The main result, a paragraph for each test set: the best system against the baseline where latency is lowest.
 
     Without a baseline it is the lowest WER.  A test set on which words and characters were counted has two paragraphs.
+    One more says how much each system was trained, where that differs.
     """
     measured = [r for r in reductions if r.percent is not None]
     if not measured:
@@ -55,7 +56,8 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
     for reduction in decoded_alike:
         by_system.setdefault((reduction.record.system, reduction.record.checkpoint), []).append(reduction)
     best = max(by_system.values(), key=lambda some: fmean(r.percent for r in some if r.percent is not None))
-    return [f"{_sentence(reduction)} {_gap(reduction, records)}".strip() for reduction in best]
+    paragraphs = [f"{_sentence(reduction)} {_gap(reduction, records)}".strip() for reduction in best]
+    return [*paragraphs, *_training_shown(best[0], records)]
 
 
 def _lowest(records: Sequence[Record]) -> list[Record]:
@@ -95,11 +97,16 @@ def _seeds_shown(reduction: Reduction) -> str:
     return f"seeds: {ours} and {theirs}"
 
 
-def _gap(reduction: Reduction, records: Sequence[Record]) -> str:
-    """How much of the gap between the baseline and the best full-context system is closed; "" where there is none."""
+def _goal(reduction: Reduction, records: Sequence[Record]) -> Sequence[Record]:
+    """The seeds of the best other system in full context, measured and searched alike; none where there is none."""
     record, base = reduction.record, reduction.base
     full = [r for r in records if r.mode == "full" and r.measure == record.measure and r.search == record.search]
-    goal = _lowest([r for r in full if r.system not in (record.system, base.system)])
+    return _lowest([r for r in full if r.system not in (record.system, base.system)])
+
+
+def _gap(reduction: Reduction, records: Sequence[Record]) -> str:
+    """How much of the gap between the baseline and the best full-context system is closed; "" where there is none."""
+    goal = _goal(reduction, records)
     wer, base_wer = mean_wer(reduction.records), mean_wer(reduction.bases)
     if not goal or mean_wer(goal) >= base_wer or wer >= base_wer:
         return ""
@@ -108,6 +115,16 @@ def _gap(reduction: Reduction, records: Sequence[Record]) -> str:
         return f"That is below the {goal_wer:.1f} % of {name}, which hears the whole utterance."
     share = 100 * (base_wer - wer) / (base_wer - goal_wer)
     return f"{name}, which hears the whole utterance, has {goal_wer:.1f} %: {share:.0f} % of the gap is closed."
+
+
+def _training_shown(reduction: Reduction, records: Sequence[Record]) -> list[str]:
+    """`Speech that training went through, repetitions counted: baseline 10.0 h, ...`, where it is known and differs."""
+    compared = (reduction.bases, reduction.records, _goal(reduction, records))
+    hours = {some[0].system: fmean(r.speech_hours for r in some) for some in compared if some}
+    if 0 in hours.values() or len({f"{value:.1f}" for value in hours.values()}) < 2:
+        return []
+    shown = ", ".join(f"{name} {value:.1f} h" for name, value in hours.items())
+    return [f"Speech that training went through, repetitions counted: {shown}."]
 
 
 def wer_rows(records: Sequence[Record], reductions: Sequence[Reduction], baseline: str) -> Table:

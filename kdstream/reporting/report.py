@@ -41,6 +41,7 @@ INTERVALS = (
     "Brackets hold 95 % intervals, by a bootstrap over the seeds, where there are several, and over utterances. With 1 "
     "seed an interval does not say how much another training would differ."
 )
+TRAINED = "Speech: what training went through, repetitions counted. Compute: its time, multiplied by its processes."
 PAIRED = (
     "Intervals of the comparison are paired: both systems on the same resampled utterances, each with its own seeds."
 )
@@ -127,7 +128,10 @@ class Report:
             [
                 page.table(*findings.wer_rows(self.records, self.reductions, self.baseline)),
                 page.note(explained),
-                page.details("Models and what they took to train", page.table(*findings.model_rows(self.records))),
+                page.details(
+                    "Models and what they took to train",
+                    page.table(*findings.model_rows(self.records)) + page.note(TRAINED),
+                ),
                 self.picture(self.output / "wer.png", "Bars: the word error rates of the table, with their intervals."),
             ]
         )

@@ -31,6 +31,20 @@ def test_the_headline_is_the_best_system_where_latency_is_lowest():
     )
 
 
+def test_the_headline_says_how_much_each_was_trained_where_that_differs():
+    teacher = make_record(system="teacher", mode="full", chunk_ms=None, wer=10.0, speech_hours=6.66)
+    student = reduction(27.0)
+    longer = [replace(student.base, speech_hours=hours) for hours in (9.0, 11.0)]
+    student = replace(student, records=[replace(student.record, speech_hours=3.33)], bases=longer)
+    told = "Speech that training went through, repetitions counted: baseline 10.0 h, distilled 3.3 h, teacher 6.7 h."
+    assert findings.headline([teacher], [student])[1:] == [told]
+    alike = replace(student, bases=[replace(student.base, speech_hours=3.33)])
+    assert len(findings.headline([], [alike])) == 1
+    assert findings.headline([teacher], [alike])[1:] == [told.replace("10.0", "3.3")]
+    unknown = replace(student, bases=[replace(student.base, speech_hours=0.0)])
+    assert len(findings.headline([teacher], [unknown])) == 1
+
+
 def test_the_headline_admits_chance_harm_and_seeds():
     (line,) = findings.headline([], [reduction(2.0, (-1.0, 5.0))])
     assert "2 % [-1, 5] fewer word errors" in line and "may be chance" in line
