@@ -221,5 +221,5 @@ done | awk 'NR == 1 || !/^ *cuts /'  # one header
 heard=$train_parts
 [[ -z $augment ]] || heard=$(for part in $(each "$train_parts"); do echo "$part,${part}_augmented"; done | paste -sd ,)
 echo "train.py:  --manifest-dir $data_dir/fbank --train-parts $heard ${dev_parts:+--dev-parts $dev_parts }\
-${test_parts:+--test-parts $test_parts }--bpe-model $lang_dir/bpe.model"
+${test_parts:+--test-parts $test_parts }$([[ ! -f $lang_dir/bpe.model ]] || echo "--bpe-model $lang_dir/bpe.model")"
 [[ -z $test_parts ]] || echo "decode.py: --manifest-dir $data_dir/fbank --test-parts $test_parts (of a model from elsewhere)"
