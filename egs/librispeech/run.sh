@@ -6,8 +6,9 @@
 #   1  data (prepare.sh)        4  train the distilled student
 #   2  train the teacher        5  decode all three      6  report
 #
-# bash egs/librispeech/run.sh                                       the embedded corpus, about half an hour on 2 cores
-# bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 30
+# bash egs/librispeech/run.sh                                       the embedded corpus, 20 to 30 minutes on 2 cores
+# bash egs/librispeech/run.sh --corpus mini-librispeech --preset small --num-epochs 10 \
+#     --distill-flags "--init-from-teacher 1 --kd-token-scale 0.5 --base-lr 0.02"
 # bash egs/librispeech/run.sh --encoder conformer --exp-root exp/conformer
 # bash egs/librispeech/run.sh --corpus-dir /data/mine --train-parts train --dev-parts dev --test-parts test \
 #     --data-dir exp/mine/data --exp-root exp/mine
@@ -47,7 +48,7 @@ avg=1                     # epochs whose mean is decoded
 world_size=               # processes; by default one per GPU, or two where there is none
 use_bf16=0                # 1: bfloat16 autocast; on a processor it compiles kernels for each new length of a batch
 max_duration=15           # seconds of speech in a batch, per process
-train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0 --base-lr 0.07"  # more flags for every train.py
+train_flags="--use-ctc 1 --ctc-loss-scale 0.5 --enable-spec-aug 0 --base-lr 0.07"  # more flags for every train.py; these suit an hour
 distill_flags="--init-from-teacher 1 --kd-token-scale 0.5"  # more flags for the distilled student's train.py
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') (run.sh) $*"; }

@@ -2,11 +2,11 @@
 
     kdstream compare-methods --exp-root egs/librispeech/exp/methods --jobs 2
 
-By default it trains on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh.
---train-flags adds to these settings or changes any of them.  The teacher is trained first if --teacher-exp-dir does not
-exist.  It is trained longer than the students: they have one budget, and a teacher that is no better than they are has
-nothing to teach.  What is finished is skipped, and what was killed goes on.  With --cache-teacher 1 what the teacher
-computes is stored once, below EXP_ROOT, and no student runs the teacher.
+By default it trains on the embedded corpus, which `prepare.sh --corpus mini` makes, with the settings of run.sh, except
+--lr-epochs 6 and the numbers of epochs.  --train-flags adds to these settings or changes any of them.  The teacher is
+trained first if --teacher-exp-dir does not exist.  It is trained longer than the students: they have one budget, and a
+teacher that is no better than they are has nothing to teach.  What is finished is skipped, and what was killed goes on.
+With --cache-teacher 1 what the teacher computes is stored once, below EXP_ROOT, and no student runs the teacher.
 
 It writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
 --baseline and against the best form of token distillation, both with intervals (95 %, bootstrap over seeds and

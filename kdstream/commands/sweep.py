@@ -2,7 +2,7 @@
 
     kdstream sweep --exp-root egs/librispeech/exp/sweep-scales --seeds 1,2 --jobs 2 \
         --grid kd-feature-scale=0.3,1,3 --grid kd-apc-scale=0,0.5 \
-        --train-flags "--causal 1 --num-epochs 8 --teacher-exp-dir exp/teacher" --decode-flags "--avg 3"
+        --train-flags "--causal 1 --num-epochs 5 --teacher-exp-dir exp/teacher"
 
 trains one student for each point of the grid and each seed, and decodes it.  Values that hold commas are separated by
 |, as in --grid "kd-layers=2.0,3.1|1.0".  So are paths of --exp-dirs that hold commas, and | ends a single one.

@@ -32,8 +32,8 @@ SYSTEMS = [TEACHER]  # in the order of tables
 for _method in METHODS:
     SYSTEMS += [_method, *([IN_FULL_CONTEXT[_method]] if _method in IN_FULL_CONTEXT else [])]
 
-# run.sh's; one process takes two batches to a step where its two take one each, which gives the same gradients.
-# The learning rate is the one at which the baseline ends best.
+# run.sh's, but for --lr-epochs; one process takes two batches to a step where its two take one each, which gives the
+# same gradients.  The learning rate is the one at which the baseline ends best.
 EMBEDDED_CORPUS = (
     "--preset tiny --causal 1 --chunk-size 8 --left-context-frames 32 --bpe-model data/lang_bpe_64/bpe.model "
     "--max-duration 15 --accum-grad 2 --num-workers 0 --ref-duration 1.5 --warm-step 200 --lr-warmup-batches 100 "
