@@ -55,7 +55,7 @@ import sys
 import numpy as np
 import sherpa_onnx
 from onnx import TensorProto, helper
-from tiny_transducer import save, value
+from tiny_transducer import LSTM, save, value
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 TOKENS = (".", "A", "B", "C", "D")  # "." is the blank
@@ -93,12 +93,7 @@ def write_model(script):
             "table": np.float32(table),
             "one": np.float32([1]),
         },
-        model_type="lstm",
-        version=1,
-        model_author="nobody",
-        T=9,
-        decode_chunk_len=4,
-        num_encoder_layers=1,
+        **LSTM,
         rnn_hidden_size=1,
         d_model=1,
     )

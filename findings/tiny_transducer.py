@@ -7,6 +7,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+LSTM = {  # metadata of an encoder that hears 9 frames of features and moves on by 4
+    "model_type": "lstm",
+    "version": 1,
+    "model_author": "nobody",
+    "T": 9,
+    "decode_chunk_len": 4,
+    "num_encoder_layers": 1,
+}
 
 
 def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
@@ -28,12 +36,7 @@ def write(after_blank: np.ndarray, after_a: np.ndarray) -> None:
         [value("x", FLOAT, "N", 9, 80), value("h", FLOAT, 1, "N", 2), value("c", FLOAT, 1, "N", 2)],
         [value("encoder_out", FLOAT, "N", 2, 2), value("new_h", FLOAT, 1, "N", 2), value("new_c", FLOAT, 1, "N", 2)],
         {"frames": np.array([0, 1]), "zero": np.float32([0])},
-        model_type="lstm",
-        version=1,
-        model_author="nobody",
-        T=9,
-        decode_chunk_len=4,
-        num_encoder_layers=1,
+        **LSTM,
         rnn_hidden_size=2,
         d_model=2,
     )
