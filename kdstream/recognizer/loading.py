@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdstream.config.decoding import DecodeConfig
 from kdstream.config.experiment import CONFIG_FILE
-from kdstream.config.flags import check_values, with_settings
+from kdstream.config.flags import check_values, flags_of, with_settings
 from kdstream.endpoints import EndpointConfig
-from kdstream.errors import UserError, packages_of
+from kdstream.errors import UserError, option, packages_of
 from kdstream.recognizer.base import Recognizer
 
 RUNTIMES = ("torch", "sherpa-onnx")
@@ -23,8 +25,25 @@ CHOICES = {  # settings that choose among exports, and the keywords of `load` fo
     "left_context_frames": "left_context",
     "right_context_frames": "right_context",
 }
+KEYWORDS = {**CHOICES, "exp_dir": "path", "decoding_method": "search"}  # of `load`, where they differ from the settings
 
 
+@contextmanager
+def by_keywords() -> Iterator[None]:
+    """Errors that name flags of commands, which share the checks, name the keywords of `load` instead."""
+    try:
+        yield
+    except UserError as error:
+        settings = [item.name for section in (DecodeConfig, EndpointConfig) for item in flags_of(section)]
+        keywords = {option(name): KEYWORDS.get(name, name) for name in settings}
+        problem, flag, fix = (
+            re.sub(r"--[a-z0-9-]+", lambda typed: keywords.get(typed[0], typed[0]), text)
+            for text in (error.problem, error.flag, error.fix)
+        )
+        raise UserError(problem, flag=flag, fix=fix) from error
+
+
+@by_keywords()
 def load(
     path: str | os.PathLike[str],
     *,

@@ -345,7 +345,10 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             )
             for runtime in ("torch", "sherpa-onnx")
         ),
-        (dict(search="widest_search"), "widest_search"),
+        (dict(search="widest_search"), "^search widest_search: unknown; use one of greedy_search, "),
+        (dict(runtime="torch", left_context=-1), "endless cache; use left_context 32 or the like$"),
+        (dict(runtime="torch", epoch=7), "epoch-7.pt: no such checkpoint"),
+        (dict(runtime="torch", epoch=3, avg=9), "^epoch 3 avg 9: .*lower avg"),
         (
             dict(search="modified_beam_search", beam_width=3),
             "beam_width: not a setting of modified_beam_search; .*size",
@@ -354,21 +357,21 @@ def test_quantised_files_are_taken_when_asked_for_or_alone(exported, tmp_path):
             (dict(runtime=runtime, **out_of_range), named)
             for runtime in ("torch", "sherpa-onnx")
             for out_of_range, named in (
-                (dict(search="modified_beam_search", beam_size=0), "--beam-size 0: must be at least 1"),
-                (dict(blank_penalty=-1.0), "--blank-penalty -1.0: must be at least 0"),
-                (dict(engine="onxruntime"), "--engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
+                (dict(search="modified_beam_search", beam_size=0), "^beam_size 0: must be at least 1"),
+                (dict(blank_penalty=-1.0), "^blank_penalty -1.0: must be at least 0"),
+                (dict(engine="onxruntime"), "^engine onxruntime: unknown; use one of auto, torch, onnxruntime"),
                 (
                     dict(endpoints=EndpointConfig(rule1_min_trailing_silence=-1.0)),
-                    "--rule1-min-trailing-silence -1.0: must be more than 0",
+                    "^rule1_min_trailing_silence -1.0: must be more than 0",
                 ),
                 (
                     dict(endpoints=EndpointConfig(rule3_min_utterance_length=math.nan)),
-                    "--rule3-min-utterance-length nan: must be a number",
+                    "^rule3_min_utterance_length nan: must be a number",
                 ),
             )
         ),
         (dict(search="modified_beam_search", nbest=4), "nbest: not a setting of modified_beam_search; .*beam_size"),
-        (dict(chunk=7, left_context=7), "chunk"),
+        (dict(chunk=7, left_context=7), "chunk 7: not a multiple of 4, .*; use chunk 4,8,16,...$"),
     ],
     ids=str,
 )
