@@ -27,7 +27,7 @@ from kdstream.training.start import (
     with_vocabulary,
 )
 from kdstream.training.step import error_of_reading
-from kdstream.training.weights import check_same_beginning
+from kdstream.training.weights import with_same_beginning
 
 
 def train_experiment(config: ExperimentConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -53,13 +53,13 @@ def _train(config: ExperimentConfig, rank: int, world_size: int) -> None:
         check_same_model(config)
         check_unlabelled(config)
         resume_from = checkpoint_to_resume(config)
-        if resume_from is not None:
-            check_same_beginning(config)
         config = with_teacher_epoch(config, resumes=resume_from is not None)
         log_path = dist.setup_logging(exp_dir, rank, world_size)
         # by then every process has looked at the exp-dir, and one may write to it
         dist.check_shared(log_path, option("exp_dir", exp_dir), world_size, device)
         log_start(config.train, device, log_path)
+        if resume_from is not None:
+            config = with_same_beginning(config)
         dist.first_in_rank_0(data.look_at_training_cuts, rank, world_size, device)
         trainer = Trainer(config, data, device, rank, world_size)
         if resume_from is not None:

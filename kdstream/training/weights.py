@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
-from kdstream.checkpoints.initial import begin_with, read_source
+from kdstream.checkpoints.initial import OF_AN_EXP_DIR, begin_with, read_source
 from kdstream.config.experiment import CONFIG_FILE, ExperimentConfig
 from kdstream.data.tokenizer import Tokenizer
 from kdstream.errors import UserError, option
 from kdstream.kd.teacher import Teacher, start_from_teacher
 from kdstream.models.transducer import Transducer
-from kdstream.training.start import checkpoint_to_resume
+from kdstream.training.start import changes, checkpoint_to_resume
 
+OF_INITIAL_WEIGHTS = ("init_checkpoint", "init_modules", *OF_AN_EXP_DIR)
 FINETUNE_BATCH_COUNT = 100_000.0  # batches that icefall's finetune.py adds, after which no ScheduledFloat changes
 
 
@@ -57,14 +60,18 @@ def prunes_from_the_start(config: ExperimentConfig) -> bool:
     return begins_with_weights(config, "encoder", "simple_am_proj", "simple_lm_proj")
 
 
-def check_same_beginning(config: ExperimentConfig) -> None:
-    """Raises UserError where a training that resumes is to begin with weights with which it did not begin.
+def with_same_beginning(config: ExperimentConfig) -> ExperimentConfig:
+    """The settings of a training that resumes, with the weights with which it began, whatever this start names.
 
-    They would not be read, and the schedules that suit random weights would end in the middle.
+    So config.json and the records of results go on saying what it began with.
+
+    Raises:
+      UserError: it is to begin with weights with which it did not begin.  They would not be read, and the schedules
+        that suit random weights would end in the middle.
     """
     path = Path(config.train.exp_dir) / CONFIG_FILE
     if not path.is_file():
-        return
+        return config
     began = ExperimentConfig.as_written(path.parent)
     ways = (begins_with_weights, batch_count_at_start, prunes_from_the_start)
     if any(how(config) and not how(began) for how in ways):
@@ -74,3 +81,9 @@ def check_same_beginning(config: ExperimentConfig) -> None:
             flag=option(setting, 1 if config.distill.init_from_teacher else config.train.init_checkpoint),
             fix=f"leave it out, or use another {option('exp_dir')}",
         )
+    train = replace(config.train, **{name: getattr(began.train, name) for name in OF_INITIAL_WEIGHTS})
+    distill = replace(config.distill, init_from_teacher=began.distill.init_from_teacher)
+    kept = replace(config, train=train, distill=distill)
+    for change in [*changes(kept.train, config.train), *changes(kept.distill, config.distill)]:
+        logging.warning(f"{path}: the training goes on from its checkpoint, not from these weights: {change}")
+    return kept

@@ -24,7 +24,7 @@ from kdstream.models.transducer import build_model
 from kdstream.training import loop
 from kdstream.training.process import train_experiment
 from kdstream.training.start import warn_of_high_learning_rate
-from kdstream.training.weights import batch_count_at_start, check_same_beginning, prunes_from_the_start
+from kdstream.training.weights import batch_count_at_start, prunes_from_the_start, with_same_beginning
 from support.decoding import run_script
 from support.golden import Golden
 from support.models import difference
@@ -163,23 +163,29 @@ def test_random_starts_and_the_teachers_weights_keep_their_schedules(tmp_path, d
 
 
 @pytest.mark.parametrize("modules, losses", [((), True), (("encoder", "encoder_embed"), False), (("decoder",), False)])
-def test_a_training_that_began_at_random_does_not_resume_with_weights(tmp_path, data, modules, losses):
+def test_a_training_that_began_at_random_does_not_resume_with_weights(tmp_path, data, caplog, modules, losses):
     config = experiment(tmp_path, data)
-    check_same_beginning(config)  # no config.json
+    assert with_same_beginning(config) == config  # no config.json
     config.save(tmp_path)
-    check_same_beginning(config)
+    assert with_same_beginning(config) == config
     begins = replace(config, train=replace(config.train, init_checkpoint="exp/a", init_modules=modules))
     with pytest.raises(UserError, match="^--init-checkpoint exp/a: .*config.json: its training began without these w"):
-        check_same_beginning(begins)
+        with_same_beginning(begins)
     taught = replace(config, distill=DistillConfig(teacher_exp_dir="exp", init_from_teacher=True))
     with pytest.raises(UserError, match="^--init-from-teacher 1: .*; leave it out, or use another --exp-dir$"):
-        check_same_beginning(taught)
+        with_same_beginning(taught)
     begins.save(tmp_path)
-    check_same_beginning(replace(begins, train=replace(begins.train, init_checkpoint="exp/moved")))
+    assert with_same_beginning(begins) == begins and not caplog.text
+    moved = replace(begins.train, init_checkpoint="exp/moved", init_epoch=3)
+    assert with_same_beginning(replace(begins, train=moved)) == begins
+    assert "not from these weights: --init-checkpoint exp/a there, exp/moved now" in caplog.text
+    assert "not from these weights: --init-epoch 0 there, 3 now" in caplog.text
+    nowhere = replace(begins.train, init_checkpoint="", init_modules=())
+    assert with_same_beginning(replace(begins, train=nowhere)) == begins
     all_parts = replace(begins, train=replace(begins.train, init_modules=()))
     if not losses:
         with pytest.raises(UserError, match="its training began without these weights"):
-            check_same_beginning(all_parts)
+            with_same_beginning(all_parts)
 
 
 @pytest.mark.parametrize("base_lr, warned", [(0.045, True), (0.021, True), (0.02, False), (0.0045, False)])
