@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode, rules, limits = from_args(DecodeConfig, args), from_args(EndpointConfig, args), from_args(Limits, args)
     own = settings_of_search(decode.decoding_method)
     decode.check_used(own)
+    decode.warn_of_others(own)
     settings = {name: getattr(decode, name) for name in own}
     engines: dict[str, Engine] = {}
     for name, path in named_models(args.models).items():

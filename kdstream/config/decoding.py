@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from kdstream.config.flags import Section, flag
+from kdstream.config.flags import Section, flag, warn_of_unread
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 from kdstream.words import SCORE_BY
@@ -157,6 +158,11 @@ class DecodeConfig(ScoringConfig, DeviceConfig, StreamsConfig, SearchConfig, Con
                     flag=option(name, getattr(self, name)),
                     fix="use --decoding-method modified_beam_search",
                 )
+
+    def warn_of_others(self, own: Collection[str]) -> None:
+        """Logs which settings of other searches were given in vain, beside a search with the settings `own`."""
+        of_others = set(chain.from_iterable(SEARCHES.settings.values())).difference(own)
+        warn_of_unread(self, of_others, f"in {self.decoding_method}")
 
 
 DECODE_SECTIONS: tuple[type[Section], ...] = DecodeConfig.__bases__[::-1]

@@ -69,8 +69,7 @@ def choose_search(decode: DecodeConfig) -> Search:
     """
     own = settings_of_search(decode.decoding_method)
     search = build_search(decode)
-    of_others = {name for method in SEARCHES for name in settings_of_search(method)}.difference(own)
-    warn_of_unread(decode, of_others, f"in {decode.decoding_method}")
+    decode.warn_of_others(own)
     for scale, of in (("hotwords_score", "hotwords_file"), ("lm_scale_decode", "lm_exp_dir")):
         if scale in own and not getattr(decode, of):
             warn_of_unread(decode, [scale], f"without {option(of)}")

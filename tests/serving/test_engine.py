@@ -304,6 +304,15 @@ def test_a_directory_whose_export_is_in_doubt_is_refused_with_what_serve_takes_i
     assert f"{problem}: {', '.join(path.name for path in paths)}; name the file that you mean" in str(error.value)
 
 
+def test_settings_of_another_search_are_pointed_out(tmp_path, caplog):
+    with pytest.raises(UserError, match="holds no exported"):
+        serve.main([str(tmp_path), "--beam-size", "16", "--hotwords-score", "3", "--blank-penalty", "1"])
+    assert caplog.messages == [
+        "--beam-size 16: has no effect in greedy_search",
+        "--hotwords-score 3.0: has no effect in greedy_search",
+    ]
+
+
 @pytest.mark.parametrize("flag", ["--beam-size", "--num-threads"])
 def test_no_paths_and_no_threads_are_refused_before_a_model_is_read(flag, capsys):
     with pytest.raises(SystemExit):
