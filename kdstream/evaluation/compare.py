@@ -136,6 +136,7 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
     for records in by_seeds(record for record in everything if record.system != baseline):
         if records[0].setting in bases:
             before = list(bases[records[0].setting].values())
+            _warn_of_checkpoints(before)
             wer = mean_wer(before)
             percent = scoring.relative_reduction(wer, mean_wer(records)) if wer else None
             interval = None if percent is None else _reduction_interval(before, records)
@@ -229,6 +230,15 @@ def _warn_of_normalisations(records: Iterable[Record]) -> None:
             logging.warning(f"test set {test_set}: error rates count other errors, as texts are normalised by {shown}")
 
 
+def _warn_of_checkpoints(seeds: Sequence[Record]) -> None:
+    """Says where the seeds of one system, which count together, were not trained equally long or averaged alike."""
+    checkpoints = {record.checkpoint: record.seed for record in seeds}
+    if len(checkpoints) > 1:
+        shown = ", ".join(f"{checkpoint} (seed {seed})" for checkpoint, seed in checkpoints.items())
+        problem = f"{seeds[0].system}: its seeds count together, but were decoded from several checkpoints: {shown}"
+        logging.warning(f"{problem}; decode all from one --epoch and --avg")
+
+
 def _unpaired(baseline: Record, system: Record) -> UserError:
     return UserError(
         f"test set {system.test_set}: {system.system} and {baseline.system} were scored on different utterances or "
@@ -253,7 +263,8 @@ def compare_seeds(
       Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
     Raises:
       UserError: a record lacks the errors of its utterances, has other utterances than the records before it, or has
-        another mode, chunk, context or search than the other seeds of its system; two records have the same seed.
+        another mode, chunk, context, search or checkpoint than the other seeds of its system; two records have the same
+        seed.
     """
     _warn_of_normalisations(records)
     found = _by_system(records)
@@ -288,8 +299,8 @@ def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
             raise UserError(problem, fix="decode all on the same cuts")
         seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
         for other in seeds:
-            if record.setting != other.setting:
-                ours, theirs = (", ".join(map(str, (*r.decoding, r.counted))) for r in (record, other))
+            if shared_by_seeds(record) != shared_by_seeds(other):
+                ours, theirs = (", ".join(map(str, (r.checkpoint, *r.decoding, r.counted))) for r in (record, other))
                 raise UserError(
                     f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}", fix="decode both alike"
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from kdstream.checkpoints.store import has_begun, last_epoch
 from kdstream.config.command_line import CACHE_DATA_FLAGS
@@ -14,7 +15,7 @@ from kdstream.config.distillation import DistillConfig
 from kdstream.config.flags import flag_value, flags_of
 from kdstream.config.sections import DataConfig
 from kdstream.errors import UserError, option
-from kdstream.evaluation.records import Record, load_records, newest
+from kdstream.evaluation.records import Record, load_newest, newest
 from kdstream.experiments.cells import Cell, Flags, all_records, seen_from
 from kdstream.experiments.method_table import IN_FULL_CONTEXT, METHODS, WITHOUT_TEACHER
 from kdstream.experiments.train_flags import (
@@ -195,11 +196,14 @@ def epoch_that_taught(exp_root: Path, teacher_exp_dir: str) -> int:
 
 
 def load_added(paths: Sequence[Path]) -> list[Record]:
-    """The records of results JSONs that --add-results names.  Raises UserError if a system is no method."""
-    added = []
+    """The records of results JSONs that --add-results names, of each training those of the checkpoint decoded last.
+
+    Raises UserError if a system is no method, or if two files hold one seed with other errors: it counts once.
+    """
+    added: dict[tuple[Any, ...], tuple[Path, Record]] = {}
     for path in paths:
         try:
-            records = load_records(path)
+            records = load_newest(path)
         except UserError as error:
             raise UserError(error.problem, flag=option("add_results"), fix=error.fix) from error
         unknown = {record.system for record in records}.difference(SYSTEMS)
@@ -207,8 +211,15 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
             raise UserError(
                 f"not from a comparison of methods; it has {', '.join(unknown)}", flag=option("add_results", path)
             )
-        added += records
-    return added
+        for record in records:
+            first, same = added.setdefault(record.training, (path, record))
+            if same.utterance_errors != record.utterance_errors:
+                what = f"{record.system}, seed {record.seed}, {record.test_set}"
+                problem = f"{what}: is in {first} too, with other errors, and a seed counts once"
+                raise UserError(
+                    problem, flag=option("add_results", path), fix="train it with another seed, or drop one"
+                )
+    return [record for _, record in added.values()]
 
 
 def records_of(cells: Sequence[Cell], added: Sequence[Record]) -> list[Record]:

@@ -140,6 +140,17 @@ def test_other_checkpoints_of_a_system_are_no_seeds_of_it():
     assert [(len(r.records), r.record.checkpoint) for r in reductions] == [(1, "epoch-30_avg-9"), (1, "epoch-30_avg-1")]
 
 
+def test_a_baseline_of_several_checkpoints_is_warned_of(caplog):
+    new, base = trained("new", 1, 0.3), [trained("base", seed, 0.4) for seed in (1, 2)]
+    compare({Path("results.json"): [new, *base]}, "base")
+    assert not caplog.messages
+    compare({Path("results.json"): [new, base[0], replace(base[1], checkpoint="epoch-9_avg-1")]}, "base")
+    assert caplog.messages == [
+        "base: its seeds count together, but were decoded from several checkpoints: epoch-30_avg-9 (seed 1), "
+        "epoch-9_avg-1 (seed 2); decode all from one --epoch and --avg"
+    ]
+
+
 def test_a_number_of_a_single_training_says_so():
     base, new = ([trained(system, seed, noise) for seed in (1, 2)] for system, noise in (("base", 0.4), ("new", 0.3)))
     for ours, theirs in ((1, 1), (1, 2), (2, 1), (2, 2)):

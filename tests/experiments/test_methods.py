@@ -392,15 +392,31 @@ def test_results_that_cannot_be_added_are_refused_before_anything_is_trained(mon
         ({"utterance_errors": (1, 2), "utterance_words": (5, 5)}, "scored on other utterances"),
         (
             {**LIKE_THE_STUBS, "chunk_ms": 320},
-            "seed 9, clean: was decoded as simulated, 320, 640, 0, greedy_search, word, but ",
+            "seed 9, clean: was decoded as epoch-30_avg-9, simulated, 320, 640, 0, greedy_search, word, but ",
         ),
-        ({**LIKE_THE_STUBS, "chunk_ms": 320, "seed": 1}, "baseline, seed 1, clean: was decoded as simulated, "),
+        (
+            {**LIKE_THE_STUBS, "checkpoint": "epoch-40_avg-9"},
+            "seed 9, clean: was decoded as epoch-40_avg-9, simulated, 160, 640, 0, greedy_search, word, but ",
+        ),
+        ({**LIKE_THE_STUBS, "chunk_ms": 320, "seed": 1}, "baseline, seed 1, clean: was decoded as epoch-"),
     ],
 )
 def test_seeds_of_other_utterances_or_settings_are_not_pooled(monkeypatch, recipe, changes, named):
     few = ("--methods", "baseline", "--seeds", "1")
     add_record(recipe / "odd.json", make_record(**{"system": "baseline", "seed": 9, "test_set": "clean", **changes}))
     assert named in compare(monkeypatch, recipe, *few, "--add-results", recipe / "odd.json")
+
+
+def test_a_seed_of_two_files_is_pooled_with_neither(monkeypatch, recipe):
+    """Two machines that both trained seed 9 have trained it twice; which of the two counts, nobody could tell."""
+    paths = [recipe / "one.json", recipe / "other.json"]
+    for path, errors in zip(paths, ((1,) * 30, (2,) * 30), strict=True):
+        stub = {**LIKE_THE_STUBS, "utterance_errors": errors}
+        add_record(path, make_record(system="baseline", seed=9, test_set="clean", **stub))
+    both = ("--methods", "baseline", "--seeds", "1", "--add-results", ",".join(map(str, paths)))
+    problem = f"--add-results {paths[1]}: baseline, seed 9, clean: is in {paths[0]} too, with other errors"
+    assert problem in compare(monkeypatch, recipe, *both)
+    assert not events(recipe)
 
 
 @pytest.mark.slow
