@@ -83,3 +83,13 @@ check_numbers() { # LEAST NAME...
 choose_place() { # NAME DEFAULT
   [[ -z $lhotse_recipe || ${!1} != "$2" ]] || printf -v "$1" '%s' "$2-$lhotse_recipe"
 }
+
+# Gives train_parts, dev_parts and test_parts the parts that a recipe found.  What is typed stays, unless stage 1, which
+# is told of it, has just looked for the parts.
+read_found_parts() { # FILE
+  local train=$train_parts dev=$dev_parts test=$test_parts
+  [[ -f $1 ]] || fail "$1: no such file; run stage 1"
+  source "$1"
+  ((stage <= 1 && stop_stage >= 1)) ||
+    train_parts=${train:-$train_parts} dev_parts=${dev:-$dev_parts} test_parts=${test:-$test_parts}
+}

@@ -118,8 +118,7 @@ if [[ -n $lhotse_recipe ]]; then
       --text-remove "$text_remove" ${channel:+--channel "$channel"} --held-out-share "$held_out_share" \
       --output-dir "$data_dir/manifests" --jobs "$nj"
   fi
-  [[ -f $found ]] || fail "$found: no such file; run stage 1"
-  source "$found"  # train_parts, dev_parts and test_parts
+  read_found_parts "$found"
 elif [[ -n $text_remove ]]; then
   speech+=" $text_remove"
 fi

@@ -92,11 +92,7 @@ if stages 1; then
   bash prepare.sh "${source[@]}" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
     --token-type "$token_type" --vocab-size "$vocab_size" --text-case "$text_case" --data-dir "$data_dir"
 fi
-if [[ -n $lhotse_recipe ]]; then
-  found=$data_dir/manifests/${lhotse_recipe}_parts.sh
-  [[ -f $found ]] || fail "$found: no such file; run stage 1"
-  source "$found"  # train_parts, dev_parts and test_parts
-fi
+[[ -z $lhotse_recipe ]] || read_found_parts "$data_dir/manifests/${lhotse_recipe}_parts.sh"
 cores=$(env -u OMP_NUM_THREADS nproc)  # nproc would print that variable
 if ((stage <= 4 && stop_stage >= 2)); then  # something is trained
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}  # large pages: a step on a CPU takes 0.96 of its time

@@ -178,6 +178,10 @@ def test_a_corpus_of_a_recipe_has_places_of_its_own_and_the_parts_that_stage_1_f
     first = calls(recipe)[0]
     assert "--exp-dir exp-tedlium/teacher" in first and "--bpe-model data-tedlium/lang_char/bpe.model" in first
     assert "--manifest-dir data-tedlium/fbank --train-parts a,b --dev-parts c --test-parts d" in first
+    typed = ("--exp-root", str(recipe / "other"), "--stage", "2", "--train-parts", "a,a_augmented", "--test-parts", "c")
+    assert run(recipe, "--lhotse-recipe", "tedlium", "--corpus-dir", ".", *typed).returncode == 0
+    later = next(call for call in calls(recipe) if "--exp-dir other/teacher" in call)
+    assert "--train-parts a,a_augmented --dev-parts c --test-parts c" in later
 
 
 def test_aishell_is_librispeechs_run_with_flags(recipe):
