@@ -75,13 +75,13 @@ class Augmentation:
     def change_cut(self, cut: Cut, from_audio: bool) -> Cut:
         """The cut as its features are computed, or mixed of stored ones where `from_audio` does not ask for audio.
 
-        Transforms work on 16 kHz: Lhotse mixes cuts of one rate alone.
+        It is the same object where no transform changes it.  Transforms work on 16 kHz: Lhotse mixes cuts of one rate
+        alone.
         """
-        if self._of_cuts:
-            cut = at_16_khz(cut, from_audio)
+        changed = before = at_16_khz(cut, from_audio) if self._of_cuts else cut
         for transform in self._of_cuts:
-            cut = transform(cut)
-        return cut
+            changed = transform(changed)
+        return cut if changed is before else changed
 
     def change_utterance(self, utterance: Utterance) -> Utterance:
         """The utterance as training gets it, before padding."""

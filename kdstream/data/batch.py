@@ -30,6 +30,7 @@ class Batch:
     tokens: (N, U) int64 of the texts, padded with blank; token_lens (N,) int64.  None where nobody learns them.
     audio: (N, S) in [-1, 1], padded with zeros; audio_lens (N,) int64.  None where no teacher listens to it.
     stored: (N, F), what a teacher's cache holds of the utterances; None where no cache is read.
+    means: N, see `Utterance`; None where no cache is read.
     clean_features: (N, T, 80), without masks and noise; None where no teacher listens to them, or there are none.
     origin: what this batch is a copy of, on another device.
     """
@@ -45,6 +46,7 @@ class Batch:
     clean_features: Tensor | None = None
     second_view: Tensor | None = None
     stored: Tensor | None = None
+    means: list[float | None] | None = None
     origin: Batch | None = None
 
     def to(self, device: str | torch.device) -> Batch:
@@ -88,6 +90,8 @@ class Batch:
 class Utterance(NamedTuple):
     """One cut, read: `features` (T, 80), and where they are asked for `audio` (S,), `clean` features (T, 80) and the
     `second` view of the features (T, 80).
+
+    mean: `mean_of` the features before masks; None where noise was mixed in, and where it is not asked for.
     """
 
     cut_id: str
@@ -96,6 +100,12 @@ class Utterance(NamedTuple):
     audio: Tensor | None = None
     clean: Tensor | None = None
     second: Tensor | None = None
+    mean: float | None = None
+
+
+def mean_of(features: Tensor) -> float:
+    """Of (T, 80) log mel energies: what tells other speech of the same length."""
+    return features.double().mean().item()
 
 
 def padded(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

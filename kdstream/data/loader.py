@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from lhotse import CutSet
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdstream.data.augment import Augmentation
-from kdstream.data.batch import Batch, Utterance, make_batch
+from kdstream.data.batch import Batch, Utterance, make_batch, mean_of
 from kdstream.data.reading import check_noise, read_audio, read_utterance
 from kdstream.data.sampler import Batches
 from kdstream.data.shar import with_data
@@ -65,7 +65,10 @@ class AsrDataset(Dataset):
             cut_id = ""
             tokens = self.tokenizer and self.tokenizer.encode([utterance.text for utterance in utterances])
             batch = make_batch(utterances, tokens)
-            return batch if self.read_stored is None else replace(batch, stored=self.read_stored(batch))
+            if self.read_stored is not None:
+                batch.means = [utterance.mean for utterance in utterances]
+                batch.stored = self.read_stored(batch)
+            return batch
         except UserError as error:
             return Unread(error, cut_id)
 
@@ -83,6 +86,8 @@ class AsrDataset(Dataset):
             if self.with_clean:
                 unmixed = utterance if cut is clean else read_utterance(clean, self.from_audio, self.extractor)
                 utterance = utterance._replace(clean=unmixed.features)
+            if self.read_stored is not None and cut is clean:
+                utterance = utterance._replace(mean=mean_of(utterance.features))
             if self.two_views:
                 utterance = utterance._replace(second=utterance.features)
             utterance = self.augmentation.change_utterance(utterance)

@@ -42,7 +42,6 @@ from kdstream.data.tokenizer import Tokenizer, UnknownLetters
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import ChunkConfig
 
-SOME = 4  # cuts of `some_clean`
 LOOKED_AT = 1000  # cuts, for one with stored features and audio, at each start
 
 
@@ -151,14 +150,6 @@ class AsrDataModule:
             return
         for cuts in train.kinds:
             yield from (cut.id for cut in iterate(cuts))
-
-    def some_clean(self) -> list[Batch]:
-        """A few training cuts of each kind without noise and masks, in a batch a kind."""
-        train, dataset = self.look_at_training_cuts(), AsrDataset(*self._read_from)
-        kinds = [train.some()] if isinstance(train, ShardedCuts) else [iterate(cuts) for cuts in train.kinds]
-        some = [CutSet.from_cuts(islice(cuts, SOME)) for cuts in kinds]
-        loader = BatchLoader(dataset, some, len(some), num_workers=0, explain=self._with_manifest)
-        return list(loader)
 
     def valid_dataloader(self, world_size: int = 1, rank: int = 0, with_audio: bool = False) -> BatchLoader:
         """All validation cuts that the loss can take, each process its share, in a fixed order.

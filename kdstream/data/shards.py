@@ -71,10 +71,6 @@ class ShardedCuts:
             yield place, self._window((self.shards[ordered[each]] for each in chain([place], places)), usable)
         logging.info(f"Epoch {epoch}: {usable.summary('training')}")
 
-    def some(self) -> Iterator[Cut]:
-        """The cuts of the first shard, of which one takes a few."""
-        return self._taken(self.looked_at[0], Selection(self.tokenizer, self.rules))
-
     def _window(self, shards: Iterator[CutShard], usable: Selection) -> Iterator[Cut]:
         enough = usable.kept + WINDOW
         for shard in shards:

@@ -157,10 +157,6 @@ class SeveralTeachers(Teacher):
         for member in self.members:
             member.teacher.check_cuts(cut_ids)
 
-    def check_speech(self, some: Callable[[], Iterable[Batch]]) -> None:
-        for member in self.members:
-            member.teacher.check_speech(some)
-
     def weights_for(self, student: Transducer) -> dict[str, Tensor]:
         """Those of the first teacher that gives any."""
         return next(m for m in self.members if m.config.init_from_teacher).teacher.weights_for(student)

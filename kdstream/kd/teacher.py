@@ -80,13 +80,6 @@ class Teacher(ABC):
         """Raises UserError if there is a cut that it cannot listen to."""
         return  # a model that runs can listen to all
 
-    def check_speech(self, some: Callable[[], Iterable[Batch]]) -> None:
-        """Raises UserError if it has heard other speech under the names of cuts.
-
-        some: reads a few training cuts without noise and masks.
-        """
-        return  # a model that runs listens to the batches themselves
-
     def reader(self, wanted: Collection[tuple[str, str]]) -> Callable[[Batch], Tensor] | None:
         """What reads Batch.stored of training cuts in the processes that load them; None where it hears the batch.
 

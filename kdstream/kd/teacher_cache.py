@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from lhotse import CutSet
 from torch import Tensor
 
-from kdstream.data.batch import Batch
+from kdstream.data.batch import Batch, mean_of
 from kdstream.data.cuts import id_number, iterate
 from kdstream.data.features import FBANK_CONFIG
 from kdstream.errors import UserError, option
@@ -156,13 +156,11 @@ class CacheReader:
 
     Args:
       columns: what is read, of those that the cache has.
-      clean: whether the features of a batch have neither noise nor masks, so that they can be held against those that
-        the teacher heard.
     """
 
-    def __init__(self, directory: Path, shards: Shards, columns: Sequence[Column], clean: bool) -> None:
+    def __init__(self, directory: Path, shards: Shards, columns: Sequence[Column]) -> None:
         assert shards.header is not None
-        self.directory, self.shards, self.columns, self.clean = directory, shards, columns, clean
+        self.directory, self.shards, self.columns = directory, shards, columns
         self._storage, self._stored = shards.header["storage"], columns_of(shards.header)
 
     @property
@@ -172,7 +170,7 @@ class CacheReader:
     def __call__(self, batch: Batch) -> Tensor:
         """(N, F) float16: column by column (frames of the longest utterance, width), with zeros behind the others.
 
-        Raises UserError for a cut that is not there, or is of other speech.
+        Raises UserError for a cut that is not there, or is of other speech; of one with noise only its length is known.
         """
         places = self.places_of(batch.cut_ids)
         found = [self.shards.entry(place) for place in places]
@@ -183,8 +181,8 @@ class CacheReader:
                     flag=self.flag,
                     fix=f"its features have changed, {WRITE_ANEW}",
                 )
-        if self.clean:
-            for cut_id, (_, entry), mean in zip(batch.cut_ids, found, means_of(batch), strict=True):
+        for cut_id, (_, entry), mean in zip(batch.cut_ids, found, batch.means or [None] * len(found), strict=True):
+            if mean is not None:
                 check_mean(self.flag, cut_id, float(entry["mean"]), mean)
         sizes = self.sizes(max(int(entry["frames"]) for _, entry in found))
         stored = torch.zeros(len(found), sum(sizes), dtype=torch.float16)
@@ -230,16 +228,15 @@ class CachedTeacher(Teacher):
     Args:
       teacher: whose cache it is.
       identity: of that teacher and the features; see `fingerprint`.
-      clean: see CacheReader.
     Raises:
       UserError: the cache is missing or damaged, or is of another teacher or of other features.
     """
 
-    def __init__(self, teacher: Teacher, directory: Path, identity: str, clean: bool = False) -> None:
+    def __init__(self, teacher: Teacher, directory: Path, identity: str) -> None:
         self.teacher, self.shapes = teacher, teacher.shapes
         self.writes_tokens, self.gives_weights = teacher.writes_tokens, teacher.gives_weights
         self.has_ctc = teacher.has_ctc
-        self.directory, self.clean = directory, clean
+        self.directory = directory
         self.flag = option("teacher_cache", directory)
         try:
             self.shards = Shards(directory)
@@ -255,17 +252,11 @@ class CachedTeacher(Teacher):
                 "kdstream cache-teacher",
             )
         self._columns = columns_of(self.shards.header)
-        self._reader = CacheReader(directory, self.shards, self._columns, clean)
+        self._reader = CacheReader(directory, self.shards, self._columns)
 
     def check_cuts(self, cut_ids: Iterable[str]) -> None:
         """Raises UserError unless every one of them is in the cache."""
         self._reader.places_of(cut_ids)
-
-    def check_speech(self, some: Callable[[], Iterable[Batch]]) -> None:
-        """Holds a few cuts against what the teacher heard: under masks the batches of training cannot be."""
-        reader = CacheReader(self.directory, self.shards, (), clean=True)
-        for batch in some():
-            reader(batch)
 
     def lattice_logits(self, encoder_out: Tensor, tokens: Tensor, ranges: Tensor) -> Tensor:
         return self.teacher.lattice_logits(encoder_out, tokens, ranges)
@@ -307,7 +298,7 @@ class CachedTeacher(Teacher):
                 fix=f"write it with --layers {','.join(sorted(layers))}{' --attention 1' if attention else ''}",
             )
         columns = [c for c in self._columns if (c.layer, c.tensor) in wanted]
-        return CacheReader(self.directory, self.shards, columns, self.clean)
+        return CacheReader(self.directory, self.shards, columns)
 
     def listen(self, batch: Batch, layers: Iterable[str]) -> Heard:
         names, reader, stored = list(layers), self._reader, batch.stored
@@ -347,11 +338,9 @@ def tensor_of(heard: Heard, column: Column) -> Tensor:
 
 
 def means_of(batch: Batch) -> list[float]:
-    """Of each utterance the mean of its features: what tells other speech of the same length."""
+    """`mean_of` the features of each utterance."""
     lens = batch.feature_lens.tolist()
-    return torch.stack(
-        [features[:length].double().mean() for features, length in zip(batch.features, lens, strict=True)]
-    ).tolist()
+    return [mean_of(features[:length]) for features, length in zip(batch.features, lens, strict=True)]
 
 
 def check_mean(whose: str, cut_id: str, stored: float, mean: float) -> None:

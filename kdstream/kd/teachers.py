@@ -75,9 +75,7 @@ def load_teacher(config: ExperimentConfig, device: torch.device) -> Teacher | No
         check_time_warp(config.data, option(setting, getattr(distill, setting)))
     teacher = type_of(distill).load(config, device)
     if distill.teacher_cache:
-        clean = not active_transforms(config.data)
-        identity = fingerprint(teacher)
-        return CachedTeacher(teacher, Path(distill.teacher_cache), identity, clean)
+        return CachedTeacher(teacher, Path(distill.teacher_cache), fingerprint(teacher))
     return teacher
 
 

@@ -86,7 +86,6 @@ class Trainer:
         teacher = load_teacher(config, device)
         if teacher is not None:
             teacher.check_cuts(data.training_cut_ids())
-            teacher.check_speech(data.some_clean)
         start_from_weights(self.model, config, data.tokenizer, teacher)
         self.distiller = build_distiller(config.distill, self.model, teacher)
         check_shifts(config.distill, self.distiller, config.data.max_utterance_seconds)

@@ -106,18 +106,6 @@ def test_every_epoch_holds_every_cut_once_in_batches_of_like_lengths(corpus, num
         assert all(batch.features.size(0) * batch.features.size(1) <= 800 for batch in batches)
 
 
-def test_some_clean_cuts_are_of_each_kind_and_as_they_are_stored(corpus, tmp_path):
-    few = list(CutSet.from_file(corpus / "fbank" / "librispeech_cuts_dev.jsonl.gz"))[:2]
-    CutSet.from_cuts(few).to_file(tmp_path / "few.jsonl.gz")
-    config = config_of(corpus, unlabelled_cuts=(str(tmp_path / "few.jsonl.gz"),), enable_spec_aug=True)
-    labelled, unlabelled = AsrDataModule(config, 0).some_clean()
-    stored = {cut.id: cut for cut in [*CutSet.from_file(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"), *few]}
-    assert len(labelled.cut_ids) == 4 and unlabelled.cut_ids == [cut.id for cut in few]
-    for batch in (labelled, unlabelled):
-        for cut_id, features, length in zip(batch.cut_ids, batch.features, batch.feature_lens, strict=True):
-            assert torch.equal(features[:length], torch.from_numpy(stored[cut_id].load_features()))
-
-
 def test_validation_reads_audio_only_for_a_teacher_that_listens_to_it(tmp_path):
     module = AsrDataModule(make_corpus(tmp_path, 4), 0, with_audio=True)  # of features alone
     assert all(batch.audio is None for batch in module.valid_dataloader())

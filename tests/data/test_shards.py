@@ -197,17 +197,6 @@ def test_what_is_wrong_with_shards_is_named(corpus, folders, tmp_path) -> None:
     assert "(it is not there)" in error_of(lambda: batches_of(of_shards(corpus, tmp_path / "lacking")))
 
 
-@pytest.mark.parametrize("kind", ["audio", "features", "manifest"])
-def test_some_clean_cuts_are_read_where_nobody_knows_all(corpus, folders, kind: str) -> None:
-    config = of_shards(corpus, folders[kind], on_the_fly_feats=kind == "audio")
-    clean = {i: f[:n] for b in batches_of(config) for i, f, n in zip(
-        b.cut_ids, b.features, b.feature_lens, strict=True)}  # fmt: skip
-    (some,) = AsrDataModule(replace(config, enable_spec_aug=True), 0).some_clean()
-    assert len(some.cut_ids) == OF_SHARD
-    for cut_id, features, length in zip(some.cut_ids, some.features, some.feature_lens, strict=True):
-        assert torch.equal(features[:length], clean[cut_id])
-
-
 @pytest.mark.parametrize("kind", ["audio", "features"])
 def test_a_shar_directory_serves_wherever_a_manifest_does(corpus, folders, tmp_path, kind):
     plain, shar_dir = str(corpus / "fbank" / "librispeech_cuts_train.jsonl.gz"), str(folders[kind])

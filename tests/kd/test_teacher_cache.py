@@ -309,18 +309,32 @@ def test_other_speech_under_the_same_names_is_refused(tmp_path):
     make_teacher(tmp_path, data)
     shard = tmp_path / "cache" / f"00000{SUFFIX}"
     slots = np.memmap(shard, ENTRY, "r+", HEADER_BYTES, (12,))
-    slots["mean"] += 0.1
+    slots["mean"][7] += 0.1  # one cut, which masks hide in part
     slots.flush()
     masked = replace(data, enable_spec_aug=True, spec_aug_time_warp_factor=0)
-    for student in (data, masked):
+    for name, student in (("plain", data), ("student", masked)):
         with pytest.raises(UserError, match="--teacher-cache .*: cut utterance-.* is of other speech there; its feat"):
-            train_experiment(distilled(tmp_path, "student", student))
-    assert not (tmp_path / "student" / "config.json").exists()
+            train_experiment(distilled(tmp_path, name, student))
+    slots["mean"] += 0.1
+    slots.flush()
     with pytest.raises(UserError, match="--output .*: cut utterance-.* is of other speech there"):
         cache_teacher.main(cache_flags(tmp_path))
     slots["mean"] -= 0.1
+    slots["mean"][7] -= 0.1
     slots.flush()
     train_experiment(distilled(tmp_path, "masked", masked))
+
+
+def test_speech_under_noise_is_held_against_nothing_and_the_rest_is(tmp_path):
+    data = with_noise_and_masks(tmp_path, 6)
+    module = AsrDataModule(data, 7)
+    module.read_stored = lambda batch: torch.zeros(len(batch.cut_ids), 1)
+    means = [mean for batch in module.train_dataloader(1) for mean in batch.means or ()]
+    plain = AsrDataModule(replace(all_cuts(data), shuffle=True), 7)
+    plain.read_stored = module.read_stored
+    expected = [mean for batch in plain.train_dataloader(1) for mean in batch.means or ()]
+    assert len(means) == 18 and 3 < means.count(None) < 15
+    assert [a for a, b in zip(expected, means, strict=True) if b is not None] == [b for b in means if b is not None]
 
 
 def test_a_damaged_or_old_cache_is_a_clear_error(tmp_path):
