@@ -264,7 +264,7 @@ def compare_seeds(
     Raises:
       UserError: a record lacks the errors of its utterances, has other utterances than the records before it, or has
         another mode, chunk, context, search or checkpoint than the other seeds of its system; two records have the same
-        seed.
+        seed; a seed lacks a test set.
     """
     _warn_of_normalisations(records)
     found = _by_system(records)
@@ -307,7 +307,22 @@ def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
             if record.seed == other.seed:
                 raise UserError(f"{which}: is there twice, and a seed counts once", fix="leave one out")
         seeds.append(record)
+    _refuse_uneven_seeds(found)
     return found
+
+
+def _refuse_uneven_seeds(found: dict[str, dict[str, list[Record]]]) -> None:
+    """Raises UserError where a system has more seeds on one test set than on another: a row has one number of them."""
+    first: dict[str, tuple[str, set[int]]] = {}
+    for test_set, systems in found.items():
+        for system, records in systems.items():
+            seeds = {record.seed for record in records}
+            other, others = first.setdefault(system, (test_set, seeds))
+            if seeds != others:
+                seed = min(seeds ^ others)
+                there, lacking = (other, test_set) if seed in others else (test_set, other)
+                problem = f"{system}, seed {seed}: is scored on {there}, and not on {lacking}"
+                raise UserError(problem, fix="decode it on both, or leave it out")
 
 
 def _spread_shown(wers: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -223,6 +224,16 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
 
 
 def records_of(cells: Sequence[Cell], added: Sequence[Record]) -> list[Record]:
-    """The records of the cells so far, and of `added` those that the cells lack; in the order of METHODS."""
-    records = newest([*added, *all_records(cells)])
+    """The records of the cells so far, and of `added` those that the cells lack; in the order of METHODS.
+
+    The log warns of added ones that have other errors than those of the cells, in place of which they do not count.
+    """
+    own = all_records(cells)
+    errors = {record.training: record.utterance_errors for record in own}
+    for record in added:
+        if errors.get(record.training, record.utterance_errors) != record.utterance_errors:
+            what = f"{record.system}, seed {record.seed}, {record.test_set}"
+            flag = option("add_results")
+            logging.warning(f"{flag}: {what}: does not count, as the seed was trained here too, with other errors")
+    records = newest([*added, *own])
     return sorted(records, key=lambda record: (SYSTEMS.index(record.system), record.seed))

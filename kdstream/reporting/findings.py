@@ -55,7 +55,9 @@ def headline(records: Sequence[Record], reductions: Sequence[Reduction]) -> list
     by_system: dict[tuple[str, str], list[Reduction]] = {}
     for reduction in decoded_alike:
         by_system.setdefault((reduction.record.system, reduction.record.checkpoint), []).append(reduction)
-    best = max(by_system.values(), key=lambda some: fmean(r.percent for r in some if r.percent is not None))
+    most = max(map(len, by_system.values()))  # means over other test sets do not compare
+    fullest = [some for some in by_system.values() if len(some) == most]
+    best = max(fullest, key=lambda some: fmean(r.percent for r in some if r.percent is not None))
     paragraphs = [f"{_sentence(reduction)} {_gap(reduction, records)}".strip() for reduction in best]
     return [*paragraphs, *_training_shown(best[0], records)]
 

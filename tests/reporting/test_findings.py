@@ -13,8 +13,8 @@ from kdstream.reporting import findings
 from support.records import make_record, trained
 
 
-def reduction(percent: float, interval=None, **changes) -> Reduction:
-    record = make_record(system="distilled", wer=20.0 * (1 - percent / 100), **changes)
+def reduction(percent: float, interval=None, system="distilled", **changes) -> Reduction:
+    record = make_record(system=system, wer=20.0 * (1 - percent / 100), **changes)
     return Reduction([record], [make_record(wer=20.0, **changes)], percent, interval)
 
 
@@ -29,6 +29,13 @@ def test_the_headline_is_the_best_system_where_latency_is_lowest():
         "distilled has 27 % [17, 36] fewer word errors than baseline at 160 ms on test-clean: 14.6 % against 20.0 % "
         "WER (1 seed). teacher, which hears the whole utterance, has 10.0 %: 54 % of the gap is closed."
     )
+
+
+def test_the_headline_is_of_a_system_that_was_decoded_on_every_test_set():
+    once = reduction(30.0, system="once", test_set="clean")
+    often = [reduction(percent, system="often", test_set=name) for name, percent in (("clean", 32.0), ("other", 6.0))]
+    clean, other = findings.headline([], [once, *often])
+    assert clean.startswith("often has 32 %") and other.startswith("often has 6 %")
 
 
 def test_the_headline_says_how_much_each_was_trained_where_that_differs():

@@ -11,6 +11,7 @@ from kdstream.config.experiment import ExperimentConfig
 from kdstream.config.sections import DataConfig
 from kdstream.experiments.cells import SCRIPTS, Cell
 from kdstream.experiments.runner import run_cells
+from support.decoding import run_script
 from support.records import make_record
 
 # Both know their flags as pairs.  Behaviour is chosen by flags and by files beside the scripts: `slow` makes a training
@@ -118,3 +119,10 @@ def make_cell(recipe: Path, name: str, *flags: Any, **changes: Any) -> Cell:
 def run(cells: list[Cell], jobs: int = 1) -> None:
     """Runs cells, which all succeed."""
     assert run_cells(cells, jobs) == {}
+
+
+def compare(monkeypatch, recipe: Path, *flags: Any) -> str:
+    """What compare_methods.py says on standard error."""
+    budget = ("--num-epochs", 2, "--teacher-num-epochs", 3, "--avg", 1)
+    shared = ("--recipe", recipe, "--exp-root", recipe / "exp", *budget)
+    return run_script(monkeypatch, "local/compare_methods.py", *shared, *flags)
