@@ -94,8 +94,9 @@ done
 mkdir -p "$data_dir/manifests" "$data_dir/fbank"
 data_dir=$(cd "$data_dir" && pwd)
 
-# A marker holds the settings of a piece of work.  With other settings, without its result, or with other words in a
-# manifest that it reads, the work is done again.
+# A marker holds the settings of a piece of work.  With other settings, without its result, or with other words in the
+# transcripts or the manifest that it reads, the work is done again.
+transcripts_of() { [[ ! -d $1 ]] || find -L "$1" -name '*.trans.txt' -print0 | sort -z | xargs -0r cat | cksum; }
 content_of() { for file in "$@"; do [[ ! -f $file ]] || gzip -dc "$file" | cksum; done | paste -sd ' '; }
 once() { # MARKER SETTINGS RESULT COMMAND...
   [[ ! -f $1 || $(<"$1") != "$2" || ! -e $3 ]] || return 0
@@ -112,6 +113,7 @@ if [[ -n $lhotse_recipe ]]; then
   found=$data_dir/manifests/${lhotse_recipe}_parts.sh
   if in_stage 1; then
     log "Stage 1: manifests by Lhotse's recipe"
+    [[ ! -f $data_dir/manifests/.recipe.done ]] || log "after a change of the corpus delete $data_dir/manifests/.recipe.done"
     once "$data_dir/manifests/.recipe.done" "$speech" "$found" \
       "$python" "$root/local/prepare_recipe.py" --lhotse-recipe "$lhotse_recipe" --corpus-dir "$corpus_dir" \
       --recipe-args "$recipe_args" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
@@ -164,7 +166,8 @@ fi
 if in_stage 1 && [[ -z $lhotse_recipe ]]; then
   log "Stage 1: manifests"
   for part in $all_parts; do
-    once "$data_dir/manifests/.$part.done" "$speech" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
+    settings="$speech $(transcripts_of "$corpus_dir/LibriSpeech/$part")"
+    once "$data_dir/manifests/.$part.done" "$settings" "$data_dir/manifests/librispeech_supervisions_$part.jsonl.gz" \
       "$python" "$root/local/prepare_manifests.py" --corpus-dir "$corpus_dir/LibriSpeech" --parts "$part" \
       --text-remove "$text_remove" --output-dir "$data_dir/manifests"
   done
