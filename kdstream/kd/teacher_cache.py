@@ -43,6 +43,8 @@ from kdstream.models.streaming import OUTPUT_DOWNSAMPLING
 from kdstream.models.transducer import Transducer
 from kdstream.units import ENCODER_FRAME_MS
 
+# Settings of training that choose its cuts; those of a cache are else the teacher's own.
+OF_CUTS = ("bpe_model", "min_utterance_seconds", "max_utterance_seconds", "pseudo_cuts", "unlabelled_cuts")
 MEAN_TOLERANCE = 0.05  # of log mel energies: stored with a loss, or computed anew; other speech differs by more
 
 
@@ -214,8 +216,8 @@ class CacheReader:
                 f"lacks {len(missing)} of the training cuts "
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})",
                 flag=self.flag,
-                fix="run kdstream cache-teacher on all of them, speed-perturbed ones included, with the --pseudo-cuts "
-                "and --unlabelled-cuts that are given here",
+                fix="run kdstream cache-teacher on all of them, speed-perturbed ones included, with what is given here "
+                f"of {', '.join(map(option, OF_CUTS))}",
             )
         return places
 

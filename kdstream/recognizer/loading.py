@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def load(
 
     Args:
       path: an exp-dir of train.py, which runs in torch; or a directory with the files that `export` wrote, or one
-        encoder-*.onnx of them, which run in sherpa-onnx, without torch.  A directory that holds both runs in torch.
+        encoder-*.onnx of them, which run in sherpa-onnx.  One that holds both runs in torch if that is installed.
         Beside a file, what chooses among exports is refused: epoch, iter, avg, chunk, the contexts and int8.
       epoch: the model of epoch-N.pt (0: the last); in sherpa-onnx: its export.
       iter: the model of checkpoint-N.pt, instead of an epoch's (0: off); in sherpa-onnx: its export.
@@ -145,9 +146,10 @@ def choose_runtime(place: Path, runtime: str, has_checkpoint: bool) -> str:
         return runtime
     if place.is_file():
         return "sherpa-onnx"
+    is_exported = any(place.glob("encoder-*.onnx"))
     if (place / CONFIG_FILE).is_file() and (has_checkpoint or any(place.glob("*.pt"))):
-        return "torch"
-    if any(place.glob("encoder-*.onnx")):
+        return "torch" if find_spec("torch") or not is_exported else "sherpa-onnx"
+    if is_exported:
         return "sherpa-onnx"
     problem = f"{place}: holds neither {CONFIG_FILE} and checkpoints, nor an exported encoder-*.onnx"
     raise UserError(problem, fix="give a directory that kdstream train or kdstream export wrote")

@@ -19,17 +19,24 @@ from kdstream.serving.protocol import Refusal, Start
 class Session:
     """What one client says, over one connection after the other.
 
+    start: which began it.
     id: that nobody can guess.
     tasks: of the connection that has it; none while the client is away.
     expiry: when it is forgotten, while the client is away.
     """
 
+    start: Start
     model: str
     engine: Engine
     stream: ClientStream
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     tasks: tuple[asyncio.Task, ...] = ()
     expiry: asyncio.TimerHandle | None = None
+
+    def goes_on_by(self, start: Start) -> bool:
+        """Whether a client that comes back asks for what it began with, and has the segments that are kept no more."""
+        same = self.start._replace(session=start.session, segments=start.segments) == start
+        return same and self.stream.can_tell(start.segments)
 
     async def take(self) -> None:
         """Takes it from the connection that has it, which may be dead without knowing it."""
@@ -55,14 +62,12 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
 
     def find(self, start: Start) -> Session:
-        """The session that a client comes back to, or a new one, also where it lacks segments that are kept no more.
+        """The session that a client comes back to, or a new one, where that cannot go on.
 
         Raises Refusal.
         """
         session = self._sessions.get(start.session)
-        if session is None or session.stream.sample_rate != start.sample_rate:
-            return self._open(start)
-        return session if session.stream.can_tell(start.segments) else self._open(start)
+        return session if session is not None and session.goes_on_by(start) else self._open(start)
 
     def _open(self, start: Start) -> Session:
         model = next(iter(self._engines)) if start.model is None else start.model
@@ -79,7 +84,7 @@ class Sessions:
             if away is None:
                 raise Refusal(WSCloseCode.TRY_AGAIN_LATER, f"{self._limits.max_clients} clients are here already")
             self.close(away)
-        session = Session(model, engine, engine.open(start.sample_rate, hotwords))
+        session = Session(start, model, engine, engine.open(start.sample_rate, hotwords))
         self._sessions[session.id] = session
         return session
 

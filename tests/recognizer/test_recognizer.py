@@ -14,6 +14,7 @@ import torch
 
 import kdstream
 from kdstream.endpoints import EndpointConfig
+from kdstream.recognizer import loading
 from kdstream.recognizer.exported import ExportedRecognizer
 from kdstream.recognizer.trained import TrainedRecognizer
 from kdstream.transcription import Word
@@ -231,9 +232,12 @@ def test_a_full_context_model_hears_whole_utterances_only(tmp_path):
         recognizer.stream()
 
 
-def test_a_directory_of_both_runs_in_torch_unless_asked(both):
+def test_a_directory_of_both_runs_in_torch_unless_asked(both, monkeypatch):
     assert isinstance(kdstream.load(both, device="cpu"), TrainedRecognizer)
     assert isinstance(kdstream.load(both, runtime="sherpa-onnx"), ExportedRecognizer)
+    monkeypatch.setattr(loading, "find_spec", lambda package: None)  # without torch
+    assert isinstance(kdstream.load(both), ExportedRecognizer)
+    monkeypatch.undo()
     (both / "pretrained.pt").unlink()
     assert isinstance(kdstream.load(both), ExportedRecognizer)
 

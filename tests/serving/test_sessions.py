@@ -14,8 +14,10 @@ import pytest
 
 from kdstream.endpoints import EndpointConfig
 from kdstream.serving.engine import ClientStream, Engine
+from kdstream.serving.limits import Limits
+from kdstream.serving.protocol import Start
 from kdstream.serving.runtime import Runtime
-from kdstream.serving.sessions import Session
+from kdstream.serving.sessions import Session, Sessions
 from support.serving import END, START, Heard, noise, speak
 
 pytestmark = pytest.mark.slow
@@ -82,7 +84,7 @@ def test_a_client_whose_connection_fell_silent_comes_back_to_its_session(serving
 def test_of_connections_that_come_back_at_once_one_alone_has_the_session(runtime):
     async def run() -> None:
         engine = Engine(runtime)
-        session = Session("one", engine, engine.open(16000))
+        session = Session(Start(16000, "f4"), "one", engine, engine.open(16000))
 
         async def come_back() -> None:
             await session.take()
@@ -94,6 +96,20 @@ def test_of_connections_that_come_back_at_once_one_alone_has_the_session(runtime
         await asyncio.gather(come_back(), come_back())
         assert [task for task in connections if not task.done()] == list(session.tasks)
         await session.take()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_asks_for_something_else_gets_a_session_of_its_own(runtime):
+    async def run() -> None:
+        sessions = Sessions({"one": Engine(runtime), "two": Engine(runtime)}, Limits())
+        began = Start(16000, "f4", "one")
+        session = sessions.find(began)
+        back = began._replace(session=session.id)
+        assert sessions.find(back) is session
+        others = (back._replace(model="two"), back._replace(sample_rate=8000), back._replace(dtype="i2"))
+        found = [session, *map(sessions.find, others)]
+        assert len({each.id for each in found}) == 4 and found[1].model == "two"
 
     asyncio.run(run())
 
