@@ -110,17 +110,19 @@ each() { tr , '\n' <<<"$1" | awk 'NF && !seen[$0]++'; } # names separated by com
 speech=$corpus_dir  # which it is: with other speech, work is done again
 if [[ -n $lhotse_recipe ]]; then
   speech+=" $lhotse_recipe $recipe_args $text_remove $channel $held_out_share $train_parts $dev_parts $test_parts"
-  found=$data_dir/manifests/${lhotse_recipe}_parts.sh
+  found=$data_dir/manifests/${lhotse_recipe}_parts.sh told=$data_dir/manifests/.recipe.done
   if in_stage 1; then
     log "Stage 1: manifests by Lhotse's recipe"
-    [[ ! -f $data_dir/manifests/.recipe.done ]] || log "after a change of the corpus delete $data_dir/manifests/.recipe.done"
-    once "$data_dir/manifests/.recipe.done" "$speech" "$found" \
+    [[ ! -f $told ]] || log "after a change of the corpus delete $told"
+    once "$told" "$speech" "$found" \
       "$python" "$root/local/prepare_recipe.py" --lhotse-recipe "$lhotse_recipe" --corpus-dir "$corpus_dir" \
       --recipe-args "$recipe_args" --train-parts "$train_parts" --dev-parts "$dev_parts" --test-parts "$test_parts" \
       --text-remove "$text_remove" ${channel:+--channel "$channel"} --held-out-share "$held_out_share" \
       --output-dir "$data_dir/manifests" --jobs "$nj"
   fi
   read_found_parts "$found"
+  [[ -f $told ]] || fail "$told: no such file; run stage 1"
+  speech=$(<"$told")  # whatever a later stage is told
 elif [[ -n $text_remove ]]; then
   speech+=" $text_remove"
 fi

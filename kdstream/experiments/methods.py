@@ -217,9 +217,7 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
             if same.utterance_errors != record.utterance_errors:
                 what = f"{record.system}, seed {record.seed}, {record.test_set}"
                 problem = f"{what}: is in {first} too, with other errors, and a seed counts once"
-                raise UserError(
-                    problem, flag=option("add_results", path), fix="train it with another seed, or drop one"
-                )
+                raise UserError(problem, flag=option("add_results", path), fix="leave one of them out")
     return [record for _, record in added.values()]
 
 

@@ -192,6 +192,9 @@ def test_a_recipe_is_run_once_for_its_settings_and_tells_the_parts(tmp_path):
     )
     again, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]")
     assert again.returncode == 0 and calls == [] and again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
+    later, calls = prepare("--stage", "3", "--train-parts", "all", "--test-parts", "dev")
+    assert later.returncode == 0 and calls == []  # the same speech, whichever of its parts are named
+    assert "--train-parts all --dev-parts dev --test-parts dev" in later.stdout
     longer, calls = prepare("--text-remove", r"\[[^]]*\]|[ ]", "--dev-parts", "x", "--stop-stage", "3")
     assert longer.returncode == 0 and calls == ["prepare_recipe.py", *parts]  # training may have less left
     other, calls = prepare("--recipe-args", "a=b")
