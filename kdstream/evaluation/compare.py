@@ -136,11 +136,11 @@ def compare(runs: dict[Path, Sequence[Record]], baseline: str) -> list[Reduction
     for records in by_seeds(record for record in everything if record.system != baseline):
         if records[0].setting in bases:
             before = list(bases[records[0].setting].values())
-            _warn_of_checkpoints(before)
             wer = mean_wer(before)
             percent = scoring.relative_reduction(wer, mean_wer(records)) if wer else None
             interval = None if percent is None else _reduction_interval(before, records)
             reductions.append(Reduction(records, before, percent, interval))
+    _warn_of_checkpoints(reductions)
     return reductions
 
 
@@ -230,13 +230,17 @@ def _warn_of_normalisations(records: Iterable[Record]) -> None:
             logging.warning(f"test set {test_set}: error rates count other errors, as texts are normalised by {shown}")
 
 
-def _warn_of_checkpoints(seeds: Sequence[Record]) -> None:
-    """Says where the seeds of one system, which count together, were not trained equally long or averaged alike."""
-    checkpoints = {record.checkpoint: record.seed for record in seeds}
-    if len(checkpoints) > 1:
-        shown = ", ".join(f"{checkpoint} (seed {seed})" for checkpoint, seed in checkpoints.items())
-        problem = f"{seeds[0].system}: its seeds count together, but were decoded from several checkpoints: {shown}"
-        logging.warning(f"{problem}; decode all from one --epoch and --avg")
+def _warn_of_checkpoints(reductions: Iterable[Reduction]) -> None:
+    """Says once where seeds of the baseline, which count together, were not trained equally long or averaged alike."""
+    lines: dict[str, None] = {}
+    for reduction in reductions:
+        seeds = {record.checkpoint: record.seed for record in reduction.bases}
+        if len(seeds) > 1:
+            shown = ", ".join(f"{checkpoint} (seed {seed})" for checkpoint, seed in seeds.items())
+            system = reduction.base.system
+            lines[f"{system}: its seeds count together, but were decoded from several checkpoints: {shown}"] = None
+    for line in lines:
+        logging.warning(f"{line}; decode all from one --epoch and --avg")
 
 
 def _unpaired(baseline: Record, system: Record) -> UserError:
@@ -291,21 +295,20 @@ def _by_system(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     found: dict[str, dict[str, list[Record]]] = {}
     first: dict[str, Record] = {}
     for record in records:
-        which = f"{record.system}, seed {record.seed}, {record.test_set}"
         if not record.utterance_words:
-            raise UserError(f"{which}: its record lacks utterance_errors", fix="decode again")
+            raise UserError(f"{record.shown}: its record lacks utterance_errors", fix="decode again")
         if not _same_utterances(record, first.setdefault(record.test_set, record)):
-            problem = f"{which}: was scored on other utterances than the other systems and seeds"
+            problem = f"{record.shown}: was scored on other utterances than the other systems and seeds"
             raise UserError(problem, fix="decode all on the same cuts")
         seeds = found.setdefault(record.test_set, {}).setdefault(record.system, [])
         for other in seeds:
             if shared_by_seeds(record) != shared_by_seeds(other):
                 ours, theirs = (", ".join(map(str, (r.checkpoint, *r.decoding, r.counted))) for r in (record, other))
                 raise UserError(
-                    f"{which}: was decoded as {ours}, but seed {other.seed} as {theirs}", fix="decode both alike"
+                    f"{record.shown}: was decoded as {ours}, but seed {other.seed} as {theirs}", fix="decode both alike"
                 )
             if record.seed == other.seed:
-                raise UserError(f"{which}: is there twice, and a seed counts once", fix="leave one out")
+                raise UserError(f"{record.shown}: is there twice, and a seed counts once", fix="leave one out")
         seeds.append(record)
     _refuse_uneven_seeds(found)
     return found

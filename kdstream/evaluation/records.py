@@ -119,6 +119,11 @@ class Record:
         return scoring.Score(self.insertions, self.deletions, self.substitutions, *counts)
 
     @property
+    def shown(self) -> str:
+        """Which one it is, in messages: baseline, seed 1, test-clean."""
+        return f"{self.system}, seed {self.seed}, {self.test_set}"
+
+    @property
     def measure(self) -> Measure:
         """What its error rate is of: the test set, and what was counted.  Rates of two measures are not comparable."""
         return (self.test_set, self.counted)

@@ -215,8 +215,7 @@ def load_added(paths: Sequence[Path]) -> list[Record]:
         for record in records:
             first, same = added.setdefault(record.training, (path, record))
             if same.utterance_errors != record.utterance_errors:
-                what = f"{record.system}, seed {record.seed}, {record.test_set}"
-                problem = f"{what}: is in {first} too, with other errors, and a seed counts once"
+                problem = f"{record.shown}: is in {first} too, with other errors, and a seed counts once"
                 raise UserError(problem, flag=option("add_results", path), fix="leave one of them out")
     return [record for _, record in added.values()]
 
@@ -230,8 +229,7 @@ def records_of(cells: Sequence[Cell], added: Sequence[Record]) -> list[Record]:
     errors = {record.training: record.utterance_errors for record in own}
     for record in added:
         if errors.get(record.training, record.utterance_errors) != record.utterance_errors:
-            what = f"{record.system}, seed {record.seed}, {record.test_set}"
-            flag = option("add_results")
-            logging.warning(f"{flag}: {what}: does not count, as the seed was trained here too, with other errors")
+            why = "does not count, as the seed was trained here too, with other errors"
+            logging.warning(f"{option('add_results')}: {record.shown}: {why}")
     records = newest([*added, *own])
     return sorted(records, key=lambda record: (SYSTEMS.index(record.system), record.seed))
