@@ -92,7 +92,8 @@ def plot_wers(records: Sequence[Record], colours: Colours, path: Path) -> None:
         axes.set_yticks(range(len(drawn)), [_bar_label(record) for record in drawn])
         axes.set_ylim(len(drawn) - 0.4, -0.6)
         axes.set_xlim(0, 1.15 * max(record.interval[1] for record in drawn) or 1.0)
-        axes.set_xlabel(f"{rate_shown(drawn)} %, {interval_label(records)}")
+        # ends where the axis ends: beside long names the axis is shorter than its label
+        axes.set_xlabel(f"{rate_shown(drawn)} %, {interval_label(records)}", loc="right")
 
     save(_panel_per_measure(records, draw, lambda drawn: 1.3 + 0.62 * len(drawn)), path)
 

@@ -8,6 +8,7 @@ from kdstream.evaluation.latency import Spread
 from kdstream.evaluation.scoring import bootstrap_wer
 from kdstream.reporting import plots
 from kdstream.reporting.sources import Member
+from kdstream.reporting.style import phone_style
 from support.records import make_record, trained
 
 
@@ -50,6 +51,20 @@ def test_rates_of_words_and_of_characters_have_panels_of_their_own(tmp_path, mon
     assert [axes.get_xlabel() for axes in bars.axes] == ["WER %, 95 % interval, 1 seed", "CER %, 95 % interval, 1 seed"]
     assert [axes.get_ylabel()[:5] for axes in curves.axes] == ["WER %", "CER %"]
     assert [len(axes.get_yticks()) for axes in bars.axes] == [2, 2]
+
+
+def test_labels_stay_in_the_picture_beside_long_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    names = ["base", "best-mode-consistency, full context"]
+    records = [make_record(system=name, seed=seed) for name in names for seed in range(1, 3 if name == "base" else 2)]
+    with phone_style():
+        plots.plot_wers(records, dict.fromkeys(names, "C0"), tmp_path / "wer.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    label = figure.axes[0].xaxis.label
+    assert label.get_text() == "WER %, 95 % interval, 1 to 2 seeds"
+    assert figure.bbox.x0 <= label.get_window_extent().x0 and label.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_whiskers_are_over_seeds_and_utterances():
