@@ -10,9 +10,10 @@ With --cache-teacher 1 what the teacher computes is stored once, below EXP_ROOT,
 
 It writes EXP_ROOT/comparison.json and comparison.md: word error rates over the seeds, the relative reduction against
 --baseline and against the best form of token distillation, both with intervals (95 %, bootstrap over seeds and
-utterances), and the commands.  With --publish egs/librispeech/results/NAME it also writes NAME.json (the records) and
-NAME-comparison.json, which `kdstream render-results` turns into tables of the results pages.  --add-results takes
-NAME.json of another machine, or of another day, whose seeds then count too.
+utterances), and the commands.  Where --decode-flags give --alignments, they also say when words are shown.  With
+--publish egs/librispeech/results/NAME it also writes NAME.json (the records) and NAME-comparison.json, which
+`kdstream render-results` turns into tables of the results pages.  --add-results takes NAME.json of another machine, or
+of another day, whose seeds then count too.
 """
 
 from __future__ import annotations

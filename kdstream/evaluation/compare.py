@@ -264,7 +264,8 @@ def compare_seeds(
       records: one per system, seed and test set.
       column: what the systems are.
     Returns:
-      Rows for `rows_table`: WERs as mean and standard deviation over the seeds, compute as the mean of one training.
+      Rows for `rows_table`: WERs as mean and standard deviation over the seeds, and alike, where all seeds have it, how
+      long after its end a word is shown; compute as the mean of one training.
     Raises:
       UserError: a record lacks the errors of its utterances, has other utterances than the records before it, or has
         another mode, chunk, context, search or checkpoint than the other seeds of its system; two records have the same
@@ -284,6 +285,9 @@ def compare_seeds(
             for other in others:
                 shown = None if system == other else _reduction_shown(systems[other], seeds)
                 row[f"{test_set} vs {other} %"] = shown
+            if all(SHOWN in seed.latency for seed in seeds):
+                delays = [seed.latency[SHOWN].mean for seed in seeds]
+                row[f"{test_set} {MEASURES[SHOWN].label} (ms)"] = _spread_shown(delays, digits=0)
     for system, row in rows.items():
         hours = [record.compute_hours for systems in found.values() for record in systems.get(system, [])]
         row["compute (h)"], _ = scoring.mean_and_deviation(hours)
@@ -328,9 +332,9 @@ def _refuse_uneven_seeds(found: dict[str, dict[str, list[Record]]]) -> None:
                 raise UserError(problem, fix="decode it on both, or leave it out")
 
 
-def _spread_shown(wers: Sequence[float]) -> str:
-    mean, deviation = scoring.mean_and_deviation(wers)
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+def _spread_shown(values: Sequence[float], digits: int = 2) -> str:
+    mean, deviation = scoring.mean_and_deviation(values)
+    return f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _reduction_shown(before: Sequence[Record], after: Sequence[Record]) -> str | None:

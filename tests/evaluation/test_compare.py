@@ -12,7 +12,7 @@ import pytest
 from kdstream.errors import UserError
 from kdstream.evaluation import scoring
 from kdstream.evaluation.compare import compare, compare_delays, compare_seeds, interval_label
-from kdstream.evaluation.latency import FRAME, Delays, Spread, delays_file, write_delays
+from kdstream.evaluation.latency import FRAME, SHOWN, Delays, Spread, delays_file, write_delays
 from kdstream.evaluation.records import add_record, load_records
 from support.records import make_record, trained, write_runs
 
@@ -156,6 +156,14 @@ def test_a_number_of_a_single_training_says_so():
     for ours, theirs in ((1, 1), (1, 2), (2, 1), (2, 2)):
         row = compare_seeds([*base[:theirs], *new[:ours]], "base", [])[1]
         assert row["test-clean vs base %"].endswith(" (1 seed)") == (1 in (ours, theirs)) and row["seeds"] == ours
+
+
+def test_seeds_whose_words_were_timed_have_a_mean_delay():
+    timed, others = ([trained(system, seed, 0.3) for seed in (1, 2)] for system in ("timed", "others"))
+    timed = [replace(r, latency={SHOWN: Spread(9, 150.0 + 2 * r.seed, 0.0, 0.0, 0.0)}) for r in timed]
+    others[1] = replace(others[1], latency=timed[1].latency)  # one of two seeds is no mean of both
+    measured, rest = compare_seeds([*timed, *others], "others", [])
+    assert measured["test-clean word shown (ms)"] == "153 ± 1" and "test-clean word shown (ms)" not in rest
 
 
 def test_pictures_say_how_many_seeds_an_interval_has():
