@@ -17,11 +17,13 @@ from lhotse.cut.data import DataCut
 
 from kdstream.data.features import FBANK_CONFIG
 from kdstream.data.shar import tar_of
+from kdstream.data.sources import TOLERANCE
 from kdstream.errors import UserError, option
 from kdstream.models.streaming import SHORTEST
 from kdstream.units import FEATURE_FRAME_MS, FRAMES_PER_SECOND, SAMPLE_RATE
 
 TEXT_TOLERANCE = 0.1  # seconds by which a text may begin before its cut or end after it: no word is as short
+FRAME_TOLERANCE = 2  # that stored features may have more or fewer than their cut: so many cost the edges of a file
 WHOLE_SECONDS = 60.0  # so many pass in full context, however small --max-duration is
 FBANK_TYPES = ("kaldi-fbank", "kaldifeat-fbank", "fbank")  # Lhotse's names of extractors that can give our features
 TRIM = "cuts.trim_to_supervisions(keep_overlapping=False)"
@@ -29,6 +31,7 @@ TAKE_A_CHANNEL = "take one, cut.to_mono()[0], or convert the file to mono"  # a 
 STREAM = "decode with a streaming model and --left-context-frames 64 or the like"  # ways out for a cut that is too long
 SHORTER = "lower --max-utterance-seconds"
 COMPUTE_FEATURES = "use --on-the-fly-feats 1, or take the features away with cuts.drop_features()"
+COMPUTE_AGAIN = "compute its features again, or take the cut out"
 
 
 class Fault(NamedTuple):
@@ -73,7 +76,7 @@ def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
             return Fault("its audio is in a Shar directory", f"name the directory, {path.parent}")
         if isinstance(cut, MultiCut) and cut.num_channels != 1:
             return Fault(f"{cut.num_channels} channels", TAKE_A_CHANNEL)
-        return None
+        return next(filter(None, (_recording_fault(part) for part in _parts(cut) if part.recording)), None)
     for features in (part.features for part in _parts(cut) if part.features):
         kind = (features.type, features.num_features, round(features.frame_shift * 1000), features.sampling_rate)
         if kind[0] not in FBANK_TYPES or kind[1:] != (FBANK_CONFIG.num_filters, FEATURE_FRAME_MS, SAMPLE_RATE):
@@ -82,6 +85,38 @@ def _data_fault(cut: Cut, from_audio: bool, path: Path) -> Fault | None:
                 f"{FBANK_CONFIG.num_filters} every {FEATURE_FRAME_MS} ms at {SAMPLE_RATE} Hz",
                 COMPUTE_FEATURES if cut.has_recording else "give cuts with recordings, whose features are computed",
             )
+    return next(filter(None, (_features_fault(part) for part in _parts(cut) if part.features)), None)
+
+
+def _recording_fault(part: DataCut) -> Fault | None:
+    """Why a cut, or one that a mix is made of, is no part of its recording."""
+    recording = part.recording
+    assert recording is not None
+    slack = (TOLERANCE + 0.5) / recording.sampling_rate
+    if part.start < -slack or part.end > recording.duration + slack:
+        return Fault(
+            f"lies from {part.start:.3f} to {part.end:.3f} s of a recording of {recording.duration:.3f} s",
+            "mend its start and duration, or take the cut out",
+        )
+    channels = {part.channel} if isinstance(part.channel, int) else set(part.channel)
+    if not channels <= set(recording.channel_ids or ()):
+        shown = ", ".join(map(str, sorted(channels)))
+        there = ", ".join(map(str, recording.channel_ids or ())) or "none"
+        return Fault(f"is of channel {shown}, and its recording has {there}", "mend its channel, or take the cut out")
+    return None
+
+
+def _features_fault(part: DataCut) -> Fault | None:
+    """Why stored features are not those of their cut, as far as the manifest tells."""
+    features = part.features
+    assert features is not None
+    slack = (FRAME_TOLERANCE + 0.5) / FRAMES_PER_SECOND
+    if part.start < features.start - slack or part.end > features.end + slack:
+        problem = f"lies from {part.start:.2f} to {part.end:.2f} s, and its stored features from {features.start:.2f}"
+        return Fault(f"{problem} to {features.end:.2f} s", COMPUTE_AGAIN)
+    if abs(features.num_frames - features.duration * FRAMES_PER_SECOND) > FRAME_TOLERANCE + 0.5:
+        problem = f"its stored features have {features.num_frames} frames (10 ms each) for {features.duration:.2f} s"
+        return Fault(problem, COMPUTE_AGAIN)
     return None
 
 

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from kdstream.audio.samples import check_samples
 from kdstream.data.batch import Utterance
-from kdstream.data.checks import COMPUTE_FEATURES, TAKE_A_CHANNEL, check_frames, frames_of, is_heard
+from kdstream.data.checks import (
+    COMPUTE_AGAIN,
+    COMPUTE_FEATURES,
+    FRAME_TOLERANCE,
+    TAKE_A_CHANNEL,
+    check_frames,
+    frames_of,
+    is_heard,
+)
 from kdstream.data.cuts import text_of
 from kdstream.data.features import FBANK_CONFIG, compute_fbank
 from kdstream.data.resampling import check_rate, resample
@@ -87,10 +95,13 @@ def _read_features(cut: Cut) -> Tensor:
     try:
         features = cut.load_features()
         assert features is not None and features.shape[1] == FBANK_CONFIG.num_filters
-        return torch.from_numpy(features)
     except Exception as error:
         fix = "delete its manifest and run prepare.sh again, or use --on-the-fly-feats 1"
         raise UserError(f"{path}: cannot read the features of cut {cut.id}", fix=fix) from error
+    if abs(len(features) - frames_of(cut)) > FRAME_TOLERANCE:
+        problem = f"{path}: {len(features)} feature frames are stored of the {frames_of(cut)} that cut {cut.id} has"
+        raise UserError(problem, fix=COMPUTE_AGAIN)
+    return torch.from_numpy(features)
 
 
 def check_filter_bank(cuts: Iterable[Cut], path: Path) -> None:

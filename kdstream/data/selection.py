@@ -33,7 +33,7 @@ from kdstream.files import replacing, sha256_of
 from kdstream.models.streaming import output_lens
 
 TOGETHER = 1000  # texts that are encoded in one call: alone, each takes ten times as long
-RULES = 2  # raise it when other cuts are selected than before: what was kept is then ignored
+RULES = 3  # raise it when other cuts are selected than before: what was kept is then ignored
 SUFFIX = ".selection.npz"
 _ACCOUNT = ("kept", "seconds", "longest", "misplaced", "left_out", "unknown")
 

@@ -27,10 +27,11 @@ from lhotse.utils import fastcopy
 
 from kdstream.corpus.pseudo_labels import read_cuts
 from kdstream.corpus.validate import check_cut
-from kdstream.data.checks import STREAM, TEXT_TOLERANCE, WHOLE_SECONDS, check_length, check_text
+from kdstream.data.checks import FRAME_TOLERANCE, STREAM, TEXT_TOLERANCE, WHOLE_SECONDS, check_length, check_text
 from kdstream.data.cuts import iterate, read_manifest
 from kdstream.data.features import FBANK
 from kdstream.data.module import AsrDataModule
+from kdstream.data.reading import read_utterance
 from kdstream.models.streaming import ChunkConfig
 from support.data import batches_of, config_of, error_of, feature_cut
 
@@ -124,6 +125,56 @@ def test_a_text_may_reach_beyond_its_cut_by_the_tolerance_alone(tmp_path, start,
         check_text(cut, tmp_path)
     else:
         assert "its text is said from" in error_of(lambda: check_text(cut, tmp_path))
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"start": 0.2}, "of a recording of"),
+        ({"start": -0.2}, "lies from -0.200 to"),
+        ({"duration": 9.0}, "lies from 0.000 to 9.000 s of a recording of"),
+        ({"channel": 1}, "is of channel 1, and its recording has 0"),
+    ],
+)
+def test_a_cut_that_is_no_part_of_its_recording_is_refused_by_its_manifest(corpus, tmp_path, kind, changes, problem):
+    cuts = [cut.drop_features() for cut in cuts_of(corpus)]
+    cuts[3] = fastcopy(cuts[3], **changes)
+    message = error_of(reading(kind, corpus, written(cuts, tmp_path / "cuts.jsonl.gz")))
+    assert f"cuts.jsonl.gz: cut {cuts[3].id}: " in message and problem in message
+
+
+@pytest.mark.parametrize("kind", ["train", "dev", "pseudo-label", "validate"])
+@pytest.mark.parametrize(
+    "changes, of_features, problem",
+    [
+        ({"start": -0.2}, {}, "lies from -0.20 to"),
+        ({"duration": 9.0}, {}, "lies from 0.00 to 9.00 s, and its stored features from 0.00 to"),
+        ({}, {"duration": 1.0, "num_frames": 100}, "and its stored features from 0.00 to 1.00 s"),
+        ({}, {"num_frames": 50}, "its stored features have 50 frames (10 ms each) for"),
+    ],
+)
+def test_stored_features_that_are_not_of_their_cut_are_refused_by_its_manifest(
+    corpus, tmp_path, kind, changes, of_features, problem
+):
+    cuts = cuts_of(corpus)
+    cuts[3] = fastcopy(cuts[3], features=fastcopy(cuts[3].features, **of_features), **changes)
+    message = error_of(reading(kind, corpus, written(cuts, tmp_path / "cuts.jsonl.gz")))
+    assert f"cuts.jsonl.gz: cut {cuts[3].id}: " in message and problem in message
+
+
+@pytest.mark.parametrize("view", ["whole", "end"])
+@pytest.mark.parametrize("fewer", [FRAME_TOLERANCE, FRAME_TOLERANCE + 1])
+def test_a_few_frames_may_be_lacking_of_stored_features_and_no_more(tmp_path, view, fewer):
+    cut: Any = feature_cut(tmp_path, "cut", np.zeros((100 - fewer, 80), dtype=np.float32), "ONE")
+    cut.features = fastcopy(cut.features, num_frames=100, duration=1.0)
+    cut = fastcopy(cut, duration=1.0)
+    cut = cut if view == "whole" else cut.truncate(offset=0.3)
+    if fewer <= FRAME_TOLERANCE:
+        assert len(read_utterance(cut, from_audio=False).features) == cut.num_frames - fewer
+    else:
+        message = error_of(lambda: read_utterance(cut, from_audio=False))
+        assert f"feature frames are stored of the {cut.num_frames} that cut {cut.id} has; compute its" in message
 
 
 OTHER_FEATURES = {
