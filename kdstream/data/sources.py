@@ -71,24 +71,24 @@ class CheckedSource(AudioSource):
         """Raises UserError where samples are lacking, or too many."""
         if abs(self.lacking) <= TOLERANCE:
             return
-        rate = self._rate_of_file()
-        if rate != self.rate:
-            raise UserError(
-                f"{self.name}: {rate} Hz, but the manifest of cut {cut_id} says {self.rate} Hz",
-                fix="make its manifest again, e.g. with Recording.from_file",
-            )
+        self._raise_if_of_another_rate(cut_id)
         if self.lacking > 0:
             raise UserError(
                 f"{self.name}: ends {self.lacking / self.rate:.3f} s ({self.lacking} samples) before cut {cut_id} does",
                 fix="restore the file, or make its manifest again, e.g. with Recording.from_file",
             )
 
-    def _rate_of_file(self) -> int:
-        """In Hz; the manifest's where the file does not say it."""
+    def _raise_if_of_another_rate(self, cut_id: str) -> None:
+        """Raises UserError where the file says another rate than the manifest."""
         try:
-            return self.rate if self.path is None else soundfile.info(str(self.path)).samplerate
+            rate = self.rate if self.path is None else soundfile.info(str(self.path)).samplerate
         except (soundfile.SoundFileError, ValueError):
-            return self.rate
+            return
+        if rate != self.rate:
+            raise UserError(
+                f"{self.name}: {rate} Hz, but the manifest of cut {cut_id} says {self.rate} Hz",
+                fix="make its manifest again, e.g. with Recording.from_file",
+            )
 
     def raise_if_unreadable(self, cut_id: str) -> None:
         """Raises UserError where the file cannot be read, or not to the end of the cut."""
@@ -96,7 +96,8 @@ class CheckedSource(AudioSource):
         if self.path is None:
             return
         reason = why_unreadable(self.path)
-        if not reason:
+        if not reason:  # read as a whole, a file of another rate lacks nothing
+            self._raise_if_of_another_rate(cut_id)
             return
         fix = f"restore the file, or take cut {cut_id} out"
         if reason == "no such file" and not self.path.is_absolute():

@@ -94,9 +94,9 @@ def test_the_words_of_training_and_decoding_are_read_through_the_same_check(tmp_
 
 
 @pytest.mark.parametrize("rates", [(16000, 44100), (44100, 16000)])
-@pytest.mark.parametrize("offset", [0.0, 0.1])
-def test_a_file_of_another_rate_than_its_manifest_is_refused(tmp_path, rates, offset):
-    cut = recording(tmp_path / "a.wav", rates[0]).to_cut().truncate(offset=offset, duration=0.2)
+@pytest.mark.parametrize("offset, duration", [(0.0, 0.2), (0.1, 0.2), (0.0, 2.0)])
+def test_a_file_of_another_rate_than_its_manifest_is_refused(tmp_path, rates, offset, duration):
+    cut = recording(tmp_path / "a.wav", rates[0]).to_cut().truncate(offset=offset, duration=duration)
     soundfile.write(tmp_path / "a.wav", tone(2.0, rates[1]), rates[1])
     said = f"a.wav: {rates[1]} Hz, but the manifest of cut {cut.id} says {rates[0]} Hz; make its manifest again"
     assert said in refusal(cut)
