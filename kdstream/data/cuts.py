@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kdstream.errors import UserError
 from kdstream.files import CUT_SUFFIXES, replacing
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, AssertionError, zlib.error)
+OF_A_LINE = (JSONDecodeError, KeyError, TypeError, AttributeError, AssertionError)
 # Formats that Lhotse reads as a whole; all else is JSON, line by line
 EAGER = (".json", ".json.gz", ".yaml", ".yaml.gz")
 MANIFEST_SUFFIXES = (*CUT_SUFFIXES, *EAGER)
@@ -59,15 +61,16 @@ class CheckedManifest:
         self.path, self.needs_text, self.trusted = path, needs_text, trusted
 
     def __iter__(self) -> Iterator[Cut]:
-        cut = None
+        read = 0
         try:
             for cut in self._read():
                 if not self.trusted:
                     self._check(cut)
                 yield cut
+                read += 1
         except UNREADABLE as error:
-            raise self._unreadable(error) from error
-        if cut is None:
+            raise self._unreadable(error, line=read + 1) from error
+        if not read:
             raise UserError(f"{self.path}: holds no cuts", fix="name another manifest, or run prepare.sh again")
 
     def _check(self, cut: Any) -> None:
@@ -78,18 +81,27 @@ class CheckedManifest:
         if self.needs_text and not text_of(cut):
             raise UserError(f"{self.path}: cut {cut.id} has no text", fix="let kdstream pseudo-label transcribe it")
 
+    @property
+    def _has_lines(self) -> bool:
+        return not self.path.is_dir() and not self.path.name.endswith(EAGER)
+
     def _read(self) -> Iterable[Any]:
         if self.path.is_dir():
             return chain.from_iterable(map(read_shard, find_shards(self.path)))
-        if not self.path.name.endswith(EAGER):
+        if self._has_lines:
             return iterate(CutSet.from_jsonl_lazy(self.path))
         try:
             return iterate(CutSet.from_file(self.path))
         except Exception as error:  # each format's parser raises its own kinds
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> UserError:
+    def _unreadable(self, error: Exception, line: int = 0) -> UserError:
+        """line: at which it came, if each cut has a line of the file."""
         what = " ".join(str(error).split())
+        if self._has_lines and isinstance(error, OF_A_LINE):
+            if isinstance(error, JSONDecodeError):  # of this line alone: it counts lines from its beginning
+                what = f"column {error.colno}, {error.msg}"
+            what = f"line {line}: {what}"
         fix = "give one of cuts, or delete it and run prepare.sh again"
         return UserError(f"{self.path}: damaged or not a manifest of cuts ({what})", fix=fix)
 

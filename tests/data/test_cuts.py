@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -234,6 +235,28 @@ def test_manifests_of_every_format_of_lhotse_are_read_and_those_of_no_cuts_refus
         empty = not content and ending.startswith("jsonl")
         fault = "holds no cuts; name another" if empty else "damaged or not a manifest of cuts"
         assert f"{broken}: {fault}" in error_of(lambda b=broken: list(read_manifest(b)))
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl"])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda line: line[:-9], "column 1, Unterminated string"),
+        (lambda line: "", "column 1, Expecting value"),
+        (lambda line: line.replace('"start"', '"begin"', 1), "MonoCut"),
+        (lambda line: line[: line.index('"supervisions"')] + '"custom": 5, "type": "MonoCut"}', "'int' object"),
+    ],
+)
+def test_the_line_that_is_no_cut_is_named(tmp_path, data, ending, spoil, said):
+    path = tmp_path / f"cuts.{ending}"
+    write(list(CutSet.from_file(data.train_cuts[0]))[:4], path)
+    unpacked, packed = (gzip.decompress, gzip.compress) if ending.endswith("gz") else (bytes, bytes)
+    lines = unpacked(path.read_bytes()).decode().splitlines()
+    lines[2] = spoil(lines[2])
+    path.write_bytes(packed("\n".join([*lines, ""]).encode()))
+    message = error_of(lambda: list(read_manifest(path)))
+    assert f"{path}: damaged or not a manifest of cuts (line 3: " in message and said.split()[0] in message
+    assert "line 1" not in message
 
 
 def test_a_shar_directory_is_read_like_a_manifest_and_a_file_of_its_cuts_names_it(tmp_path):

@@ -207,7 +207,7 @@ def test_tokens_of_cuts_are_those_of_their_supervisions(corpus, tmp_path, monkey
         (tmp_path / "none.jsonl.gz", "none.jsonl.gz: no such manifest"),
         (
             corpus / "manifests" / "librispeech_supervisions_train.jsonl.gz",
-            "damaged or not a manifest of cuts (SupervisionSegment instead of a cut); give one of cuts",
+            "damaged or not a manifest of cuts (line 1: SupervisionSegment instead of a cut); give one of cuts",
         ),
     ):
         assert message in run_script(monkeypatch, "local/train_bpe_model.py", "--cuts", path, *same, tmp_path / "bad")
