@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import add_jobs, parser_of
+from kdstream.config.flags import add_jobs, names_in, parser_of
 from kdstream.corpus.line_table import LINES, names_of
 
 
@@ -43,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # in the processes too, which are forked
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
-        paths = [Path(path) for path in args.cuts.split(",")]
+        paths = [Path(path) for path in names_in(args.cuts, "cuts")]
         copies = augment_cuts(paths, names, args.share, output, pool)
     logging.info(f"{output}: {len(copies)} copies, {sum(copy.duration for copy in copies) / 3600:.2f} h")

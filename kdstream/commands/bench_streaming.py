@@ -25,7 +25,7 @@ from pathlib import Path
 from kdstream.benchmarks.names import CLOCKS, FOR_ONE_STREAM, OWN, RUNTIMES
 from kdstream.config.command_line import make_parser, read_experiment
 from kdstream.config.decoding import ContextConfig, SearchConfig, WeightsConfig
-from kdstream.config.flags import in_range
+from kdstream.config.flags import in_range, names_in
 from kdstream.errors import UserError, option
 
 SECTIONS = (WeightsConfig, ContextConfig, SearchConfig)
@@ -40,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
         return values
 
     def words(text: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(part for part in text.split(",") if part))
+        return tuple(dict.fromkeys(names_in(text)))
 
     parser = make_parser(__doc__, SECTIONS, data_flags=("bpe_model",))
     parser.add_argument("--runtimes", type=words, default=RUNTIMES, help=f"Of {','.join(RUNTIMES)}.")

@@ -36,14 +36,14 @@ from typing import Any
 from kdstream.benchmarks.names import CLOCKS, STEPS, SYNTHETIC_VOCABULARY
 from kdstream.config.command_line import teacher_flags
 from kdstream.config.distillation import DistillConfig
-from kdstream.config.flags import add_arguments, flags_of, in_range, parser_of, str2bool
+from kdstream.config.flags import add_arguments, flags_of, in_range, names_in, parser_of, str2bool
 from kdstream.config.sections import DataConfig, ModelConfig, TrainConfig
 
 SHORT_NAMES = dict(zip(("baseline", "distilled", "cached"), STEPS, strict=True))
 
 
 def words(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
+    names = tuple(names_in(text, "steps"))
     for name in names:
         if name not in SHORT_NAMES:
             raise argparse.ArgumentTypeError(f"{name}: not one of {','.join(SHORT_NAMES)}")

@@ -25,7 +25,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdstream.config.flags import in_range, parser_of, str2bool
+from kdstream.config.flags import in_range, names_in, parser_of, str2bool
 from kdstream.experiments.flags import add_runner_flags
 from kdstream.experiments.method_table import METHODS, TOKEN_METHODS
 from kdstream.files import write_text
@@ -52,7 +52,7 @@ def page(rows: Sequence[dict[str, object]], cells: Sequence[Cell], added: Sequen
 
 
 def method_names(text: str) -> list[str]:
-    names = list(dict.fromkeys(text.split(",")))
+    names = list(dict.fromkeys(names_in(text, "methods")))
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise argparse.ArgumentTypeError(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
@@ -60,7 +60,7 @@ def method_names(text: str) -> list[str]:
 
 
 def paths(text: str) -> list[Path]:
-    return [Path(path) for path in text.split(",")]
+    return [Path(path) for path in names_in(text)]
 
 
 def get_parser() -> argparse.ArgumentParser:

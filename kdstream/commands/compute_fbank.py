@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import add_jobs, parser_of, str2bool
+from kdstream.config.flags import add_jobs, names_in, parser_of, str2bool
 from kdstream.config.sections import LIBRISPEECH
 from kdstream.errors import UserError
 from kdstream.files import write_text
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = [
         (part, is_train)
         for parts, is_train in ((args.train_parts, True), (args.parts, False))
-        for part in parts.split(",")
-        if part
+        for part in names_in(parts)
     ]
     if not wanted and not args.musan:
         raise UserError("name nothing", flag="--train-parts and --parts", fix="name parts, or give --musan true")

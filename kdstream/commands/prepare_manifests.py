@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import parser_of
+from kdstream.config.flags import names_in, parser_of
 from kdstream.corpus.text_remove import add_text_remove, check_text_remove
 
 
@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_text_remove(parser)
     args = parser.parse_args(argv)
     check_text_remove(args.text_remove)
+    parts = names_in(args.parts, "parts")
 
     from kdstream.corpus.manifests import prepare_part
 
     log_to_stderr()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for part in args.parts.split(","):
+    for part in parts:
         prepare_part(args.corpus_dir.resolve(), part, args.output_dir, args.text_remove)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdstream.config.command_line import log_to_stderr
-from kdstream.config.flags import add_jobs, parser_of
+from kdstream.config.flags import add_jobs, names_in, parser_of
 from kdstream.corpus.text_remove import add_text_remove, check_text_remove
 from kdstream.errors import UserError, option
 
@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to_stderr()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    given = [
-        [name for name in parts.split(",") if name] for parts in (args.train_parts, args.dev_parts, args.test_parts)
-    ]
+    given = map(names_in, (args.train_parts, args.dev_parts, args.test_parts))
     prepare_recipe(
         args.lhotse_recipe,
         args.corpus_dir.resolve(),

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.config.flags import parser_of
+from kdstream.config.flags import names_in, parser_of
 from kdstream.errors import UserError, option
 
 
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             "must name the directory of the page", flag=option("output", args.output), fix="leave out report.html"
         )
-    systems = [system for system in args.systems.split(",") if system]
-    report = Report(args.exp_root, systems, args.baseline, args.output or args.exp_root / "report")
+    report = Report(args.exp_root, names_in(args.systems), args.baseline, args.output or args.exp_root / "report")
     print(f"report: {report.write()}")
     if args.publish:
         tables = {"reduction": [reduction.row() for reduction in report.reductions], "latency": report.delays}

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from kdstream.data.tokenizer import Tokenizer
 
     log_to_stderr()
-    if args.cuts:
+    if args.cuts is not None:
         texts = transcripts_of_cuts(args.cuts)
     else:
         texts = transcripts_of_parts(args.manifest_dir, args.parts, args.prefix)

@@ -311,6 +311,17 @@ def str2bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or 1")
 
 
+def names_in(text: str, needed_by: str = "") -> list[str]:
+    """The names in a,b; blanks beside commas belong to none, and two commas have none between them.
+
+    needed_by: a flag that must name something; UserError is raised where it does not.
+    """
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    if needed_by and not names:
+        raise UserError("names nothing", flag=option(needed_by, text), fix="name one, or several with commas between")
+    return names
+
+
 def flag_value(value: Any) -> str:
     """A field as it is typed after its flag."""
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -15,6 +15,7 @@ import sentencepiece
 from lhotse import SupervisionSegment, SupervisionSet
 
 from kdstream.config.experiment import BPE_MODEL_FILE
+from kdstream.config.flags import names_in
 from kdstream.config.sections import LIBRISPEECH
 from kdstream.corpus.manifests import manifests_of
 from kdstream.corpus.token_types import SPECIAL, TOKEN_TYPES
@@ -32,7 +33,7 @@ NUM_BYTES = 256
 
 def transcripts_of_parts(manifest_dir: Path, parts: str, corpus: str = LIBRISPEECH) -> list[str]:
     """The transcripts of parts, separated by commas, whose manifests prepare.sh stage 1 wrote."""
-    manifests = [manifests_of(manifest_dir, part, corpus)[1] for part in parts.split(",")]
+    manifests = [manifests_of(manifest_dir, part, corpus)[1] for part in names_in(parts, "parts")]
     return [text for manifest in manifests for text in _texts_of(SupervisionSet.from_file(manifest))]
 
 
@@ -42,7 +43,7 @@ def transcripts_of_cuts(paths: str) -> list[str]:
     Raises UserError if a manifest is missing, is not of cuts, or has no transcript.
     """
     texts: list[str] = []
-    for path in paths.split(","):
+    for path in names_in(paths, "cuts"):
         found = [text.strip() for cut in iterate(read_manifest(Path(path))) for text in _texts_of(cut.supervisions)]
         if not found:
             raise UserError("none of its cuts has a transcript", flag=f"--cuts {path}", fix="name cuts with texts")

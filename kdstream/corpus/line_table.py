@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdstream.config.flags import names_in
 from kdstream.config.registry import Registry
 from kdstream.errors import UserError, option
 
@@ -20,7 +21,7 @@ LINES: Registry[Change] = Registry(
 
 def names_of(text: str) -> list[str]:
     """Names of LINES, separated by commas; one that comes twice counts once.  Raises UserError for others, or none."""
-    names = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    names = list(dict.fromkeys(names_in(text)))
     for name in names:
         LINES.check(name)
     if not names:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from kdstream.config.distillation import NO_LAYERS, DistillConfig
 from kdstream.config.experiment import ExperimentConfig
+from kdstream.config.flags import names_in
 from kdstream.config.sections import DataConfig
 from kdstream.data.augment import without_transforms
 from kdstream.data.batch import Batch
@@ -113,7 +114,7 @@ def timed(bar: tqdm, hours: float, world_size: int, tells: bool) -> Iterator[Bat
 def layers_to_store(typed: str, teacher: Teacher) -> list[str]:
     """The layers of --layers.  Raises UserError where it names none and the teacher has no stack that downsamples."""
     if typed:
-        return [] if typed == NO_LAYERS else typed.split(",")
+        return [] if typed == NO_LAYERS else names_in(typed)
     if all(shape.stride < MIN_STRIDE for shape in teacher.shapes.values()):
         raise UserError(
             f"must say which of the layers {', '.join(teacher.shapes)} guide the student",

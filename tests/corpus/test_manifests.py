@@ -12,7 +12,8 @@ import soundfile
 from lhotse import CutSet, SupervisionSet
 from lhotse.utils import fastcopy
 
-from kdstream.commands import compute_fbank, prepare_manifests
+from kdstream.commands import augment_cuts, compute_fbank, prepare_manifests, train_bpe_model
+from kdstream.corpus.bpe import transcripts_of_parts
 from kdstream.corpus.fbank import compute_part, read_part
 from kdstream.corpus.manifests import prepare_part
 from kdstream.corpus.text_remove import removed
@@ -223,6 +224,31 @@ def test_audio_whose_header_does_not_say_how_much_there_is_is_named(small, suffi
     path.write_bytes(data)
     error = error_of(lambda: store(small, ("train",)))
     assert f"{path}: {named}" in error and "take 1-1-0003 out of the .trans.txt" in error
+
+
+@pytest.mark.parametrize(
+    "command, flag",
+    [
+        (prepare_manifests, "--corpus-dir {0} --output-dir {0} --parts"),
+        (train_bpe_model, "--manifest-dir {0} --lang-dir {0} --parts"),
+        (train_bpe_model, "--manifest-dir {0} --lang-dir {0} --cuts"),
+        (augment_cuts, "--augment volume --output {0}/copies.jsonl.gz --cuts"),
+    ],
+)
+@pytest.mark.parametrize("nothing", ["", " ,"])
+def test_a_flag_that_names_nothing_is_refused(tmp_path, command, flag, nothing):
+    message = error_of(lambda: command.main([*flag.format(tmp_path).split(), nothing]))
+    assert message.startswith(f"{flag.split()[-1]} {nothing}".strip()) and "names nothing; name one" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_comma_at_the_end_and_blanks_name_no_part(small):
+    flags = ["--corpus-dir", str(small / "LibriSpeech"), "--output-dir", str(small / "manifests")]
+    prepare_manifests.main([*flags, "--parts", " train, "])
+    texts = transcripts_of_parts(small / "manifests", "train")
+    assert texts == transcripts_of_parts(small / "manifests", "train, ")
+    found = sorted(path.name for path in (small / "manifests").iterdir())
+    assert found == ["librispeech_recordings_train.jsonl.gz", "librispeech_supervisions_train.jsonl.gz"]
 
 
 @pytest.mark.parametrize("parts", [[], ["--parts", ",", "--train-parts", ""]])
