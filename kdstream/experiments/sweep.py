@@ -20,6 +20,14 @@ EXP_DIR_AXIS = "exp-dir"
 FIRST = "first"  # the name of the point at which every flag has its first value
 DECODE = "decode "  # before the name of a decoding flag, which tells it from a training flag
 
+# The flags that a cell gives itself, and what to do instead of sweeping over them.
+OF_TRAINING = {
+    "seed": "give --seeds, with each of which every point is trained",
+    "exp-dir": "give --exp-root, or --exp-dirs to decode what exists already",
+    "resume": "leave it out",
+}
+OF_DECODING = {"exp-dir": "give --exp-dirs", "system": "leave it out", "results-json": "leave it out"}
+
 Point = tuple[str, ...]  # one value of each axis
 
 
@@ -112,10 +120,9 @@ class Sweep:
             raise UserError("nothing to sweep", fix="give --grid or --decode-grid")
         if len(set(names)) < len(names):
             raise UserError("a flag is given twice", flag="--grid, --decode-grid", fix="put all its values into one")
-        if "seed" in names:
-            raise UserError(
-                "every point is trained with each seed of --seeds already", flag="--grid seed", fix="leave it out"
-            )
+        for grid, axes, own in (("--grid", self.grid, OF_TRAINING), ("--decode-grid", self.decode_grid, OF_DECODING)):
+            for name in (axis.name for axis in axes if axis.name in own):
+                raise UserError(f"each cell has its own --{name}", flag=f"{grid} {name}", fix=own[name])
 
     @property
     def cells(self) -> list[Cell]:

@@ -50,9 +50,20 @@ def test_a_grid_that_is_none_is_refused(monkeypatch, recipe, flag, text, capsys)
     assert f"error: argument {flag}: {text}: wants a flag and two or more" in capsys.readouterr().err
 
 
-def test_a_grid_of_seeds_is_refused(monkeypatch, recipe):
-    error = run_sweep(monkeypatch, recipe, "--grid", "seed=1,2")
-    assert "--grid seed: every point is trained with each seed of --seeds" in error
+@pytest.mark.parametrize(
+    "grid, name, instead",
+    [
+        ("--grid", "seed", "give --seeds, with each of which every point is trained"),
+        ("--grid", "exp-dir", "give --exp-root"),
+        ("--grid", "resume", "leave it out"),
+        ("--decode-grid", "exp-dir", "give --exp-dirs"),
+        ("--decode-grid", "system", "leave it out"),
+        ("--decode-grid", "results-json", "leave it out"),
+    ],
+)
+def test_a_grid_of_what_each_cell_has_for_itself_is_refused(monkeypatch, recipe, grid, name, instead):
+    error = run_sweep(monkeypatch, recipe, grid, f"{name}=1,2")
+    assert f"{grid} {name}: each cell has its own --{name}; {instead}" in error and events(recipe) == []
 
 
 def test_points_are_all_combinations_or_a_star():
