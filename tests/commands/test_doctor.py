@@ -61,6 +61,13 @@ def test_an_extra_without_torch_is_complete_without_it(
     assert "missing: torch, kaldialign; run: pip install 'kdstream[export]'" in capsys.readouterr().out
 
 
+def test_every_extra_of_pyproject_is_known(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    pretend(monkeypatch, "pytest")
+    assert [doctor.main([extra]) for extra in ("all", "dev", "train")] == [1, 1, 0]
+    shown = capsys.readouterr().out
+    assert "missing: pytest; run: pip install 'kdstream[all]'" in shown and "all      lacks pytest" in shown
+
+
 def test_nothing_is_advised_when_everything_is_there() -> None:
     assert doctor.advice(dict.fromkeys(EVERYTHING, "1.0"), list(doctor.INCLUDES)) == []
 
@@ -69,4 +76,4 @@ def test_its_packages_are_those_of_pyproject() -> None:
     extras = extras_of_pyproject()
     for extra in doctor.INCLUDES:
         assert set(doctor.packages_in(extra)) == set(extras[extra]), extra
-    assert set(extras) == {*doctor.INCLUDES, "", "dev", "all"}
+    assert set(extras) == {*doctor.INCLUDES, ""}
