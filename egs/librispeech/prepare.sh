@@ -178,8 +178,11 @@ fi
 if in_stage 2 && [[ $musan == true ]]; then
   log "Stage 2: manifests of MUSAN"
   once "$data_dir/manifests/.musan.done" "$dl_dir" "$data_dir/manifests/musan_recordings_noise.jsonl.gz" \
-    "$python" -c 'import sys; from lhotse.recipes import prepare_musan as p; p(sys.argv[1], sys.argv[2])' \
-    "$dl_dir/musan" "$data_dir/manifests"
+    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from kdstream.commands import run
+from kdstream.corpus.musan import prepare_musan
+run(lambda: prepare_musan(*map(Path, sys.argv[2:])))' "$root" "$dl_dir/musan" "$data_dir/manifests"
 fi
 
 if in_stage 3; then

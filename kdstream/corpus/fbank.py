@@ -104,7 +104,10 @@ def read_musan(manifest_dir: Path) -> CutSet:
         raise UserError(f"{manifest_dir}/musan_recordings_*.jsonl.gz: no such manifest", fix="run prepare.sh stage 2")
     recordings = [recording for path in paths for recording in load_manifest(path)]
     cuts = CutSet.from_manifests(recordings=RecordingSet.from_recordings(recordings))
-    return CutSet.from_cuts(cut for cut in iterate(cuts.cut_into_windows(10.0)) if cut.duration > 5)
+    pieces = [cut for cut in iterate(cuts.cut_into_windows(10.0)) if cut.duration > 5]
+    if not pieces:
+        raise UserError(f"{paths[0]}: nothing in it is longer than 5 s", fix="join the files of MUSAN to longer ones")
+    return CutSet.from_cuts(pieces)
 
 
 def compute_musan(manifest_dir: Path, output_dir: Path, pool: Pool) -> None:

@@ -80,18 +80,19 @@ def find_audio(folder: Path, utterance: str) -> Path:
     raise UserError(f"{folder / utterance}.flac: no such file", fix=fix)
 
 
-def open_recording(path: Path, utterance: str) -> Recording:
-    """The recording of an audio file.  Raises UserError where its header does not say how much sound there is."""
-    check_whole(path, f"take {utterance} out of the .trans.txt", needs_libsndfile=True)
+def open_recording(path: Path, recording_id: str, way_out: str) -> Recording:
+    """The recording of an audio file.  Raises UserError where its header does not say how much sound there is.
+
+    way_out: beside mending the file.
+    """
+    check_whole(path, way_out, needs_libsndfile=True)
     try:
-        recording = Recording.from_file(path, recording_id=utterance)
+        recording = Recording.from_file(path, recording_id=recording_id)
     except Exception as error:  # each audio backend of Lhotse raises its own kinds
-        raise UserError(
-            f"{path}: not readable as audio", fix=f"restore the file or take {utterance} out of the .trans.txt"
-        ) from error
+        raise UserError(f"{path}: not readable as audio", fix=f"restore the file or {way_out}") from error
     if not recording.num_samples:
-        raise UserError(f"{path}: holds no samples", fix=f"restore the file or take {utterance} out of the .trans.txt")
-    check_frames(str(path), round(recording.duration * FRAMES_PER_SECOND), f"take {utterance} out of the .trans.txt")
+        raise UserError(f"{path}: holds no samples", fix=f"restore the file or {way_out}")
+    check_frames(str(path), round(recording.duration * FRAMES_PER_SECOND), way_out)
     if recording.num_channels != 1:
         fix = f"make it mono: ffmpeg -i {path.name} -ac 1 mono{path.suffix}"
         raise UserError(f"{path}: {recording.num_channels} channels", fix=fix)
@@ -118,7 +119,7 @@ def prepare_part(corpus_dir: Path, part: str, output_dir: Path, text_remove: str
         if not text:
             without_text.append(path)
             continue
-        recording = open_recording(path, utterance)
+        recording = open_recording(path, utterance, f"take {utterance} out of the .trans.txt")
         recordings.append(recording)
         supervisions.append(
             SupervisionSegment(
