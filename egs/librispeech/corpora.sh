@@ -33,6 +33,9 @@ usage() { # the assignments
 # named (train, dev, test); a recipe finds its own.
 choose_parts() {
   local train dev=dev-clean,dev-other test=test-clean,test-other name
+  for name in train_parts dev_parts test_parts; do  # as names_in of kdstream/config/flags.py reads them
+    printf -v $name %s "$(sed -E 's/^[ ,]+|[ ,]+$//g; s/ *,[ ,]*/,/g' <<<"${!name}")"
+  done
   if [[ -n $lhotse_recipe ]]; then
     [[ -n $corpus_dir ]] || fail "--lhotse-recipe $lhotse_recipe: say where the corpus is, with --corpus-dir"
     return

@@ -181,7 +181,9 @@ if in_stage 2 && [[ $musan == true ]]; then
     "$python" -c 'import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from kdstream.commands import run
+from kdstream.config.command_line import log_to_stderr
 from kdstream.corpus.musan import prepare_musan
+log_to_stderr()
 run(lambda: prepare_musan(*map(Path, sys.argv[2:])))' "$root" "$dl_dir/musan" "$data_dir/manifests"
 fi
 

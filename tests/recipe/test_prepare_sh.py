@@ -133,6 +133,13 @@ def test_prepare_makes_tokens_of_each_type_and_copies_as_through_lines(tmp_path)
     assert bytes_too.returncode == 0 and "<0xFF> 258" in (tmp_path / "data/lang_bbpe_280/tokens.txt").read_text()
 
 
+def test_blanks_beside_commas_and_a_comma_at_the_end_are_no_part_of_names(tmp_path):
+    (tmp_path / "mine" / "LibriSpeech").mkdir(parents=True)
+    parts = ["--train-parts", " a, b c ,", "--dev-parts", "d ", "--test-parts", "d,,e"]
+    result = run_prepare("--corpus-dir", "mine", *parts, "--data-dir", "data", "--stage", "6", cwd=tmp_path)
+    assert "/data/fbank --train-parts a,b c --dev-parts d --test-parts d,e " in result.stdout, result.stderr
+
+
 @pytest.mark.slow
 def test_prepare_takes_the_musan_that_is_there_and_makes_its_manifests_anew_where_they_are_lost(tmp_path):
     make_part(tmp_path / "mine", "a", 1, 4, seed=1)
