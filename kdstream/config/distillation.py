@@ -126,6 +126,7 @@ class DistillConfig(Section):
         "timing on it.  auto:4: for each utterance the number from 0 to 4 at which the two agree best.",
         minimum=0,
         text=re.compile(r"auto:[1-9]\d?"),
+        example="auto:4",
     )
     kd_ctc_scale: float = flag(
         0.0,

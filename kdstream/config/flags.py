@@ -19,7 +19,7 @@ class Flag(NamedTuple):
     """One setting: its name, with underscores, its type, its default and its help text.
 
     more: `choices`; `minimum`, or `above`, that of which a number must be more; `maximum`; `text`, a pattern of what
-      may stand instead of a number; `unset`, what help shows for None and for an empty tuple.
+      may stand instead of a number, and `example`, such a text; `unset`, what help shows for None and an empty tuple.
     """
 
     name: str
@@ -284,7 +284,7 @@ def override(config: Config, args: argparse.Namespace) -> Config:
 def _add_flag(group: Any, item: Flag, default: Any, shown: str) -> None:
     group.add_argument(
         "--" + item.name.replace("_", "-"),
-        type=_parser_of(item.annotation, item.more.get("text"), **_range_of(item.more)),
+        type=_parser_of(item.annotation, item.more.get("text"), item.more.get("example", ""), **_range_of(item.more)),
         default=default,
         choices=item.more.get("choices") or None,  # a table that is empty: who fills it has not been imported
         help=f"{item.help} (default: {shown})",
@@ -333,10 +333,10 @@ def _shown(default: Any, unset: str | None) -> str:
     return unset or "by preset" if default is None else str(default) or "empty"
 
 
-def _parser_of(annotation: Any, text: re.Pattern[str] | None = None, /, **range_of: float) -> Any:
+def _parser_of(annotation: Any, text: re.Pattern[str] | None = None, example: str = "", /, **range_of: float) -> Any:
     """The argparse type for a field annotation: scalar, bool, X | None, int | str or tuple[X, ...]."""
     if text is not None:
-        return _number_or_text(_parser_of(get_args(annotation)[0], **range_of), text)
+        return _number_or_text(_parser_of(get_args(annotation)[0], **range_of), text, example)
     if get_origin(annotation) is UnionType:  # X | None
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is tuple:
@@ -350,9 +350,12 @@ def _parser_of(annotation: Any, text: re.Pattern[str] | None = None, /, **range_
     return str2bool if annotation is bool else in_range(annotation, **range_of)
 
 
-def _number_or_text(number: Any, pattern: re.Pattern[str]) -> Any:
+def _number_or_text(number: Any, pattern: re.Pattern[str], example: str) -> Any:
     def parse(text: str) -> Any:
-        return text if pattern.fullmatch(text) else number(text)
+        try:
+            return text if pattern.fullmatch(text) else number(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: neither a number nor a text like {example}") from error
 
     parse.__name__ = number.__name__
     return parse

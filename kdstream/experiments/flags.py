@@ -31,7 +31,10 @@ def add_runner_flags(parser: argparse.ArgumentParser, seeds: str) -> None:
 
 def shared_flags(text: str) -> list[str]:
     """Flags that all cells have.  Raises UserError for one that each has for itself."""
-    flags = shlex.split(text)
+    try:
+        flags = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).lower()}") from error
     for name, instead in (("--exp-dir", "--exp-root"), ("--seed", "--seeds")):
         if any(flag.partition("=")[0] == name for flag in flags):
             raise UserError("each cell has its own", flag=name, fix=f"leave it out, and give {instead}")

@@ -72,7 +72,8 @@ def test_a_shift_is_a_number_or_auto():
     "config_class, flag, value, message",
     [
         (DistillConfig, "--kd-token-shift", "-1", "-1: must be at least 0"),
-        (DistillConfig, "--kd-token-shift", "auto:0", "invalid int value: 'auto:0'"),
+        (DistillConfig, "--kd-token-shift", "auto:0", "auto:0: neither a number nor a text like auto:4"),
+        (DistillConfig, "--kd-token-shift", "auto", "auto: neither a number nor a text like auto:4"),
         (TrainConfig, "--world-size", "0", "0: must be at least 1"),
         (TrainConfig, "--accum-grad", "0", "0: must be at least 1"),
         (TrainConfig, "--average-period", "0", "0: must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def test_what_each_cell_has_for_itself_is_no_shared_flag(flag, instead):
     with pytest.raises(UserError, match=f"each cell has its own; leave it out, and give {instead}$"):
         shared_flags(f"--base-lr 0.1 {flag}")
     assert shared_flags("--base-lr 0.1") == ["--base-lr", "0.1"]
+    with pytest.raises(argparse.ArgumentTypeError, match="^--system 'a b: no closing quotation$"):
+        shared_flags("--system 'a b")
 
 
 def test_a_command_is_the_recipes_script_where_it_has_one_and_else_kdstreams(recipe):
