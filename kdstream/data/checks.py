@@ -93,9 +93,10 @@ def _recording_fault(part: DataCut) -> Fault | None:
     recording = part.recording
     assert recording is not None
     slack = (TOLERANCE + 0.5) / recording.sampling_rate
-    if part.start < -slack or part.end > recording.duration + slack:
+    end = part.start + part.duration  # the property of Lhotse rounds, which takes as long as all else that is checked
+    if part.start < -slack or end > recording.duration + slack:
         return Fault(
-            f"lies from {part.start:.3f} to {part.end:.3f} s of a recording of {recording.duration:.3f} s",
+            f"lies from {part.start:.3f} to {end:.3f} s of a recording of {recording.duration:.3f} s",
             "mend its start and duration, or take the cut out",
         )
     channels = {part.channel} if isinstance(part.channel, int) else set(part.channel)
@@ -111,8 +112,9 @@ def _features_fault(part: DataCut) -> Fault | None:
     features = part.features
     assert features is not None
     slack = (FRAME_TOLERANCE + 0.5) / FRAMES_PER_SECOND
-    if part.start < features.start - slack or part.end > features.end + slack:
-        problem = f"lies from {part.start:.2f} to {part.end:.2f} s, and its stored features from {features.start:.2f}"
+    end = part.start + part.duration
+    if part.start < features.start - slack or end > features.end + slack:
+        problem = f"lies from {part.start:.2f} to {end:.2f} s, and its stored features from {features.start:.2f}"
         return Fault(f"{problem} to {features.end:.2f} s", COMPUTE_AGAIN)
     if abs(features.num_frames - features.duration * FRAMES_PER_SECOND) > FRAME_TOLERANCE + 0.5:
         problem = f"its stored features have {features.num_frames} frames (10 ms each) for {features.duration:.2f} s"
