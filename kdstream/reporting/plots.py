@@ -108,12 +108,13 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
 
     Latency is the mean time from the end of a word to its display where that was measured for all records, else the
     algorithmic latency.  A curve joins the Pareto front of its family: the points that no other one beats in both
-    latency and WER.  Other points are hollow.  Shapes stand for chunks, numbers beside points for delay penalties
-    other than 0.
+    latency and WER.  Other points are hollow.  Shapes stand for chunks, with their algorithmic latency where the axis
+    has the measured one, and numbers beside points for delay penalties other than 0.
     """
     streaming = [record for record in _drawn(records) if record.latency_ms is not None]
     measured = all(SHOWN in record.latency for record in streaming)
     chunks = {(record.chunk_ms or 0, record.right_ms): chunk_alone_shown(record) for record in streaming}
+    algorithmic = {chunk_alone_shown(record): record.latency_ms for record in streaming}
     shapes = dict(zip([chunks[sizes] for sizes in sorted(chunks)], cycle("os^Dv")))
 
     def latency(record: Record) -> float:
@@ -151,7 +152,8 @@ def plot_latencies(records: Sequence[Record], families: dict[str, Member], colou
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     for chunk, shape in shapes.items():
-        handles[f"chunk {chunk} ms"] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
+        label = f"chunk {chunk} ms{f': algorithmic {algorithmic[chunk]} ms' if measured else ''}"
+        handles[label] = Line2D([], [], color="#555555", marker=shape, markersize=9, linestyle="")
     _legend(figure, list(handles.values()), list(handles))
     save(figure, path)
 

@@ -53,6 +53,21 @@ def test_rates_of_words_and_of_characters_have_panels_of_their_own(tmp_path, mon
     assert [len(axes.get_yticks()) for axes in bars.axes] == [2, 2]
 
 
+def test_a_picture_of_measured_latencies_tells_the_algorithmic_ones_of_its_chunks(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    shown = {"shown": Spread(9, 150.0, 1.0, 2.0, 3.0)}
+    timed = [
+        make_record(chunk_ms=chunk, right_ms=right, latency_ms=latency, latency=shown)
+        for chunk, right, latency in ((160, 160, 415), (320, 0, 416))
+    ]
+    for records in (timed, [replace(record, latency={}) for record in timed]):
+        plots.plot_latencies(records, {"baseline": Member("baseline", 0.0)}, {"baseline": "C0"}, tmp_path / "l.png")
+    measured, algorithmic = [[text.get_text() for text in figure.legends[0].get_texts()][1:] for figure in drawn]
+    assert measured == ["chunk 160 + 160 ms: algorithmic 415 ms", "chunk 320 ms: algorithmic 416 ms"]
+    assert algorithmic == ["chunk 160 + 160 ms", "chunk 320 ms"]  # their axis has it
+
+
 def test_labels_stay_in_the_picture_beside_long_names(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
