@@ -173,6 +173,19 @@ def test_a_package_that_lhotse_lacks_is_named(tmp_path, monkeypatch):
     )
 
 
+def test_audio_that_is_whole_is_not_blamed_for_what_lhotse_cannot_do_with_it(tmp_path, monkeypatch):
+    def lack(self, *args, **kwargs):  # as where torchaudio has no sox_effects
+        raise AttributeError("module 'torchaudio' has no attribute 'sox_effects'")
+
+    monkeypatch.setattr("lhotse.augmentation.Tempo.__call__", lack)
+    cut = recording(tmp_path / "a.wav").to_cut().perturb_tempo(0.9)
+    message = refusal(cut)
+    assert "a.wav: cut said_tp0.9: module 'torchaudio' has no attribute 'sox_effects'; its audio can be read" in message
+    assert "restore" not in message
+    (tmp_path / "a.wav").write_bytes(b"hello")
+    assert "a.wav: text, not audio; restore the file" in refusal(cut)
+
+
 def test_last_line_leaves_out_what_lhotse_adds():
     tried = (
         "Reading failed. Details:\nException #0 (<class 'a.B'>): <class 'c.D'>: lost sync.\nSet LHOTSE_X=1 environment"
