@@ -10,7 +10,8 @@ import hashlib
 import os
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -107,17 +108,29 @@ def make_room(folder: Path, number: int) -> Recording:
     """The impulse response of a room, which is the same each time; it is computed once and kept as a file.
 
     Lhotse draws it as Luo and Yu, FRA-RIR: fast random approximation of the image-source method, 2022.  Reverberation
-    is 0.1 to 0.8 s long.
+    is 0.1 to 0.8 s long.  It draws from torch's generator too, and lets reflections that arrive together overwrite each
+    other, in an order that several threads do not keep.
     """
     path = folder / f"room-{number:02d}.wav"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(number)  # it draws from torch's generator too
+        with torch.random.fork_rng(devices=[]), one_thread():
+            torch.manual_seed(number)
             response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=number, source_seed=number)()[0]
         with replacing(path, suffix=f".{os.getpid()}.wav") as temporary:  # another process may want the same room
             soundfile.write(temporary, response / abs(response).max(), SAMPLE_RATE, subtype="FLOAT")
     return Recording.from_file(path)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch has one thread, and then as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 for change in (narrowband, mp3, opus, reverb, volume, pauses):

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.augmentation.utils import FastRandomRIRGenerator
 from lhotse.cut.data import DataCut
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
@@ -162,6 +163,23 @@ def test_rooms_are_the_same_on_every_machine_and_leave_torchs_numbers_alone(tmp_
     assert torch.equal(torch.random.get_rng_state(), before)
     assert np.array_equal(first, second) and np.abs(first).max() == 1 and first.shape[1] > 0.1 * RATE
     assert not np.array_equal(make_room(tmp_path, 4).load_audio()[:, :1000], first[:, :1000])
+
+
+def test_a_room_is_drawn_by_one_thread(tmp_path, monkeypatch):
+    seen, draw = [], FastRandomRIRGenerator.__call__
+
+    def watched(generator):
+        seen.append(torch.get_num_threads())
+        return draw(generator)
+
+    monkeypatch.setattr(FastRandomRIRGenerator, "__call__", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # which make another room each time where both are busy
+    try:
+        make_room(tmp_path, 3)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_command_writes_features_of_a_share_of_the_cuts(cuts, tmp_path, monkeypatch):
