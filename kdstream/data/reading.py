@@ -53,7 +53,7 @@ def read_audio(cut: Cut) -> Tensor:
     except Exception as error:  # readers of other people's files raise any kind
         for source in sources:
             source.raise_if_unreadable(cut.id)
-        if all(source.path for source in sources):
+        if sources and all(source.path for source in sources):
             fix = f"its audio can be read: take cut {cut.id} out, or what is done with it, such as a change of tempo"
         raise UserError(f"{name}: {last_line(error)}", fix=fix) from error
     for source in sources:

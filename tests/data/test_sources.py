@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,9 @@ def test_audio_that_is_whole_is_not_blamed_for_what_lhotse_cannot_do_with_it(tmp
     assert "restore" not in message
     (tmp_path / "a.wav").write_bytes(b"hello")
     assert "a.wav: text, not audio; restore the file" in refusal(cut)
+    assert cut.recording is not None
+    without = replace(cut, recording=replace(cut.recording, sources=[]))
+    assert "can be read" not in refusal(without) and "restore the audio" in refusal(without)
 
 
 def test_last_line_leaves_out_what_lhotse_adds():
